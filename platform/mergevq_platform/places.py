@@ -1,0 +1,46 @@
+"""Where runs, the tracking store and checkpoints live; the one file that reads these variables.
+
+`MERGEVQ_HOME` moves everything, `MLFLOW_TRACKING_URI` the tracking store, `MERGEVQ_STORAGE` the checkpoints;
+a recipe mentions none of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The places of one process: home, the tracking store's URI (None: sqlite in home), the checkpoint root."""
+
+    home: Path
+    tracking_uri: str | None = None
+    storage: str
+
+    @property
+    def data(self) -> Path:
+        """Datasets made by the `data` verbs when no folder is named."""
+        return self.home / "data"
+
+
+def places(
+    environ: Mapping[str, str] | None = None, *, home: Path | None = None, storage: str | None = None
+) -> Places:
+    """The places in use: arguments first, then the environment, then `runs/` under the working directory."""
+    environ = os.environ if environ is None else environ
+    home = default_home(environ) if home is None else home.expanduser().absolute()
+    return Places(
+        home=home,
+        tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+        storage=storage or environ.get("MERGEVQ_STORAGE") or str(home / "ray"),
+    )
+
+
+def default_home(environ: Mapping[str, str] | None = None) -> Path:
+    """`MERGEVQ_HOME`, or `runs/` under the working directory; always absolute, never created here."""
+    environ = os.environ if environ is None else environ
+    # Absolute at once: Ray workers and MLflow's server run in other working directories.
+    return Path(environ.get("MERGEVQ_HOME") or "runs").expanduser().absolute()

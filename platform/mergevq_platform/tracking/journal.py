@@ -1,0 +1,358 @@
+"""The journal of a run: an append-only file of JSON lines on local disk, and the truth about the run.
+
+MLflow holds a copy that the writer delivers (`delivery.py`); whatever a server missed is still here. One line is one
+record: sequence number, wall time in milliseconds, kind, data.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import posixpath
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mergevq.errors import InputError
+
+JOURNAL_NAME = "journal.jsonl"
+CURVE_PREFIX = "curve/"
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+# MLflow's own rule for names of metrics, parameters and tags; checked here so that no record can be refused later.
+_KEY = re.compile(r"[/\w.\- :]{1,250}")
+
+
+def new_uid() -> str:
+    """A fresh identity for a run; it, and not MLflow's id, is what finds the run again on any server."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """Who a run is, before any server knows it.
+
+    `parent` and `evaluates` are uids of other runs: the sweep that this trial belongs to, and the run whose
+    checkpoint this run measures.
+    """
+
+    uid: str = field(default_factory=new_uid)
+    name: str
+    experiment: str
+    kind: str = "training"
+    parent: str | None = None
+    evaluates: str | None = None
+    user: str | None = None
+    created_ms: int = field(default_factory=lambda: now_ms())
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a journal; `end` is the byte offset just after it."""
+
+    seq: int
+    time_ms: int
+    kind: str
+    data: dict[str, Any]
+    end: int
+
+
+class Journal:
+    """Append records to the journal at `path`, created with `identity` when absent.
+
+    Re-opening an existing journal drops a last line torn by a crash, and keeps the first value of every
+    (metric, step): a loop that repeats steps after a restart from a checkpoint may report them again.
+    One process at a time holds a journal; a second one, a wrong name, and a disk that cannot be written are
+    `InputError`s.
+    """
+
+    def __init__(self, path: Path, identity: RunIdentity | None = None) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        self._params: dict[str, Any] = {}
+        self._tags: dict[str, str] = {}
+        self._last_step: dict[str, int] = {}
+        self._curve_steps: dict[str, set[int]] = {}
+        self._seq = 0
+        self.status: Status | None = None
+        with _explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            self._hold()
+            self._end = self._recover()
+            if self._seq == 0:
+                if identity is None:
+                    raise InputError(f"{self.path}: no run is recorded there; start one or name another run")
+                self.identity = identity
+                self._append("run", asdict(identity))
+            elif identity is not None and identity.uid != self.identity.uid:
+                raise InputError(
+                    f"{self.path}: belongs to run '{self.identity.name}' ({self.identity.uid}); "
+                    "choose another directory, or resume that run"
+                )
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the run: the journal's own; artifacts are named relative to it."""
+        return self.path.parent
+
+    @property
+    def has_curve(self) -> bool:
+        """Whether this run carries a curve already."""
+        return bool(self._curve_steps)
+
+    def append_params(self, values: Mapping[str, Any]) -> None:
+        """Record flat parameters. Parameters stand as first given: a later other value is kept as the tag `changed.<key>`."""
+        with self._lock:
+            new, changed = {}, {}
+            for key, value in values.items():
+                _check_key(key, "parameter")
+                text = value if isinstance(value, str) else json.dumps(value, default=str)
+                if key not in self._params:
+                    new[key] = text
+                elif self._params[key] != text:
+                    changed[f"changed.{key}"] = text
+            if new:
+                self._append("params", new)
+            if changed:
+                self.append_tags(changed)
+
+    def append_tags(self, values: Mapping[str, str]) -> None:
+        """Record tags; the last value of a tag stands."""
+        with self._lock:
+            for key in values:
+                _check_key(key, "tag")
+            new = {key: str(value) for key, value in values.items() if self._tags.get(key) != str(value)}
+            if new:
+                self._append("tags", new)
+
+    def append_metrics(self, step: int, values: Mapping[str, float]) -> int:
+        """Record `values` at `step`, and return how many were new.
+
+        A key takes steps in rising order and each once; keys under `curve/` take each step once, in any order.
+        NaN and infinities are recorded as such.
+        """
+        step = int(step)
+        with self._lock:
+            new = {}
+            for key, value in values.items():
+                _check_key(key, "metric")
+                if not self._known(key, step):
+                    new[key] = _encode(float(value))
+            if new:
+                self._append("metrics", {"step": step, "values": new})
+            return len(new)
+
+    def append_artifact(self, file: Path, directory: str = "") -> None:
+        """Record that `file` belongs to the run, under `directory` of its artifacts.
+
+        A file outside the run's directory is first copied into it, so that a later delivery still finds it.
+        """
+        file = Path(file)
+        if directory and (
+            posixpath.normpath(directory) != directory
+            or directory.startswith(("/", ".."))
+            or directory == "."
+        ):
+            raise InputError(f"artifact directory '{directory}': write a relative path such as 'curve'")
+        if not file.is_file():
+            raise InputError(f"artifact {file}: no such file")
+        inside = file.resolve().is_relative_to(self.run_dir.resolve())
+        with self._lock, _explained(self.path):
+            if not inside:
+                kept = self.run_dir / "artifacts" / directory / file.name
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, kept)
+                file = kept
+            relative = file.resolve().relative_to(self.run_dir.resolve()).as_posix()
+            self._append("artifact", {"file": relative, "directory": directory})
+
+    def append_dataset(self, *, name: str, digest: str, source: str, context: str = "training") -> None:
+        """Record the data that the run reads: `digest` its fingerprint, `source` where it lies."""
+        # 36 and 500: the widths of MLflow's columns.
+        data = {"name": name[:500], "digest": digest[:36], "source": source, "context": context}
+        with self._lock:
+            self._append("dataset", data)
+
+    def append_status(self, status: Status) -> None:
+        """Record how the run stands, and put everything recorded so far on the disk itself."""
+        with self._lock:
+            if status != self.status:
+                self._append("status", {"status": status})
+            with _explained(self.path):
+                os.fsync(self._file)
+
+    def close(self) -> None:
+        """Let go of the journal; further appends fail."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hold(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.path}: another process is writing this run; stop it, or start a run of another name"
+            ) from None
+
+    def _recover(self) -> int:
+        end = 0
+        for record in read_journal(self.path):
+            self._index(record.kind, record.data)
+            self._seq = record.seq + 1
+            end = record.end
+        if end < os.fstat(self._file).st_size:
+            with _explained(self.path):
+                os.ftruncate(self._file, end)
+        return end
+
+    def _append(self, kind: str, data: dict[str, Any]) -> None:
+        if self._file < 0:
+            raise ValueError(f"{self.path}: the journal is closed")
+        line = {"seq": self._seq, "time_ms": now_ms(), "kind": kind, "data": data}
+        text = (json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
+        with _explained(self.path):
+            written = 0
+            try:
+                while written < len(text):
+                    written += os.write(self._file, text[written:])
+            except OSError:
+                os.ftruncate(self._file, self._end)  # half a line would swallow the next record
+                raise
+        self._end += len(text)
+        self._seq += 1
+        self._index(kind, data)
+
+    def _index(self, kind: str, data: dict[str, Any]) -> None:
+        match kind:
+            case "run":
+                self.identity = RunIdentity(**data)
+            case "params":
+                self._params.update(data)
+            case "tags":
+                self._tags.update(data)
+            case "status":
+                self.status = data["status"]
+            case "metrics":
+                for key in data["values"]:
+                    if key.startswith(CURVE_PREFIX):
+                        self._curve_steps.setdefault(key, set()).add(data["step"])
+                    else:
+                        self._last_step[key] = data["step"]
+
+    def _known(self, key: str, step: int) -> bool:
+        if key.startswith(CURVE_PREFIX):
+            return step in self._curve_steps.get(key, ())
+        return step <= self._last_step.get(key, -1)
+
+
+def read_journal(path: Path, offset: int = 0, seq: int = 0) -> Iterator[Record]:
+    """The complete records of a journal from byte `offset`, where record number `seq` begins.
+
+    Safe beside a process that is appending: a line still without its end is not read. Damage at the very end (a
+    crash in mid-write) ends the reading; a wrong line before good ones raises `InputError`.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                raw = json.loads(line)
+                record = Record(raw["seq"], raw["time_ms"], raw["kind"], raw["data"], offset)
+            except (ValueError, KeyError, TypeError):
+                record = None
+            if record is None or record.seq != seq:
+                if not file.read(1):
+                    return
+                raise InputError(
+                    f"{path}: record {seq} is damaged (byte {offset - len(line)}); "
+                    "restore the file, or cut it there to keep what stands before"
+                )
+            yield record
+            seq += 1
+
+
+def read_identity(path: Path) -> RunIdentity:
+    """The run that the journal at `path` belongs to. Raises `InputError` when there is none."""
+    try:
+        first = next(read_journal(path), None)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; name the directory of a run") from None
+    if first is None or first.kind != "run":
+        raise InputError(f"{path}: holds no run")
+    return RunIdentity(**first.data)
+
+
+def read_metrics(path: Path, prefix: str = "") -> dict[str, dict[int, float]]:
+    """All recorded values, as key -> step -> value, of the keys that start with `prefix`."""
+    found: dict[str, dict[int, float]] = {}
+    for record in read_journal(path):
+        if record.kind == "metrics":
+            for key, value in record.data["values"].items():
+                if key.startswith(prefix):
+                    found.setdefault(key, {})[record.data["step"]] = float(value)
+    return found
+
+
+def now_ms() -> int:
+    """Wall time in milliseconds, MLflow's unit."""
+    return time.time_ns() // 1_000_000
+
+
+def _encode(value: float) -> float | str:
+    # JSON has no NaN and no infinities; as strings, float() reads them back.
+    return value if math.isfinite(value) else str(value)
+
+
+def _check_key(key: str, what: str) -> None:
+    if not _KEY.fullmatch(key) or posixpath.normpath(key) != key or key.startswith(("/", "..")) or key == ".":
+        raise InputError(
+            f"{what} name '{key}': use letters, digits, '_', '-', '.', ' ', ':' and single '/', at most 250"
+        )
+
+
+class _explained:
+    """Turn a disk that cannot be written into one line that names the file and the fix."""
+
+    _FIXES = {
+        errno.ENOSPC: "the disk is full: free some space, then resume the run",
+        errno.EDQUOT: "the disk quota is used up: free some space, then resume the run",
+        errno.EROFS: "the file system is read-only: choose another directory",
+        errno.EACCES: "no permission to write: choose another directory",
+        errno.EPERM: "no permission to write: choose another directory",
+        errno.ENOTDIR: "a file stands where a directory is needed: choose another directory",
+    }
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError) and error.errno in self._FIXES:
+            raise InputError(f"{self._path}: {self._FIXES[error.errno]}") from error

@@ -1,0 +1,169 @@
+"""The tracking store: which MLflow backend is in use, made ready once, and clients for it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergevq.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+_ready: set[str] = set()
+
+
+def import_mlflow() -> Any:
+    """MLflow, imported late (it takes seconds) with telemetry off and bounded patience.
+
+    Only defaults are set: a variable that the user has set stays as it is.
+    """
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        # By default a call to a server that is down blocks for four minutes, and a request may hang for two.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    return mlflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """An MLflow backend: plain strings, so that it travels to actors and other processes.
+
+    `artifact_root` is the URI under which new experiments keep their files; None leaves that to the server.
+    """
+
+    uri: str
+    artifact_root: str | None = None
+
+    @classmethod
+    def at(cls, home: Path, uri: str | None = None) -> Store:
+        """The store at `uri` (a server, or a database), or by default sqlite in `home` with artifacts beside it."""
+        home = Path(home).absolute()
+        artifacts = (home / "artifacts").as_uri()
+        if not uri:
+            return cls(uri=f"{_SQLITE}{home / 'mlflow.db'}", artifact_root=artifacts)
+        scheme = urllib.parse.urlsplit(uri).scheme.partition("+")[0]
+        match scheme:
+            case "http" | "https":
+                return cls(uri=uri.rstrip("/"))
+            case "databricks":
+                return cls(uri=uri)
+            case "sqlite" if uri.startswith(_SQLITE) and uri != _SQLITE:
+                # An absolute path: processes of a run do not share a working directory.
+                file = Path(uri.removeprefix(_SQLITE)).absolute()
+                return cls(uri=f"{_SQLITE}{file}", artifact_root=artifacts)
+            case "postgresql" | "mysql" | "mssql":
+                return cls(uri=uri, artifact_root=artifacts)
+        if uri == "databricks":
+            return cls(uri=uri)
+        raise InputError(
+            f"MLFLOW_TRACKING_URI '{uri}': MLflow no longer keeps runs in plain files; "
+            "use sqlite:////path/mlflow.db, http://host:port, or leave it unset"
+        )
+
+    @property
+    def is_server(self) -> bool:
+        """Whether runs are reached through a server rather than a database file."""
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def public_uri(self) -> str:
+        """The URI without a password, for messages and for files."""
+        parts = urllib.parse.urlsplit(self.uri)
+        if "@" not in parts.netloc:
+            return self.uri
+        return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    def prepare(self) -> None:
+        """Create the embedded database, or bring its schema up to date, once, under a lock between processes."""
+        if self.uri in _ready or not self.uri.startswith(_SQLITE):
+            return
+        import_mlflow()
+        file = Path(self.uri.removeprefix(_SQLITE))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(file.with_name(file.name + ".lock")), _quiet():
+                self._migrate(file)
+        except OSError as error:
+            raise InputError(
+                f"tracking store {file}: {error.strerror}; set MERGEVQ_HOME or MLFLOW_TRACKING_URI"
+            ) from error
+        _ready.add(self.uri)
+
+    def client(self) -> MlflowClient:
+        """A client of the prepared store."""
+        self.prepare()
+        return import_mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def experiment_id(self, client: MlflowClient, name: str) -> str:
+        """The id of the experiment `name`, created if need be; any number of processes may ask at once."""
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = self.artifact_root and f"{self.artifact_root}/{urllib.parse.quote(name, safe='')}"
+            try:
+                return client.create_experiment(name, artifact_location=location)
+            except MlflowException:
+                found = client.get_experiment_by_name(name)  # another process may have been first
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise InputError(
+                f"experiment '{name}' was deleted in {self.public_uri}: restore it there, or choose another name"
+            )
+        return found.experiment_id
+
+    def _migrate(self, file: Path) -> None:
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.db import utils
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        existed = file.exists()
+        try:
+            SqlAlchemyStore(self.uri, self.artifact_root or "mlflow-artifacts:/")
+        except MlflowException:
+            if not existed:
+                raise
+            # Written by an older MLflow. Migrations are not transactional: keep a copy.
+            shutil.copyfile(file, file.with_name(f"{file.name}.before-upgrade"))
+            utils._upgrade_db(utils.create_sqlalchemy_engine_with_retry(self.uri))
+            SqlAlchemyStore(self.uri, self.artifact_root or "mlflow-artifacts:/")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # Sixty lines of migration steps tell a user nothing.
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

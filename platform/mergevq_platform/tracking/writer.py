@@ -1,0 +1,172 @@
+"""The writer: a thread that delivers a journal to MLflow while the run goes on, and `sync` for what it missed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergevq.errors import InputError
+from mergevq_platform.tracking.delivery import Delivery, Position
+from mergevq_platform.tracking.journal import JOURNAL_NAME, Journal
+from mergevq_platform.tracking.store import Store, import_mlflow
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What a delivery came to: the run's ids on the server (None where it never answered), what went and what is left."""
+
+    store: str
+    run_id: str | None
+    experiment_id: str | None
+    sent_metrics: int
+    pending_bytes: int
+    missing_artifacts: tuple[str, ...] = ()
+    error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store has everything that the journal holds."""
+        return self.pending_bytes == 0 and self.error is None
+
+
+class Writer:
+    """Deliver the journal at `path` to `store` every `interval_seconds` from a background thread.
+
+    The thread never raises and never holds the run up: a server that does not answer is tried again, more and
+    more rarely up to `slowest_seconds`, and the journal keeps what it misses.
+    """
+
+    def __init__(
+        self, path: Path, store: Store, *, interval_seconds: float = 2.0, slowest_seconds: float = 60.0
+    ) -> None:
+        self._path = Path(path)
+        self._store = store
+        self._interval = interval_seconds
+        self._slowest = slowest_seconds
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._idle = threading.Event()
+        self._delivery: Delivery | None = None
+        self._error: str | None = None
+        self._report: SyncReport | None = None
+        self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
+
+    def start(self) -> Writer:
+        """Begin to deliver."""
+        # Imported here and not in the thread: two threads importing at once can see half-made modules.
+        import_mlflow()
+        self._thread.start()
+        return self
+
+    @property
+    def error(self) -> str | None:
+        """Why the store does not have the latest records, if so."""
+        return self._error
+
+    def flush(self, timeout_seconds: float = 30.0) -> bool:
+        """Deliver now; True once the store has everything recorded before the call."""
+        if not self._thread.is_alive():
+            return False
+        self._idle.clear()
+        self._wake.set()
+        return self._idle.wait(timeout_seconds)
+
+    def close(self, timeout_seconds: float = 30.0) -> SyncReport:
+        """Deliver what is left, for `timeout_seconds` at most, and stop."""
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout_seconds)
+        if self._report is not None:
+            return self._report
+        return _report(
+            self._path, self._store, self._delivery, self._error or "the server took too long to answer"
+        )
+
+    def _run(self) -> None:
+        wait = self._interval
+        while True:
+            last = self._closing.is_set()
+            self._wake.clear()
+            try:
+                if self._delivery is None:
+                    self._delivery = Delivery(self._path, self._store)
+                while self._delivery.advance():
+                    pass
+                if self._error is not None:
+                    log.warning("tracking store %s answers again", self._store.public_uri)
+                self._error = None
+                wait = self._interval
+                self._idle.set()
+            except Exception as error:
+                wait = min(wait * 2, self._slowest)
+                message = _first_line(error)
+                if self._error is None:
+                    log.warning(
+                        "tracking store %s: %s (the run goes on; the journal keeps everything)",
+                        self._store.public_uri,
+                        message,
+                    )
+                self._error = message
+            if last:
+                break
+            self._wake.wait(wait)
+        self._report = _report(self._path, self._store, self._delivery, self._error)
+        if self._delivery is not None:
+            self._delivery.close()
+
+
+def sync(run_dir: Path, store: Store) -> SyncReport:
+    """Deliver what `store` misses of the run in `run_dir`; repeating it changes nothing.
+
+    A run that no process is writing any more, and that never said how it ended, is recorded as KILLED. Raises
+    `InputError` where there is no journal or the store does not answer.
+    """
+    path = Path(run_dir) / JOURNAL_NAME
+    if not path.is_file():
+        raise InputError(f"{run_dir}: holds no {JOURNAL_NAME}; name the directory of a run")
+    _record_death(path)
+    delivery = Delivery(path, store)
+    try:
+        while delivery.advance():
+            pass
+        return _report(path, store, delivery, None)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"tracking store {store.public_uri}: {_first_line(error)}; nothing is lost, sync again later"
+        ) from error
+    finally:
+        delivery.close()
+
+
+def _record_death(path: Path) -> None:
+    try:
+        journal = Journal(path)
+    except InputError:
+        return  # alive: its own writer, or the next sync, delivers its end
+    with journal:
+        if journal.status in (None, "RUNNING"):
+            journal.append_status("KILLED")
+
+
+def _report(path: Path, store: Store, delivery: Delivery | None, error: str | None) -> SyncReport:
+    position: Position | None = delivery.position if delivery else None
+    return SyncReport(
+        store=store.public_uri,
+        run_id=position.run_id if position else None,
+        experiment_id=position.experiment_id if position else None,
+        sent_metrics=delivery.sent_metrics if delivery else 0,
+        pending_bytes=delivery.pending_bytes if delivery else path.stat().st_size,
+        missing_artifacts=tuple(delivery.missing_artifacts) if delivery else (),
+        error=error,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]
