@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """The places of one process: home, the tracking store's URI (None: sqlite in home), the checkpoint root."""
+    """The places of one process: home, the tracking store (None: sqlite in home), the checkpoint root."""
 
     home: Path
     tracking_uri: str | None = None

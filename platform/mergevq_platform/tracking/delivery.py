@@ -1,8 +1,8 @@
 """Delivery of a journal to MLflow: in order, in batches, each (key, step) exactly once.
 
-Beside the journal lies `journal.sent.json`: per store, the run's id there and how far the store has acknowledged.
-It is written after the server's answer, so that a crash in between leaves a batch in doubt. Therefore a metric is
-compared with the server's own history before it is sent whenever its step is not beyond what the server has.
+Beside the journal lies `journal.sent.json`: per store, the run's id there and how far the store has
+acknowledged. It is written after the server's answer, so that a crash in between leaves a batch in doubt.
+Therefore a metric whose step is not beyond the server's latest is compared with its history before it is sent.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Position:
 
 
 class Delivery:
-    """Brings the journal at `path` to `store`, one chunk per call of `advance`; the holder of the journal's outbox.
+    """Brings the journal at `path` to `store`, one chunk per call of `advance`.
 
-    Any exception leaves the delivery usable: call `advance` again, later. `Busy` where another process delivers.
+    Any exception of `advance` leaves the delivery usable: call it again, later. One process at a time
+    delivers a journal; a second one gets `Busy`.
     """
 
     def __init__(self, path: Path, store: Store) -> None:
@@ -276,8 +277,8 @@ class Delivery:
 
 
 def _chunk(records: Iterator[Record]) -> list[Record]:
-    # The cut depends on the journal alone, so that a batch in doubt lies within one chunk when it is sent again.
-    chunk, count = [], 0
+    chunk: list[Record] = []
+    count = 0
     for record in records:
         size = len(record.data["values"]) if record.kind == "metrics" else 1
         if chunk and count + size > _METRICS_PER_BATCH:

@@ -1,11 +1,12 @@
 """The journal of a run: an append-only file of JSON lines on local disk, and the truth about the run.
 
-MLflow holds a copy that the writer delivers (`delivery.py`); whatever a server missed is still here. One line is one
-record: sequence number, wall time in milliseconds, kind, data.
+MLflow holds a copy that the writer delivers (`delivery.py`); whatever a server missed is still here. One line
+is one record: sequence number, wall time in milliseconds, kind, data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -29,8 +30,12 @@ CURVE_PREFIX = "curve/"
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
-# MLflow's own rule for names of metrics, parameters and tags; checked here so that no record can be refused later.
+# MLflow's own rule for names, checked here so that no record can be refused later.
 _KEY = re.compile(r"[/\w.\- :]{1,250}")
+
+
+class Held(InputError):
+    """Another process is writing this journal."""
 
 
 def new_uid() -> str:
@@ -65,6 +70,17 @@ class Record:
     kind: str
     data: dict[str, Any]
     end: int
+
+
+_FIXES = {
+    errno.ENOSPC: "the disk is full: free some space, then resume the run",
+    errno.EDQUOT: "the disk quota is used up: free some space, then resume the run",
+    errno.EROFS: "the file system is read-only: choose another directory",
+    errno.EACCES: "no permission to write: choose another directory",
+    errno.EPERM: "no permission to write: choose another directory",
+    errno.ENOTDIR: "a file stands where a directory is needed: choose another directory",
+    errno.EEXIST: "a file stands where a directory is needed: choose another directory",
+}
 
 
 class Journal:
@@ -116,7 +132,10 @@ class Journal:
         return bool(self._curve_steps)
 
     def append_params(self, values: Mapping[str, Any]) -> None:
-        """Record flat parameters. Parameters stand as first given: a later other value is kept as the tag `changed.<key>`."""
+        """Record flat parameters.
+
+        A parameter stands as first given, as in MLflow; another value later becomes the tag `changed.<key>`.
+        """
         with self._lock:
             new, changed = {}, {}
             for key, value in values.items():
@@ -143,7 +162,7 @@ class Journal:
     def append_metrics(self, step: int, values: Mapping[str, float]) -> int:
         """Record `values` at `step`, and return how many were new.
 
-        A key takes steps in rising order and each once; keys under `curve/` take each step once, in any order.
+        A key takes rising steps, each once; a key under `curve/` takes each step once, in any order.
         NaN and infinities are recorded as such.
         """
         step = int(step)
@@ -163,11 +182,7 @@ class Journal:
         A file outside the run's directory is first copied into it, so that a later delivery still finds it.
         """
         file = Path(file)
-        if directory and (
-            posixpath.normpath(directory) != directory
-            or directory.startswith(("/", ".."))
-            or directory == "."
-        ):
+        if directory and not _is_plain(directory):
             raise InputError(f"artifact directory '{directory}': write a relative path such as 'curve'")
         if not file.is_file():
             raise InputError(f"artifact {file}: no such file")
@@ -213,7 +228,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
+            raise Held(
                 f"{self.path}: another process is writing this run; stop it, or start a run of another name"
             ) from None
 
@@ -271,8 +286,8 @@ class Journal:
 def read_journal(path: Path, offset: int = 0, seq: int = 0) -> Iterator[Record]:
     """The complete records of a journal from byte `offset`, where record number `seq` begins.
 
-    Safe beside a process that is appending: a line still without its end is not read. Damage at the very end (a
-    crash in mid-write) ends the reading; a wrong line before good ones raises `InputError`.
+    Safe beside a process that is appending: a line still without its end is not read. Damage at the very end
+    (a crash in mid-write) ends the reading; a wrong line before good ones raises `InputError`.
     """
     with open(path, "rb") as file:
         file.seek(offset)
@@ -329,30 +344,21 @@ def _encode(value: float) -> float | str:
 
 
 def _check_key(key: str, what: str) -> None:
-    if not _KEY.fullmatch(key) or posixpath.normpath(key) != key or key.startswith(("/", "..")) or key == ".":
+    if not _KEY.fullmatch(key) or not _is_plain(key):
         raise InputError(
             f"{what} name '{key}': use letters, digits, '_', '-', '.', ' ', ':' and single '/', at most 250"
         )
 
 
-class _explained:
-    """Turn a disk that cannot be written into one line that names the file and the fix."""
+def _is_plain(path: str) -> bool:
+    return posixpath.normpath(path) == path and not path.startswith(("/", "..")) and path != "."
 
-    _FIXES = {
-        errno.ENOSPC: "the disk is full: free some space, then resume the run",
-        errno.EDQUOT: "the disk quota is used up: free some space, then resume the run",
-        errno.EROFS: "the file system is read-only: choose another directory",
-        errno.EACCES: "no permission to write: choose another directory",
-        errno.EPERM: "no permission to write: choose another directory",
-        errno.ENOTDIR: "a file stands where a directory is needed: choose another directory",
-    }
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, OSError) and error.errno in self._FIXES:
-            raise InputError(f"{self._path}: {self._FIXES[error.errno]}") from error
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FIXES:
+            raise
+        raise InputError(f"{path}: {_FIXES[error.errno]}") from error

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import shutil
 import urllib.parse
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ class Store:
 
     @classmethod
     def at(cls, home: Path, uri: str | None = None) -> Store:
-        """The store at `uri` (a server, or a database), or by default sqlite in `home` with artifacts beside it."""
+        """The store at `uri` (a server or a database); by default sqlite in `home`, artifacts beside it."""
         home = Path(home).absolute()
         artifacts = (home / "artifacts").as_uri()
         if not uri:
@@ -92,7 +93,7 @@ class Store:
         return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     def prepare(self) -> None:
-        """Create the embedded database, or bring its schema up to date, once, under a lock between processes."""
+        """Create the embedded database, or update its schema, once, under a lock between processes."""
         if self.uri in _ready or not self.uri.startswith(_SQLITE):
             return
         import_mlflow()
@@ -118,7 +119,8 @@ class Store:
 
         found = client.get_experiment_by_name(name)
         if found is None:
-            location = self.artifact_root and f"{self.artifact_root}/{urllib.parse.quote(name, safe='')}"
+            folder = re.sub(r"[^a-zA-Z0-9_-]+", "_", name)
+            location = self.artifact_root and f"{self.artifact_root}/{folder}"
             try:
                 return client.create_experiment(name, artifact_location=location)
             except MlflowException:
@@ -127,7 +129,8 @@ class Store:
                     raise
         if found.lifecycle_stage != "active":
             raise InputError(
-                f"experiment '{name}' was deleted in {self.public_uri}: restore it there, or choose another name"
+                f"experiment '{name}' was deleted in {self.public_uri}: "
+                "restore it there, or choose another name"
             )
         return found.experiment_id
 

@@ -1,15 +1,16 @@
-"""The writer: a thread that delivers a journal to MLflow while the run goes on, and `sync` for what it missed."""
+"""The writer: a thread that delivers a journal while the run goes on; and `sync`, for what it missed."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.delivery import Delivery, Position
-from mergevq_platform.tracking.journal import JOURNAL_NAME, Journal
+from mergevq_platform.tracking.journal import JOURNAL_NAME, Held, Journal
 from mergevq_platform.tracking.store import Store, import_mlflow
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """What a delivery came to: the run's ids on the server (None where it never answered), what went and what is left."""
+    """What a delivery came to: what went, what is left, and the run's ids (None where no server answered)."""
 
     store: str
     run_id: str | None
@@ -71,9 +72,16 @@ class Writer:
         """Deliver now; True once the store has everything recorded before the call."""
         if not self._thread.is_alive():
             return False
-        self._idle.clear()
-        self._wake.set()
-        return self._idle.wait(timeout_seconds)
+        wanted = self._path.stat().st_size
+        deadline = time.monotonic() + timeout_seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self._idle.clear()
+            self._wake.set()
+            self._idle.wait(left)
+            position = self._delivery.position if self._delivery else None
+            if position is not None and position.offset >= wanted:
+                return True
+        return False
 
     def close(self, timeout_seconds: float = 30.0) -> SyncReport:
         """Deliver what is left, for `timeout_seconds` at most, and stop."""
@@ -147,7 +155,7 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
 def _record_death(path: Path) -> None:
     try:
         journal = Journal(path)
-    except InputError:
+    except Held:
         return  # alive: its own writer, or the next sync, delivers its end
     with journal:
         if journal.status in (None, "RUNNING"):

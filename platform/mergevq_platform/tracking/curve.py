@@ -1,0 +1,79 @@
+"""Curves in a journal: metrics over kept-token counts, written so that MLflow draws them unasked.
+
+`curve/<key>` is logged with step = kept tokens. The part before the slash becomes a section of the chart page,
+and the step its x axis: one chart per metric, one line per run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mergevq_platform.tracking.journal import (
+    CURVE_PREFIX,
+    JOURNAL_NAME,
+    Held,
+    Journal,
+    RunIdentity,
+    new_uid,
+    read_identity,
+    read_metrics,
+)
+
+Curve = dict[str, dict[int, float]]
+
+
+def append_curve(journal: Journal, rows: Mapping[int, Mapping[str, float]]) -> int:
+    """Record `rows`, kept tokens -> key -> value, and return how many values were new.
+
+    A point that the run already has stays as it is: measure again into `open_for_curve`'s new run.
+    """
+    return sum(journal.append_metrics(kept, values) for kept, values in curve_records(rows))
+
+
+def curve_records(rows: Mapping[int, Mapping[str, float]]) -> list[tuple[int, dict[str, float]]]:
+    """`rows` as (step, metrics) with keys under `curve/`, in rising order of kept tokens."""
+    return [
+        (kept, {f"{CURVE_PREFIX}{key}": value for key, value in rows[kept].items()}) for kept in sorted(rows)
+    ]
+
+
+def read_curve(run_dir: Path) -> Curve:
+    """The curve of the run in `run_dir`: key -> kept tokens -> value, sorted; empty where there is none."""
+    found = read_metrics(Path(run_dir) / JOURNAL_NAME, CURVE_PREFIX)
+    return {key.removeprefix(CURVE_PREFIX): dict(sorted(found[key].items())) for key in sorted(found)}
+
+
+def open_for_curve(run_dir: Path, *, fresh: bool = False) -> Journal:
+    """The journal that a new curve of the run in `run_dir` goes to.
+
+    The run's own while it has no curve; else, with `fresh`, or while the run is still being written, the
+    journal of a new run under `run_dir/evaluations/`, linked by `evaluates`: a second point at the same step
+    would be a spike that nobody can delete.
+    """
+    path = Path(run_dir) / JOURNAL_NAME
+    identity = read_identity(path)
+    if not fresh:
+        own = _unless_held(path)
+        if own is not None and not own.has_curve:
+            return own
+        if own is not None:
+            own.close()
+    uid = new_uid()
+    again = RunIdentity(
+        uid=uid,
+        name=f"{identity.name}-evaluation-{uid[:6]}",
+        experiment=identity.experiment,
+        kind="evaluation",
+        parent=identity.parent,
+        evaluates=identity.uid,
+        user=identity.user,
+    )
+    return Journal(Path(run_dir) / "evaluations" / uid[:12] / JOURNAL_NAME, again)
+
+
+def _unless_held(path: Path) -> Journal | None:
+    try:
+        return Journal(path)
+    except Held:
+        return None

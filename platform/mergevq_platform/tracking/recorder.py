@@ -1,0 +1,134 @@
+"""The recorder: what a training loop, an evaluation or an actor around them writes to.
+
+Journal and writer in one process. Everything it is made from is plain and picklable, so that an actor can build
+it where it runs; workers of a run report to that one actor and never talk to MLflow.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mergevq_platform.tracking.curve import append_curve
+from mergevq_platform.tracking.journal import JOURNAL_NAME, Journal, RunIdentity, Status
+from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.writer import SyncReport, Writer
+
+
+class Recorder(Protocol):
+    """Where a run reports to; a loop knows this and nothing of MLflow. No call waits for a server."""
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """The flattened recipe."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Facts that may change: commit, variant, fingerprints."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Values at an optimizer step; a step told twice keeps its first value."""
+
+    def artifact(self, file: Path, directory: str = "") -> None:
+        """A file of the run."""
+
+
+class LocalRecorder:
+    """Record into `run_dir/journal.jsonl` and, given a store, deliver to it in the background.
+
+    `identity` starts a new run; without it an existing run goes on (its own identity is in the journal).
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        store: Store | None,
+        identity: RunIdentity | None = None,
+        *,
+        interval_seconds: float = 2.0,
+    ) -> None:
+        self._begin(Journal(Path(run_dir) / JOURNAL_NAME, identity), store, interval_seconds)
+
+    @classmethod
+    def around(cls, journal: Journal, store: Store | None, *, interval_seconds: float = 2.0) -> LocalRecorder:
+        """A recorder that takes over an open journal, such as `open_for_curve`'s."""
+        recorder = cls.__new__(cls)
+        recorder._begin(journal, store, interval_seconds)
+        return recorder
+
+    def _begin(self, journal: Journal, store: Store | None, interval_seconds: float) -> None:
+        self.journal = journal
+        self._writer: Writer | None = None
+        if store is not None:
+            self._writer = Writer(journal.path, store, interval_seconds=interval_seconds).start()
+
+    @property
+    def identity(self) -> RunIdentity:
+        """Who this run is."""
+        return self.journal.identity
+
+    @property
+    def delivery_error(self) -> str | None:
+        """Why the store lacks the latest records, if it does."""
+        return self._writer.error if self._writer else None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record flat parameters; see `Journal.append_params`."""
+        self.journal.append_params(values)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record tags; the last value stands."""
+        self.journal.append_tags(values)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values at a step; repeated steps are dropped."""
+        self.journal.append_metrics(step, values)
+
+    def curve(self, rows: Mapping[int, Mapping[str, float]]) -> None:
+        """Record a curve: kept tokens -> key -> value."""
+        append_curve(self.journal, rows)
+
+    def artifact(self, file: Path, directory: str = "") -> None:
+        """Record a file of the run; see `Journal.append_artifact`."""
+        self.journal.append_artifact(file, directory)
+
+    def text(self, content: str, name: str) -> None:
+        """Record `content` as the artifact `name` (a relative path such as `curve/table.md`)."""
+        file = self.journal.run_dir / "artifacts" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+        parent = Path(name).parent.as_posix()
+        self.journal.append_artifact(file, "" if parent == "." else parent)
+
+    def dataset(self, *, name: str, digest: str, source: str, context: str = "training") -> None:
+        """Record the data that the run reads."""
+        self.journal.append_dataset(name=name, digest=digest, source=source, context=context)
+
+    def running(self) -> None:
+        """Record that the run is under way, again if it had ended."""
+        self.journal.append_status("RUNNING")
+
+    def flush(self, timeout_seconds: float = 30.0) -> bool:
+        """Deliver now; True once the store has everything recorded so far."""
+        return self._writer.flush(timeout_seconds) if self._writer else False
+
+    def close(self, status: Status | None = None, timeout_seconds: float = 30.0) -> SyncReport | None:
+        """Record how the run ended (None: leave that as it is), deliver what is left, and let go.
+
+        Returns what the delivery came to; None without a store. Never raises for a server's sake.
+        """
+        try:
+            if status is not None:
+                self.journal.append_status(status)
+        finally:
+            report = self._writer.close(timeout_seconds) if self._writer else None
+            self.journal.close()
+        return report
+
+
+def current_user() -> str | None:
+    """The account that runs this, for MLflow's column; None where it has no name (bare containers)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None

@@ -1,0 +1,210 @@
+"""MLflow's interface over the store in use: a child server on loopback, and where it shows the curves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from mergevq.errors import InputError
+from mergevq_platform.tracking.links import curve_link
+from mergevq_platform.tracking.listing import list_runs
+from mergevq_platform.tracking.store import Store
+
+LOOPBACK = "127.0.0.1"
+
+
+class UiServer:
+    """MLflow's server over the database of `store`, as a child process; a context manager that ends it.
+
+    `port` None takes 5000, or a free port where that is taken. Raises `InputError` for a port in use and
+    `RuntimeError`, with the end of its output, for a server that does not come up within `patience_seconds`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        host: str = LOOPBACK,
+        port: int | None = None,
+        patience_seconds: float = 180.0,
+    ) -> None:
+        if store.is_server:
+            raise InputError(f"{store.public_uri} is a server already: open it")
+        store.prepare()
+        self.host = host
+        self.port = _choose_port(host, port)
+        self.url = f"http://{host}:{self.port}"
+        self._output = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115 - closed in close()
+        self._process = subprocess.Popen(
+            _command(store, host, self.port),
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we end all of it
+        )
+        try:
+            self._wait_until_healthy(patience_seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server still runs."""
+        return self._process.poll() is None
+
+    def output(self) -> str:
+        """What the server has printed last."""
+        self._output.flush()
+        size = self._output.seek(0, os.SEEK_END)
+        self._output.seek(max(0, size - 4000))
+        return self._output.read()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the server ends, `seconds` at most."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def close(self) -> None:
+        """End the server and everything it started."""
+        if self._output.closed:
+            return
+        family = _family(self._process.pid)
+        for sign, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            for member in family:
+                with contextlib.suppress(psutil.Error):
+                    member.send_signal(sign)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+            _, family = psutil.wait_procs(family, timeout=seconds)
+            if not family:
+                break
+        self._output.close()
+
+    def __enter__(self) -> UiServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait_until_healthy(self, patience_seconds: float) -> None:
+        deadline = time.monotonic() + patience_seconds
+        while time.monotonic() < deadline:
+            if not self.alive:
+                raise RuntimeError(f"MLflow's server ended at once:\n{self.output()}")
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer,
+            ):
+                if answer.status == 200:
+                    return
+            time.sleep(0.2)
+        raise RuntimeError(
+            f"MLflow's server did not answer within {patience_seconds:.0f} s:\n{self.output()}"
+        )
+
+
+def serve_ui(
+    store: Store,
+    *,
+    host: str = LOOPBACK,
+    port: int | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Serve MLflow's interface until Ctrl-C or SIGTERM, having printed where the curves are; the exit status.
+
+    For a store that is a server already, only the addresses are printed.
+    """
+    if store.is_server:
+        for line in describe(store, store.uri):
+            say(line)
+        return 0
+    stop = threading.Event()
+
+    def on_signal(_: int, __: FrameType | None) -> None:
+        stop.set()
+
+    before = {sign: signal.signal(sign, on_signal) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        say(f"starting MLflow over {store.public_uri} ...")
+        with UiServer(store, host=host, port=port) as server:
+            for line in describe(store, server.url):
+                say(line)
+            say("Ctrl-C ends it")
+            while not stop.is_set() and server.alive:
+                stop.wait(0.3)
+            if not stop.is_set():
+                say(f"MLflow's server ended by itself:\n{server.output()}")
+                return 1
+        return 0
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def describe(store: Store, base_url: str) -> list[str]:
+    """One line per experiment with runs of ours: its name, what it holds, and the address of its curves."""
+    counts: dict[tuple[str, str], list[bool]] = {}
+    for run in list_runs(store):
+        counts.setdefault((run.experiment, run.experiment_id), []).append(run.has_curve)
+    if not counts:
+        return [f"{base_url}  (no runs yet)"]
+    return [
+        f"{experiment}: {len(curves)} run{'s' * (len(curves) > 1)}, {sum(curves)} with a curve\n"
+        f"  {curve_link(base_url, experiment_id)}"
+        for (experiment, experiment_id), curves in counts.items()
+    ]
+
+
+def _command(store: Store, host: str, port: int) -> list[str]:
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    if store.artifact_root is not None:
+        root = Path(urllib.request.url2pathname(store.artifact_root.removeprefix("file://")))
+        command += ["--artifacts-destination", str(root)]
+    return [*command, "--host", host, "--port", str(port), "--workers", "1"]
+
+
+def _environment() -> dict[str, str]:
+    defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        # Its job runner serves language models, takes a quarter of a gigabyte and leaves our process group.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    return defaults | inherited
+
+
+def _choose_port(host: str, port: int | None) -> int:
+    for candidate in (port,) if port is not None else (5000, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError as error:
+                reason = error.strerror
+                continue
+            return probe.getsockname()[1]
+    raise InputError(f"port {port} on {host}: {reason}; name another with --port")
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return []
