@@ -1,0 +1,167 @@
+"""Networks that come with their weights and are never trained: teachers and perceptual features."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import pickle
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from mergevq.config import config
+from mergevq.errors import InputError
+
+
+class Frozen(nn.Module):
+    """A module whose parts take no gradient, stay in eval mode, and are not part of what a resumed run restores.
+
+    Call `freeze` at the end of the constructor.
+    """
+
+    def freeze(self) -> None:
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        del mode
+        return super().train(False)
+
+
+def read_weights(path: str, *, key: str, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a PyTorch file holding a (nested) state dict, on the CPU.
+
+    `key` is the configuration key that named the file. Raises `InputError` for a missing file, a checksum that is
+    not `sha256`, and a file that holds anything else; PyTorch files are read with `weights_only=True`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{key}: there is no weights file '{path}': download it there, or give its path")
+    if sha256 is not None:
+        with file.open("rb") as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        if actual != sha256.lower():
+            raise InputError(
+                f"{key}: '{path}' has SHA-256 {actual}, expected {sha256}: fetch it again, or correct the checksum"
+            )
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{key}: '{path}' is not a safetensors file or a PyTorch state dict ({reason})"
+        ) from None
+    for wrapper in ("state_dict", "model", "teacher"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{key}: '{path}' does not hold a state dict (names and tensors)")
+    return state
+
+
+def load_strictly(
+    module: nn.Module, state: dict[str, Tensor], *, key: str, source: str, allow_extra: Iterable[str] = ()
+) -> None:
+    """Load `state` into `module`; every name and shape must fit, but for extra names that start as in `allow_extra`.
+
+    Raises `InputError` naming the first names that do not fit.
+    """
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in state]
+    extra = [name for name in state if name not in expected and not name.startswith(tuple(allow_extra))]
+    shapes = [name for name, value in expected.items() if name in state and state[name].shape != value.shape]
+    problems = [("lacks", missing), ("has unknown", extra), ("has other shapes for", shapes)]
+    text = "; ".join(
+        f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in problems if names
+    )
+    if text:
+        raise InputError(f"{key}: '{source}' does not fit this network: it {text}")
+    module.load_state_dict({name: state[name] for name in expected})
+
+
+@config
+class TimmNetwork:
+    """A network of timm's, by name, with a weights file, or from timm's hub where `hub` allows to download.
+
+    `weights`: a file in timm's own layout or in the layout of the model's original release where timm can convert it;
+    `sha256`: its checksum, verified before use. `drop_path` and dropout never apply.
+    """
+
+    model: str
+    weights: str | None = None
+    sha256: str | None = None
+    hub: bool = False
+
+    def __post_init__(self) -> None:
+        if not timm.is_model(self.model):
+            close = difflib.get_close_matches(self.model.partition(".")[0], timm.list_models(), n=3)
+            raise ValueError(
+                f"timm has no model '{self.model}'" + (f": did you mean {close}?" if close else "")
+            )
+        if self.weights is None and not self.hub:
+            raise ValueError(
+                f"'{self.model}' needs weights: give a weights file, or set hub: true to download them"
+            )
+        if self.weights is None and self.sha256 is not None:
+            raise ValueError("sha256 belongs to a weights file: give weights, or leave it out")
+
+
+def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> nn.Module:
+    """The headless network for pictures of `image_size`; position embeddings are resampled to it.
+
+    Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the network
+    cannot take `image_size`.
+    """
+    sized: dict[str, Any] = {"img_size": image_size}
+    build: dict[str, Any] = {"num_classes": 0, "pretrained": network.weights is None}
+    try:
+        try:
+            model = timm.create_model(network.model, **build, **sized)
+        except TypeError:  # convolutional networks take any size and have no such argument
+            model = timm.create_model(network.model, **build)
+    except AssertionError as error:
+        raise InputError(
+            f"{key}.model: '{network.model}' cannot take {image_size} px pictures: {error}"
+        ) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        if network.weights is not None:
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{key}.model: cannot download '{network.model}' ({reason}): give {key}.weights a file"
+        ) from None
+    if network.weights is not None:
+        state = read_weights(network.weights, key=f"{key}.weights", sha256=network.sha256)
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        if convert is not None:
+            state = convert(state, model)
+        config = model.pretrained_cfg
+        heads = config.get("classifier") or ()
+        heads = (heads,) if isinstance(heads, str) else tuple(heads)
+        # A head for classes is in most files; nothing of ours reads it.
+        load_strictly(
+            model, state, key=f"{key}.weights", source=network.weights, allow_extra=[f"{h}." for h in heads]
+        )
+    return model
+
+
+class Renormalise(nn.Module):
+    """From pictures in [-1, 1] to those that a network was trained with: (x * 0.5 + 0.5 - mean) / std per channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        std_tensor = torch.tensor(std).view(1, 3, 1, 1)
+        shift = (0.5 - torch.tensor(mean).view(1, 3, 1, 1)) / std_tensor
+        self.register_buffer("factor", 0.5 / std_tensor, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.factor + self.shift

@@ -1,0 +1,71 @@
+"""Learning-rate schedules: configurations, and one pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import pydantic
+
+from mergevq.config import config
+
+
+@config
+class Constant:
+    """The base rate throughout, after a linear warm-up."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_steps: pydantic.NonNegativeInt = 0
+
+
+@config
+class Step:
+    """The base rate, multiplied by `factor` at every milestone; milestones are fractions of the whole training."""
+
+    kind: Literal["step"] = "step"
+    warmup_steps: pydantic.NonNegativeInt = 0
+    milestones: tuple[float, ...] = (0.85, 0.95)
+    factor: pydantic.PositiveFloat = 0.1
+
+    def __post_init__(self) -> None:
+        if any(not 0 < milestone <= 1 for milestone in self.milestones):
+            raise ValueError(
+                f"milestones {list(self.milestones)} must be fractions of the training in (0, 1]"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {list(self.milestones)} must increase")
+
+
+@config
+class Cosine:
+    """Half a cosine from the base rate, at the end of the warm-up, to `final_fraction` of it at the last step."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_steps: pydantic.NonNegativeInt = 0
+    final_fraction: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+
+
+Schedule = Annotated[Constant | Step | Cosine, pydantic.Field(discriminator="kind")]
+
+
+def scale(schedule: Schedule, step: int, total_steps: int) -> float:
+    """The factor in [0, 1] on the base rate for the optimizer step `step`, counted from 0, of `total_steps`.
+
+    The warm-up rises linearly and its first step is already above zero: (step + 1) / warmup_steps. Steps past the
+    end keep the last value.
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    match schedule:
+        case Constant():
+            return 1.0
+        case Step():
+            passed = sum(step >= round(milestone * total_steps) for milestone in schedule.milestones)
+            return schedule.factor**passed
+        case Cosine():
+            span = max(total_steps - 1 - schedule.warmup_steps, 1)
+            progress = min((step - schedule.warmup_steps) / span, 1.0)
+            return schedule.final_fraction + (1 - schedule.final_fraction) * 0.5 * (
+                1 + math.cos(math.pi * progress)
+            )
+    raise AssertionError(schedule)
