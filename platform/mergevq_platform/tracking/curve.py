@@ -1,7 +1,7 @@
 """Curves in a journal: metrics over kept-token counts, written so that MLflow draws them unasked.
 
-`curve/<key>` is logged with step = kept tokens. The part before the slash becomes a section of the chart page,
-and the step its x axis: one chart per metric, one line per run.
+`curve/<key>` is logged with step = kept tokens. The part before the slash becomes a section of the chart
+page, and the step its x axis: one chart per metric, one line per run.
 """
 
 from __future__ import annotations

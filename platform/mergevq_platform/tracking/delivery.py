@@ -2,12 +2,11 @@
 
 Beside the journal lies `journal.sent.json`: per store, the run's id there and how far the store has
 acknowledged. It is written after the server's answer, so that a crash in between leaves a batch in doubt.
-Therefore a metric whose step is not beyond the server's latest is compared with its history before it is sent.
+Therefore a metric whose step is not beyond the server's latest is compared with its history before it goes.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.journal import Record, RunIdentity, read_identity, read_journal
+from mergevq_platform.tracking.locks import ExclusiveLock
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -71,11 +71,9 @@ class Delivery:
         self._position: Position | None = None
         self._latest: dict[str, int] = {}
         self._parent_linked = False
-        self._outbox = os.open(self.path.with_suffix(".sent.lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._outbox, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._outbox = ExclusiveLock(self.path.with_suffix(".sent.lock"))
         except BlockingIOError:
-            os.close(self._outbox)
             raise Busy(f"{self.path}: another process is delivering this run") from None
 
     @property
@@ -106,16 +104,18 @@ class Delivery:
 
     def close(self) -> None:
         """Let others deliver."""
-        os.close(self._outbox)
+        self._outbox.release()
 
     def _connect(self) -> tuple[MlflowClient, Position]:
         if self._client is None:
             self._client = self.store.client()
         if self._position is None:
             identity = read_identity(self.path)
-            run, position = self._find(self._client, identity)
-            if run is None or position is None:
-                run, position = self._create(self._client, identity)
+            found = self._find(self._client, identity)
+            if found is None:
+                created = self._create(self._client, identity)
+                found = self._find(self._client, identity) or created  # one of the twins, should there be any
+            run, position = found
             self._latest = {metric.key: metric.step for metric in run.data.to_proto().metrics}
             self._acknowledge(position)
         assert self._position is not None
@@ -123,7 +123,7 @@ class Delivery:
             self._link_parent(self._client, self._position)
         return self._client, self._position
 
-    def _find(self, client: MlflowClient, identity: RunIdentity) -> tuple[Run | None, Position | None]:
+    def _find(self, client: MlflowClient, identity: RunIdentity) -> tuple[Run, Position] | None:
         position = self._read_position()
         if position is not None:
             run = _existing(client, position.run_id)
@@ -133,14 +133,19 @@ class Delivery:
                         f"run '{identity.name}' was deleted in {self.store.public_uri}: restore it there, "
                         f"or forget that store by removing {self._sidecar}"
                     )
-                return run, position if self._fits(position) else Position(
-                    position.run_id, position.experiment_id
-                )
+                if not self._fits(position):
+                    position = Position(position.run_id, position.experiment_id)
+                return run, position
         experiment_id = self.store.experiment_id(client, identity.experiment)
         runs = _with_uid(client, experiment_id, identity.uid)
         if not runs:
-            return None, None
-        return runs[0], Position(runs[0].info.run_id, experiment_id)
+            return None
+        # The HTTP client repeats a request whose answer is lost, and may have made twins: the fullest stays.
+        run, *twins = sorted(runs, key=_fullness, reverse=True)
+        for twin in twins:
+            if _fullness(twin) == 0:
+                client.delete_run(twin.info.run_id)
+        return run, Position(run.info.run_id, experiment_id)
 
     def _create(self, client: MlflowClient, identity: RunIdentity) -> tuple[Run, Position]:
         experiment_id = self.store.experiment_id(client, identity.experiment)
@@ -151,16 +156,12 @@ class Delivery:
             EVALUATES_TAG: identity.evaluates,
             "mlflow.user": identity.user,
         }
-        client.create_run(
+        run = client.create_run(
             experiment_id,
             start_time=identity.created_ms,
             tags={key: value for key, value in tags.items() if value is not None},
             run_name=identity.name,
         )
-        # The HTTP client may have repeated a request whose answer was lost: keep one of the twins.
-        run, *twins = _with_uid(client, experiment_id, identity.uid)
-        for twin in twins:
-            client.delete_run(twin.info.run_id)
         return run, Position(run.info.run_id, experiment_id)
 
     def _link_parent(self, client: MlflowClient, position: Position) -> None:
@@ -320,6 +321,10 @@ def _existing(client: MlflowClient, run_id: str) -> Run | None:
 def _with_uid(client: MlflowClient, experiment_id: str, uid: str) -> list[Run]:
     found = client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'")
     return sorted(found, key=lambda run: run.info.run_id)
+
+
+def _fullness(run: Run) -> int:
+    return len(run.data.params) + len(run.data.metrics)
 
 
 def _send_dataset(client: MlflowClient, run_id: str, record: Record) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergevq.errors import InputError
+from mergevq_platform.tracking.locks import ExclusiveLock
 
 JOURNAL_NAME = "journal.jsonl"
 CURVE_PREFIX = "curve/"
@@ -102,14 +102,17 @@ class Journal:
         self._seq = 0
         self.status: Status | None = None
         with _explained(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if identity is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            elif not self.path.is_file():
+                raise InputError(f"{self.path}: no run is recorded there; name another run, or start one")
+            self._hold = self._exclusive()
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            self._hold()
             self._end = self._recover()
             if self._seq == 0:
                 if identity is None:
-                    raise InputError(f"{self.path}: no run is recorded there; start one or name another run")
+                    raise InputError(f"{self.path}: no run is recorded there; name another run, or start one")
                 self.identity = identity
                 self._append("run", asdict(identity))
             elif identity is not None and identity.uid != self.identity.uid:
@@ -118,7 +121,7 @@ class Journal:
                     "choose another directory, or resume that run"
                 )
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     @property
@@ -217,6 +220,7 @@ class Journal:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
+                self._hold.release()
 
     def __enter__(self) -> Journal:
         return self
@@ -224,9 +228,9 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _hold(self) -> None:
+    def _exclusive(self) -> ExclusiveLock:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return ExclusiveLock(self.path.with_suffix(".lock"))
         except BlockingIOError:
             raise Held(
                 f"{self.path}: another process is writing this run; stop it, or start a run of another name"

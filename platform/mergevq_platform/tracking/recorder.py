@@ -1,7 +1,7 @@
 """The recorder: what a training loop, an evaluation or an actor around them writes to.
 
-Journal and writer in one process. Everything it is made from is plain and picklable, so that an actor can build
-it where it runs; workers of a run report to that one actor and never talk to MLflow.
+Journal and writer in one process. Everything it is made from is plain and picklable, so that an actor can
+build it where it runs; workers of a run report to that one actor and never talk to MLflow.
 """
 
 from __future__ import annotations

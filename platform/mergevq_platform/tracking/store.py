@@ -135,20 +135,26 @@ class Store:
         return found.experiment_id
 
     def _migrate(self, file: Path) -> None:
-        from mlflow.exceptions import MlflowException
+        from alembic.util.exc import CommandError
         from mlflow.store.db import utils
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        existed = file.exists()
-        try:
-            SqlAlchemyStore(self.uri, self.artifact_root or "mlflow-artifacts:/")
-        except MlflowException:
-            if not existed:
-                raise
-            # Written by an older MLflow. Migrations are not transactional: keep a copy.
-            shutil.copyfile(file, file.with_name(f"{file.name}.before-upgrade"))
-            utils._upgrade_db(utils.create_sqlalchemy_engine_with_retry(self.uri))
-            SqlAlchemyStore(self.uri, self.artifact_root or "mlflow-artifacts:/")
+        if file.exists():
+            engine = utils.create_sqlalchemy_engine_with_retry(self.uri)
+            try:
+                version = utils._get_schema_version(engine)
+                if version is not None and version != utils._get_latest_schema_revision():
+                    # Migrations are not transactional: keep a copy.
+                    shutil.copyfile(file, file.with_name(f"{file.name}.{version}"))
+                    utils._upgrade_db(engine)
+            except CommandError as error:
+                raise InputError(
+                    f"tracking store {file}: written by a newer MLflow ({error}); "
+                    "upgrade mlflow here, or set MERGEVQ_HOME to another directory"
+                ) from error
+            finally:
+                engine.dispose()
+        SqlAlchemyStore(self.uri, self.artifact_root or "mlflow-artifacts:/")
 
 
 @contextlib.contextmanager

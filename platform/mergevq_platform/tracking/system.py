@@ -12,8 +12,8 @@ import psutil
 class SystemSampler:
     """Sample memory, processor use and, where there is one, the GPU.
 
-    Children (data workers) count towards memory and processor. `cuda_index` is PyTorch's index of the device. A
-    sample takes milliseconds: take one where metrics are logged, not in every step.
+    Children (data workers) count towards memory and processor. `cuda_index` is PyTorch's index of the device.
+    A sample takes milliseconds: take one where metrics are logged, not in every step.
     """
 
     def __init__(self, cuda_index: int | None = None) -> None:

@@ -63,6 +63,11 @@ class UiServer:
             raise
 
     @property
+    def pid(self) -> int:
+        """The process that was started; its children are the rest of the server."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether the server still runs."""
         return self._process.poll() is None
