@@ -26,10 +26,12 @@ def move_towards(averaged: nn.Module, source: nn.Module, fraction: float) -> Non
 
 
 class Ema:
-    """A copy of `module` that follows it: averaged = decay * averaged + (1 - decay) * module at each `update`.
+    """A copy of `module` that follows it: averaged = decay * averaged + (1 - decay) * module at each
+    `update`.
 
-    Call `update` once per optimizer step. With `warmup`, the decay of update n is min(decay, (1 + n) / (10 + n)), so
-    that a short training is not dominated by its initial weights. `averaged` is in eval mode, without gradients.
+    Call `update` once per optimizer step. With `warmup`, the decay of update n is min(decay, (1 + n) / (10 +
+    n)), so that a short training is not dominated by its initial weights. `averaged` is in eval mode, without
+    gradients.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, warmup: bool = False) -> None:
@@ -66,9 +68,10 @@ class RunningMean(nn.Module):
     """The moving average of a float32 statistic over optimizer steps, the same on all ranks.
 
     `observe` gathers what the micro-batches of a step measured, `fold` ends the step: it averages over the
-    observations and the ranks, then moves `value` towards that. All micro-batches of a step therefore read the same
-    `value`, and neither accumulation nor the number of ranks changes it. Keep it outside of modules wrapped in
-    DistributedDataParallel, which may overwrite buffers with those of rank 0 before `fold` has seen them.
+    observations and the ranks, then moves `value` towards that. All micro-batches of a step therefore read
+    the same `value`, and neither accumulation nor the number of ranks changes it. Keep it outside of modules
+    wrapped in DistributedDataParallel, which may overwrite buffers with those of rank 0 before `fold` has
+    seen them.
     """
 
     value: Tensor

@@ -21,7 +21,8 @@ from mergevq.errors import InputError
 
 
 class Frozen(nn.Module):
-    """A module whose parts take no gradient, stay in eval mode, and are not part of what a resumed run restores.
+    """A module whose parts take no gradient, stay in eval mode, and are not part of what a resumed run
+    restores.
 
     Call `freeze` at the end of the constructor.
     """
@@ -37,8 +38,9 @@ class Frozen(nn.Module):
 def read_weights(path: str, *, key: str, sha256: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a PyTorch file holding a (nested) state dict, on the CPU.
 
-    `key` is the configuration key that named the file. Raises `InputError` for a missing file, a checksum that is
-    not `sha256`, and a file that holds anything else; PyTorch files are read with `weights_only=True`.
+    `key` is the configuration key that named the file. Raises `InputError` for a missing file, a checksum
+    that is not `sha256`, and a file that holds anything else; PyTorch files are read with
+    `weights_only=True`.
     """
     file = Path(path)
     if not file.is_file():
@@ -48,7 +50,7 @@ def read_weights(path: str, *, key: str, sha256: str | None = None) -> dict[str,
             actual = hashlib.file_digest(stream, "sha256").hexdigest()
         if actual != sha256.lower():
             raise InputError(
-                f"{key}: '{path}' has SHA-256 {actual}, expected {sha256}: fetch it again, or correct the checksum"
+                f"{key}: '{path}' has SHA-256 {actual}, expected {sha256}: fetch it again or correct it"
             )
     try:
         if file.suffix == ".safetensors":
@@ -70,7 +72,8 @@ def read_weights(path: str, *, key: str, sha256: str | None = None) -> dict[str,
 def load_strictly(
     module: nn.Module, state: dict[str, Tensor], *, key: str, source: str, allow_extra: Iterable[str] = ()
 ) -> None:
-    """Load `state` into `module`; every name and shape must fit, but for extra names that start as in `allow_extra`.
+    """Load `state` into `module`; every name and shape must fit, but for extra names that start as in
+    `allow_extra`.
 
     Raises `InputError` naming the first names that do not fit.
     """
@@ -91,8 +94,8 @@ def load_strictly(
 class TimmNetwork:
     """A network of timm's, by name, with a weights file, or from timm's hub where `hub` allows to download.
 
-    `weights`: a file in timm's own layout or in the layout of the model's original release where timm can convert it;
-    `sha256`: its checksum, verified before use. `drop_path` and dropout never apply.
+    `weights`: a file in timm's own layout or in the layout of the model's original release where timm can
+    convert it; `sha256`: its checksum, verified before use. `drop_path` and dropout never apply.
     """
 
     model: str
@@ -117,8 +120,8 @@ class TimmNetwork:
 def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> nn.Module:
     """The headless network for pictures of `image_size`; position embeddings are resampled to it.
 
-    Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the network
-    cannot take `image_size`.
+    Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
+    network cannot take `image_size`.
     """
     sized: dict[str, Any] = {"img_size": image_size}
     build: dict[str, Any] = {"num_classes": 0, "pretrained": network.weights is None}
@@ -127,10 +130,6 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> nn.Modul
             model = timm.create_model(network.model, **build, **sized)
         except TypeError:  # convolutional networks take any size and have no such argument
             model = timm.create_model(network.model, **build)
-    except AssertionError as error:
-        raise InputError(
-            f"{key}.model: '{network.model}' cannot take {image_size} px pictures: {error}"
-        ) from None
     except (OSError, RuntimeError, ValueError) as error:
         if network.weights is not None:
             raise
@@ -150,11 +149,19 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> nn.Modul
         load_strictly(
             model, state, key=f"{key}.weights", source=network.weights, allow_extra=[f"{h}." for h in heads]
         )
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{key}: '{network.model}' cannot take {image_size} px pictures: {reason}") from None
     return model
 
 
 class Renormalise(nn.Module):
-    """From pictures in [-1, 1] to those that a network was trained with: (x * 0.5 + 0.5 - mean) / std per channel."""
+    """From pictures in [-1, 1] to those that a network was trained with: (x * 0.5 + 0.5 - mean) / std per
+    channel.
+    """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

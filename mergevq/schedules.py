@@ -20,7 +20,9 @@ class Constant:
 
 @config
 class Step:
-    """The base rate, multiplied by `factor` at every milestone; milestones are fractions of the whole training."""
+    """The base rate, multiplied by `factor` at every milestone; milestones are fractions of the whole
+    training.
+    """
 
     kind: Literal["step"] = "step"
     warmup_steps: pydantic.NonNegativeInt = 0
@@ -38,7 +40,9 @@ class Step:
 
 @config
 class Cosine:
-    """Half a cosine from the base rate, at the end of the warm-up, to `final_fraction` of it at the last step."""
+    """Half a cosine from the base rate, at the end of the warm-up, to `final_fraction` of it at the last
+    step.
+    """
 
     kind: Literal["cosine"] = "cosine"
     warmup_steps: pydantic.NonNegativeInt = 0
@@ -51,8 +55,8 @@ Schedule = Annotated[Constant | Step | Cosine, pydantic.Field(discriminator="kin
 def scale(schedule: Schedule, step: int, total_steps: int) -> float:
     """The factor in [0, 1] on the base rate for the optimizer step `step`, counted from 0, of `total_steps`.
 
-    The warm-up rises linearly and its first step is already above zero: (step + 1) / warmup_steps. Steps past the
-    end keep the last value.
+    The warm-up rises linearly and its first step is already above zero: (step + 1) / warmup_steps. Steps past
+    the end keep the last value.
     """
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps

@@ -1,4 +1,6 @@
-"""What a training loop drives: phases that turn a micro-batch into a loss, and the state that resumes them."""
+"""What a training loop drives: phases that turn a micro-batch into a loss, and the state that resumes
+them.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from mergevq.frozen import Frozen
 class Output:
     """Of one phase on one micro-batch.
 
-    `total`: the scalar to run backward from. `losses`: named detached float32 scalars of this rank, for reporting.
-    `carry`: detached tensors that the next phase reads.
+    `total`: the scalar to run backward from. `losses`: named detached float32 scalars of this rank, for
+    reporting. `carry`: detached tensors that the next phase reads.
     """
 
     total: Tensor
@@ -29,10 +31,11 @@ class Output:
 class Training(nn.Module):
     """A model with its losses, to be driven by a loop that knows devices, optimizers and data.
 
-    `phases` run in their order on every micro-batch: `phase(batch, carry, keep=K, step=step) -> Output`, where `step`
-    counts optimizer steps from 0 and `carry` holds what the earlier phases of the micro-batch left. Every trainable
-    parameter belongs to exactly one phase, and takes part in that phase's loss; the loop wraps each phase in
-    DistributedDataParallel and gives each its own optimizer. A loop calls each phase under autocast if it likes.
+    `phases` run in their order on every micro-batch: `phase(batch, carry, keep=K, step=step) -> Output`,
+    where `step` counts optimizer steps from 0 and `carry` holds what the earlier phases of the micro-batch
+    left. Every trainable parameter belongs to exactly one phase, and takes part in that phase's loss; the
+    loop wraps each phase in DistributedDataParallel and gives each its own optimizer. A loop calls each phase
+    under autocast if it likes.
     """
 
     phases: nn.ModuleDict
@@ -42,20 +45,26 @@ class Training(nn.Module):
         raise NotImplementedError
 
     def export(self, model: nn.Module, directory: str | Path) -> None:
-        """Write `model`, which is `model()` or its average, into `directory` as the library loads it again."""
+        """Write `model`, which is `model()` or its average, into `directory` as the library loads it
+        again.
+        """
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
         """To be called on every rank after the optimizers' step `step`."""
 
     def resume_state(self) -> dict[str, Tensor]:
-        """Everything trained or averaged, by name, not copied: `state_dict` without the networks that are frozen."""
+        """Everything trained or averaged, by name, not copied: `state_dict` without the networks that are
+        frozen.
+        """
         frozen = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Frozen))
         return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen)}
 
     @torch.no_grad()
     def load_resume_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `resume_state`; raises `InputError`, before any change, unless names and shapes are the same."""
+        """Restore `resume_state`; raises `InputError`, before any change, unless names and shapes are the
+        same.
+        """
         own = self.resume_state()
         missing = sorted(own.keys() - state.keys())
         unknown = sorted(state.keys() - own.keys())

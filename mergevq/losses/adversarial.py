@@ -1,0 +1,87 @@
+"""The adversarial terms: the tokenizer against the patch discriminator, and its weight."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mergevq.config import config
+from mergevq.discriminator import DiscriminatorConfig, PatchDiscriminator
+from mergevq.quantize import average_over_ranks
+
+
+@config
+class NoAdversarial:
+    """No discriminator: the training has one phase."""
+
+    kind: Literal["none"] = "none"
+
+
+@config
+class PatchAdversarial:
+    """A patch discriminator with the hinge loss and LeCam regularisation, from optimizer step `start_step`
+    on.
+
+    With `adaptive`, `weight` multiplies the ratio of the other picture terms' gradient to this term's at the
+    decoder's last layer (VQGAN, equation 7); otherwise it is the weight itself.
+    """
+
+    kind: Literal["patch"] = "patch"
+    weight: pydantic.NonNegativeFloat = 0.1
+    adaptive: bool = False
+    start_step: pydantic.NonNegativeInt = 0
+    lecam_weight: pydantic.NonNegativeFloat = 0.01
+    lecam_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.999
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+
+
+Adversarial = Annotated[NoAdversarial | PatchAdversarial, pydantic.Field(discriminator="kind")]
+
+
+def judged_without_gradient(discriminator: PatchDiscriminator, images: Tensor) -> Tensor:
+    """The logits of `images`, differentiable with respect to them only: the parameters are detached for this
+    call.
+    """
+    detached = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    return torch.func.functional_call(discriminator, detached, (images,))
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Non-saturating: softplus of minus each picture's mean logit, averaged; logits (B, 1, h, w) to a
+    scalar.
+    """
+    return F.softplus(-fake.float().mean(dim=(1, 2, 3))).mean()
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's hinge loss, a scalar, of the logits of pictures and of reconstructions."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+
+
+def lecam_loss(real: Tensor, fake: Tensor, average_real: Tensor, average_fake: Tensor) -> Tensor:
+    """Hold the logits near the moving averages of the other kind (Tseng et al. 2021, "Regularizing GANs under
+    limited data", equation 6): a scalar of two maps of logits and two float32 scalars."""
+    above = F.relu(real.float() - average_fake).square().mean()
+    below = F.relu(average_real - fake.float()).square().mean()
+    return above + below
+
+
+def adaptive_weight(picture_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+    """The ratio, in [0, 1e4], of the two losses' gradient norms at `last_layer`: a detached float32 scalar.
+
+    Both gradients are averaged over the ranks first, so that every rank weighs alike and as one rank would
+    that had the whole batch. The graph is kept. 1 where gradients are switched off (a validation pass).
+    """
+    if not torch.is_grad_enabled():
+        return torch.ones((), device=picture_loss.device)
+    # A power of two keeps float16 gradients of mean losses from underflowing, and cancels exactly.
+    boost = 2.0**14
+    (picture,) = torch.autograd.grad(picture_loss * boost, last_layer, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(adversarial_loss * boost, last_layer, retain_graph=True)
+    both = average_over_ranks(torch.stack([picture.float(), adversarial.float()]) / boost)
+    norms = both.flatten(1).norm(dim=1)
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()

@@ -1,0 +1,216 @@
+"""Perceptual terms: distances between features of frozen networks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mergevq.classifier import load_classifier
+from mergevq.config import config
+from mergevq.errors import InputError
+from mergevq.frozen import Frozen, Renormalise, TimmNetwork, load_strictly, read_weights, timm_network
+
+
+@config
+class NoPerceptual:
+    """Pixels only."""
+
+    kind: Literal["none"] = "none"
+
+
+@config
+class LpipsPerceptual:
+    """LPIPS on VGG16 (Zhang et al. 2018), version 0.1, from two files.
+
+    `backbone`: VGG16 trained on ImageNet in torchvision's layout (`features.0.weight`, ...); `heads`: the
+    linear heads in the layout of the `lpips` package (`lin0.model.1.weight`, ...).
+    """
+
+    backbone: str
+    heads: str
+    kind: Literal["lpips"] = "lpips"
+    backbone_sha256: str | None = None
+    heads_sha256: str | None = None
+    weight: pydantic.NonNegativeFloat = 1.0
+
+
+@config
+class TimmPerceptual(TimmNetwork):
+    """Squared distance of unit-normalised feature maps of a timm network, averaged over `layers`.
+
+    `layers` are the indices of timm's `forward_intermediates`, all where it is left out; `size` resizes the
+    pictures before the network, for those whose patches do not divide them.
+    """
+
+    kind: Literal["timm"] = "timm"
+    layers: tuple[int, ...] | None = None
+    size: pydantic.PositiveInt | None = None
+    weight: pydantic.NonNegativeFloat = 1.0
+
+
+@config
+class StandInPerceptual:
+    """The same distance on every stage of a stand-in teacher, named by the directory of its export."""
+
+    directory: str
+    kind: Literal["stand_in"] = "stand_in"
+    weight: pydantic.NonNegativeFloat = 1.0
+
+
+Perceptual = Annotated[
+    NoPerceptual | LpipsPerceptual | TimmPerceptual | StandInPerceptual, pydantic.Field(discriminator="kind")
+]
+
+
+def perceptual_distance(
+    term: Perceptual, *, image_size: int, key: str = "perceptual"
+) -> PerceptualDistance | None:
+    """The frozen module that computes the unweighted term, None without one.
+
+    Raises `InputError` when its weights are missing or do not fit; `key` is the configuration key of `term`.
+    """
+    match term:
+        case NoPerceptual():
+            return None
+        case LpipsPerceptual():
+            return Lpips(term, key=key)
+        case TimmPerceptual():
+            return _TimmDistance(term, key=key, image_size=image_size)
+        case StandInPerceptual():
+            return _StandInDistance(term, key=key)
+    raise AssertionError(term)
+
+
+class PerceptualDistance(Frozen):
+    """A float32 scalar for reconstructions and pictures (B, 3, H, W) in [-1, 1]; differentiable in the
+    former.
+    """
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The compared feature maps (B, C, h, w)."""
+        raise NotImplementedError
+
+    def distances(self, differences: list[Tensor]) -> Tensor:
+        """The scalar for the squared differences (B, C, h, w) of the unit-normalised maps: their mean over
+        layers.
+        """
+        return torch.stack([difference.sum(1).mean() for difference in differences]).mean()
+
+    def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = [_unit(features) for features in self.feature_maps(images)]
+        found = [_unit(features) for features in self.feature_maps(reconstruction)]
+        return self.distances([(a - b).square() for a, b in zip(found, wanted, strict=True)])
+
+
+def _unit(features: Tensor) -> Tensor:
+    features = features.float()
+    # The root of a sum with 1e-20 inside, not LPIPS's norm plus 1e-10: equal to rounding, but its gradient at a
+    # dead position (zero features) is zero and not NaN.
+    return features / (features.square().sum(1, keepdim=True) + 1e-20).sqrt()
+
+
+_VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
+_VGG16_TAPS = (3, 8, 15, 22, 29)  # the last rectifier before each pooling, in torchvision's numbering
+_VGG16_WIDTHS = (64, 128, 256, 512, 512)
+
+
+class Lpips(PerceptualDistance):
+    """LPIPS with VGG16: unit-normalised features of five layers, their squared differences weighted by
+    channel.
+    """
+
+    def __init__(self, term: LpipsPerceptual, *, key: str = "perceptual") -> None:
+        super().__init__()
+        # LPIPS's own shift and scale of pictures in [-1, 1], which are ImageNet's mean and deviation rounded.
+        mean, std = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+        self.renormalise = Renormalise(tuple((m + 1) / 2 for m in mean), tuple(s / 2 for s in std))
+        self.features = _vgg16_features()
+        state = read_weights(term.backbone, key=f"{key}.backbone", sha256=term.backbone_sha256)
+        state = {
+            name.removeprefix("features."): value
+            for name, value in state.items()
+            if name.startswith("features.")
+        }
+        load_strictly(self.features, state, key=f"{key}.backbone", source=term.backbone)
+        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in _VGG16_WIDTHS)
+        state = read_weights(term.heads, key=f"{key}.heads", sha256=term.heads_sha256)
+        renamed = {}
+        for name, value in state.items():
+            # "lin0.model.1.weight"; some exports list each head a second time as "lins.0.model.1.weight".
+            if name.startswith("lin") and name.endswith(".model.1.weight"):
+                number = name.removeprefix("lins.").removeprefix("lin").partition(".")[0]
+                renamed[f"{number}.weight"] = value
+        load_strictly(self.heads, renamed, key=f"{key}.heads", source=term.heads)
+        self.freeze()
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        x = self.renormalise(images)
+        maps = []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in _VGG16_TAPS:
+                maps.append(x)
+        return maps
+
+    def distances(self, differences: list[Tensor]) -> Tensor:
+        weighted = [
+            (difference * head.weight.float()).sum(1).mean()
+            for head, difference in zip(self.heads, differences, strict=True)
+        ]
+        return torch.stack(weighted).sum()
+
+
+def _vgg16_features() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    before = 3
+    for entry in _VGG16:
+        if isinstance(entry, int):
+            layers += [nn.Conv2d(before, entry, 3, padding=1), nn.ReLU()]
+            before = entry
+        else:
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+class _TimmDistance(PerceptualDistance):
+    def __init__(self, term: TimmPerceptual, *, key: str, image_size: int) -> None:
+        super().__init__()
+        self.size = term.size
+        self.layers = None if term.layers is None else list(term.layers)
+        self.network = timm_network(term, key=key, image_size=term.size or image_size)
+        if not hasattr(self.network, "forward_intermediates"):
+            raise InputError(
+                f"{key}.model: timm's '{term.model}' does not offer its inner features: name another model"
+            )
+        cfg = self.network.pretrained_cfg
+        self.renormalise = Renormalise(cfg["mean"], cfg["std"])
+        self.freeze()
+        try:
+            with torch.no_grad():
+                self.feature_maps(torch.zeros(1, 3, image_size, image_size))
+        except (AssertionError, RuntimeError, IndexError) as error:
+            raise InputError(
+                f"{key}: '{term.model}' refuses {image_size} px pictures or its layers: {error}"
+            ) from None
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        if self.size is not None and images.shape[-1] != self.size:
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        return self.network.forward_intermediates(
+            self.renormalise(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True
+        )
+
+
+class _StandInDistance(PerceptualDistance):
+    def __init__(self, term: StandInPerceptual, *, key: str) -> None:
+        super().__init__()
+        self.network = load_classifier(term.directory, key=f"{key}.directory")
+        self.freeze()
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        return self.network.stage_features(images)
