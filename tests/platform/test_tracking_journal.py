@@ -295,9 +295,11 @@ def test_links_lead_past_the_landing_page_to_the_charts() -> None:
     assert curve_link("http://host:5000/", "7") == (
         "http://host:5000/#/experiments/7/runs?workflowType=machine_learning&compareRunsMode=CHART"
     )
-    assert curve_link("http://host:5000", "7", "abc").endswith("/#/experiments/7/runs/abc/model-metrics")
+    assert curve_link("http://host:5000", "7", "abc").endswith(
+        "/#/experiments/7/runs/abc/model-metrics?workflowType=machine_learning"
+    )
     assert artifact_link("http://host", "7", "abc", "curve/tradeoff.png") == (
-        "http://host/#/experiments/7/runs/abc/artifacts/curve/tradeoff.png"
+        "http://host/#/experiments/7/runs/abc/artifacts/curve/tradeoff.png?workflowType=machine_learning"
     )
 
 

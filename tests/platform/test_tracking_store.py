@@ -326,9 +326,7 @@ def test_a_server_that_is_away_neither_slows_the_run_nor_loses_a_record(
     while writer.error is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert writer.error is not None
-    assert (
-        slowest < 0.5
-    )  # an MLflow call into this wire takes longer; a busy machine rarely stops us this long
+    assert slowest < 0.5  # far above an append, far below a call that waits for a server
     assert not writer.flush(0.2)
     wire.mode = "pass"
     assert writer.flush(20)
