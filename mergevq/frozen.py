@@ -117,7 +117,7 @@ class TimmNetwork:
             raise ValueError("sha256 belongs to a weights file: give weights, or leave it out")
 
 
-def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> nn.Module:
+def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> Any:
     """The headless network for pictures of `image_size`; position embeddings are resampled to it.
 
     Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
@@ -127,21 +127,23 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> nn.Modul
     build: dict[str, Any] = {"num_classes": 0, "pretrained": network.weights is None}
     try:
         try:
-            model = timm.create_model(network.model, **build, **sized)
+            model: Any = timm.create_model(network.model, **build, **sized)
         except TypeError:  # convolutional networks take any size and have no such argument
             model = timm.create_model(network.model, **build)
     except (OSError, RuntimeError, ValueError) as error:
-        if network.weights is not None:
-            raise
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{key}.model: cannot download '{network.model}' ({reason}): give {key}.weights a file"
-        ) from None
+        fix = f"give {key}.weights a file" if network.weights is None else "name another model"
+        raise InputError(f"{key}.model: timm cannot make '{network.model}' ({reason}): {fix}") from None
     if network.weights is not None:
         state = read_weights(network.weights, key=f"{key}.weights", sha256=network.sha256)
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
-            state = convert(state, model)
+            try:
+                state = convert(state, model)
+            except Exception as error:  # timm's converters fail in any way on names that they do not expect
+                raise InputError(
+                    f"{key}.weights: '{network.weights}' is not in a layout of '{network.model}' ({error!r})"
+                ) from None
         config = model.pretrained_cfg
         heads = config.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -159,9 +161,10 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> nn.Modul
 
 
 class Renormalise(nn.Module):
-    """From pictures in [-1, 1] to those that a network was trained with: (x * 0.5 + 0.5 - mean) / std per
-    channel.
-    """
+    """From pictures in [-1, 1] to those that a network was trained with: (x / 2 + 1 / 2 - mean) / std."""
+
+    factor: Tensor
+    shift: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,9 @@ from mergevq.tokenizer import MergeVQ
 
 
 class TimmTeacher(Frozen):
-    """The pooled feature ([CLS] for DINOv2, after its last norm) of views (B, 3, t, t) in [-1, 1]: (B,
-    `dim`).
-    """
+    """The pooled feature (B, `dim`) of views (B, 3, t, t) in [-1, 1]: for DINOv2, [CLS] after its last norm."""
+
+    network: Any  # timm's interface is more than nn.Module's
 
     def __init__(self, term: TimmAlignment, *, key: str = "alignment") -> None:
         super().__init__()
@@ -34,9 +35,7 @@ class TimmTeacher(Frozen):
 
 
 class StandInTeacher(Frozen):
-    """The layer-normalised penultimate feature of a trained stand-in: views (B, 3, t, t) in [-1, 1] to (B,
-    `dim`).
-    """
+    """The layer-normalised penultimate feature (B, `dim`) of a stand-in, for views (B, 3, t, t) in [-1, 1]."""
 
     def __init__(self, term: StandInAlignment, *, key: str = "alignment") -> None:
         super().__init__()

@@ -42,8 +42,8 @@ class TimmAlignment(TimmNetwork):
     """Match a frozen network of timm's, DINOv2 by default, on another view of the picture.
 
     `kl` compares softmax(feature / temperature) of both and scales by temperature squared. The student sees
-    its own random view of `student_size` (7/8 of the picture by default: 224 for 256), the teacher one of
-    `teacher_size`.
+    its own random view of `student_size` (by default 7/8 of the picture where that is a multiple of 16: 224
+    for 256, otherwise the picture's size), the teacher one of `teacher_size`.
     """
 
     kind: Literal["timm"] = "timm"
@@ -55,7 +55,8 @@ class TimmAlignment(TimmNetwork):
     teacher_size: pydantic.PositiveInt = 224
 
     def views_needed(self, image_size: int) -> ViewSizes:
-        return ViewSizes(self.student_size or image_size * 7 // 8, self.teacher_size)
+        smaller = image_size * 7 // 8
+        return ViewSizes(self.student_size or (image_size if smaller % 16 else smaller), self.teacher_size)
 
 
 @config
@@ -86,7 +87,7 @@ class SelfAlignment:
             )
 
     def views_needed(self, image_size: int) -> ViewSizes:
-        return ViewSizes(self.student_size or image_size * 7 // 8, self.teacher_size or image_size)
+        return ViewSizes(self.student_size or image_size, self.teacher_size or image_size)
 
 
 @config
@@ -102,7 +103,7 @@ class SupervisedAlignment:
     student_size: pydantic.PositiveInt | None = None
 
     def views_needed(self, image_size: int) -> ViewSizes:
-        return ViewSizes(self.student_size or image_size * 7 // 8, None)
+        return ViewSizes(self.student_size or image_size, None)
 
 
 @config
@@ -225,7 +226,8 @@ def feature_rank(features: Tensor) -> Tensor:
     """
     features = features.float()
     centred = features - features.mean(dim=0)
-    gram = centred @ centred.T
+    with torch.autocast(features.device.type, enabled=False):
+        gram = centred @ centred.T
     # Below this share of the whole the variation is rounding.
     varies = gram.trace() > 1e-10 * features.square().sum()
     return varies * gram.trace().square() / gram.square().sum().clamp(min=1e-30)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergevq.classifier import load_classifier
+from mergevq.classifier import StandInClassifier, load_classifier
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.frozen import Frozen, Renormalise, TimmNetwork, load_strictly, read_weights, timm_network
@@ -109,8 +109,8 @@ class PerceptualDistance(Frozen):
 
 def _unit(features: Tensor) -> Tensor:
     features = features.float()
-    # The root of a sum with 1e-20 inside, not LPIPS's norm plus 1e-10: equal to rounding, but its gradient at a
-    # dead position (zero features) is zero and not NaN.
+    # The root of a sum with 1e-20 inside, not LPIPS's norm plus 1e-10: equal to rounding, but its gradient at
+    # a dead position (zero features) is zero and not NaN.
     return features / (features.square().sum(1, keepdim=True) + 1e-20).sqrt()
 
 
@@ -159,7 +159,7 @@ class Lpips(PerceptualDistance):
 
     def distances(self, differences: list[Tensor]) -> Tensor:
         weighted = [
-            (difference * head.weight.float()).sum(1).mean()
+            (difference * head.get_parameter("weight").float()).sum(1).mean()
             for head, difference in zip(self.heads, differences, strict=True)
         ]
         return torch.stack(weighted).sum()
@@ -178,6 +178,8 @@ def _vgg16_features() -> nn.Sequential:
 
 
 class _TimmDistance(PerceptualDistance):
+    network: Any  # timm's interface is more than nn.Module's
+
     def __init__(self, term: TimmPerceptual, *, key: str, image_size: int) -> None:
         super().__init__()
         self.size = term.size
@@ -207,6 +209,8 @@ class _TimmDistance(PerceptualDistance):
 
 
 class _StandInDistance(PerceptualDistance):
+    network: StandInClassifier
+
     def __init__(self, term: StandInPerceptual, *, key: str) -> None:
         super().__init__()
         self.network = load_classifier(term.directory, key=f"{key}.directory")

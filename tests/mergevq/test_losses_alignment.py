@@ -116,8 +116,10 @@ def test_the_views_needed_follow_the_term():
     assert NoAlignment().views_needed(256) == (None, None)
     assert TimmAlignment(hub=True).views_needed(256) == (224, 224)
     assert TimmAlignment(hub=True).views_needed(128) == (112, 224)
-    assert SelfAlignment().views_needed(64) == (56, 64)
-    assert SupervisedAlignment(classes=3).views_needed(64) == (56, None)
+    assert TimmAlignment(hub=True).views_needed(64) == (64, 224)
+    assert SelfAlignment().views_needed(64) == (64, 64)
+    assert SelfAlignment(student_size=48).views_needed(64) == (48, 64)
+    assert SupervisedAlignment(classes=3).views_needed(64) == (64, None)
     assert StandInAlignment(directory="x").views_needed(32) == (32, 32)
 
 
