@@ -221,6 +221,54 @@ def test_a_writer_killed_between_send_and_acknowledgement_leaves_each_point_once
     assert len([run for run in list_runs(store) if run.uid == me.uid]) == 1
 
 
+TRAINS = """
+import sys, time
+from pathlib import Path
+from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.store import Store
+
+recorder = LocalRecorder(Path(sys.argv[1]), Store.at(Path(sys.argv[2])), interval_seconds=0.01)
+recorder.running()
+first, last = int(sys.argv[3]), int(sys.argv[4])
+for step in range(first, last):
+    recorder.metrics(step, {"train/total": 1 / (step + 1), "train/recovery": 0.5})
+    time.sleep(0.001)
+    if step == last - 1:
+        print("there", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_training_killed_and_resumed_from_its_checkpoint_has_each_step_once(
+    store: Store, run_dir: Path, me: RunIdentity
+) -> None:
+    Journal(run_dir / JOURNAL_NAME, me).close()
+    home = Path(store.uri.removeprefix("sqlite:///")).parent
+    for first, last in ((0, 400), (300, 800)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", TRAINS, str(run_dir), str(home), str(first), str(last)],
+            env=os.environ | {"PYTHONPATH": f"{PLATFORM}{os.pathsep}{PLATFORM.parent}"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "there\n"
+        finally:
+            process.kill()
+            process.wait()
+    with open(run_dir / JOURNAL_NAME, "ab") as journal:
+        journal.write(b'{"seq":')  # and in the middle of a line
+    recorder = LocalRecorder(run_dir, store, interval_seconds=0.05)
+    fill(recorder.journal, range(700, 1000))
+    report = recorder.close("FINISHED")
+    assert report is not None
+    assert report.complete
+    counts = history(store, me.uid)
+    assert counts["train/total"] == counts["train/recovery"] == Counter(range(1000))
+    assert find_run(store, me.uid).status == "FINISHED"
+
+
 class Wire:
     """A loopback wire to a server that can be cut: `pass`, `refuse`, `hang`, or `mute` (answers are lost)."""
 
@@ -583,6 +631,18 @@ def test_a_store_is_sqlite_at_home_unless_a_uri_says_otherwise(
     for refused in ("mlruns", "file:///tmp/mlruns", "/abs/mlruns", "sqlite:///"):
         with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"):
             Store.at(tmp_path, refused)
+
+
+def test_a_home_with_blanks_and_letters_of_any_language_works(tmp_path: Path) -> None:
+    home = tmp_path / "mes données"
+    recorder = LocalRecorder(home / "run", Store.at(home), RunIdentity(name="é", experiment="../ö 1"))
+    recorder.text("été", "tables/été 1.md")
+    report = recorder.close("FINISHED")
+    assert report is not None
+    assert report.complete
+    assert [file.name for file in (home / "artifacts").rglob("*.md")] == ["été 1.md"]
+    with pytest.raises(InputError, match="set MERGEVQ_HOME"):
+        Store.at(tmp_path / "100%")
 
 
 def test_a_home_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Store:
         home = Path(home).absolute()
         artifacts = (home / "artifacts").as_uri()
         if not uri:
-            return cls(uri=f"{_SQLITE}{home / 'mlflow.db'}", artifact_root=artifacts)
+            return cls(uri=_sqlite_uri(home / "mlflow.db"), artifact_root=artifacts)
         scheme = urllib.parse.urlsplit(uri).scheme.partition("+")[0]
         match scheme:
             case "http" | "https":
@@ -69,7 +69,7 @@ class Store:
             case "sqlite" if uri.startswith(_SQLITE) and uri != _SQLITE:
                 # An absolute path: processes of a run do not share a working directory.
                 file = Path(uri.removeprefix(_SQLITE)).absolute()
-                return cls(uri=f"{_SQLITE}{file}", artifact_root=artifacts)
+                return cls(uri=_sqlite_uri(file), artifact_root=artifacts)
             case "postgresql" | "mysql" | "mssql":
                 return cls(uri=uri, artifact_root=artifacts)
         if uri == "databricks":
@@ -155,6 +155,15 @@ class Store:
             finally:
                 engine.dispose()
         SqlAlchemyStore(self.uri, self.artifact_root or "mlflow-artifacts:/")
+
+
+def _sqlite_uri(file: Path) -> str:
+    # MLflow and its database layer disagree on who decodes these characters.
+    if set("%?#") & set(str(file)):
+        raise InputError(
+            f"tracking store {file}: a path with '%', '?' or '#' cannot be used; set MERGEVQ_HOME"
+        )
+    return f"{_SQLITE}{file}"
 
 
 @contextlib.contextmanager

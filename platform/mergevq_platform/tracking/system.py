@@ -82,7 +82,7 @@ def _nvml_handle(cuda: tuple[Any, int] | None, index: int | None) -> tuple[Any, 
     try:
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid)
-        uuid = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+        uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
         return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError, AttributeError):  # no driver library; a PyTorch without UUIDs (ROCm)
         return None

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -79,10 +78,9 @@ class UiServer:
         self._output.seek(max(0, size - 4000))
         return self._output.read()
 
-    def wait(self, seconds: float) -> None:
-        """Wait until the server ends, `seconds` at most."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
+    def wait(self) -> None:
+        """Wait until the server ends by itself."""
+        self._process.wait()
 
     def close(self) -> None:
         """End the server and everything it started."""
@@ -138,23 +136,24 @@ def serve_ui(
         for line in describe(store, store.uri):
             say(line)
         return 0
-    stop = threading.Event()
+    signs = (signal.SIGINT, signal.SIGTERM)
 
     def on_signal(_: int, __: FrameType | None) -> None:
-        stop.set()
+        for sign in signs:
+            signal.signal(sign, signal.SIG_IGN)  # impatience must not interrupt the cleaning up
+        raise KeyboardInterrupt
 
-    before = {sign: signal.signal(sign, on_signal) for sign in (signal.SIGINT, signal.SIGTERM)}
+    before = {sign: signal.signal(sign, on_signal) for sign in signs}
     try:
         say(f"starting MLflow over {store.public_uri} ...")
         with UiServer(store, host=host, port=port) as server:
             for line in describe(store, server.url):
                 say(line)
             say("Ctrl-C ends it")
-            while not stop.is_set() and server.alive:
-                stop.wait(0.3)
-            if not stop.is_set():
-                say(f"MLflow's server ended by itself:\n{server.output()}")
-                return 1
+            server.wait()
+            say(f"MLflow's server ended by itself:\n{server.output()}")
+        return 1
+    except KeyboardInterrupt:
         return 0
     finally:
         for sign, handler in before.items():
