@@ -27,9 +27,7 @@ _CONFIG, _WEIGHTS, _FORMAT = "config.json", "model.safetensors", "mergevq stand-
 
 @config
 class StandInConfig:
-    """Size of a `StandInClassifier`: `width` channels at half the resolution, doubled at every further
-    halving.
-    """
+    """Size of a `StandInClassifier`: `width` channels at half the resolution, twice as many per halving."""
 
     classes: Annotated[int, pydantic.Field(ge=2)]
     width: Annotated[int, pydantic.Field(ge=8, multiple_of=8)] = 32
@@ -48,9 +46,7 @@ class StandInConfig:
 
 
 class StandInClassifier(nn.Module):
-    """A convolutional residual network with group norm: pictures (B, 3, H, W) in [-1, 1] to logits (B,
-    classes).
-    """
+    """A small residual network with group norm: pictures (B, 3, H, W) in [-1, 1] to logits (B, classes)."""
 
     def __init__(self, config: StandInConfig) -> None:
         super().__init__()
@@ -111,9 +107,7 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
 
 @torch.no_grad()
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The fraction (float32 scalar) of labelled pictures whose largest logit is their label's; 0 without
-    labels.
-    """
+    """The fraction (float32 scalar) of labelled pictures that are classified right; 0 without labels."""
     labelled = labels >= 0
     return ((logits.argmax(-1) == labels) & labelled).sum().float() / labelled.sum().clamp(min=1)
 

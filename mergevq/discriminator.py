@@ -13,9 +13,7 @@ from mergevq.config import config
 
 @config
 class DiscriminatorConfig:
-    """Size of a `PatchDiscriminator`; the defaults are pix2pix's 70 x 70 pixel patches (2.77 M
-    parameters).
-    """
+    """Size of a `PatchDiscriminator`; by default pix2pix's 70 x 70 pixel patches (2.77 M parameters)."""
 
     channels: pydantic.PositiveInt = 64
     num_layers: Annotated[int, pydantic.Field(ge=1, le=6)] = 3
@@ -34,8 +32,7 @@ class DiscriminatorConfig:
 
 
 class PatchDiscriminator(nn.Module):
-    """A convolutional network from pictures (B, 3, H, W) in [-1, 1] to float32 logits (B, 1, h, w), one per
-    patch.
+    """Pictures (B, 3, H, W) in [-1, 1] to float32 logits (B, 1, h, w), one for each of many patches.
 
     `num_layers` strided 4 x 4 convolutions, doubling the channels up to 8 times the first, then two of stride
     1 (Isola et al., "Image-to-image translation with conditional adversarial networks", section 6.1.2). Batch

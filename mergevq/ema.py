@@ -26,8 +26,7 @@ def move_towards(averaged: nn.Module, source: nn.Module, fraction: float) -> Non
 
 
 class Ema:
-    """A copy of `module` that follows it: averaged = decay * averaged + (1 - decay) * module at each
-    `update`.
+    """A copy of `module` that follows it: at `update`, averaged = decay * averaged + (1 - decay) * module.
 
     Call `update` once per optimizer step. With `warmup`, the decay of update n is min(decay, (1 + n) / (10 +
     n)), so that a short training is not dominated by its initial weights. `averaged` is in eval mode, without

@@ -21,8 +21,7 @@ from mergevq.errors import InputError
 
 
 class Frozen(nn.Module):
-    """A module whose parts take no gradient, stay in eval mode, and are not part of what a resumed run
-    restores.
+    """A module that takes no gradient, stays in eval mode, and is no part of what a resumed run restores.
 
     Call `freeze` at the end of the constructor.
     """
@@ -72,8 +71,7 @@ def read_weights(path: str, *, key: str, sha256: str | None = None) -> dict[str,
 def load_strictly(
     module: nn.Module, state: dict[str, Tensor], *, key: str, source: str, allow_extra: Iterable[str] = ()
 ) -> None:
-    """Load `state` into `module`; every name and shape must fit, but for extra names that start as in
-    `allow_extra`.
+    """Load `state` into `module`; names and shapes must fit, but for extra names starting as `allow_extra`.
 
     Raises `InputError` naming the first names that do not fit.
     """

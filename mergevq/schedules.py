@@ -20,9 +20,7 @@ class Constant:
 
 @config
 class Step:
-    """The base rate, multiplied by `factor` at every milestone; milestones are fractions of the whole
-    training.
-    """
+    """The base rate, multiplied by `factor` at every milestone, a fraction of the whole training."""
 
     kind: Literal["step"] = "step"
     warmup_steps: pydantic.NonNegativeInt = 0
@@ -40,9 +38,7 @@ class Step:
 
 @config
 class Cosine:
-    """Half a cosine from the base rate, at the end of the warm-up, to `final_fraction` of it at the last
-    step.
-    """
+    """Half a cosine from the base rate, after the warm-up, to `final_fraction` of it at the last step."""
 
     kind: Literal["cosine"] = "cosine"
     warmup_steps: pydantic.NonNegativeInt = 0

@@ -17,7 +17,7 @@ from mergevq.tokenizer import MergeVQ
 
 
 class TimmTeacher(Frozen):
-    """The pooled feature (B, `dim`) of views (B, 3, t, t) in [-1, 1]: for DINOv2, [CLS] after its last norm."""
+    """The pooled feature (B, `dim`) of views (B, 3, t, t) in [-1, 1]; for DINOv2 the normalised [CLS]."""
 
     network: Any  # timm's interface is more than nn.Module's
 
@@ -35,7 +35,7 @@ class TimmTeacher(Frozen):
 
 
 class StandInTeacher(Frozen):
-    """The layer-normalised penultimate feature (B, `dim`) of a stand-in, for views (B, 3, t, t) in [-1, 1]."""
+    """A stand-in's layer-normalised penultimate feature (B, `dim`) of views (B, 3, t, t) in [-1, 1]."""
 
     def __init__(self, term: StandInAlignment, *, key: str = "alignment") -> None:
         super().__init__()
@@ -48,8 +48,7 @@ class StandInTeacher(Frozen):
 
 
 class SelfTeacher(nn.Module):
-    """The moving average of a tokenizer's encoder and summary head, and of the prototypes that judge its
-    features.
+    """The moving average of a tokenizer's encoder and summary head, and of the prototypes.
 
     It takes no gradient. `follow` moves it, once per optimizer step.
     """

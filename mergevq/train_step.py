@@ -220,8 +220,7 @@ def build_training(
 
 
 class TokenizerTraining(Training):
-    """A tokenizer, its discriminator and teachers, in the phases `tokenizer` and `discriminator` (where there
-    is one).
+    """A tokenizer, its discriminator and teachers: phases `tokenizer` and, with a GAN, `discriminator`.
 
     Parameters of the tokenizer that no term of `config` trains are frozen here: the summary head without
     alignment, the recovery with weight 0. `seed` decides the initial weights of what is made here. Raises
@@ -339,9 +338,7 @@ def _check_views(term: Alignment, tokenizer: MergeVQ, key: str) -> None:
 
 
 def _freeze_untrained(tokenizer: MergeVQ, config: TokenizerTrainingConfig, key: str) -> None:
-    """Parameters without a term would get no gradient, which neither an optimizer nor a DDP reducer may
-    meet.
-    """
+    """Parameters without a term get no gradient, which a DDP reducer would wait for."""
     if tokenizer.recovery is None and config.recovery.weight:
         raise InputError(
             f"{key}.recovery.weight is {config.recovery.weight}, but the tokenizer has no recovery: "

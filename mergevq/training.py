@@ -1,6 +1,4 @@
-"""What a training loop drives: phases that turn a micro-batch into a loss, and the state that resumes
-them.
-"""
+"""What a training loop drives: phases that turn a micro-batch into a loss, and the state to resume."""
 
 from __future__ import annotations
 
@@ -45,26 +43,20 @@ class Training(nn.Module):
         raise NotImplementedError
 
     def export(self, model: nn.Module, directory: str | Path) -> None:
-        """Write `model`, which is `model()` or its average, into `directory` as the library loads it
-        again.
-        """
+        """Write `model`, which is `model()` or its average, into `directory` for the library to load."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
         """To be called on every rank after the optimizers' step `step`."""
 
     def resume_state(self) -> dict[str, Tensor]:
-        """Everything trained or averaged, by name, not copied: `state_dict` without the networks that are
-        frozen.
-        """
+        """Everything trained or averaged, by name, not copied: `state_dict` without frozen networks."""
         frozen = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Frozen))
         return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen)}
 
     @torch.no_grad()
     def load_resume_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `resume_state`; raises `InputError`, before any change, unless names and shapes are the
-        same.
-        """
+        """Restore `resume_state`; raises `InputError`, before any change, unless names and shapes agree."""
         own = self.resume_state()
         missing = sorted(own.keys() - state.keys())
         unknown = sorted(state.keys() - own.keys())

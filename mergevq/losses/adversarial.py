@@ -23,8 +23,7 @@ class NoAdversarial:
 
 @config
 class PatchAdversarial:
-    """A patch discriminator with the hinge loss and LeCam regularisation, from optimizer step `start_step`
-    on.
+    """A patch discriminator with hinge loss and LeCam regularisation, from optimizer step `start_step` on.
 
     With `adaptive`, `weight` multiplies the ratio of the other picture terms' gradient to this term's at the
     decoder's last layer (VQGAN, equation 7); otherwise it is the weight itself.
@@ -43,17 +42,13 @@ Adversarial = Annotated[NoAdversarial | PatchAdversarial, pydantic.Field(discrim
 
 
 def judged_without_gradient(discriminator: PatchDiscriminator, images: Tensor) -> Tensor:
-    """The logits of `images`, differentiable with respect to them only: the parameters are detached for this
-    call.
-    """
+    """The logits of `images`, differentiable in them alone: the parameters are detached for this call."""
     detached = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     return torch.func.functional_call(discriminator, detached, (images,))
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Non-saturating: softplus of minus each picture's mean logit, averaged; logits (B, 1, h, w) to a
-    scalar.
-    """
+    """Non-saturating: softplus of minus each picture's mean logit, averaged; (B, 1, h, w) to a scalar."""
     return F.softplus(-fake.float().mean(dim=(1, 2, 3))).mean()
 
 
@@ -63,8 +58,10 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def lecam_loss(real: Tensor, fake: Tensor, average_real: Tensor, average_fake: Tensor) -> Tensor:
-    """Hold the logits near the moving averages of the other kind (Tseng et al. 2021, "Regularizing GANs under
-    limited data", equation 6): a scalar of two maps of logits and two float32 scalars."""
+    """Hold the logits near the moving averages of the other kind: two maps and two scalars to a scalar.
+
+    Tseng et al. 2021, "Regularizing GANs under limited data", equation 6; one-sided as in their code.
+    """
     above = F.relu(real.float() - average_fake).square().mean()
     below = F.relu(average_real - fake.float()).square().mean()
     return above + below

@@ -1,6 +1,4 @@
-"""Alignment of the summary token with a teacher (global alignment, paper equation 10, and its
-alternatives).
-"""
+"""Alignment of the summary token with a teacher: the paper's equation 10 and its alternatives."""
 
 from __future__ import annotations
 
@@ -61,8 +59,7 @@ class TimmAlignment(TimmNetwork):
 
 @config
 class SelfAlignment:
-    """Self-distillation: match the moving average of the encoder itself on another view (DINO; no weights
-    needed).
+    """Self-distillation (DINO): match the encoder's own moving average on another view; works offline.
 
     Head outputs are compared with `prototypes` learned directions. The average is `momentum` * itself + the
     rest per step. What keeps it from collapsing: the teacher's logits are centred on their moving average
@@ -92,9 +89,7 @@ class SelfAlignment:
 
 @config
 class SupervisedAlignment:
-    """Cross-entropy of a linear classifier on the summary head with the pictures' labels; it sees the
-    labels.
-    """
+    """Cross-entropy of a linear classifier on the summary head: the tokenizer sees the labels."""
 
     classes: Annotated[int, pydantic.Field(ge=2)]
     kind: Literal["supervised"] = "supervised"
@@ -108,8 +103,7 @@ class SupervisedAlignment:
 
 @config
 class StandInAlignment:
-    """Match the layer-normalised penultimate feature of a stand-in teacher, named by the directory of its
-    export.
+    """Match the layer-normalised penultimate feature of a stand-in teacher, given as its export.
 
     The teacher was trained on labels: what aligns with it measures distillation, not self-supervision.
     """
@@ -133,9 +127,7 @@ Alignment = Annotated[
 
 
 def matching_loss(kind: Matching, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The float32 scalar that brings student features (B, D) to teacher features (B, D), averaged over the
-    batch.
-    """
+    """The float32 scalar that brings features (B, D) of the student to the teacher's, a mean over B."""
     student, teacher = student.float(), teacher.float()
     match kind:
         case "kl":
@@ -149,9 +141,7 @@ def matching_loss(kind: Matching, student: Tensor, teacher: Tensor, temperature:
 
 
 class MatchTeacher(nn.Module):
-    """The term of `TimmAlignment` and `StandInAlignment`: `matching_loss` with the teacher's features of its
-    view.
-    """
+    """`matching_loss` with the features of a frozen teacher on its own view."""
 
     def __init__(self, term: TimmAlignment | StandInAlignment, teacher: nn.Module) -> None:
         super().__init__()

@@ -16,9 +16,7 @@ from mergevq.losses.reconstruction import Reconstruction, Recovery
 
 @config
 class Annealing:
-    """Raise a weight linearly from `start_factor` times itself to itself over the first `steps` optimizer
-    steps.
-    """
+    """Take a weight linearly from `start_factor` times itself to itself over `steps` optimizer steps."""
 
     start_factor: pydantic.NonNegativeFloat = 1.0
     steps: pydantic.NonNegativeInt = 0
@@ -32,8 +30,7 @@ class Annealing:
 
 @config
 class Entropy:
-    """weight * (sample_weight * entropy of each token's code - codebook_weight * entropy of the average
-    code).
+    """weight * (sample_weight * mean entropy of a token's code - codebook_weight * that of the mean code).
 
     `annealing` changes `weight` at the start: a start factor above 1 spreads the codes early.
     """
@@ -60,9 +57,7 @@ class TokenizerTrainingConfig:
     alignment: Alignment = NoAlignment()
 
     def views_needed(self, image_size: int) -> ViewSizes:
-        """The sides of the student's and the teacher's views for pictures of `image_size`, None where
-        unused.
-        """
+        """The sides of both further views for pictures of `image_size`, None where unused."""
         return self.alignment.views_needed(image_size)
 
 

@@ -86,18 +86,14 @@ def perceptual_distance(
 
 
 class PerceptualDistance(Frozen):
-    """A float32 scalar for reconstructions and pictures (B, 3, H, W) in [-1, 1]; differentiable in the
-    former.
-    """
+    """A float32 scalar for reconstructions and pictures (B, 3, H, W) in [-1, 1]."""
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The compared feature maps (B, C, h, w)."""
         raise NotImplementedError
 
     def distances(self, differences: list[Tensor]) -> Tensor:
-        """The scalar for the squared differences (B, C, h, w) of the unit-normalised maps: their mean over
-        layers.
-        """
+        """The scalar for squared differences (B, C, h, w) of unit-normalised maps: the mean over layers."""
         return torch.stack([difference.sum(1).mean() for difference in differences]).mean()
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -120,9 +116,7 @@ _VGG16_WIDTHS = (64, 128, 256, 512, 512)
 
 
 class Lpips(PerceptualDistance):
-    """LPIPS with VGG16: unit-normalised features of five layers, their squared differences weighted by
-    channel.
-    """
+    """LPIPS with VGG16: squared differences of unit-normalised features of five layers, channels weighted."""
 
     def __init__(self, term: LpipsPerceptual, *, key: str = "perceptual") -> None:
         super().__init__()

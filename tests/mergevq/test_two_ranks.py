@@ -1,0 +1,112 @@
+"""Two ranks at batch B and one rank at batch 2B train alike, with every term on."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+import mergevq
+from mergevq.train_step import build_training
+
+TREES = {
+    "self-distillation": {
+        "reconstruction": {"kind": "l1_l2"},
+        "adversarial": {
+            "kind": "patch",
+            "adaptive": True,
+            "weight": 0.8,
+            "lecam_decay": 0.5,
+            "lecam_weight": 1.0,
+            "discriminator": {"channels": 8, "num_layers": 2, "norm": "group"},
+        },
+        "entropy": {"weight": 1.0},
+        "alignment": {"kind": "self", "prototypes": 16, "centre_momentum": 0.5},
+    },
+    "supervised": {"adversarial": {"kind": "none"}, "alignment": {"kind": "supervised", "classes": 3}},
+}
+GLOBAL_BATCH = 4
+MICRO_BATCHES = 2
+
+
+def _batches(training, step):
+    """The micro-batches of a step, at the global batch size, the labels unevenly spread."""
+    generator = torch.Generator().manual_seed(step)
+    side = training.model().config.image_size
+    views = training.config.views_needed(side)
+    for _ in range(MICRO_BATCHES):
+        sizes = {"image": side, "student": views.student, "teacher": views.teacher}
+        batch = {
+            name: torch.rand(GLOBAL_BATCH, 3, size, size, generator=generator) * 2 - 1
+            for name, size in sizes.items()
+            if size is not None
+        }
+        yield batch | {"label": torch.tensor([2, 0, 1, -1])}
+
+
+def _gradients(tree, rank, world_size):
+    """The averaged gradients and the running averages after two accumulated steps, by name."""
+    torch.manual_seed(0)
+    training = build_training(tree, mergevq.create("test_gr"))
+    phases = dict(training.phases.items())
+    if dist.is_initialized():
+        phases = {name: DistributedDataParallel(phase) for name, phase in phases.items()}
+    optimizers = [
+        torch.optim.SGD([p for p in phase.parameters() if p.requires_grad], lr=0.02)
+        for phase in training.phases.values()
+    ]
+    share = GLOBAL_BATCH // world_size
+    for step in range(2):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for batch in _batches(training, step):
+            mine = {name: value[rank * share : (rank + 1) * share] for name, value in batch.items()}
+            carry = {}
+            for phase in phases.values():
+                output = phase(mine, carry, keep=training.model().grid_tokens // 2, step=step)
+                (output.total / MICRO_BATCHES).backward()
+                carry |= output.carry
+        if step == 0:
+            for optimizer in optimizers:
+                optimizer.step()
+        training.after_step(step)
+    result = {name: p.grad for name, p in training.named_parameters() if p.requires_grad}
+    return result | {name: average.value for name, average in training.averages.items()}
+
+
+def _rank(rank, directory):
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    try:
+        results = {name: _gradients(tree, rank, 2) for name, tree in TREES.items()}
+    finally:
+        dist.destroy_process_group()
+    torch.save(results, directory / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, args=(directory,), nprocs=2)
+    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("terms", TREES)
+def test_two_ranks_have_the_gradients_of_one_rank_with_the_whole_batch(two_ranks, terms):
+    alone = _gradients(TREES[terms], 0, 1)
+    for results in two_ranks:
+        together = results[terms]
+        assert together.keys() == alone.keys()
+        for name, expected in alone.items():
+            torch.testing.assert_close(
+                together[name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def test_the_comparison_would_notice_a_rank_that_keeps_to_itself(two_ranks):
+    alone = _gradients(TREES["self-distillation"], 0, 2)
+    together = two_ranks[0]["self-distillation"]
+    assert any((together[name] - value).abs().max() > 1e-3 for name, value in alone.items())
