@@ -20,10 +20,10 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
-from mergevq_platform.tracking.journal import RunIdentity
 from mergevq_platform.tracking.links import artifact_link, curve_link
 from mergevq_platform.tracking.listing import find_run, list_runs
 from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.records import RunIdentity
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import UiServer
 

@@ -15,17 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mergevq_platform.places import default_home, places
 from mergevq_platform.tracking.curve import append_curve, curve_records, open_for_curve, read_curve
-from mergevq_platform.tracking.journal import (
+from mergevq_platform.tracking.journal import Held, Journal
+from mergevq_platform.tracking.links import artifact_link, curve_link
+from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.records import (
     JOURNAL_NAME,
-    Held,
-    Journal,
     RunIdentity,
     read_identity,
     read_journal,
     read_metrics,
 )
-from mergevq_platform.tracking.links import artifact_link, curve_link
-from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.system import SystemSampler
 
 from mergevq.errors import InputError

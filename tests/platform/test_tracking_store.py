@@ -24,9 +24,10 @@ import psutil
 import pytest
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.delivery import Busy, Delivery
-from mergevq_platform.tracking.journal import JOURNAL_NAME, Journal, RunIdentity, read_journal
+from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import find_run, list_runs, remove_run, stored_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_journal
 from mergevq_platform.tracking.store import Store, import_mlflow
 from mergevq_platform.tracking.ui import UiServer, describe, serve_ui
 from mergevq_platform.tracking.writer import Writer, sync

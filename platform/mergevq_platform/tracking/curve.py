@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergevq_platform.tracking.journal import (
+from mergevq_platform.tracking.journal import Held, Journal
+from mergevq_platform.tracking.records import (
     CURVE_PREFIX,
     JOURNAL_NAME,
-    Held,
-    Journal,
     RunIdentity,
     new_uid,
     read_identity,

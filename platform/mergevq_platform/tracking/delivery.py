@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
-from mergevq_platform.tracking.journal import Record, RunIdentity, read_identity, read_journal
 from mergevq_platform.tracking.locks import ExclusiveLock
+from mergevq_platform.tracking.records import Record, RunIdentity, read_identity, read_journal
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mergevq.errors import InputError
 from mergevq_platform.tracking.curve import Curve
 from mergevq_platform.tracking.delivery import EVALUATES_TAG, KIND_TAG, PARENT_TAG, UID_TAG
-from mergevq_platform.tracking.journal import CURVE_PREFIX
+from mergevq_platform.tracking.records import CURVE_PREFIX
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:

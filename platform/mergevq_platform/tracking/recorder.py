@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mergevq_platform.tracking.curve import append_curve
-from mergevq_platform.tracking.journal import JOURNAL_NAME, Journal, RunIdentity, Status
+from mergevq_platform.tracking.journal import Journal
+from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, Status
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.writer import SyncReport, Writer
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.delivery import Delivery, Position
-from mergevq_platform.tracking.journal import JOURNAL_NAME, Held, Journal
+from mergevq_platform.tracking.journal import Held, Journal
+from mergevq_platform.tracking.records import JOURNAL_NAME
 from mergevq_platform.tracking.store import Store, import_mlflow
 
 log = logging.getLogger(__name__)
