@@ -1,0 +1,40 @@
+"""MergeVQ: token merging meets vector quantization, as a library.
+
+>>> import mergevq
+>>> tokenizer = mergevq.create("tiny_gr_32")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergevq.config import merged, parse, to_tree
+from mergevq.errors import InputError
+from mergevq.merging import Source
+from mergevq.presets import list_presets, preset
+from mergevq.tokenizer import Encoded, MergeVQ, TokenizerConfig
+from mergevq.weights import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Encoded",
+    "InputError",
+    "MergeVQ",
+    "Source",
+    "TokenizerConfig",
+    "create",
+    "list_presets",
+    "load",
+    "preset",
+    "save",
+]
+
+
+def create(name: str, overrides: Mapping[str, Any] | None = None) -> MergeVQ:
+    """An untrained tokenizer by preset, with any field overridden: `create("gr_256_d64", {"encoder": {"depth": 4}})`.
+
+    Raises `InputError` for an unknown preset or field.
+    """
+    return MergeVQ(parse(TokenizerConfig, merged(to_tree(preset(name)), overrides or {})))

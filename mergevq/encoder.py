@@ -1,0 +1,184 @@
+"""The encoder: a picture becomes N grid tokens, and N grid tokens become K kept ones and a summary."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mergevq import merging
+from mergevq.config import config
+from mergevq.errors import InputError
+from mergevq.keep import merge_schedule
+from mergevq.layers import MergeBlock, ResBlock, sincos
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Positions = Literal["none", "sincos", "learned"]
+
+
+@config
+class HybridEncoderConfig:
+    """Convolutions, then transformer (variants G and G+R; Table A1)."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    channels: Count = 64
+    multipliers: tuple[Count, ...] = (1, 1, 2, 4, 8)
+    res_blocks: Annotated[int, pydantic.Field(ge=0)] = 4
+    stem_stride: Literal[1, 2, 4] = (
+        1  # above 1, the first convolution reduces too (small pictures, little time)
+    )
+    width: Count = 512
+    depth: Count = 12
+    heads: Count = 8
+    positions: Positions = "none"
+    inflection: float = -0.5
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.multipliers[-1] * self.channels != self.width:
+            raise ValueError(
+                f"the last stage has {self.multipliers[-1] * self.channels} channels, width is {self.width}: make them equal"
+            )
+
+    @property
+    def reduction(self) -> int:
+        """Pixels per grid cell along a side."""
+        return self.stem_stride * 2 ** (len(self.multipliers) - 1)
+
+
+@config
+class ViTEncoderConfig:
+    """A plain vision transformer (variant R; Table A1)."""
+
+    kind: Literal["vit"] = "vit"
+    patch: Count = 16
+    width: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    positions: Positions = "sincos"  # the release has none, so its encoder cannot tell where a patch lies
+    inflection: float = -0.5
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def reduction(self) -> int:
+        """Pixels per grid cell along a side."""
+        return self.patch
+
+
+EncoderConfig = Annotated[HybridEncoderConfig | ViTEncoderConfig, pydantic.Field(discriminator="kind")]
+
+
+class Encoded(NamedTuple):
+    """What the encoder leaves, in canonical order: summary (B, D), kept tokens (B, K, D), their source."""
+
+    summary: Tensor
+    tokens: Tensor
+    source: merging.Source
+
+
+class Encoder(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
+
+    def __init__(self, config: HybridEncoderConfig | ViTEncoderConfig, grid: int) -> None:
+        super().__init__()
+        self.config, self.grid = config, grid
+        self.stem = ConvStem(config) if isinstance(config, HybridEncoderConfig) else PatchStem(config)
+        self.summary_token = nn.Parameter(torch.randn(1, 1, config.width) * 1e-6)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.randn(1, grid * grid, config.width) * 0.02)
+        self.blocks = nn.ModuleList(MergeBlock(config.width, config.heads) for _ in range(config.depth))
+        self.apply(init_transformer)
+
+    def forward(self, images: Tensor, keep: int) -> Encoded:
+        """Encode, keeping exactly `keep` tokens; raises `InputError` for a size or a count that cannot be."""
+        height, width = images.shape[-2:]
+        reduction = self.config.reduction
+        if height % reduction or width % reduction:
+            raise InputError(f"pictures of {height} x {width} do not divide into cells of {reduction} pixels")
+        rows, columns = height // reduction, width // reduction
+        schedule = merge_schedule(rows * columns, keep, self.config.depth, self.config.inflection)
+
+        x = rearrange(self.stem(images), "b d h w -> b (h w) d")
+        x = x + self.position(rows, columns, x)
+        x = torch.cat([self.summary_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        size: Tensor | None = None
+        assignment = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        for block, r in zip(self.blocks, schedule, strict=True):
+            x, size, slot = block(x, size, r)
+            if slot is not None:
+                assignment = slot.gather(1, assignment)
+        tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1)
+        return Encoded(x[:, 0], tokens, source)
+
+    def position(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Position codes (1, rows * columns, D) for any grid; zero where the encoder has none."""
+        match self.config.positions:
+            case "none":
+                return like.new_zeros(())
+            case "sincos":
+                return sincos(rows, columns, self.config.width, like.device).to(like.dtype)[None]
+            case "learned":
+                if rows * columns == self.grid * self.grid:
+                    return self.positions.to(like.dtype)
+                table = rearrange(self.positions, "1 (h w) d -> 1 d h w", h=self.grid)
+                table = F.interpolate(table.float(), (rows, columns), mode="bicubic", align_corners=False)
+                return rearrange(table, "1 d h w -> 1 (h w) d").to(like.dtype)
+
+
+class ConvStem(nn.Module):
+    """Residual convolution stages, halving the resolution between them."""
+
+    def __init__(self, config: HybridEncoderConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        stride = config.stem_stride
+        self.conv_in = (
+            nn.Conv2d(3, config.channels, 3, padding=1, bias=False)
+            if stride == 1
+            else nn.Conv2d(3, config.channels, 2 * stride, stride=stride, padding=stride // 2, bias=False)
+        )
+        self.stages = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        before = config.channels
+        for index, width in enumerate(widths):
+            blocks = [ResBlock(before if i == 0 else width, width) for i in range(config.res_blocks)]
+            self.stages.append(nn.Sequential(*blocks))
+            before = width if blocks else before
+            if index < len(widths) - 1:
+                self.downs.append(nn.Conv2d(before, before, 3, stride=2, padding=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv_in(images)
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index < len(self.downs):
+                x = self.downs[index](x)
+        return x
+
+
+class PatchStem(nn.Module):
+    """One convolution per patch, then instance norm (GroupNorm with one channel a group)."""
+
+    def __init__(self, config: ViTEncoderConfig) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
+        self.norm = nn.GroupNorm(config.width, config.width, eps=1e-6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.conv_in(images))
+
+
+def init_transformer(module: nn.Module) -> None:
+    """Linear layers from a truncated normal of 0.02, biases zero (A.1)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,105 @@
+"""Building blocks: residual convolution blocks, transformer blocks, positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mergevq import merging
+
+LAYER_SCALE = 1e-5
+
+
+class ResBlock(nn.Module):
+    """GN, SiLU, conv, GN, SiLU, conv with a skip (MAGVIT-v2's block)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(32, channels_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(32, channels_out, eps=1e-6)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        same = channels_in == channels_out
+        self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; with token sizes, proportional: logits + log size of the key (equation 14)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, D) -> (B, T, D) and the keys averaged over heads (B, T, D / heads), the metric of matching."""
+        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+        bias = None if size is None else size.log()[:, None, None, :].to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(rearrange(out, "b h t d -> b t (h d)")), k.mean(dim=1)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), LAYER_SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class MergeBlock(nn.Module):
+    """Pre-norm transformer block that merges r tokens between attention and MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.mlp = Attention(width, heads), Mlp(width, 4 * width)
+        self.scale1, self.scale2 = LayerScale(width), LayerScale(width)
+
+    def forward(self, x: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens (B, T, D), sizes (B, T) or None -> tokens (B, T - r, D), sizes, and the slot of each token."""
+        attended, metric = self.attention(self.norm1(x), size)
+        x = x + self.scale1(attended)
+        slot = None
+        if r:
+            num_tokens = x.shape[1]
+            chosen = merging.match(metric, r)
+            ones = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
+            x, size = merging.merge(chosen, x, ones)
+            slot = merging.slots(chosen, num_tokens)
+        return x + self.scale2(self.mlp(self.norm2(x))), size, slot
+
+
+def sincos(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Fixed 2-D positions (height * width, channels) float32, raster order; half the channels for each axis."""
+    quarter = channels // 4
+    frequency = torch.exp(-math.log(10000) * torch.arange(quarter, device=device) / quarter)
+    y = torch.arange(height, device=device)[:, None] * frequency
+    x = torch.arange(width, device=device)[:, None] * frequency
+    rows = torch.cat([y.sin(), y.cos()], -1)[:, None].expand(-1, width, -1)
+    columns = torch.cat([x.sin(), x.cos()], -1)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], -1).reshape(height * width, 4 * quarter)

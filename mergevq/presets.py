@@ -1,0 +1,114 @@
+"""Named tokenizers: the paper's variants and sizes, and small ones to try things with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mergevq.decoder import DecoderConfig
+from mergevq.encoder import HybridEncoderConfig, ViTEncoderConfig
+from mergevq.errors import InputError
+from mergevq.quantize import LFQConfig
+from mergevq.recovery import RecoveryConfig
+from mergevq.tokenizer import SummaryHeadConfig, TokenizerConfig
+
+# Base channels, transformer width and heads by size name (Table A1 for d64; the release's configurations for the others).
+SIZES = {"d32": (32, 384, 8), "d64": (64, 512, 8), "d96": (96, 768, 12)}
+
+
+def _g(size: str, image_size: int) -> TokenizerConfig:
+    multipliers = (2, 4, 8, 12) if size == "d32" else (1, 2, 4, 8)
+    return _hybrid(size, multipliers, image_size, keep=(image_size // 8) ** 2 // 4, head_layers=2)
+
+
+def _gr(size: str, image_size: int) -> TokenizerConfig:
+    multipliers = (2, 2, 4, 8, 12) if size == "d32" else (1, 1, 2, 4, 8)
+    return _hybrid(size, multipliers, image_size, keep=(image_size // 16) ** 2 * 9 // 16, head_layers=3)
+
+
+def _hybrid(
+    size: str, multipliers: tuple[int, ...], image_size: int, *, keep: int, head_layers: int
+) -> TokenizerConfig:
+    channels, width, heads = SIZES[size]
+    shape = {"channels": channels, "multipliers": multipliers, "width": width, "heads": heads}
+    return TokenizerConfig(
+        image_size=image_size,
+        keep=keep,
+        encoder=HybridEncoderConfig(**shape),
+        decoder=DecoderConfig(**shape),
+        quantizer=LFQConfig(bits=18),
+        head=SummaryHeadConfig(layers=head_layers),
+    )
+
+
+def _r(image_size: int) -> TokenizerConfig:
+    return TokenizerConfig(
+        image_size=image_size,
+        keep=(image_size // 16) ** 2 * 9 // 64,
+        encoder=ViTEncoderConfig(),
+        decoder=DecoderConfig(),
+        quantizer=LFQConfig(bits=18),
+        head=SummaryHeadConfig(layers=3),
+    )
+
+
+def _tiny_gr() -> TokenizerConfig:
+    """N = 64 at 32 px; learns on two CPU cores in minutes."""
+    return TokenizerConfig(
+        image_size=32,
+        keep=36,
+        encoder=HybridEncoderConfig(
+            channels=32,
+            multipliers=(1, 3),
+            res_blocks=1,
+            stem_stride=2,
+            width=96,
+            depth=3,
+            heads=3,
+            positions="learned",
+        ),
+        decoder=DecoderConfig(
+            channels=32, multipliers=(1, 3), res_blocks=1, head_stride=2, width=96, depth=3, heads=3
+        ),
+        quantizer=LFQConfig(bits=12),
+        recovery=RecoveryConfig(width=96, hidden=192, depth=2, heads=3),
+        head=SummaryHeadConfig(layers=2, out=128),
+    )
+
+
+def _test(kind: str) -> TokenizerConfig:
+    hybrid = {"channels": 32, "multipliers": (1, 1), "width": 32, "depth": 2, "heads": 2}
+    encoder = (
+        ViTEncoderConfig(patch=4, width=32, depth=2, heads=2)
+        if kind == "r"
+        else HybridEncoderConfig(**hybrid, res_blocks=1, stem_stride=2)
+    )
+    return TokenizerConfig(
+        image_size=16,
+        keep=9,
+        encoder=encoder,
+        decoder=DecoderConfig(**hybrid, res_blocks=1, head_stride=2),
+        quantizer=LFQConfig(bits=6),
+        recovery=RecoveryConfig(width=32, hidden=32, depth=1, heads=2),
+        head=SummaryHeadConfig(layers=2 if kind == "g" else 3, out=16),
+    )
+
+
+PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
+    **{f"g_{px}_{size}": lambda s=size, p=px: _g(s, p) for px in (128, 256) for size in ("d32", "d64")},
+    **{f"gr_{px}_{size}": lambda s=size, p=px: _gr(s, p) for px in (128, 256) for size in SIZES},
+    **{f"r_{px}_vitb": lambda p=px: _r(p) for px in (128, 256)},
+    "tiny_gr_32": _tiny_gr,
+    **{f"test_{kind}": lambda k=kind: _test(k) for kind in ("g", "gr", "r")},
+}
+
+
+def preset(name: str) -> TokenizerConfig:
+    """The configuration of a named tokenizer. Raises `InputError` that lists the names."""
+    if name not in PRESETS:
+        raise InputError(f"no preset '{name}': {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()
+
+
+def list_presets() -> list[str]:
+    """All preset names."""
+    return sorted(PRESETS)

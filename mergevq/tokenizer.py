@@ -1,0 +1,192 @@
+"""The tokenizer: merge, quantize, remember the source; unmerge and paint. Start reading here."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import pydantic
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mergevq.config import config
+from mergevq.decoder import Decoder, DecoderConfig
+from mergevq.encoder import Encoder, EncoderConfig, init_transformer
+from mergevq.errors import InputError
+from mergevq.merging import Source, sizes, unmerge
+from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
+from mergevq.recovery import RecoveryConfig, SourceRecovery
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+@config
+class SummaryHeadConfig:
+    """The head that the teacher is matched at: `two` layers with LayerNorm (G) or `three` (G+R, R)."""
+
+    layers: Literal[2, 3] = 3
+    out: Count = 768
+
+
+@config
+class TokenizerConfig:
+    """A MergeVQ tokenizer."""
+
+    image_size: Count = 256
+    keep: Count  # how many tokens `encode` keeps unless told otherwise
+    encoder: EncoderConfig
+    decoder: DecoderConfig
+    quantizer: QuantizerConfig
+    recovery: RecoveryConfig | None = pydantic.Field(default_factory=RecoveryConfig)
+    head: SummaryHeadConfig | None = pydantic.Field(default_factory=SummaryHeadConfig)
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.encoder.reduction:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the encoder's reduction {self.encoder.reduction}"
+            )
+        if self.encoder.reduction != self.decoder.enlargement:
+            raise ValueError(
+                f"the encoder reduces by {self.encoder.reduction}, the decoder enlarges by {self.decoder.enlargement}: make them equal"
+            )
+        if self.keep > self.grid_tokens:
+            raise ValueError(f"keep is {self.keep}, more than the {self.grid_tokens} grid tokens")
+
+    @property
+    def grid_tokens(self) -> int:
+        """N: grid cells of a picture of `image_size`."""
+        return (self.image_size // self.encoder.reduction) ** 2
+
+    @property
+    def head_dim(self) -> int | None:
+        """Width of the summary head's output; None without a head."""
+        return self.head.out if self.head else None
+
+
+class Encoded(NamedTuple):
+    """A picture as codes, and all that decoding it needs. Kept tokens are ordered by their first raster cell."""
+
+    indices: Tensor  # (B, K) int64
+    codes: Tensor  # (B, K, G)
+    source: Source  # assignment (B, N), size (B, K)
+    summary: Tensor  # (B, D), the [CLS] feature
+    kept_tokens: Tensor  # (B, K, D), before quantization
+    latents: Tensor  # (B, K, G), what is quantized
+
+
+class Forward(NamedTuple):
+    """What training needs of one pass."""
+
+    encoded: Encoded
+    reconstruction: Tensor  # (B, 3, H, W)
+    recovery_logits: Tensor | None  # (B, N, K)
+    latents: Tensor  # (B, K, G)
+    head: Tensor | None  # (B, out)
+
+
+class MergeVQ(nn.Module):
+    """Merged token representation and generation in one VQ model (arXiv 2504.00999)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, channels = config.encoder.width, config.quantizer.channels
+        self.grid = math.isqrt(config.grid_tokens)
+        self.encoder = Encoder(config.encoder, self.grid)
+        self.to_latents = nn.ModuleDict(
+            {"norm": nn.GroupNorm(32, width, eps=1e-6), "project": nn.Linear(width, channels)}
+        )
+        self.quantizer = build_quantizer(config.quantizer)
+        self.decoder = Decoder(config.decoder, channels)
+        self.recovery = (
+            SourceRecovery(config.recovery, channels, config.grid_tokens) if config.recovery else None
+        )
+        self.head = SummaryHead(config.head, width) if config.head else None
+        self.to_latents.apply(init_transformer)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The decoder's last weight, where adaptive adversarial weights compare gradients."""
+        return self.decoder.last_layer
+
+    @property
+    def grid_tokens(self) -> int:
+        """N at the configured resolution."""
+        return self.config.grid_tokens
+
+    def encode(self, images: Tensor, keep: int | None = None) -> Encoded:
+        """Pictures (B, 3, H, W) float in [-1, 1] -> `Encoded` with exactly `keep` tokens (default: the configured count).
+
+        Raises `InputError` for a size that does not divide into cells or a count that the layers cannot reach.
+        """
+        features = self.encoder(images, self.config.keep if keep is None else keep)
+        # GroupNorm takes its statistics over the kept tokens, which have no spatial order.
+        normed = self.to_latents["norm"](features.tokens.transpose(1, 2)).transpose(1, 2)
+        latents = self.to_latents["project"](F.silu(normed))
+        codes, indices = self.quantizer.quantize(latents)
+        return Encoded(indices, codes, features.source, features.summary, features.tokens, latents)
+
+    def decode(self, encoded: Encoded) -> Tensor:
+        """Pictures (B, 3, H, W), nominally in [-1, 1], painted with the true source."""
+        return self.decode_codes(encoded.codes, encoded.source)
+
+    def decode_codes(self, codes: Tensor, source: Source) -> Tensor:
+        """Codes (B, K, G) and their source -> pictures."""
+        grid = math.isqrt(source.assignment.shape[1])
+        return self.decoder(rearrange(unmerge(codes, source.assignment), "b (h w) g -> b g h w", h=grid))
+
+    def decode_indices(self, indices: Tensor, source: Source | None = None) -> Tensor:
+        """Indices (B, K) int64 in canonical order -> pictures; without a source, Source Recovery predicts it.
+
+        Raises `InputError` for indices outside the codebook, or if the source is unknown and there is no recovery.
+        """
+        check_indices(indices, self.config.quantizer.vocabulary)
+        codes = self.quantizer.codes(indices).to(self.decoder.conv_in.weight.dtype)
+        return self.decode_codes(codes, source or self.recovered_source(codes))
+
+    def recover(self, codes: Tensor) -> Tensor:
+        """Codes (B, K, G) -> logits (B, N, K) of which kept token each cell went to (equation 8)."""
+        if self.recovery is None:
+            raise InputError(
+                "this tokenizer has no Source Recovery: give the source, or train it with config.recovery"
+            )
+        return self.recovery(codes)
+
+    def recovered_source(self, codes: Tensor) -> Source:
+        """The most likely source of codes (B, K, G); a kept token may get no cell."""
+        assignment = self.recover(codes).argmax(-1)
+        return Source(assignment, sizes(assignment, codes.shape[1]))
+
+    def encode_summary(self, images: Tensor, keep: int) -> tuple[Tensor, Tensor | None]:
+        """The summary (B, D) and the head's output (B, out) of pictures of any size that divides into cells."""
+        summary = self.encoder(images, keep).summary
+        return summary, None if self.head is None else self.head(summary)
+
+    def forward(self, images: Tensor, keep: int | None = None, *, detach_recovery: bool = False) -> Forward:
+        """One training pass; gradients of recovery reach the encoder through the straight-through codes."""
+        encoded = self.encode(images, keep)
+        codes = encoded.codes.detach() if detach_recovery else encoded.codes
+        return Forward(
+            encoded,
+            self.decode(encoded),
+            self.recovery(codes) if self.recovery is not None else None,
+            encoded.latents,
+            self.head(encoded.summary) if self.head is not None else None,
+        )
+
+
+class SummaryHead(nn.Module):
+    """MLP on the summary token (section 3.2, global alignment)."""
+
+    def __init__(self, config: SummaryHeadConfig, width: int) -> None:
+        super().__init__()
+        hidden = 4 * width
+        middle = [nn.LayerNorm(hidden)] if config.layers == 2 else [nn.Linear(hidden, hidden), nn.GELU()]
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), *middle, nn.Linear(hidden, config.out)
+        )
+        self.apply(init_transformer)
+
+    def forward(self, summary: Tensor) -> Tensor:
+        return self.layers(summary)
