@@ -1,0 +1,31 @@
+"""Pictures as Parquet shards: make, pack, read, order, augment. See `shards` for the layout and `order` for the order."""
+
+from mergevq_platform.data.dataset import Dataset, Row, open_dataset
+from mergevq_platform.data.digits import write_digits
+from mergevq_platform.data.eval_batches import EvalBatches
+from mergevq_platform.data.info import contact_sheet, describe
+from mergevq_platform.data.order import SampleOrder
+from mergevq_platform.data.pictures import BadPicture, decode
+from mergevq_platform.data.shapes import write_shapes
+from mergevq_platform.data.stream import Batch, TrainStream, to_unit_range
+from mergevq_platform.data.views import ViewsConfig, evaluation_view, make_views
+
+__all__ = [
+    "BadPicture",
+    "Batch",
+    "Dataset",
+    "EvalBatches",
+    "Row",
+    "SampleOrder",
+    "TrainStream",
+    "ViewsConfig",
+    "contact_sheet",
+    "decode",
+    "describe",
+    "evaluation_view",
+    "make_views",
+    "open_dataset",
+    "to_unit_range",
+    "write_digits",
+    "write_shapes",
+]

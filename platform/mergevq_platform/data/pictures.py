@@ -1,0 +1,80 @@
+"""Encoded pictures in, RGB out; refuses what is corrupt, truncated or a decompression bomb."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 178_956_970  # Pillow's own hard limit: 512 MiB of RGB
+
+
+class BadPicture(ValueError):
+    """A picture that cannot be decoded; the message is the reason."""
+
+
+def decode(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The RGB picture of encoded bytes, decoded in full. EXIF orientation is ignored, as ImageNet's users do.
+
+    Raises `BadPicture` for bytes that are missing, not a picture, truncated, or larger than `max_pixels`.
+    """
+    if not data:
+        raise BadPicture("holds no bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked below
+            picture = Image.open(io.BytesIO(data))
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise BadPicture(f"has {width} x {height} pixels, more than the limit of {max_pixels}")
+        picture.load()
+        return _rgb(picture)
+    except BadPicture:
+        raise
+    except Image.DecompressionBombError:
+        raise BadPicture(f"has more pixels than the limit of {min(max_pixels, MAX_PIXELS)}") from None
+    except Image.UnidentifiedImageError:
+        raise BadPicture("is not a picture that Pillow knows") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's format plugins raise whatever the broken bytes lead them to
+        raise BadPicture(
+            f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
+        ) from None
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255 instead of scaling it
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def resize_shorter(picture: Image.Image, size: int) -> Image.Image:
+    """The picture with its shorter side at `size` (bicubic, antialiased); the longer one rounds to whole pixels."""
+    width, height = picture.size
+    if min(width, height) == size:
+        return picture
+    scale = size / min(width, height)
+    return picture.resize(
+        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
+    )
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """PNG bytes of uint8 (H, W, 3)."""
+    return _encoded(Image.fromarray(array), "PNG")
+
+
+def encode_like(picture: Image.Image, original: bytes) -> bytes:
+    """The picture as JPEG (quality 95, no chroma subsampling) where `original` is a JPEG, else as PNG."""
+    if original[:2] == b"\xff\xd8":
+        return _encoded(picture, "JPEG", quality=95, subsampling=0)
+    return _encoded(picture, "PNG")
+
+
+def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()

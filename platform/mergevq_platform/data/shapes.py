@@ -1,0 +1,300 @@
+"""Procedural labelled pictures: the class is a shape; colour, size, angle, place and background tell nothing about it.
+
+Every shape covers the same area at the same size, so counting pixels does not give the class away either. Picture i of a
+split is a pure function of (seed, split, size, i).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergevq.errors import InputError
+from mergevq_platform.data.keyed import MASK, Stream, permutation
+from mergevq_platform.data.pictures import encode_png
+from mergevq_platform.data.shards import Manifest, Record, write_set
+
+Array = np.ndarray
+CHUNK = 256
+AREA = (0.10, 0.24)  # share of the picture that the shape covers
+SPECKS = 5
+NOISE_CELLS = 6
+PALETTE = 6  # candidate colours of a shape; the one that stands out most from its background is taken
+
+
+def disc(x: Array, y: Array) -> Array:
+    """Signed distances (negative inside) at points in units of a shape of radius about 1; so are all below."""
+    return np.hypot(x, y) - 1
+
+
+def ring(x: Array, y: Array) -> Array:
+    """A disc with a hole."""
+    return np.abs(np.hypot(x, y) - 0.72) - 0.28
+
+
+def square(x: Array, y: Array) -> Array:
+    """A square."""
+    return np.maximum(np.abs(x), np.abs(y)) - 1
+
+
+def triangle(x: Array, y: Array) -> Array:
+    """An equilateral triangle."""
+    return _polygon(x, y, [(np.sin(a), np.cos(a)) for a in np.arange(3) * 2 * np.pi / 3])
+
+
+def diamond(x: Array, y: Array) -> Array:
+    """A long rhombus: no turned square."""
+    return _polygon(x, y, [(0.55, 0), (0, 1.1), (-0.55, 0), (0, -1.1)])
+
+
+def pentagon(x: Array, y: Array) -> Array:
+    """A regular pentagon."""
+    return _polygon(x, y, [(np.sin(a), np.cos(a)) for a in np.arange(5) * 2 * np.pi / 5])
+
+
+def star(x: Array, y: Array) -> Array:
+    """A star of five points."""
+    angles = np.arange(10) * np.pi / 5
+    return _polygon(
+        x, y, [(r * np.sin(a), r * np.cos(a)) for a, r in zip(angles, [1, 0.42] * 5, strict=True)]
+    )
+
+
+def cross(x: Array, y: Array) -> Array:
+    """A plus sign."""
+    x, y = np.abs(x), np.abs(y)
+    return np.minimum(np.maximum(x - 1, y - 0.32), np.maximum(x - 0.32, y - 1))
+
+
+def pill(x: Array, y: Array) -> Array:
+    """A bar with round ends."""
+    return np.hypot(x, y - np.clip(y, -0.8, 0.8)) - 0.36
+
+
+def half_disc(x: Array, y: Array) -> Array:
+    """Half of a disc."""
+    return np.maximum(np.hypot(x, y + 0.4) - 1, -(y + 0.4))
+
+
+def heart(x: Array, y: Array) -> Array:
+    """A heart: two discs and the triangle below them."""
+    x = np.abs(x)
+    lobes = np.hypot(x - 0.46, y - 0.3) - 0.54
+    point = np.maximum(y - 0.3, (x * 0.76 - (y + 0.98) * 0.65) / np.hypot(0.76, 0.65))
+    inner = np.maximum(np.maximum(x - 0.46, y - 0.5), -y - 0.1)
+    return np.minimum(np.minimum(lobes, point), inner)
+
+
+def arrow(x: Array, y: Array) -> Array:
+    """An arrow: a shaft and a head."""
+    shaft = np.maximum(np.abs(x) - 0.24, np.abs(y + 0.45) - 0.6)
+    head = _polygon(x, y, [(0.0, 1.1), (-0.8, 0.05), (0.8, 0.05)])
+    return np.minimum(shaft, head)
+
+
+SHAPES: dict[str, Callable[[Array, Array], Array]] = {
+    shape.__name__: shape
+    for shape in (disc, ring, square, triangle, diamond, pentagon, star, cross, pill, half_disc, heart, arrow)
+}
+CLASSES = tuple(name.replace("_", "-") for name in SHAPES)
+
+
+def write_shapes(
+    directory: str | Path, images: int = 6000, size: int = 32, seed: int = 0, *, val_images: int = 1000
+) -> Manifest:
+    """Write `images` training and `val_images` validation pictures of `size` pixels as PNG in Parquet shards.
+
+    A directory that already holds exactly these is left alone. Raises `InputError` for senseless numbers, or a directory
+    that holds something else.
+    """
+    for name, value, least in (
+        ("images", images, 1),
+        ("validation images", val_images, 1),
+        ("size", size, 8),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise InputError(f"{name} is {value}: it must be at least {least}")
+    source = {
+        "kind": "shapes",
+        "version": 1,
+        "images": images,
+        "val_images": val_images,
+        "size": size,
+        "seed": seed,
+    }
+    splits = {"train": _records("train", images, size, seed), "val": _records("val", val_images, size, seed)}
+    return write_set(Path(directory), splits, CLASSES, size=size, source=source)
+
+
+def _records(split: str, images: int, size: int, seed: int) -> Iterator[Record]:
+    for start in range(0, images, CHUNK):
+        pictures, labels = render(np.arange(start, min(start + CHUNK, images)), split, size, seed)
+        for index, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True), start):
+            yield Record(encode_png(picture), f"{split}/{CLASSES[label]}/{index:07d}.png", label)
+
+
+def render(indices: Array, split: str, size: int, seed: int = 0) -> tuple[Array, Array]:
+    """Pictures uint8 (n, size, size, 3) and labels int64 (n,) of the numbers `indices` of a split."""
+    indices = np.asarray(indices)
+    random = _Uniforms(indices, split, seed)
+    labels = _labels(indices, split, seed)
+    axis = (np.arange(size) + 0.5) / size
+    x, y = np.broadcast_to(axis, (size, size)), np.broadcast_to(axis[::-1, None], (size, size))
+    colours = random(2, 3)
+    canvas = _background(random, x[None], y[None], colours)
+    canvas = _specks(random, x[None], y[None], canvas, size)
+    canvas = _shape(random, x[None], y[None], canvas, labels, colours, size)
+    canvas += (random(size, size)[..., None] - 0.5) * 0.06  # grain: no two pictures share a flat patch
+    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8), labels
+
+
+def _labels(indices: Array, split: str, seed: int) -> Array:
+    # Every run of twelve pictures holds each class once, in a random order.
+    count, code = len(CLASSES), zlib.crc32(split.encode())
+    orders = {
+        block: permutation(count, seed, Stream.SPLIT, code, block)
+        for block in np.unique(indices // count).tolist()
+    }
+    return np.array([orders[i // count][i % count] for i in indices.tolist()], dtype=np.int64)
+
+
+class _Uniforms:
+    """Uniform numbers in [0, 1) of each picture, in the order of asking: hashes of (seed, split, picture, counter)."""
+
+    def __init__(self, indices: Array, split: str, seed: int) -> None:
+        self.keys = _mixed(
+            indices.astype(np.uint64) + _mixed(np.uint64((seed << 32 | zlib.crc32(split.encode())) & MASK))
+        )
+        self.asked = 0
+
+    def __call__(self, *shape: int) -> Array:
+        count = int(np.prod(shape, dtype=np.int64))
+        counters = np.arange(self.asked, self.asked + count, dtype=np.uint64)
+        self.asked += count
+        mixed = _mixed(self.keys[:, None] ^ _mixed(counters)[None])
+        return ((mixed >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(
+            len(self.keys), *shape
+        )
+
+
+def _mixed(value: Any) -> Any:
+    # The finaliser of splitmix64 (Steele et al. 2014), on whole arrays.
+    with np.errstate(over="ignore"):
+        value = (value + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return value ^ (value >> np.uint64(31))
+
+
+def _background(random: _Uniforms, x: Array, y: Array, colours: Array) -> Array:
+    """Stripes, checks, soft noise or a gradient between two colours: (n, S, S, 3) float32 in [0, 1]."""
+    kind = _each(random() * 4).astype(int)
+    angle, period, phase, phase_across = (_each(value) for value in np.moveaxis(random(4), 1, 0))
+    angle, period = angle * 2 * np.pi, 0.14 + 0.26 * period
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    wave = np.sin(2 * np.pi * (along / period + phase))
+    wave_across = np.sin(2 * np.pi * (across / period + phase_across))
+    stripes = 0.5 + 0.5 * np.clip(3 * wave, -1, 1)
+    checks = 0.5 + 0.5 * np.clip(6 * wave * wave_across, -1, 1)
+    gradient = np.clip(0.5 + (along - 0.5 * (np.cos(angle) + np.sin(angle))), 0, 1)
+    noise = _soft_noise(random(NOISE_CELLS, NOISE_CELLS), x[0], y[0])
+    weight = np.choose(kind, [stripes, checks, gradient, noise])[..., None].astype(np.float32)
+    # The two colours are drawn together so that the texture does not drown the shape.
+    first = colours[:, 0]
+    second = first + 0.45 * (colours[:, 1] - first)
+    return first[:, None, None] * weight + second[:, None, None] * (1 - weight)
+
+
+def _soft_noise(grid: Array, x: Array, y: Array) -> Array:
+    """Random values (n, c, c) interpolated smoothly over the picture."""
+    cells = grid.shape[1] - 1
+
+    def corners(at: Array) -> tuple[Array, Array]:
+        place = at * cells
+        low = np.minimum(place.astype(int), cells - 1)
+        part = place - low
+        return low, part * part * (3 - 2 * part)
+
+    column, right = corners(x)
+    row, down = corners(y)
+    top = grid[:, row, column] * (1 - right) + grid[:, row, column + 1] * right
+    bottom = grid[:, row + 1, column] * (1 - right) + grid[:, row + 1, column + 1] * right
+    return top * (1 - down) + bottom * down
+
+
+def _specks(random: _Uniforms, x: Array, y: Array, canvas: Array, size: int) -> Array:
+    """Small dots of any colour behind the shape; each is there half the time."""
+    for _ in range(SPECKS):
+        numbers = random(7)
+        radius = _each(0.02 + 0.03 * numbers[:, 2])
+        distance = np.hypot(x - _each(numbers[:, 0]), y - _each(numbers[:, 1])) - radius
+        there = _each(numbers[:, 3]) < 0.5
+        canvas = _painted(canvas, np.where(there, distance, 1.0), numbers[:, 4:7], size)
+    return canvas
+
+
+def _shape(
+    random: _Uniforms, x: Array, y: Array, canvas: Array, labels: Array, backgrounds: Array, size: int
+) -> Array:
+    area, angle, left, up, shade, turn = np.moveaxis(random(6), 1, 0)
+    candidates = random(PALETTE, 3)
+    apart = np.linalg.norm(candidates[:, :, None] - backgrounds[:, None], axis=-1).min(-1)
+    colour = np.take_along_axis(candidates, apart.argmax(1)[:, None, None], 1)[:, 0]
+    areas, reach = _measures()
+    radius = np.sqrt((AREA[0] + (AREA[1] - AREA[0]) * area) / areas[labels])
+    margin = np.minimum(reach[labels] * radius, 0.5)
+    centre_x, centre_y = _each(margin + left * (1 - 2 * margin)), _each(margin + up * (1 - 2 * margin))
+    cosine, sine = _each(np.cos(2 * np.pi * angle)), _each(np.sin(2 * np.pi * angle))
+    u = ((x - centre_x) * cosine + (y - centre_y) * sine) / _each(radius)
+    v = ((y - centre_y) * cosine - (x - centre_x) * sine) / _each(radius)
+    distance = np.empty(u.shape, dtype=np.float32)
+    for label, shape in enumerate(SHAPES.values()):
+        chosen = labels == label
+        distance[chosen] = shape(u[chosen], v[chosen])
+    light = 1 + _each(0.25 * (shade - 0.5)) * (
+        u * _each(np.cos(2 * np.pi * turn)) + v * _each(np.sin(2 * np.pi * turn))
+    )
+    return _painted(canvas, distance * _each(radius), colour, size, light)
+
+
+def _painted(canvas: Array, distance: Array, colour: Array, size: int, light: Array | float = 1.0) -> Array:
+    # A pixel is as much covered as the edge's signed distance from its centre says.
+    cover = np.clip(0.5 - distance * size, 0, 1)[..., None].astype(np.float32)
+    painted = (
+        np.broadcast_to(colour[:, None, None], canvas.shape) * np.asarray(light, dtype=np.float32)[..., None]
+    )
+    return canvas + cover * (painted - canvas)
+
+
+def _measures() -> tuple[Array, Array]:
+    """Of each shape of unit radius: its area, and the distance of its furthest point from its centre."""
+    axis = np.linspace(-1.6, 1.6, 641)
+    x, y = np.meshgrid(axis, axis)
+    inside = [shape(x, y) < 0 for shape in SHAPES.values()]
+    cell = (axis[1] - axis[0]) ** 2
+    areas = np.array([mask.sum() * cell for mask in inside])
+    return areas, np.array([np.hypot(x, y)[mask].max() for mask in inside])
+
+
+def _polygon(x: Array, y: Array, corners: list[tuple[float, float]]) -> Array:
+    """Exact signed distance to a simple polygon (Inigo Quilez, "2D distance functions")."""
+    nearest = np.full(np.shape(x), np.inf)
+    inside = np.zeros(np.shape(x), dtype=bool)
+    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
+        ex, ey = bx - ax, by - ay
+        wx, wy = x - ax, y - ay
+        along = np.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0, 1)
+        nearest = np.minimum(nearest, (wx - ex * along) ** 2 + (wy - ey * along) ** 2)
+        crosses = (ay <= y) != (by <= y)
+        inside ^= crosses & (x < ax + (y - ay) * (ex / ey if ey else 0.0))
+    return np.where(inside, -1, 1) * np.sqrt(nearest)
+
+
+def _each(values: Array) -> Array:
+    """One value per picture, ready to meet (n, S, S)."""
+    return np.asarray(values)[:, None, None]

@@ -1,0 +1,299 @@
+"""The endless stream of training batches of one rank: decoded ahead of use, in the order of `SampleOrder`.
+
+A stream that starts at step s yields exactly what an undisturbed stream yields from step s on, and the union of the
+ranks' samples at a step does not depend on the number of ranks, of loader processes or of micro-batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mergevq.errors import InputError
+from mergevq_platform.data.dataset import Dataset, Row, RowGroup
+from mergevq_platform.data.order import WINDOW_BLOCKS, SampleOrder
+from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode
+from mergevq_platform.data.views import ViewsConfig, make_views
+
+Batch = dict[str, Tensor]
+STEPS_AHEAD = 2
+
+log = logging.getLogger(__name__)
+
+
+class Bad(NamedTuple):
+    """A picture that could not be used, and the row that took its place."""
+
+    row: int
+    place: str
+    reason: str
+    replacement: int
+
+
+class Part(NamedTuple):
+    """A piece of a micro-batch, as one loader process makes it."""
+
+    batch: Batch
+    bad: tuple[Bad, ...]
+    error: str | None = None
+
+
+class TrainStream:
+    """The micro-batches of one rank, step by step, from `start_step` on, without end.
+
+    Iterating yields for each optimizer step the list of this rank's micro-batches: `image`, and `student` and `teacher`
+    where `views` asks for them, uint8 (b, 3, S, S) in channels-last memory; `label` int64 (b,), -1 for none; `sample`
+    int64 (b,), the row number. `micro_batch` divides `global_batch`; ranks own neighbouring micro-batches.
+
+    `workers` loader processes decode (0: a thread of this process does). A picture that cannot be decoded is logged with
+    shard and row and replaced by the next good row of its row group; when more than `bad_picture_limit` different
+    ones have been met, iterating raises `InputError`. Use it as a context manager, or `close` it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        views: ViewsConfig,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        workers: int = 0,
+        bad_picture_limit: int = 0,
+        window_blocks: int = WINDOW_BLOCKS,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        micro_batches, rest = divmod(global_batch, micro_batch)
+        if rest:
+            raise InputError(
+                f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch}: change one of them"
+            )
+        if micro_batches < world_size:
+            raise InputError(
+                f"{micro_batches} micro-batches are too few for {world_size} workers: lower micro_batch"
+            )
+        self.order = SampleOrder(dataset.row_group_sizes, global_batch, seed, window_blocks)
+        self.bad: dict[int, Bad] = {}
+        self._dataset, self._limit, self._workers = dataset, bad_picture_limit, workers
+        self._first, self._last = rank * micro_batches // world_size, (rank + 1) * micro_batches // world_size
+        self._plan = _Plan(
+            dataset=dataset,
+            order=self.order,
+            views=views,
+            seed=seed,
+            start_step=start_step,
+            micro_batch=micro_batch,
+            micro_batches=range(self._first, self._last),
+            max_pixels=max_pixels,
+        )
+        # The model is on the GPU before its data is asked for; the thread that pins must use the same device.
+        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._ready: queue.Queue[Any] = queue.Queue(STEPS_AHEAD)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def bad_pictures(self) -> int:
+        """Different bad pictures met in the steps yielded so far, on this rank."""
+        return len(self.bad)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        assert self._thread is None, "a stream is iterated once"
+        self._thread = threading.Thread(target=self._fill, name="mergevq-data", daemon=True)
+        self._thread.start()
+        while True:
+            item = self._ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            micro_batches, bad = item
+            self._account(bad)
+            yield micro_batches
+
+    def close(self) -> None:
+        """End the loader's thread and processes."""
+        self._stopping.set()
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def __enter__(self) -> TrainStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _account(self, bad: list[Bad]) -> None:
+        for item in bad:
+            if item.row not in self.bad:
+                log.warning("bad picture, replaced: %s %s", item.place, item.reason)
+            self.bad[item.row] = item
+        if len(self.bad) > self._limit:
+            last = next(reversed(self.bad.values()))
+            raise InputError(
+                f"{len(self.bad)} bad pictures, more than data.bad_picture_limit {self._limit}; the last: {last.place} of "
+                f"{self._dataset.path} {last.reason}. Pack the data again, or raise the limit"
+            )
+
+    def _fill(self) -> None:
+        try:
+            if self._device is not None:
+                torch.cuda.set_device(self._device)
+            parts = self._parts()
+            while not self._stopping.is_set():
+                step: list[Batch] = []
+                bad: list[Bad] = []
+                for _ in range(self._last - self._first):
+                    pieces = [next(parts) for _ in range(max(1, self._workers))]
+                    for piece in pieces:
+                        if piece.error:
+                            raise InputError(piece.error)
+                        bad.extend(piece.bad)
+                    step.append(self._joined([piece.batch for piece in pieces if piece.batch]))
+                self._put((step, bad))
+        except BaseException as error:  # the iterating thread raises it
+            self._put(error)
+
+    def _parts(self) -> Iterator[Part]:
+        if not self._workers:
+            return iter(self._plan)
+        # A forked child would inherit locks of Ray's, gloo's and Arrow's threads in whatever state they are.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        loader = DataLoader(
+            self._plan,
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=2,
+            multiprocessing_context=context,
+        )
+        return iter(loader)
+
+    def _joined(self, pieces: list[Batch]) -> Batch:
+        batch = (
+            pieces[0]
+            if len(pieces) == 1
+            else {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        )
+        return (
+            {name: tensor.pin_memory() for name, tensor in batch.items()}
+            if self._device is not None
+            else batch
+        )
+
+    def _put(self, item: Any) -> None:
+        while not self._stopping.is_set():
+            try:
+                return self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+
+@dataclass
+class _Plan(IterableDataset):
+    """What a loader process does: its share of each of the rank's micro-batches, in order.
+
+    Every process has the same places in each batch, so that it alone reads the row groups of these places.
+    """
+
+    dataset: Dataset
+    order: SampleOrder
+    views: ViewsConfig
+    seed: int
+    start_step: int
+    micro_batch: int
+    micro_batches: range
+    max_pixels: int
+    held: dict[int, RowGroup] = field(default_factory=dict)
+    reads: int = 0
+
+    def __iter__(self) -> Iterator[Part]:
+        info = get_worker_info()
+        index, count = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            torch.set_num_threads(1)
+        low, high = index * self.micro_batch // count, (index + 1) * self.micro_batch // count
+        step = self.start_step
+        while True:
+            epoch, step_in_epoch = self.order.position(step)
+            live: set[int] = set()
+            for micro in self.micro_batches:
+                start, stop = micro * self.micro_batch + low, micro * self.micro_batch + high
+                try:
+                    yield self._part(epoch, step_in_epoch, start, stop)
+                except InputError as error:
+                    yield Part({}, (), str(error))
+                live |= self.order.live_groups(epoch, step_in_epoch, start, stop)
+            self.held = {group: held for group, held in self.held.items() if group in live}
+            step += 1
+
+    def _part(self, epoch: int, step: int, start: int, stop: int) -> Part:
+        rows: list[Row] = []
+        bad: list[Bad] = []
+        views: list[dict[str, np.ndarray]] = []
+        for row_id in self.order.batch(epoch, step, start, stop).tolist():
+            row, found = self._usable(row_id, epoch, views)
+            rows.append(row)
+            bad += found
+        if not rows:
+            return Part({}, ())
+        batch = {name: _stacked([view[name] for view in views]) for name in views[0]}
+        batch["label"] = torch.tensor([row.label for row in rows], dtype=torch.int64)
+        batch["sample"] = torch.tensor([row.sample for row in rows], dtype=torch.int64)
+        return Part(batch, tuple(bad))
+
+    def _usable(self, row_id: int, epoch: int, views: list[dict[str, np.ndarray]]) -> tuple[Row, list[Bad]]:
+        """The row, or the next good one of its row group; its views are appended to `views`."""
+        number = int(self.dataset.group_of(row_id))
+        group = self._group(number)
+        reasons: list[tuple[int, str]] = []
+        size = len(group.labels)
+        for ahead in range(size):
+            row = group.row(group.first_row + (row_id - group.first_row + ahead) % size)
+            try:
+                picture = decode(row.data, max_pixels=self.max_pixels)
+            except BadPicture as error:
+                reasons.append((row.sample, str(error)))
+                continue
+            views.append(make_views(picture, self.views, seed=self.seed, epoch=epoch, sample=row.sample))
+            return row, [Bad(bad, self.dataset.place(bad), reason, row.sample) for bad, reason in reasons]
+        raise InputError(
+            f"{self.dataset.path}/{self.dataset.place(row_id)} and its whole row group hold no usable picture "
+            f"({reasons[0][1]}): pack the data again"
+        )
+
+    def _group(self, number: int) -> RowGroup:
+        if number not in self.held:
+            self.held[number] = self.dataset.row_group(number)
+            self.reads += 1
+        return self.held[number]
+
+
+def to_unit_range(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on `device`: pictures as float32 in [-1, 1], contiguous (B, 3, H, W); labels and samples as they are."""
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {
+        name: tensor.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+        if tensor.ndim == 4
+        else tensor
+        for name, tensor in moved.items()
+    }
+
+
+def _stacked(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 (B, 3, H, W) in channels-last memory, of (H, W, 3) arrays."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
