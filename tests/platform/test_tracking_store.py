@@ -130,6 +130,7 @@ def test_syncing_again_changes_nothing(store: Store, run_dir: Path, me: RunIdent
         journal.append_status("FINISHED")
     first = sync(run_dir, store)
     assert (first.sent_metrics, first.complete) == (20, True)
+    assert str(first) == f"{store.uri} has everything of run {first.run_id} (20 values sent now)"
     second = sync(run_dir, store)
     assert (second.sent_metrics, second.complete, second.run_id) == (0, True, first.run_id)
 
@@ -419,6 +420,11 @@ def test_syncing_to_a_server_that_is_away_says_that_nothing_is_lost(run_dir: Pat
     with Journal(run_dir / JOURNAL_NAME, me) as journal:
         fill(journal, range(3))
         journal.append_status("FINISHED")
+    with (
+        contextlib.closing(Delivery(run_dir / JOURNAL_NAME, Store.at(run_dir))),
+        pytest.raises(Busy, match="another process is delivering this run"),
+    ):
+        sync(run_dir, Store.at(run_dir))
     with pytest.raises(InputError, match="nothing is lost, sync again later"):
         sync(run_dir, Store.at(run_dir, f"http://127.0.0.1:{_free_port()}"))
     with pytest.raises(InputError, match="holds no journal"):
@@ -664,7 +670,7 @@ def test_importing_the_tracking_room_does_not_import_mlflow() -> None:
     code = (
         "import sys, mergevq_platform.places, mergevq_platform.tracking.recorder;"
         "import mergevq_platform.tracking.ui, mergevq_platform.tracking.system;"
-        "assert not {'mlflow', 'torch'} & set(sys.modules)"
+        "assert 'mlflow' not in sys.modules"
     )
     environ = os.environ | {"PYTHONPATH": f"{PLATFORM}{os.pathsep}{PLATFORM.parent}"}
     subprocess.run([sys.executable, "-c", code], env=environ, check=True)

@@ -36,7 +36,7 @@ _PARAM_CHARS = 6000
 _TAG_CHARS = 8000
 
 
-class Busy(RuntimeError):
+class Busy(InputError):
     """Another process is delivering this journal."""
 
 
@@ -74,7 +74,7 @@ class Delivery:
         try:
             self._outbox = ExclusiveLock(self.path.with_suffix(".sent.lock"))
         except BlockingIOError:
-            raise Busy(f"{self.path}: another process is delivering this run") from None
+            raise Busy(f"{self.path}: another process is delivering this run; let it end") from None
 
     @property
     def position(self) -> Position | None:

@@ -34,6 +34,14 @@ class SyncReport:
         """Whether the store has everything that the journal holds."""
         return self.pending_bytes == 0 and self.error is None
 
+    def __str__(self) -> str:
+        lost = f"; no longer on disk: {', '.join(self.missing_artifacts)}" if self.missing_artifacts else ""
+        if self.complete:
+            now = f"{self.sent_metrics} values sent now"
+            return f"{self.store} has everything of run {self.run_id} ({now}){lost}"
+        reason = self.error or "delivery goes on"
+        return f"{self.store} lacks {self.pending_bytes} bytes of the journal: {reason}{lost}"
+
 
 class Writer:
     """Deliver the journal at `path` to `store` every `interval_seconds` from a background thread.
