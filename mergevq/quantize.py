@@ -77,7 +77,8 @@ class LFQ(nn.Module):
             logits = 4 / self.config.temperature * z
             sample = (F.softplus(logits) - torch.sigmoid(logits) * logits).sum(-1).mean()
             average = average_over_ranks(average_code(logits))
-            codebook = -torch.xlogy(average, average).sum()
+            # The floor is far below any share that counts; without it an empty code's gradient is infinity times zero.
+            codebook = -(average * average.clamp(min=torch.finfo(average.dtype).tiny).log()).sum()
             signs = torch.where(z > 0, 1.0, -1.0)
             return {
                 "sample_entropy": sample,
