@@ -1,0 +1,204 @@
+"""Checkpoints: one directory that is both the exported model and everything needed to go on.
+
+    config.json, model.safetensors   the model with its averaged (EMA) weights: `mergevq.load(directory)`
+    recipe.yaml                      the resolved recipe
+    resume.pt                        parameters, EMA, optimizers, averages, loss scale (read with weights_only)
+    checkpoint.json                  step, what was trained, the data's fingerprint, sha256 of every file above
+
+`checkpoint.json` is written last: a directory without it is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import torch
+import yaml
+
+from mergevq.config import to_tree
+from mergevq.ema import Ema
+from mergevq.errors import InputError
+from mergevq.training import Training
+from mergevq_platform.recipe import Recipe, resolve
+
+FORMAT = 1
+PREFIX = "checkpoint_"
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training; every other thing is a function of the recipe and the step."""
+
+    training: Training
+    ema: Ema
+    optimizers: dict[str, torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler | None = None
+    step: int = 0  # optimizer steps done
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that it loads with `weights_only=True`."""
+        return {
+            "step": self.step,
+            "training": self.training.resume_state(),
+            "ema": self.ema.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Strict: raises if anything is missing or unknown."""
+        self.step = state["step"]
+        self.training.load_resume_state(state["training"])
+        self.ema.load_state_dict(state["ema"])
+        assert state["optimizers"].keys() == self.optimizers.keys()
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def directory_name(step: int) -> str:
+    """The name of the checkpoint after `step` optimizer steps; names sort by step."""
+    return f"{PREFIX}{step:09d}"
+
+
+def write(directory: Path, state: TrainingState, recipe: Recipe, *, fingerprint: str) -> None:
+    """Write a complete checkpoint into `directory` (made if need be)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state.training.export(state.ema.averaged, directory)
+    (directory / "recipe.yaml").write_text(recipe_yaml(recipe))
+    torch.save(state.state_dict(), directory / "resume.pt")
+    files = sorted(path for path in directory.iterdir() if path.name != "checkpoint.json")
+    about = {
+        "format": FORMAT,
+        "step": state.step,
+        "task": recipe.task.kind,
+        "data_fingerprint": fingerprint,
+        "torch": torch.__version__,
+        "sha256": {path.name: sha256(path) for path in files},
+    }
+    temporary = directory / ".checkpoint.json"
+    temporary.write_text(json.dumps(about, indent=1))
+    temporary.rename(directory / "checkpoint.json")
+
+
+def restore(directory: Path, state: TrainingState) -> None:
+    """Load a checkpoint into `state`. Raises `InputError` if a file is missing or its checksum is wrong."""
+    verify(directory)
+    device = next(state.training.parameters()).device
+    saved = torch.load(directory / "resume.pt", map_location=device, weights_only=True)
+    state.load_state_dict(saved)
+
+
+def about(directory: Path) -> dict[str, Any]:
+    """The contents of checkpoint.json. Raises `InputError` if `directory` is not a checkpoint."""
+    path = directory / "checkpoint.json"
+    if not path.is_file():
+        raise InputError(f"{directory} is not a checkpoint: it has no checkpoint.json")
+    return json.loads(path.read_text())
+
+
+def verify(directory: Path) -> None:
+    """Check every file against its recorded sha256. Raises `InputError` naming the first that differs."""
+    for name, expected in about(directory)["sha256"].items():
+        path = directory / name
+        if not path.is_file():
+            raise InputError(f"checkpoint {directory} lacks {name}: use an earlier checkpoint of the run")
+        if sha256(path) != expected:
+            raise InputError(f"checkpoint file {path} is corrupt (its sha256 differs): use an earlier checkpoint of the run")
+
+
+def recipe_of(directory: Path) -> Recipe:
+    """The resolved recipe that a checkpoint was trained with."""
+    path = directory / "recipe.yaml"
+    if not path.is_file():
+        raise InputError(f"{directory} has no recipe.yaml: give a checkpoint written by mergevq train")
+    return resolve(yaml.safe_load(path.read_text()))
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(to_tree(recipe), sort_keys=False, width=120)
+
+
+@contextmanager
+def newest(run: str) -> Iterator[Path]:
+    """A local directory with the newest whole checkpoint of `run`: a run directory, a checkpoint, or a URI of either.
+
+    A corrupt newest checkpoint falls back to the one before. Remote files are copied to a temporary folder for the
+    length of the context. Raises `InputError` if there is none.
+    """
+    filesystem, root = open_storage(run)
+    with tempfile.TemporaryDirectory(prefix="mergevq-checkpoint-") as temporary:
+        problems: list[str] = []
+        for path in _candidates(filesystem, root):
+            local = _local_copy(filesystem, path, Path(temporary))
+            try:
+                verify(local)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                print(f"warning: {problem}; falling back to {path}", flush=True)
+            yield local
+            return
+    detail = f" ({problems[0]})" if problems else ""
+    raise InputError(f"no checkpoint in '{run}'{detail}: give a run directory, a checkpoint directory or a URI")
+
+
+def listed(run: str) -> list[str]:
+    """Locations of the whole checkpoints of a run, newest first; of a checkpoint, itself."""
+    filesystem, root = open_storage(run)
+    found = _candidates(filesystem, root)
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return found
+    return [f"{str(run).rstrip('/')}{path.removeprefix(root)}" for path in found]
+
+
+def open_storage(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow filesystem of a path or URI and the path in it. Raises `InputError` for an unusable URI."""
+    text = str(place)
+    try:
+        if "://" in text:
+            return pyarrow.fs.FileSystem.from_uri(text)
+        return pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"storage '{text}' cannot be opened: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _candidates(filesystem: pyarrow.fs.FileSystem, root: str) -> list[str]:
+    if filesystem.get_file_info(f"{root}/checkpoint.json").type == pyarrow.fs.FileType.File:
+        return [root]
+    listing = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
+    found = [
+        info.path
+        for info in listing
+        if info.type == pyarrow.fs.FileType.Directory
+        and info.base_name.startswith(PREFIX)
+        and filesystem.get_file_info(f"{info.path}/checkpoint.json").type == pyarrow.fs.FileType.File
+    ]
+    return sorted(found, reverse=True)
+
+
+def _local_copy(filesystem: pyarrow.fs.FileSystem, path: str, temporary: Path) -> Path:
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return Path(path)
+    target = temporary / Path(path).name
+    shutil.rmtree(target, ignore_errors=True)
+    pyarrow.fs.copy_files(path, str(target), source_filesystem=filesystem)
+    return target

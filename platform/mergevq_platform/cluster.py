@@ -1,0 +1,124 @@
+"""Joining a Ray cluster, or starting one on this machine; and saying early what it cannot do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+from mergevq.errors import InputError
+from mergevq_platform.recipe import ClusterConfig
+
+LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
+SMALL_CLUSTER_POLL_SECONDS = "0.2"  # Ray Train paces every report at this interval; its own default is 2 s
+
+
+def connect(home: Path, *, address: str | None = None) -> None:
+    """Join the cluster at `address` (or RAY_ADDRESS), else start one on this machine with token authentication.
+
+    A cluster that this process already joined is kept. Raises `InputError` if no cluster answers at the address.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _use_token(home)
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", SMALL_CLUSTER_POLL_SECONDS)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="warning")
+        except ConnectionError as error:
+            raise InputError(f"no Ray cluster answers at '{address}' ({error}): start one or unset RAY_ADDRESS") from None
+    else:
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        )
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"], workers: int) -> Literal["cpu", "cuda"]:
+    """The device of every worker: GPUs where the cluster has one for each, unless the recipe says otherwise."""
+    import ray
+
+    if wanted == "auto":
+        return "cuda" if ray.cluster_resources().get("GPU", 0) >= workers else "cpu"
+    return wanted
+
+
+def require_resources(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) -> None:
+    """Raise `InputError` if the cluster as it is can never hold the workers, instead of waiting for ever."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    per_worker = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if device == "cuda" else {})
+    room = sum(min(int(node.get(kind, 0) // amount) for kind, amount in per_worker.items()) for node in nodes)
+    if room < cluster.workers:
+        has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        needs = " and ".join(f"{amount} {kind}{'s' if amount > 1 else ''}" for kind, amount in per_worker.items())
+        raise InputError(
+            f"the recipe asks for {cluster.workers} workers of {needs} each, but this cluster has room for {room} "
+            f"(nodes: {has}): lower cluster.workers, or set cluster.device=cpu, or add nodes"
+        )
+
+
+class NodeInterfaceTorchConfig(TorchConfig):
+    """Ray's process-group set-up, with gloo bound to the interface that carries the node's own address.
+
+    Left alone, gloo resolves the host name, which on many machines is 127.0.0.1.
+    """
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """The backend class that Ray Train instantiates."""
+        return _NodeInterfaceBackend
+
+
+class _NodeInterfaceBackend(_TorchBackend):
+    def on_start(self, worker_group, backend_config) -> None:  # type: ignore[no-untyped-def]
+        worker_group.execute(use_node_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def use_node_interface() -> None:
+    """Point gloo at the interface that has this node's Ray address, unless the user chose one."""
+    import ray
+
+    name = interface_of(ray.util.get_node_ip_address())
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the network interface that carries an IP address, or None."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.family in (socket.AF_INET, socket.AF_INET6) and a.address == address for a in addresses):
+            return name
+    return None
+
+
+def _use_token(home: Path) -> None:
+    # A local `ray.init()` turns token authentication on by itself, and would write its token, readable by all, into
+    # the user's home. Only the path is set here: Ray reads the mode when it is imported, which has happened.
+    if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    path = home.absolute() / "ray_token"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

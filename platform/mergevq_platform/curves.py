@@ -1,0 +1,141 @@
+"""The curve: what every kept-token count buys. Rows of metrics with the protocol they were measured by."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from mergevq.errors import InputError
+
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Metrics over kept counts. `rows` ascend in `keep`; every metric's name and unit are those of the protocol."""
+
+    run: str
+    rows: list[dict[str, float]]
+    protocol: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(json.dumps(asdict(self), indent=1))
+        temporary.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Curve:
+        """Read JSON written by `save`. Raises `InputError` if it is something else."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is not a curve written by mergevq evaluate ({error})") from None
+
+    @property
+    def frechet_key(self) -> str:
+        """The name of the Fréchet distance of reconstructions with the true source."""
+        return f"rfd_{self.protocol['extractor']['name']}"
+
+    def column(self, key: str) -> list[float]:
+        """The metric's value at each kept count, ascending."""
+        return [row[key] for row in self.rows]
+
+    def verdict(self) -> list[str]:
+        """Plain sentences: does the curve go the way the paper says, and does the probe beat its baselines?"""
+        keeps = self.column("keep")
+        sentences = []
+        if len(keeps) < 3:
+            return ["fewer than three kept counts: no trend can be told"]
+        for key, label, expected in ((self.frechet_key, "the Fréchet distance falls", -1), ("psnr", "PSNR rises", 1)):
+            rho = rank_correlation(keeps, self.column(key))
+            word = "yes" if rho * expected > 0.5 else "NO"
+            sentences.append(f"{label} with more kept tokens: {word} (rank correlation {rho:+.2f})")
+        if "probe_top1_cls" not in self.rows[0]:
+            return [*sentences, "no labels: no probe"]
+        rho = rank_correlation(keeps, self.column("probe_top1_cls"))
+        word = "yes" if rho < -0.5 else "NO: on this data fewer tokens do not help the probe"
+        sentences.append(f"the probe rises with fewer kept tokens, as in the paper's Table 4: {word} (rank correlation {rho:+.2f})")
+        if "probe_top1_untrained" in self.rows[0]:
+            gain = min(row["probe_top1_cls"] - row["probe_top1_untrained"] for row in self.rows)
+            sentences.append(f"the probe beats the untrained encoder by at least {gain:.1f} points at every kept count")
+        if "recovery_accuracy" in self.rows[0]:
+            gain = min(row["recovery_accuracy"] - row["recovery_baseline"] for row in self.rows if row["keep"] < max(keeps))
+            sentences.append(f"source recovery beats its most-frequent-slot baseline by at least {gain:.1f} points below K = N")
+        return sentences
+
+    def table(self) -> Table:
+        """The curve for a terminal."""
+        table = Table(title=f"{self.run}: what every kept token buys", caption=self.caption())
+        columns = self.shown()
+        for _, title, _ in columns:
+            table.add_column(title, justify="right")
+        for row in self.rows:
+            table.add_row(*(f"{row[key]:{form}}" if key in row else "" for key, _, form in columns))
+        return table
+
+    def markdown(self) -> str:
+        """The curve as a Markdown table."""
+        columns = self.shown()
+        lines = ["| " + " | ".join(title for _, title, _ in columns) + " |", "|" + "---:|" * len(columns)]
+        lines += ["| " + " | ".join(f"{row[key]:{form}}" if key in row else "" for key, _, form in columns) + " |" for row in self.rows]
+        return "\n".join([*lines, "", self.caption()])
+
+    def csv(self) -> str:
+        """All rows and metrics, full precision."""
+        keys = list(dict.fromkeys(key for row in self.rows for key in row))
+        lines = [",".join(keys)] + [",".join(repr(row.get(key, "")) for key in keys) for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def shown(self) -> list[tuple[str, str, str]]:
+        """(key, title, format) of the columns that tables show."""
+        frechet = self.frechet_key
+        every = [
+            ("keep", "kept", ".0f"),
+            ("merge_ratio", "merged", ".0%"),
+            (frechet, frechet, ".3f"),
+            (f"{frechet}_recovered", "… recovered", ".3f"),
+            ("psnr", "PSNR dB", ".2f"),
+            ("ssim", "SSIM", ".3f"),
+            ("probe_top1_cls", "probe cls %", ".1f"),
+            ("probe_top1_mean", "probe mean %", ".1f"),
+            ("knn_top1_cls", "k-NN cls %", ".1f"),
+            ("probe_top1_untrained", "untrained %", ".1f"),
+            ("recovery_accuracy", "recovery %", ".1f"),
+            ("recovery_baseline", "baseline %", ".1f"),
+            ("code_entropy_bits", "code bits", ".2f"),
+        ]
+        return [column for column in every if any(column[0] in row for row in self.rows)]
+
+    def caption(self) -> str:
+        """What the numbers are, in one paragraph: extractor, data, counts, teacher."""
+        p = self.protocol
+        parts = [
+            f"{self.frechet_key}: Fréchet distance between {p['images']} pictures of '{p['split']}' and their reconstructions, "
+            f"{p['extractor']['description']}; true source unless marked recovered (source predicted).",
+            f"{'EMA' if p['ema'] else 'Raw'} weights, step {p['step']}, data {p['data_fingerprint'][:12]}.",
+        ]
+        if p.get("probe"):
+            interval = "95% Wilson interval in the JSON"
+            parts.append(f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training pictures, {interval}; majority class {p['majority_top1']:.1f}%.")
+        if p.get("caveat"):
+            parts.append(p["caveat"])
+        return " ".join(parts)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rho; 0 where one side is constant."""
+    rho = spearmanr(x, y).statistic if len(set(x)) > 1 and len(set(y)) > 1 else 0.0
+    return 0.0 if math.isnan(rho) else float(rho)
+
+
+def six_counts(candidates: Sequence[int], grid_tokens: int, reachable: range) -> tuple[int, ...]:
+    """Six kept counts for a curve: from the smallest trained one (or N/8) to N, about evenly in log K."""
+    low = max(reachable.start, min(min(candidates), grid_tokens // 8))
+    return tuple(sorted({round(low * (grid_tokens / low) ** (i / 5)) for i in range(6)}))

@@ -1,0 +1,54 @@
+"""The loop's host in one process, without Ray: a bare GPU machine, a notebook, a test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergevq_platform import checkpoints
+
+
+@dataclass
+class LocalHost:
+    """Keeps checkpoints in `directory` and metrics in `history`; resumes from the newest checkpoint there."""
+
+    directory: Path
+    history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    status: dict[str, float] = field(default_factory=dict)
+    stop_at: int | None = None  # ask to stop after this many more polls
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint in the directory."""
+        found = checkpoints.listed(str(self.directory))
+        return Path(found[0]) if found else None
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Append to the history."""
+        self.history.append((step, values))
+
+    def progress(self, status: dict[str, float]) -> None:
+        """Keep the latest."""
+        self.status = status
+
+    def warn(self, message: str) -> None:
+        """Keep the message."""
+        self.warnings.append(message)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write beside and rename, so that a checkpoint is whole or absent."""
+        target = self.directory / checkpoints.directory_name(step)
+        temporary = self.directory / f".{target.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+
+    def stop_requested(self) -> bool:
+        """True once `stop_at` polls have gone by."""
+        if self.stop_at is None:
+            return False
+        self.stop_at -= 1
+        return self.stop_at <= 0

@@ -1,0 +1,374 @@
+"""The training loop. It runs in one process without Ray, and unchanged as a Ray Train worker.
+
+Everything random is addressed by (seed, step) or (seed, epoch, sample), so a run that resumes at step s is the run
+that never stopped, and the data and kept counts of a step do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mergevq import keep as kept
+from mergevq import schedules
+from mergevq.ema import Ema
+from mergevq.errors import InputError
+from mergevq.tokenizer import MergeVQ
+from mergevq.classifier import ClassifierTraining, StandInClassifier
+from mergevq.train_step import build_training
+from mergevq.training import Output, Training
+from mergevq_platform import checkpoints
+from mergevq_platform.checkpoints import TrainingState
+from mergevq_platform.data import Dataset, TrainStream, open_dataset, to_unit_range
+from mergevq_platform.recipe import ClassifierTask, OptimizerConfig, Recipe, TokenizerTask
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EARLY_STEPS = 100  # before these, few codes in use mean nothing
+LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who this process is among the workers of a run."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+
+class Host(Protocol):
+    """What the loop needs from whoever runs it: one process alone, or Ray Train."""
+
+    def latest(self) -> Path | None:
+        """The checkpoint to go on from, as a local directory."""
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Rank 0's metrics of `step`."""
+
+    def progress(self, status: dict[str, float]) -> None:
+        """Where rank 0 is; for the terminal."""
+
+    def warn(self, message: str) -> None:
+        """Something the user should know, said once."""
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Keep a checkpoint: every rank calls it, on rank 0 `write(directory)` fills it."""
+
+    def stop_requested(self) -> bool:
+        """Whether someone asked the run to stop; read by rank 0 at step boundaries."""
+
+
+class BrokenTraining(RuntimeError):
+    """A loss or gradient is not finite; the message names the step and the term."""
+
+
+def train(recipe: Recipe, worker: Worker, host: Host) -> int:
+    """Train until the recipe's last step or a stop request; returns the number of steps done."""
+    torch.manual_seed(recipe.seed)
+    if worker.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    dataset = open_dataset(recipe.data.path, recipe.data.train_split)
+    total_steps, steps_per_epoch = length(recipe, dataset)
+
+    training = build(recipe, dataset).to(worker.device)
+    state = TrainingState(training, Ema(training.model(), recipe.ema_decay), make_optimizers(recipe, training), _scaler(recipe, worker))
+    if latest := host.latest():
+        checkpoints.restore(latest, state)
+        if checkpoints.about(latest)["data_fingerprint"] != dataset.fingerprint:
+            host.warn(f"the pictures at {recipe.data.path} are not those that this run began with (fingerprint differs)")
+    if recipe.compile:
+        training.model().compile()
+    phases = distribute(training, worker)
+    control = dist.new_group(backend="gloo") if worker.world_size > 1 else None
+    autocast = (
+        nullcontext if recipe.precision == "float32" else lambda: torch.autocast(worker.device.type, PRECISIONS[recipe.precision])
+    )
+    meter = Meter(worker, host, recipe, total_steps)
+
+    def save() -> None:
+        meter.flush()
+        host.save(state.step, lambda directory: checkpoints.write(directory, state, recipe, fingerprint=dataset.fingerprint))
+
+    stream = TrainStream(
+        dataset,
+        recipe.data.views,
+        global_batch=recipe.global_batch,
+        micro_batch=recipe.micro_batch,
+        seed=recipe.seed,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        start_step=state.step,
+        workers=recipe.data.loader_workers,
+        bad_picture_limit=recipe.data.bad_picture_limit,
+    )
+    with stream:
+        saved_at = state.step
+        batches = iter(stream)
+        while state.step < total_steps:
+            step = state.step
+            micro_batches = meter.waiting(lambda: next(batches))
+            torch.manual_seed(address(recipe.seed, step, worker.rank))  # dropout and drop path of this step
+            keep = draw_keep(recipe, step)
+            set_learning_rates(recipe, state.optimizers, step, total_steps)
+
+            losses: list[dict[str, Tensor]] = []
+            for index, micro_batch in enumerate(micro_batches):
+                batch = to_unit_range(micro_batch, worker.device)
+                last = index == len(micro_batches) - 1
+                losses.append(accumulate(phases, batch, keep, step, 1 / len(micro_batches), last, autocast, state.scaler))
+            norms = update(recipe, training, state)
+            training.after_step(step)
+            state.ema.update()
+            state.step += 1
+
+            meter.add(state.step, keep, losses, norms, stream.bad_pictures)
+            stopping = _agreed(host.stop_requested() if worker.rank == 0 else False, control)
+            if recipe.evaluation.every and state.step % recipe.evaluation.every == 0:
+                from mergevq_platform.validation import validate
+
+                meter.flush()
+                values = validate(state.ema.averaged, recipe, worker)
+                if worker.rank == 0:
+                    host.record(state.step, {f"val/{name}": value for name, value in values.items()})
+            if stopping or state.step % recipe.checkpoint_every == 0 or state.step == total_steps:
+                save()
+                saved_at = state.step
+            if stopping:
+                break
+        if saved_at != state.step or state.step == 0:
+            save()
+    return state.step
+
+
+def address(seed: int, step: int, rank: int) -> int:
+    """A seed of its own for every (seed, step, rank)."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def length(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
+    """(optimizer steps of the whole run, steps of an epoch)."""
+    steps_per_epoch = dataset.rows // recipe.global_batch
+    if steps_per_epoch == 0:
+        raise InputError(f"data.path has {dataset.rows} pictures, fewer than global_batch {recipe.global_batch}: lower global_batch")
+    if recipe.steps is not None:
+        return recipe.steps, steps_per_epoch
+    assert recipe.epochs is not None
+    return max(1, round(recipe.epochs * steps_per_epoch)), steps_per_epoch
+
+
+def build(recipe: Recipe, dataset: Dataset) -> Training:
+    """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
+    match recipe.task:
+        case TokenizerTask() as task:
+            tokenizer = MergeVQ(task.model)
+            if task.initial_weights:
+                from mergevq.initialisation import select_weights
+
+                select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
+            return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
+        case ClassifierTask() as task:
+            if not dataset.labelled:
+                raise InputError(f"{recipe.data.path} has no labels: a classifier cannot be trained on it")
+            if task.model.classes != dataset.num_classes:
+                raise InputError(
+                    f"task.model.classes is {task.model.classes} but {recipe.data.path} has {dataset.num_classes} classes: make them equal"
+                )
+            return ClassifierTraining(StandInClassifier(task.model))
+
+
+def make_optimizers(recipe: Recipe, training: Training) -> dict[str, torch.optim.Optimizer]:
+    """One AdamW per phase; weight decay only on weights of two and more dimensions."""
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for name, phase in training.phases.items():
+        config = optimizer_config(recipe, name)
+        parameters = [p for p in phase.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        fused = parameters[0].device.type == "cuda"
+        optimizers[name] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    return optimizers
+
+
+def optimizer_config(recipe: Recipe, phase: str) -> OptimizerConfig:
+    """The settings of a phase's optimizer."""
+    return recipe.discriminator_optimizer or recipe.optimizer if phase == "discriminator" else recipe.optimizer
+
+
+def set_learning_rates(recipe: Recipe, optimizers: dict[str, torch.optim.Optimizer], step: int, total_steps: int) -> None:
+    """Learning rates as a pure function of the step."""
+    for name, optimizer in optimizers.items():
+        config = optimizer_config(recipe, name)
+        rate = config.learning_rate * schedules.scale(config.schedule, step, total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def draw_keep(recipe: Recipe, step: int) -> int | None:
+    """The kept-token count of a step: a function of (seed, step), the same on all ranks."""
+    if not isinstance(recipe.task, TokenizerTask):
+        return None
+    return kept.draw(recipe.task.keep, recipe.task.model.grid_tokens, seed=recipe.seed, step=step)
+
+
+def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:
+    """The phases, wrapped so that gradients are averaged over ranks."""
+    if worker.world_size == 1:
+        return dict(training.phases.items())
+    device_ids = [worker.device.index or 0] if worker.device.type == "cuda" else None
+    return {
+        name: DistributedDataParallel(phase, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        for name, phase in training.phases.items()
+    }
+
+
+def accumulate(
+    phases: dict[str, nn.Module],
+    batch: dict[str, Tensor],
+    keep: int | None,
+    step: int,
+    share: float,
+    last: bool,
+    autocast: Callable,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, Tensor]:
+    """Forward and backward of every phase on one micro-batch; gradients meet across ranks at the `last` one."""
+    carry: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
+    for phase in phases.values():
+        with ExitStack() as stack:
+            if not last and isinstance(phase, DistributedDataParallel):
+                stack.enter_context(phase.no_sync())
+            with autocast():
+                output: Output = phase(batch, carry, keep=keep, step=step)
+            total = output.total * share
+            (scaler.scale(total) if scaler else total).backward()
+        carry, losses = output.carry, losses | output.losses
+    return losses
+
+
+def update(recipe: Recipe, training: Training, state: TrainingState) -> dict[str, Tensor]:
+    """Clip, step, clear; returns the gradient norm of each phase."""
+    norms: dict[str, Tensor] = {}
+    for name, phase in training.phases.items():
+        optimizer = state.optimizers[name]
+        parameters = [p for p in phase.parameters() if p.requires_grad]
+        if state.scaler:
+            state.scaler.unscale_(optimizer)
+        clip = optimizer_config(recipe, name).clip_norm
+        norm = nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"), foreach=True)
+        norms[f"{name}_gradient_norm"] = norm
+        if state.scaler:
+            state.scaler.step(optimizer)
+        elif recipe.on_nan == "stop" or bool(norm.isfinite()):  # "skip" reads the norm on the host, each step
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if state.scaler:
+        state.scaler.update()
+    return norms
+
+
+class Meter:
+    """Losses of the steps since the last report, kept on the device; reduced over ranks at the logging cadence."""
+
+    def __init__(self, worker: Worker, host: Host, recipe: Recipe, total_steps: int) -> None:
+        self.worker, self.host, self.recipe, self.total_steps = worker, host, recipe, total_steps
+        self.rows: list[tuple[int, int | None, Tensor]] = []
+        self.names: list[str] = []
+        self.started = time.monotonic()
+        self.waited = 0.0
+        self.warned: set[str] = set()
+
+    def waiting(self, fetch: Callable) -> list[dict[str, Tensor]]:
+        """Fetch the next data and count the time it took."""
+        began = time.monotonic()
+        batches = fetch()
+        self.waited += time.monotonic() - began
+        return batches
+
+    def add(self, step: int, keep: int | None, losses: list[dict[str, Tensor]], norms: dict[str, Tensor], bad_pictures: int) -> None:
+        """Remember one step; report when the cadence says so."""
+        self.names = [*losses[0], *norms, "bad_pictures"]
+        mean = [torch.stack([part[name].detach().float() for part in losses]).mean() for name in losses[0]]
+        extra = [norm.detach().float() for norm in norms.values()]
+        self.rows.append((step, keep, torch.stack([*mean, *extra, mean[0].new_tensor(float(bad_pictures))])))
+        if step % self.recipe.log_every == 0 or step == self.total_steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Reduce the remembered steps over ranks, check them, and hand them to the host (rank 0)."""
+        if not self.rows:
+            return
+        table = torch.stack([row for *_, row in self.rows])
+        if self.worker.world_size > 1:
+            dist.all_reduce(table)
+            table /= self.worker.world_size
+        values = table.cpu()
+        steps, seconds, waited = len(self.rows), time.monotonic() - self.started, self.waited
+        rows, self.rows, self.started, self.waited = self.rows, [], time.monotonic(), 0.0
+        self._check_finite(rows, values)
+        if self.worker.rank:
+            return
+        for (step, keep, _), row in zip(rows, values.tolist(), strict=True):
+            if step % self.recipe.log_every and step != self.total_steps:
+                continue
+            named = dict(zip(self.names, row, strict=True))
+            if keep is not None:
+                named["kept_tokens"] = float(keep)
+            rate = schedules.scale(self.recipe.optimizer.schedule, step - 1, self.total_steps)
+            named["learning_rate"] = self.recipe.optimizer.learning_rate * rate
+            self.host.record(step, {f"train/{name}": value for name, value in named.items()})
+        status = dict(zip(self.names, values[-1].tolist(), strict=True))
+        self._warn_of_low_usage(rows[-1][0], status)
+        images_per_second = steps * self.recipe.global_batch / seconds
+        self.host.progress(
+            {"step": rows[-1][0], "total_steps": self.total_steps, "images_per_second": images_per_second}
+            | {"waiting_share": min(1.0, waited / seconds), "seconds_per_step": seconds / steps}
+            | {name: value for name, value in status.items()}
+        )
+
+    def _check_finite(self, rows: list, values: Tensor) -> None:
+        if self.recipe.on_nan == "skip" or bool(values.isfinite().all()):
+            return
+        row, column = (int(i) for i in (~values.isfinite()).nonzero()[0])
+        raise BrokenTraining(
+            f"step {rows[row][0]}: '{self.names[column]}' is {values[row, column].item()}; the last checkpoint is from before. "
+            "Lower optimizer.learning_rate, set optimizer.clip_norm, or go on over such steps with on_nan=skip"
+        )
+
+    def _warn_of_low_usage(self, step: int, status: dict[str, float]) -> None:
+        task = self.recipe.task
+        early = step < EARLY_STEPS or "usage" in self.warned
+        if early or not isinstance(task, TokenizerTask) or "codebook_entropy" not in status:
+            return
+        highest = task.model.quantizer.max_entropy
+        if status["codebook_entropy"] < LOW_CODE_USAGE * highest:
+            self.warned.add("usage")
+            self.host.warn(
+                f"step {step}: the codebook entropy is {status['codebook_entropy']:.2f} nats of at most {highest:.2f}, few codes "
+                "are used; raise task.losses.entropy.weight or lower optimizer.learning_rate"
+            )
+
+
+def _scaler(recipe: Recipe, worker: Worker) -> torch.amp.GradScaler | None:
+    return torch.amp.GradScaler(worker.device.type) if recipe.precision == "float16" else None
+
+
+def _agreed(flag: bool, group: dist.ProcessGroup | None) -> bool:
+    # Rank 0's word, over gloo so that a GPU need not be waited for.
+    if group is None:
+        return flag
+    word = torch.tensor([flag], dtype=torch.uint8)
+    dist.broadcast(word, src=0, group=group)
+    return bool(word[0])

@@ -1,0 +1,258 @@
+"""A recipe: the only input of a run. YAML names a preset and says what differs; `resolve` makes it complete.
+
+Recipe files, command-line overrides and a sweep's trials all pass through `resolve`. The tree of the resolved
+recipe (`to_tree`) is stored in every checkpoint and in MLflow; resolving it again gives the same recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from mergevq.classifier import StandInConfig
+from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
+from mergevq.errors import InputError
+from mergevq.keep import KeepDistribution, merge_schedule
+from mergevq.presets import preset
+from mergevq.schedules import Schedule
+from mergevq.tokenizer import TokenizerConfig
+from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
+from mergevq_platform.data import ViewsConfig
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@config
+class TokenizerTask:
+    """Train a MergeVQ tokenizer."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    preset: str | None = None  # the named preset that `model` starts from
+    model: TokenizerConfig
+    keep: KeepDistribution  # how the kept-token count of each step is drawn
+    loss_preset: Literal["release", "paper"] | None = None  # the named preset that `losses` starts from
+    losses: TokenizerTrainingConfig
+    initial_weights: str | None = None  # DINOv2 weights file: weight selection (A.1); none: random
+    initial_weights_sha256: str | None = None
+
+
+@config
+class ClassifierTask:
+    """Train the stand-in teacher: a small classifier on the same pictures. It sees the labels."""
+
+    kind: Literal["classifier"] = "classifier"
+    model: StandInConfig
+
+
+Task = Annotated[TokenizerTask | ClassifierTask, Field(discriminator="kind")]
+
+
+@config
+class DataConfig:
+    """Which pictures, and what happens to them on the way."""
+
+    path: str  # a directory of Parquet shards: local path or pyarrow URI
+    train_split: str = "train"
+    evaluation_split: str = "val"
+    views: ViewsConfig
+    window_blocks: Count = 16  # row groups that are shuffled together
+    loader_workers: Annotated[int, Field(ge=0)] = 0  # processes per training worker that decode pictures; 0: a thread
+    bad_picture_limit: Annotated[int, Field(ge=0)] = 0  # corrupt pictures replaced before the run is an error
+
+
+@config
+class OptimizerConfig:
+    """AdamW and its schedule (paper, Table A1: betas (0.5, 0.9), no weight decay)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    schedule: Schedule
+
+
+@config
+class ClusterConfig:
+    """What the run asks of the Ray cluster."""
+
+    workers: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: Count = 1
+    max_failures: int = Field(default=3, ge=-1)  # worker-group restarts before the run fails; -1: no limit
+
+
+@config
+class RandomFeatures:
+    """The fixed offline network `random_v1`: always available, comparable only with itself."""
+
+    kind: Literal["random"] = "random"
+
+
+@config
+class TimmFeatures:
+    """A timm model with weights from a file (for example DINOv2)."""
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    weights: str
+    sha256: str | None = None
+
+
+@config
+class EvaluationConfig:
+    """What the curve measures."""
+
+    keeps: tuple[Count, ...] | None = None  # kept counts of the curve; none: six counts, spread over the trained range
+    batch: Count = 64
+    images: Count | None = None  # pictures of the evaluation split; none: all
+    probe_images: Count | None = None  # pictures of the train split that the probe learns from; none: all
+    extractor: Annotated[RandomFeatures | TimmFeatures, Field(discriminator="kind")] = Field(default_factory=RandomFeatures)
+    untrained_baseline: bool = True  # also probe the encoder as it was before training
+    every: Count | None = None  # steps between validations during training; none: only at the end
+    validation_images: Count = 256  # pictures of a validation during training
+
+
+@config
+class Recipe:
+    """Everything that decides what a run computes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str = ""
+    experiment: str = "mergevq"
+    seed: Annotated[int, Field(ge=0)] = 0
+    task: Task
+    data: DataConfig
+    steps: Count | None = None  # optimizer steps; or
+    epochs: Annotated[float, Field(gt=0)] | None = None  # passes over the training split
+    global_batch: Count
+    micro_batch: Count | None = None  # pictures of one forward pass; resolved: global_batch / workers
+    optimizer: OptimizerConfig
+    discriminator_optimizer: OptimizerConfig | None = None  # none: the same settings
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False  # torch.compile the transformer blocks, one graph per kept count
+    channels_last: bool = False
+    on_nan: Literal["stop", "skip"] = "stop"
+    log_every: Count = 10
+    checkpoint_every: Count = 1000
+    keep_checkpoints: Count = 2
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give the length of training once: 'steps' or 'epochs'")
+        if self.cluster.workers > self.global_batch:
+            raise ValueError(
+                f"cluster.workers is {self.cluster.workers} but global_batch is {self.global_batch}: "
+                "every worker needs at least one picture of each batch; lower the workers or raise global_batch"
+            )
+        if self.micro_batch is not None:
+            if self.global_batch % self.micro_batch:
+                raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+            micro_batches = self.global_batch // self.micro_batch
+            if micro_batches % self.cluster.workers:
+                raise ValueError(
+                    f"{micro_batches} micro-batches of {self.micro_batch} do not divide among "
+                    f"{self.cluster.workers} workers; set micro_batch to {self.global_batch // self.cluster.workers} or a divisor of it"
+                )
+        if isinstance(self.task, TokenizerTask):
+            self._check_kept_counts(self.task)
+
+    def _check_kept_counts(self, task: TokenizerTask) -> None:
+        grid, depth = task.model.grid_tokens, task.model.encoder.depth
+        for key, keeps in (("task.keep", task.keep.candidates(grid)), ("evaluation.keeps", self.evaluation.keeps or ())):
+            for keep in keeps:
+                try:
+                    merge_schedule(grid, keep, depth)
+                except InputError as error:
+                    raise ValueError(f"{key}: {error}") from None
+
+    @property
+    def tokenizer(self) -> TokenizerTask:
+        """The task, where only a tokenizer makes sense. Raises `InputError` for other tasks."""
+        if not isinstance(self.task, TokenizerTask):
+            raise InputError(f"recipe '{self.name}' trains a {self.task.kind}; this needs a tokenizer")
+        return self.task
+
+
+def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The resolved recipe of a file, or of a packaged recipe by name, with `a.b=c` overrides laid over it."""
+    return resolve(with_overrides(read(name_or_path), overrides))
+
+
+def read(name_or_path: str | Path) -> Tree:
+    """The unresolved tree of a recipe file or packaged recipe. Raises `InputError` if there is none or it is not YAML."""
+    path = find(name_or_path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        line = f" at line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise InputError(f"{path} is not YAML{line}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} holds no recipe: it must be a mapping of keys to values")
+    tree.setdefault("name", path.stem)
+    return tree
+
+
+def resolve(tree: Mapping[str, Any]) -> Recipe:
+    """Complete and check a recipe tree: presets are written out under what the tree says, defaults are filled in."""
+    task = dict(tree.get("task") or {})
+    if task.get("kind", "tokenizer") == "tokenizer":
+        task["kind"] = "tokenizer"
+        if task.get("preset"):
+            task["model"] = merged(to_tree(preset(task["preset"])), task.get("model") or {})
+        if task.get("loss_preset"):
+            task["losses"] = merged(loss_preset(task["loss_preset"], _variant(task)), task.get("losses") or {})
+    recipe = parse(Recipe, {**tree, "task": task})
+    settled: Tree = {}
+    if recipe.micro_batch is None:
+        if recipe.global_batch % recipe.cluster.workers:
+            raise InputError(
+                f"global_batch {recipe.global_batch} does not divide among {recipe.cluster.workers} workers: "
+                "change one of them, or set micro_batch"
+            )
+        settled["micro_batch"] = recipe.global_batch // recipe.cluster.workers
+    if isinstance(recipe.task, TokenizerTask):
+        views = recipe.data.views
+        size = recipe.task.model.image_size
+        if views.image_size != size:
+            raise InputError(f"data.views.image_size is {views.image_size} but the tokenizer works at {size}: make them equal")
+        student, teacher = recipe.task.losses.views_needed(size)
+        if (views.student_size or student) != student or (views.teacher_size or teacher) != teacher:
+            student, teacher = views.student_size or student, views.teacher_size or teacher
+        settled["data"] = {"views": {"student_size": student, "teacher_size": teacher}}
+    return parse(Recipe, merged(to_tree(recipe), settled)) if settled else recipe
+
+
+def _variant(task: Tree) -> Literal["g", "gr", "r"]:
+    # Table A1 weighs recovery and alignment by variant: R is the pure ViT, G the hybrid that reduces by 8, G+R by 16.
+    model = parse(TokenizerConfig, task.get("model") or {}, where="task.model.")
+    if model.encoder.kind == "vit":
+        return "r"
+    return "g" if model.image_size**2 == 64 * model.grid_tokens else "gr"
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a recipe given by path or by name. Raises `InputError` that lists the packaged names."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    packaged = packaged_recipes()
+    if str(name_or_path) in packaged:
+        return packaged[str(name_or_path)]
+    raise InputError(f"no recipe '{name_or_path}': give a YAML file or one of {', '.join(sorted(packaged))}")
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Recipes that come with the distribution, by name: from the wheel, or from jobs/recipes of a checkout."""
+    installed = Path(str(resources.files("mergevq_platform"))) / "recipes"
+    checkout = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
+    folder = installed if installed.is_dir() else checkout
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

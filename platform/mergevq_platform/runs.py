@@ -1,0 +1,162 @@
+"""A run: its name, where its checkpoints lie, and its local directory with the journal and the recipe."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs
+
+from mergevq.config import flattened, to_tree
+from mergevq.errors import InputError
+from mergevq_platform import checkpoints
+from mergevq_platform.recipe import Recipe, TokenizerTask
+from mergevq_platform.tracking.journal import JOURNAL_NAME, RunIdentity
+from mergevq_platform.tracking.recorder import LocalRecorder, current_user
+from mergevq_platform.tracking.store import Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    `storage/name` holds the checkpoints (any pyarrow filesystem); `directory` is local and holds journal and recipe.
+    By default the two are one folder, `runs/ray/NAME`.
+    """
+
+    name: str
+    home: Path
+    storage: str
+
+    @property
+    def directory(self) -> Path:
+        """The local directory of the run."""
+        return self.home / "ray" / self.name
+
+    @property
+    def location(self) -> str:
+        """Where the run's checkpoints lie: a path or URI."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
+
+    @classmethod
+    def new(cls, name: str, *, home: Path, storage: str | None = None) -> Run:
+        """A run whose name is not taken. Raises `InputError` if it is, or if the storage cannot be written."""
+        run = cls(name=name, home=home, storage=storage or str((home / "ray").resolve()))
+        filesystem, path = checkpoints.open_storage(run.location)
+        if filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound or run.directory.exists():
+            raise InputError(f"run '{name}' exists already in {run.storage}: choose another --name, or go on with --resume {name}")
+        run._require_writable()
+        return run
+
+    @classmethod
+    def find(cls, name: str, *, home: Path, storage: str | None = None) -> Run:
+        """An existing run by name or by path. Raises `InputError` if there is none."""
+        given = Path(name)
+        if storage is None and given.parent != Path() and (given / "recipe.yaml").is_file():
+            name, storage = given.name, str(given.resolve().parent)
+        run = cls(name=name, home=home, storage=storage or str((home / "ray").resolve()))
+        if not run._exists("recipe.yaml"):
+            raise InputError(f"no run '{name}' in {run.storage}: runs there: {', '.join(run.siblings()) or 'none'}")
+        return run
+
+    def siblings(self) -> list[str]:
+        """The names of the runs in this run's storage."""
+        filesystem, path = checkpoints.open_storage(self.storage)
+        listing = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+        return sorted(i.base_name for i in listing if i.type == pyarrow.fs.FileType.Directory)
+
+    def newest_checkpoint(self) -> str:
+        """The location of the run's newest checkpoint. Raises `InputError` if it has none."""
+        found = checkpoints.listed(self.location)
+        if not found:
+            raise InputError(f"run '{self.name}' has no checkpoint yet in {self.location}")
+        return found[0]
+
+    def read(self, file: str) -> str:
+        """A text file of the run, local or from storage."""
+        local = self.directory / file
+        if local.is_file():
+            return local.read_text()
+        filesystem, path = checkpoints.open_storage(self.location)
+        with filesystem.open_input_stream(f"{path}/{file}") as stream:
+            return stream.read().decode()
+
+    def publish(self) -> None:
+        """Copy recipe and journal beside the checkpoints, where those lie elsewhere."""
+        filesystem, path = checkpoints.open_storage(self.location)
+        if Path(path) == self.directory.resolve():
+            return
+        for file in self.directory.glob("*.*"):
+            if file.is_file():
+                pyarrow.fs.copy_files(str(file), f"{path}/{file.name}", destination_filesystem=filesystem)
+
+    def recorder(self, recipe: Recipe, tracking_uri: str | None) -> LocalRecorder:
+        """The run's recorder: opens (or begins) the journal, writes parameters and tags, starts the writer."""
+        begun = (self.directory / JOURNAL_NAME).is_file()
+        identity = None if begun else RunIdentity(name=self.name, experiment=recipe.experiment, user=current_user())
+        recorder = LocalRecorder(self.directory, Store.at(self.home, tracking_uri), identity)
+        recorder.running()
+        recorder.params(parameters(recipe))
+        recorder.tags(tags(recipe, self))
+        recorder.artifact(self.directory / "recipe.yaml")
+        return recorder
+
+    def _exists(self, file: str) -> bool:
+        if (self.directory / file).is_file():
+            return True
+        filesystem, path = checkpoints.open_storage(self.location)
+        return filesystem.get_file_info(f"{path}/{file}").type == pyarrow.fs.FileType.File
+
+    def _require_writable(self) -> None:
+        try:
+            filesystem, path = checkpoints.open_storage(self.storage)
+            filesystem.create_dir(path, recursive=True)
+            probe = f"{path}/.mergevq-{self.name}"
+            with filesystem.open_output_stream(probe) as stream:
+                stream.write(b"writable")
+            filesystem.delete_file(probe)
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.storage} ({error}): choose another --storage or MERGEVQ_HOME") from None
+
+
+def parameters(recipe: Recipe) -> dict[str, object]:
+    """The flattened recipe for MLflow, with the kept counts as merge ratios beside the counts."""
+    flat = flattened(to_tree(recipe))
+    if isinstance(recipe.task, TokenizerTask):
+        grid = recipe.task.model.grid_tokens
+        candidates = recipe.task.keep.candidates(grid)
+        flat["kept_tokens"] = list(candidates)
+        flat["merge_ratios"] = [round(1 - keep / grid, 4) for keep in candidates]
+    return flat
+
+
+def tags(recipe: Recipe, run: Run) -> dict[str, str]:
+    """What a run is found by: kind, variant, commit, where its checkpoints lie."""
+    found = {
+        "mergevq.kind": recipe.task.kind,
+        "mergevq.run": run.name,
+        "mergevq.checkpoints": run.location,
+        "mlflow.note.content": recipe.description,
+    }
+    if isinstance(recipe.task, TokenizerTask):
+        found["mergevq.variant"] = recipe.task.preset or recipe.task.model.encoder.kind
+        found["mergevq.alignment"] = recipe.task.losses.alignment.kind
+    commit = git_commit()
+    if commit:
+        found["mlflow.source.git.commit"] = commit
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, '+' appended if it has changes; None outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        if commit.returncode:
+            return None
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
