@@ -59,7 +59,7 @@ class PatchDiscriminator(nn.Module):
         with torch.autocast(
             images.device.type, enabled=False
         ):  # the hinge and LeCam compare small differences
-            return self.logits(features.float())
+            return self.logits(features.to(self.logits.weight.dtype))
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:

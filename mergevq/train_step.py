@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from mergevq.config import parse
 from mergevq.discriminator import PatchDiscriminator
 from mergevq.ema import RunningMean
 from mergevq.errors import InputError
-from mergevq.keep import scaled_keep
+from mergevq.keep import reachable, scaled_keep
 from mergevq.losses.adversarial import (
     NoAdversarial,
     PatchAdversarial,
@@ -81,7 +80,7 @@ class TokenizerPhase(nn.Module):
     def forward(self, batch: dict[str, Tensor], carry: dict[str, Tensor], *, keep: int, step: int) -> Output:
         config = self.config
         images = batch["image"]
-        result = self.tokenizer(images, keep)
+        result = self.tokenizer(images, keep, detach_recovery=config.recovery.detach)
 
         picture, losses = self._picture_terms(images, result.reconstruction)
         terms = [picture, *self._adversarial_term(picture, result.reconstruction, step, losses)]
@@ -144,13 +143,18 @@ class TokenizerPhase(nn.Module):
         return [losses["d_weight"] * losses["adversarial"]]
 
     def _alignment_term(self, batch: dict[str, Tensor], keep: int, losses: dict[str, Tensor]) -> Tensor:
-        pixels = batch["image"].shape[-1] // math.isqrt(self.tokenizer.grid_tokens)
+        encoder = self.tokenizer.config.encoder
 
         def kept(view: Tensor) -> int:
-            return scaled_keep(keep, self.tokenizer.grid_tokens, (view.shape[-1] // pixels) ** 2)
+            grid = (view.shape[-1] // encoder.reduction) ** 2
+            # Rounding may fall below what the layers can reach on a smaller grid.
+            return max(
+                scaled_keep(keep, self.tokenizer.grid_tokens, grid), reachable(grid, encoder.depth).start
+            )
 
         student_view = batch["student"]
         _, student = self.tokenizer.encode_summary(student_view, kept(student_view))
+        assert student is not None
         losses["alignment_feature_std"] = feature_std(student)
         losses["alignment_feature_rank"] = feature_rank(student)
         match self.config.alignment:
@@ -324,7 +328,7 @@ def _alignment_modules(
 def _check_views(term: Alignment, tokenizer: MergeVQ, key: str) -> None:
     """Views that the encoder itself sees must be cut into its cells."""
     image_size = tokenizer.config.image_size
-    pixels = image_size // math.isqrt(tokenizer.grid_tokens)
+    pixels = tokenizer.config.encoder.reduction
     sizes = term.views_needed(image_size)
     own = {
         "student_size": sizes.student,

@@ -137,7 +137,19 @@ def matching_loss(kind: Matching, student: Tensor, teacher: Tensor, temperature:
         case "mse":
             return F.mse_loss(student, teacher)
         case "cosine":
-            return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
+            return 1 - (unit(student) * unit(teacher)).sum(-1).mean()
+
+
+def unit(features: Tensor, floor: float = 0.1) -> Tensor:
+    """Features (B, D) at length 1, float32; those much shorter than `floor` keep their direction but stay
+    short.
+
+    A new summary head gives features of length 1e-8, at which an exact normalisation has gradients of 1e8:
+    they would fill an optimizer's moments and take up all of a clipped gradient. With the floor they are at
+    most 1 / floor.
+    """
+    features = features.float()
+    return features / (features.square().sum(-1, keepdim=True) + floor**2).sqrt()
 
 
 class MatchTeacher(nn.Module):
@@ -167,7 +179,7 @@ class Prototypes(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(features.float(), dim=-1) @ F.normalize(self.directions.float(), dim=-1).T
+            return unit(features) @ F.normalize(self.directions.float(), dim=-1).T
 
 
 def self_distillation_loss(term: SelfAlignment, student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
@@ -215,6 +227,7 @@ def feature_rank(features: Tensor) -> Tensor:
     decomposition and so no host synchronisation. 0 when the features do not vary at all.
     """
     features = features.float()
+    features = features / features.square().mean().sqrt().clamp(min=1e-30)  # squares of squares underflow
     centred = features - features.mean(dim=0)
     with torch.autocast(features.device.type, enabled=False):
         gram = centred @ centred.T

@@ -10,6 +10,7 @@ import mergevq
 from mergevq.classifier import StandInClassifier, StandInConfig, save_classifier
 from mergevq.config import merged, parse
 from mergevq.errors import InputError
+from mergevq.keep import reachable
 from mergevq.losses.config import Annealing
 from mergevq.train_step import TokenizerTrainingConfig, build_training, loss_preset
 
@@ -53,9 +54,9 @@ def _trees(files):
 TERMS = ["plain", "binary recovery, detached", "self-distillation, adaptive", "supervised", "stand-in"]
 
 
-def _training(tree, preset="test_gr", seed=0, **overrides):
+def _training(tree, preset="test_gr", seed=0, overrides=None):
     torch.manual_seed(seed)
-    return build_training(tree, mergevq.create(preset, **overrides), seed=seed)
+    return build_training(tree, mergevq.create(preset, overrides), seed=seed)
 
 
 def _batch(training, size=2, seed=0):
@@ -374,3 +375,83 @@ def test_presets_hold_the_published_weights_and_need_only_the_files(files, varia
         parse(TokenizerTrainingConfig, loss_preset("release", variant))
     with pytest.raises(InputError, match="no loss preset 'relese'"):
         loss_preset("relese", variant)
+
+
+def test_a_scalar_quantizer_trains_with_the_same_recipe():
+    training = _training(
+        {"adversarial": {"kind": "none"}}, overrides={"quantizer": {"kind": "fsq", "levels": [4, 4, 3]}}
+    )
+    losses = _step(training, _batch(training), _keep(training))["tokenizer"].losses
+    assert losses["sample_entropy"] == losses["commitment"] == 0
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in training.parameters() if p.requires_grad
+    )
+
+
+def test_a_smaller_view_is_merged_in_the_same_proportion_and_never_below_what_is_reachable():
+    training = _training(
+        {"adversarial": {"kind": "none"}, "alignment": {"kind": "self", "prototypes": 8, "student_size": 8}}
+    )
+    tokenizer = training.model()
+    seen = []
+    encode_summary = tokenizer.encode_summary
+
+    def watched(images, keep):
+        seen.append((images.shape[-1], keep))
+        return encode_summary(images, keep)
+
+    tokenizer.encode_summary = watched
+    assert tokenizer.grid_tokens == 16
+    lowest = reachable(16, tokenizer.config.encoder.depth).start
+    for keep in (16, 8, lowest):
+        training.phases["tokenizer"](_batch(training), {}, keep=keep, step=0)
+    floor = reachable(4, tokenizer.config.encoder.depth).start
+    assert seen == [(8, 4), (8, 2), (8, max(floor, round(lowest / 4)))]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tree", "words"),
+    [
+        (
+            {"recovery": None},
+            {},
+            r"training\.recovery\.weight is 0\.5, but the tokenizer has no recovery: set it to 0",
+        ),
+        (
+            {"head": None},
+            {"alignment": {"kind": "self"}},
+            r"training\.alignment: the tokenizer has no summary head",
+        ),
+    ],
+)
+def test_a_term_whose_part_the_tokenizer_lacks_is_refused(overrides, tree, words):
+    with pytest.raises(InputError, match=words):
+        _training({"adversarial": {"kind": "none"}, **tree}, overrides=overrides)
+
+
+def test_a_tokenizer_without_recovery_and_head_trains():
+    tree = {"adversarial": {"kind": "none"}, "recovery": {"weight": 0}}
+    training = _training(tree, overrides={"recovery": None, "head": None})
+    _step(training, _batch(training), _keep(training))
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in training.parameters() if p.requires_grad
+    )
+
+
+def test_recovery_reaches_the_encoder_unless_it_is_detached():
+    lengths = []
+    for detach in (False, True):
+        tree = {
+            "adversarial": {"kind": "none"},
+            "reconstruction": {"weight": 0},
+            "commitment_weight": 0,
+            "entropy": {"weight": 0},
+            "recovery": {"weight": 1, "detach": detach},
+        }
+        training = _training(tree)
+        training.phases["tokenizer"](_batch(training), {}, keep=_keep(training), step=0).total.backward()
+        tokenizer = training.model()
+        lengths.append(tokenizer.to_latents["project"].weight.grad.norm())
+        assert sum(p.grad.norm() for p in tokenizer.recovery.parameters()) > 0
+    assert lengths[0] > 0
+    assert lengths[1] == 0
