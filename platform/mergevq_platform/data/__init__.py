@@ -5,6 +5,7 @@ from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import EvalBatches
 from mergevq_platform.data.info import contact_sheet, describe
 from mergevq_platform.data.order import SampleOrder
+from mergevq_platform.data.pack import pack
 from mergevq_platform.data.pictures import BadPicture, decode
 from mergevq_platform.data.shapes import write_shapes
 from mergevq_platform.data.stream import Batch, TrainStream, to_unit_range
@@ -25,6 +26,7 @@ __all__ = [
     "evaluation_view",
     "make_views",
     "open_dataset",
+    "pack",
     "to_unit_range",
     "write_digits",
     "write_shapes",

@@ -142,7 +142,7 @@ def _skipped(manifest: Manifest | None) -> list[str]:
     items = [item for split in manifest.splits.values() for item in split.skipped] if manifest else []
     if not items:
         return []
-    lines = [f"  skipped   {len(items):,} files that could not be used:"]
+    lines = [f"  skipped   {len(items):,} file{'s' if len(items) > 1 else ''} that could not be used:"]
     lines += [f"            {item.file} {item.reason}" for item in items[:SKIPPED_SHOWN]]
     return lines + (
         [f"            … and {len(items) - SKIPPED_SHOWN:,} more, see manifest.json"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mergevq_platform.data.pictures import encode_png
 from mergevq_platform.data.shards import Manifest, Record, write_set
 
 Array = np.ndarray
-CHUNK = 256
+CHUNK_PIXELS = 2**18
 AREA = (0.10, 0.24)  # share of the picture that the shape covers
 SPECKS = 5
 NOISE_CELLS = 6
@@ -132,8 +133,9 @@ def write_shapes(
 
 
 def _records(split: str, images: int, size: int, seed: int) -> Iterator[Record]:
-    for start in range(0, images, CHUNK):
-        pictures, labels = render(np.arange(start, min(start + CHUNK, images)), split, size, seed)
+    chunk = max(1, CHUNK_PIXELS // size**2)
+    for start in range(0, images, chunk):
+        pictures, labels = render(np.arange(start, min(start + chunk, images)), split, size, seed)
         for index, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True), start):
             yield Record(encode_png(picture), f"{split}/{CLASSES[label]}/{index:07d}.png", label)
 
@@ -271,6 +273,7 @@ def _painted(canvas: Array, distance: Array, colour: Array, size: int, light: Ar
     return canvas + cover * (painted - canvas)
 
 
+@cache
 def _measures() -> tuple[Array, Array]:
     """Of each shape of unit radius: its area, and the distance of its furthest point from its centre."""
     axis = np.linspace(-1.6, 1.6, 641)

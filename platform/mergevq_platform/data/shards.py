@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,14 +134,18 @@ def schema(classes: Sequence[str]) -> pa.Schema:
 def write_shard(
     directory: Path,
     file: str,
-    records: Sequence[Record],
+    records: Iterable[Record],
     classes: Sequence[str],
     *,
     row_group_rows: int = ROW_GROUP_ROWS,
-) -> Shard:
-    """Write one shard: the file appears whole or not at all. Raises `OSError` of the disk, having left nothing."""
-    assert records
+) -> Shard | None:
+    """Write one shard: the file appears whole or not at all, and not at all (None) without records.
+
+    Holds one row group in memory. Raises `OSError` of the disk, having left nothing.
+    """
     target = directory / file
+    groups: list[int] = []
+    layout = schema(classes)
     with whole_file(target) as temporary:
         # Pictures are compressed already, and a dictionary of them would only cost memory.
         options: dict[str, Any] = {
@@ -148,16 +153,18 @@ def write_shard(
             "use_dictionary": False,
             "write_statistics": ["label"],
         }
-        with pq.ParquetWriter(temporary, schema(classes), **options) as writer:
-            for start in range(0, len(records), row_group_rows):
-                part = records[start : start + row_group_rows]
+        with pq.ParquetWriter(temporary, layout, **options) as writer:
+            source = iter(records)
+            while part := list(islice(source, row_group_rows)):
                 images = [{"bytes": record.data, "path": record.path} for record in part]
                 columns = {"image": images, "label": [record.label for record in part]}
-                writer.write_table(pa.table(columns, schema=schema(classes)))
+                writer.write_table(pa.table(columns, schema=layout))
+                groups.append(len(part))
         size, checksum = temporary.stat().st_size, sha256_of(temporary)
-    full, rest = divmod(len(records), row_group_rows)
-    groups = (row_group_rows,) * full + ((rest,) if rest else ())
-    return Shard(file=file, rows=len(records), bytes=size, row_groups=groups, sha256=checksum)
+    if not groups:
+        target.unlink()
+        return None
+    return Shard(file=file, rows=sum(groups), bytes=size, row_groups=tuple(groups), sha256=checksum)
 
 
 class whole_file:
@@ -202,7 +209,7 @@ def write_set(
     shard_rows: int = SHARD_ROWS,
     row_group_rows: int = ROW_GROUP_ROWS,
 ) -> Manifest:
-    """Write whole splits held in memory. A directory that already holds the same `source` is left as it is.
+    """Write labelled splits. A directory that already holds the same `source` is left as it is.
 
     Raises `InputError` if the directory holds anything else.
     """
@@ -216,18 +223,15 @@ def write_set(
     refuse_foreign_files(directory)
     done: dict[str, Split] = {}
     for name, records in splits.items():
-        rows = list(records)
-        shards = tuple(
-            write_shard(
-                directory,
-                f"{name}-{index:05d}.parquet",
-                rows[start : start + shard_rows],
-                classes,
-                row_group_rows=row_group_rows,
+        shards: list[Shard] = []
+        source_rows = iter(records)
+        while part := list(islice(source_rows, shard_rows)):
+            shard = write_shard(
+                directory, f"{name}-{len(shards):05d}.parquet", part, classes, row_group_rows=row_group_rows
             )
-            for index, start in enumerate(range(0, len(rows), shard_rows))
-        )
-        done[name] = Split(shards=shards, labelled=True)
+            assert shard is not None
+            shards.append(shard)
+        done[name] = Split(shards=tuple(shards), labelled=True)
     manifest = Manifest(splits=done, classes=tuple(classes), size=size, source=source)
     write_text(directory / MANIFEST, manifest.to_json())
     return manifest

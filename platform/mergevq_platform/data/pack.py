@@ -1,0 +1,355 @@
+"""Packing folders, tars and Parquet into shards: shuffled by seed, in parallel, resumable, bad files listed.
+
+A shard's pictures are fixed before anything is written, so any number of processes in any order give the same files. Each
+finished shard leaves a part file with its checksum; a pack that is run again keeps those shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mergevq.errors import InputError
+from mergevq_platform.data.dataset import PARTS, Dataset, Row, open_dataset
+from mergevq_platform.data.keyed import Stream, permutation
+from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode, encode_like, resize_shorter
+from mergevq_platform.data.shards import (
+    MANIFEST,
+    ROW_GROUP_ROWS,
+    SHARD_ROWS,
+    Manifest,
+    Record,
+    Shard,
+    Skipped,
+    Split,
+    existing_manifest,
+    refuse_foreign_files,
+    shard_from,
+    write_shard,
+    write_text,
+)
+from mergevq_platform.data.sources import Item, Source, find_source, read_item
+
+
+class Part(NamedTuple):
+    """What became of one planned shard; no shard where none of its pictures was usable."""
+
+    file: str
+    pictures: int  # looked at
+    shard: Shard | None
+    labelled: bool
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One shard to be written."""
+
+    directory: str
+    split: str
+    file: str
+    kind: str
+    identity: str
+    items: tuple[Item, ...]
+    classes: tuple[str, ...]
+    size: int | None
+    max_pixels: int
+    row_group_rows: int
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that decides the shard's content."""
+        # Where the source lies does not matter: moved, it is the same source. (asdict would copy every item.)
+        items = [[item.name, item.label, item.offset, item.size] for item in self.items]
+        settings = [
+            self.split,
+            self.file,
+            self.kind,
+            self.identity,
+            self.classes,
+            self.size,
+            self.max_pixels,
+            self.row_group_rows,
+        ]
+        return hashlib.sha256(json.dumps([items, settings]).encode()).hexdigest()
+
+
+MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
+
+
+def pack(
+    source: str | Path,
+    directory: str | Path,
+    *,
+    size: int | None = None,
+    parallel: bool = False,
+    labels: str | Path | None = None,
+    validation_fraction: float = 0.0,
+    seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    shard_rows: int = SHARD_ROWS,
+    row_group_rows: int = ROW_GROUP_ROWS,
+    progress: bool = True,
+    map_jobs: MapJobs | None = None,
+) -> Manifest:
+    """Pack the pictures of `source` into shards under `directory`; returns the manifest, which lists skipped files.
+
+    `size` shrinks pictures to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
+    connected to; every node must see both places. `labels` is a CSV for pictures outside of class folders.
+    `validation_fraction` holds that share of `train` out as `val` where the source has no `val`. Run again after an
+    interruption, it goes on; run again after its end, it does nothing. Every picture is decoded once to prove it whole.
+
+    Raises `InputError` for a source without usable pictures or a directory that holds something else.
+    """
+    directory = Path(directory).expanduser().absolute()
+    if size is not None and size < 1:
+        raise InputError(f"size is {size}: it must be at least 1")
+    if not 0 <= validation_fraction < 1:
+        raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file: name a directory")
+    if directory.is_relative_to(Path(source).expanduser().absolute()):
+        raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
+    found = find_source(source, labels=labels, scratch=directory / PARTS)
+    splits = _shuffled(found, seed, shard_rows, validation_fraction)
+    jobs = [
+        Job(
+            directory=str(directory),
+            split=split,
+            file=f"{split}-{index:05d}.parquet",
+            kind=found.kind,
+            identity=found.identity,
+            items=tuple(items),
+            classes=found.classes,
+            size=size,
+            max_pixels=max_pixels,
+            row_group_rows=row_group_rows,
+        )
+        for split, shards in splits.items()
+        for index, items in enumerate(shards)
+    ]
+    digest = hashlib.sha256("".join(job.key for job in jobs).encode()).hexdigest()
+    if existing := existing_manifest(directory):
+        if existing.source.get("digest") == digest:
+            shutil.rmtree(directory / PARTS, ignore_errors=True)
+            return existing
+        raise InputError(
+            f"{directory} already holds another picture set: name another directory, or delete it first"
+        )
+    if not (directory / PARTS).exists():
+        refuse_foreign_files(directory)
+    (directory / PARTS).mkdir(parents=True, exist_ok=True)
+
+    parts = {job.file: part for job in jobs if (part := _finished(job))}
+    run = map_jobs or (on_ray if parallel else map)
+    with _bar(progress) as bar:
+        task = bar.add_task("packing", total=sum(len(job.items) for job in jobs))
+        bar.advance(task, sum(part.pictures for part in parts.values()))
+        for part in run(pack_shard, [job for job in jobs if job.file not in parts]):
+            parts[part.file] = part
+            bar.advance(task, part.pictures)
+
+    description = {
+        "kind": "pack",
+        "of": found.kind,
+        "path": str(source),
+        "size": size,
+        "seed": seed,
+        "digest": digest,
+    }
+    manifest = _manifest(
+        found, splits, [parts[job.file] for job in jobs], size, {**description, "ignored": found.ignored}
+    )
+    if not any(split.rows for split in manifest.splits.values()):
+        first = next(item for split in manifest.splits.values() for item in split.skipped)
+        raise InputError(f"{source} has no usable picture: the first, {first.file}, {first.reason}")
+    _remove_leftovers(directory, {job.file for job in jobs})
+    write_text(directory / MANIFEST, manifest.to_json())
+    shutil.rmtree(directory / PARTS)
+    return manifest
+
+
+def pack_shard(job: Job) -> Part:
+    """Write one shard and, after it, the part file that says so."""
+    skipped: list[Skipped] = []
+    labels: set[bool] = set()
+
+    def usable() -> Iterator[Record]:
+        for item, data, label in _contents(job):
+            try:
+                if isinstance(data, OSError):
+                    raise BadPicture(f"cannot be read ({(data.strerror or str(data)).lower()})")
+                yield Record(_fitted(data, job.size, job.max_pixels), item.name, label)
+                labels.add(label >= 0)
+            except BadPicture as error:
+                skipped.append(Skipped(item.name, str(error)))
+
+    shard = write_shard(
+        Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
+    )
+    part = Part(job.file, len(job.items), shard, labels == {True}, tuple(skipped))
+    tree = {
+        "key": job.key,
+        "shard": asdict(shard) if shard else None,
+        "labelled": part.labelled,
+        "skipped": [asdict(item) for item in skipped],
+    }
+    write_text(_part_path(job), json.dumps(tree))
+    return part
+
+
+def on_ray(function: Callable[[Job], Part], jobs: list[Job]) -> Iterator[Part]:
+    """Results of `function` over `jobs` as they come, as tasks on the Ray cluster this process is connected to."""
+    import ray
+
+    remote = ray.remote(num_cpus=1)(function)
+    waiting = iter(jobs)
+    ahead = max(
+        2, 2 * int(ray.cluster_resources().get("CPU", 1))
+    )  # each task carries its list of files: do not queue all
+    running = [remote.remote(job) for job in islice(waiting, ahead)]
+    while running:
+        (done,), running = ray.wait(running, num_returns=1)
+        try:
+            yield ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            for task in running:
+                ray.cancel(task)
+            raise error.cause or error from None
+        running += [remote.remote(job) for job in islice(waiting, 1)]
+
+
+def _shuffled(
+    found: Source, seed: int, shard_rows: int, validation_fraction: float
+) -> dict[str, list[list[Item]]]:
+    """The pictures of each split in seeded order, cut into shards."""
+    splits: dict[str, list[Item]] = {}
+    for split, items in found.splits.items():
+        code = zlib.crc32(split.encode())
+        if split in found.blocks:
+            # Whole row groups change places, and pictures only within a shard: so the source is read once, in big pieces.
+            edges = np.concatenate([[0], np.cumsum(found.blocks[split])]).tolist()
+            order = permutation(len(edges) - 1, seed, Stream.PACK_ORDER, code).tolist()
+            splits[split] = [item for block in order for item in items[edges[block] : edges[block + 1]]]
+        else:
+            splits[split] = [
+                items[i] for i in permutation(len(items), seed, Stream.PACK_ORDER, code).tolist()
+            ]
+    if validation_fraction and "val" not in splits and "train" in splits:
+        held_out = round(len(splits["train"]) * validation_fraction)
+        if not 0 < held_out < len(splits["train"]):
+            raise InputError(
+                f"validation_fraction {validation_fraction} of {len(splits['train'])} pictures leaves nothing of one: change it"
+            )
+        splits["val"], splits["train"] = splits["train"][:held_out], splits["train"][held_out:]
+    shards: dict[str, list[list[Item]]] = {}
+    for split, items in splits.items():
+        shards[split] = [items[start : start + shard_rows] for start in range(0, len(items), shard_rows)]
+        if found.kind == "parquet":
+            for index, part in enumerate(shards[split]):
+                order = permutation(
+                    len(part), seed, Stream.PACK_ORDER, zlib.crc32(split.encode()), index + 1
+                ).tolist()
+                shards[split][index] = [part[i] for i in order]
+    return shards
+
+
+def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
+    """Each item with its encoded bytes (or why they cannot be had) and its label."""
+    if job.kind != "parquet":
+        for item in job.items:
+            try:
+                yield item, read_item(item), item.label
+            except OSError as error:
+                yield item, error, item.label
+        return
+    # A row's split is the source's own: pictures held out for validation still lie in its `train`.
+    by_split: dict[str, Dataset] = {}
+    rows: dict[Item, Row] = {}
+    for item in sorted(job.items, key=lambda item: item.offset):
+        split = item.name.split("/")[0]
+        dataset = by_split.setdefault(split, open_dataset(item.file, split))
+        (rows[item],) = dataset.read([item.offset])
+    for item in job.items:
+        yield item, rows[item].data or b"", rows[item].label
+
+
+def _fitted(data: bytes, size: int | None, max_pixels: int) -> bytes:
+    picture = decode(data, max_pixels=max_pixels)
+    if size is None or min(picture.size) <= size:
+        return data
+    return encode_like(resize_shorter(picture, size), data)
+
+
+def _finished(job: Job) -> Part | None:
+    """The part that an earlier run left, if it is of the same job and its shard is there whole."""
+    try:
+        tree = json.loads(_part_path(job).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    if tree["key"] != job.key:
+        return None
+    shard = shard_from(tree["shard"]) if tree["shard"] else None
+    if shard and not (
+        Path(job.directory, shard.file).is_file()
+        and Path(job.directory, shard.file).stat().st_size == shard.bytes
+    ):
+        return None
+    return Part(
+        job.file, len(job.items), shard, tree["labelled"], tuple(Skipped(**item) for item in tree["skipped"])
+    )
+
+
+def _manifest(
+    found: Source,
+    splits: dict[str, list[list[Item]]],
+    parts: list[Part],
+    size: int | None,
+    source: dict[str, Any],
+) -> Manifest:
+    done: dict[str, Split] = {}
+    for split in splits:
+        mine = [part for part in parts if part.file.startswith(f"{split}-")]
+        shards = tuple(part.shard for part in mine if part.shard)
+        done[split] = Split(
+            shards=shards,
+            labelled=bool(shards) and all(part.labelled for part in mine if part.shard),
+            skipped=tuple(item for part in mine for item in part.skipped),
+        )
+    if found.refused:
+        first = next(iter(done))
+        done[first] = replace(done[first], skipped=(*done[first].skipped, *found.refused))
+    return Manifest(splits=done, classes=found.classes, size=size, source=source)
+
+
+def _remove_leftovers(directory: Path, planned: set[str]) -> None:
+    """Delete shards of an earlier, unfinished pack whose plan had more of them."""
+    for path in (directory / PARTS).glob("*.json"):
+        if path.stem not in planned:
+            (directory / path.stem).unlink(missing_ok=True)
+
+
+def _part_path(job: Job) -> Path:
+    return Path(job.directory, PARTS, f"{job.file}.json")
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("pictures"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
