@@ -1,0 +1,189 @@
+"""Networks whose features a Fréchet distance compares, each with the identity that its numbers are valid under."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mergevq.config import config
+from mergevq.metrics.pixels import to_uint8
+
+RANDOM_V1_SHA256 = "94ed8e012e5ec5807d75e78813b6ed2492f1fdcb02781b51815e3eba1b08270e"
+RANDOM_V1_CHANNELS = (24, 32, 44)
+
+
+@config
+class RandomFeatures:
+    """The fixed offline network `random_v1`: always available, comparable only with itself."""
+
+    kind: Literal["random"] = "random"
+
+
+@config
+class TimmFeatures:
+    """A timm model with weights from a file (for example DINOv2)."""
+
+    kind: Literal["timm"] = "timm"
+    name: str  # timm's name of the model
+    weights: str  # a safetensors or PyTorch file
+    sha256: str | None = None  # what the file must hash to; none: whatever it hashes to is recorded
+    image_size: Annotated[int, Field(ge=1)] = 224  # pictures are resized to this before the network
+
+
+FeaturesConfig = Annotated[RandomFeatures | TimmFeatures, Field(discriminator="kind")]
+
+
+class Extractor(nn.Module):
+    """A frozen network of features: pictures (B, 3, H, W) in [-1, 1] to (B, dim) float32.
+
+    Pictures are rounded to 8 bits first. `name` is part of the metrics' names; `identity` says what else numbers must
+    share to be compared.
+    """
+
+    name: str
+    identity: dict[str, Any]
+
+    def train(self, mode: bool = True) -> Extractor:
+        del mode
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        # Numbers must not depend on whether the caller runs under autocast.
+        with torch.autocast(images.device.type, enabled=False):
+            return self.features(to_uint8(images).float() / 127.5 - 1).float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, dim) of pictures (B, 3, H, W) in [-1, 1], float32."""
+        raise NotImplementedError
+
+
+def extractor(settings: RandomFeatures | TimmFeatures) -> Extractor:
+    """The extractor that a configuration names, on the CPU. Raises `InputError` for weights that cannot be had."""
+    match settings:
+        case RandomFeatures():
+            return RandomExtractor()
+        case TimmFeatures():
+            return TimmExtractor(settings)
+
+
+class RandomExtractor(Extractor):
+    """`random_v1`: three random convolutions with ReLU; the channels' means and deviations after each are the features.
+
+    Random features order blur, noise and compression by strength, each among themselves; they do not rank different
+    faults, or models, as people or ImageNet features would (Lee et al. 2022).
+    """
+
+    weights: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = random_v1_weights()
+        assert weights_sha256(weights) == RANDOM_V1_SHA256, (
+            "the weights of random_v1 changed: numbers would not compare"
+        )
+        self.stages = len(weights)
+        for stage, weight in enumerate(weights):
+            self.register_buffer(f"weight_{stage}", torch.from_numpy(weight))
+        self.name = "random_v1"
+        self.identity = {
+            "description": "features of a fixed random network (random_v1, not ImageNet FID)",
+            "weights_sha256": RANDOM_V1_SHA256,
+            "dim": 2 * sum(RANDOM_V1_CHANNELS),
+            "resize": "none",
+            "preprocessing": "rounded to uint8, then to [-1, 1]",
+        }
+
+    def features(self, images: Tensor) -> Tensor:
+        pooled, x = [], images
+        with _full_float32():
+            for stage in range(self.stages):
+                # Replicated borders: a frame of zeros would be an edge in every picture.
+                padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+                x = F.conv2d(padded, getattr(self, f"weight_{stage}"), stride=1 if stage == 0 else 2).relu()
+                pooled += [x.mean((2, 3)), x.std((2, 3), correction=0)]
+        return torch.cat(pooled, 1)
+
+
+class TimmExtractor(Extractor):
+    """The pooled feature of a timm network, for DINOv2 the normalised [CLS] (FD-DINOv2: Stein et al. 2023)."""
+
+    network: Any  # timm's interface is more than nn.Module's
+
+    def __init__(self, settings: TimmFeatures, *, key: str = "evaluation.extractor") -> None:
+        super().__init__()
+        # timm takes seconds to import and only this extractor needs it.
+        from mergevq.frozen import Renormalise, TimmNetwork, timm_network
+
+        network = TimmNetwork(model=settings.name, weights=settings.weights, sha256=settings.sha256)
+        self.network = (
+            timm_network(network, key=key, image_size=settings.image_size).requires_grad_(False).eval()
+        )
+        cfg = self.network.pretrained_cfg
+        self.renormalise = Renormalise(cfg["mean"], cfg["std"])
+        self.image_size = settings.image_size
+        self.name = safe_name(settings.name)
+        with Path(settings.weights).open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.identity = {
+            "description": f"features of timm's {settings.name} (not ImageNet FID)",
+            "weights_sha256": digest,
+            "dim": int(getattr(self.network, "head_hidden_size", None) or self.network.num_features),
+            "resize": f"bicubic, antialiased, to {settings.image_size} x {settings.image_size}",
+            "preprocessing": f"rounded to uint8, then to mean {tuple(cfg['mean'])}, std {tuple(cfg['std'])}",
+        }
+
+    def features(self, images: Tensor) -> Tensor:
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(
+                -1, 1
+            )
+        with _full_float32():
+            return self.network.forward_head(
+                self.network.forward_features(self.renormalise(images)), pre_logits=True
+            )
+
+
+def safe_name(model: str) -> str:
+    """A timm name as part of a metric's name: `vit_base_patch14_dinov2.lvd142m` is `dinov2_vitb14`."""
+    dinov2 = re.fullmatch(r"vit_(small|base|large|giant)_patch14(_reg4)?_dinov2(?:\.lvd142m)?", model)
+    if dinov2:
+        return f"dinov2_vit{dinov2[1][0]}14{dinov2[2] or ''}"
+    return re.sub(r"[^a-z0-9]+", "_", model.lower()).strip("_")
+
+
+def random_v1_weights() -> list[np.ndarray]:
+    """The kernels (out, in, 3, 3) float32 of `random_v1`: uniform with variance 2 / fan-in (He et al. 2015).
+
+    From raw Philox output by exact arithmetic: the same bits on every platform and with every version of NumPy,
+    which promises that only of a bit generator's raw stream.
+    """
+    bits = np.random.Philox(key=20250401)
+    channels, weights = (3, *RANDOM_V1_CHANNELS), []
+    for inputs, outputs in pairwise(channels):
+        shape = (outputs, inputs, 3, 3)
+        raw = bits.random_raw(math.prod(shape)) >> np.uint64(40)
+        unit = (raw.astype(np.float64) + 0.5) / 2**23 - 1  # in (-1, 1)
+        weights.append((unit * math.sqrt(6 / (9 * inputs))).astype(np.float32).reshape(shape))
+    return weights
+
+
+def weights_sha256(weights: list[np.ndarray]) -> str:
+    """The hash of arrays one after the other, as little-endian float32."""
+    return hashlib.sha256(b"".join(weight.astype("<f4").tobytes() for weight in weights)).hexdigest()
+
+
+def _full_float32() -> Any:
+    # TF32 convolutions, cuDNN's default, would make the distance depend on the GPU.
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

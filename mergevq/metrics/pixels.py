@@ -1,0 +1,105 @@
+"""PSNR and SSIM as papers report them: on 8-bit pictures, per picture, then the mean."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from mergevq.errors import InputError
+from mergevq.metrics.accumulate import Accumulator, added, float64, total
+
+WINDOW = 11  # pixels; 3.5 sigma either side
+SIGMA = 1.5  # pixels
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pictures in [-1, 1] as the uint8 that a file of them would hold: clamped and rounded. Keeps shape and device."""
+    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class PictureMean(Accumulator):
+    """The mean over pictures of a score of (picture, reconstruction)."""
+
+    key: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | None = None  # scalar
+
+    def update(self, images: Tensor, reconstructions: Tensor) -> None:
+        """Add pictures and reconstructions, both (B, 3, H, W) in [-1, 1]; both are rounded to 8 bits first.
+
+        Raises `InputError` where the shapes differ or are no pictures.
+        """
+        if images.ndim != 4 or images.shape != reconstructions.shape:
+            raise InputError(
+                f"pictures {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)}: "
+                "both must be (B, 3, H, W) of one size"
+            )
+        scores = self.scores(float64(to_uint8(images)), float64(to_uint8(reconstructions)))
+        self.count += len(scores)
+        self.sum = added(self.sum, scores.sum())
+
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """The score (B,) of each pair; both (B, 3, H, W) float64 in [0, 255]."""
+        raise NotImplementedError
+
+    def merge(self, other: Self) -> Self:
+        """The mean over both sets of pictures, on the CPU."""
+        merged = self.at_rest()
+        merged.count += other.count
+        merged.sum = added(merged.sum, other.at_rest().sum)
+        return merged
+
+    def compute(self) -> dict[str, float]:
+        """The mean by its name; NaN before the first picture."""
+        return {self.key: total(self.sum) / self.count if self.count else math.nan}
+
+
+class Psnr(PictureMean):
+    """Peak signal-to-noise ratio in dB, per picture over all channels, data range 255.
+
+    A picture reconstructed to the last bit has an infinite ratio, and so has every mean that it is part of.
+    """
+
+    key = "psnr"
+
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        return 10 * torch.log10(255.0**2 / (x - y).square().mean((1, 2, 3)))
+
+
+class Ssim(PictureMean):
+    """Structural similarity, at most 1: Gaussian window of 11 px (sigma 1.5), K = (0.01, 0.03), mean over channels.
+
+    Wang et al. 2004, eq. 13; windows that reach over the border are left out, as in scikit-image with
+    `gaussian_weights=True, use_sample_covariance=False`. Pictures under 11 px raise `InputError`.
+    """
+
+    key = "ssim"
+
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if min(height, width) < WINDOW:
+            raise InputError(f"SSIM needs pictures of at least {WINDOW} px, got {height} x {width}")
+        down, across = _blur(height, x), _blur(width, x).T
+
+        def local(values: Tensor) -> Tensor:
+            return down @ values @ across
+
+        mean_x, mean_y = local(x), local(y)
+        product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
+        covariance, variances = local(x * y) - product, local(x.square() + y.square()) - squares
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        return ((2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))).mean(
+            (1, 2, 3)
+        )
+
+
+def _blur(size: int, like: Tensor) -> Tensor:
+    # The Gaussian window as a banded matrix (size - 10, size): two products beat a float64 convolution fourfold.
+    offset = torch.arange(size) - torch.arange(size - WINDOW + 1).unsqueeze(1) - WINDOW // 2
+    weights = torch.exp(-0.5 * (offset.double() / SIGMA).square()).where(offset.abs() <= WINDOW // 2, 0)
+    return (weights / weights.sum(1, keepdim=True)).to(like)

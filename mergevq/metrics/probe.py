@@ -1,0 +1,167 @@
+"""What a linear layer can read from features: full-batch logistic regression, as DINOv2's L-BFGS probe."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mergevq.errors import InputError
+
+C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
+
+
+class ProbeResult(NamedTuple):
+    """What a probe found. Percentages are of top-1 answers."""
+
+    top1: float  # percent of the test pictures
+    interval: tuple[float, float]  # 95% Wilson interval of `top1`, percent
+    C: float  # inverse strength of the regularisation
+    train_images: int
+    classes: int
+    held_out_top1: float  # percent of the held-out part of train, where C was chosen
+
+
+def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> ProbeResult:
+    """Train a linear classifier on features (B, D) and labels (B,) of one set, and score it once on the other.
+
+    Features are standardised by the train set. C is the one of `C_GRID` (the smallest among equals) that does best
+    on a held-out fifth of train, every class in its share; the classifier is then fitted to all of train. Nothing is
+    random. Works on the features' device. Raises `InputError` for features or labels that do not make a problem:
+    wrong shapes, NaN, negative labels, one class, no class with two pictures.
+    """
+    train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
+    classes, train_y = train_y.unique(return_inverse=True)
+    test_y = class_numbers(classes, test_y)
+    train_x, test_x = uncorrelated(*standardised(train_x, test_x))
+    held_out = held_out_part(train_y)
+
+    num_classes, best, solution = len(classes), (-1.0, 0.0), None
+    inner_x, inner_y = train_x[~held_out], train_y[~held_out]
+    chosen = None
+    for C in C_GRID:  # from strong to weak regularisation: each solution starts the next
+        solution = fit_logistic(inner_x, inner_y, num_classes, C, start=solution)
+        top1 = _top1(solution, train_x[held_out], train_y[held_out])
+        if top1 > best[0]:
+            best, chosen = (top1, C), solution
+    held_out_top1, C = best
+    solution = fit_logistic(train_x, train_y, num_classes, C, start=chosen)
+    top1 = _top1(solution, test_x, test_y)
+    return ProbeResult(top1, wilson_interval(top1, len(test_y)), C, len(train_y), num_classes, held_out_top1)
+
+
+def fit_logistic(
+    x: Tensor, y: Tensor, num_classes: int, C: float, *, start: Tensor | None = None, steps: int = 200
+) -> Tensor:
+    """The weights (D + 1, classes) that minimise C Σ cross-entropy + ½ |weights|²; the last row, the bias, is free.
+
+    The objective of scikit-learn's LogisticRegression. Features (B, D) float32, labels (B,) in [0, classes); the
+    search is fast where the features are uncorrelated.
+    """
+    images, dim = x.shape
+    decay = x.new_full((dim + 1, 1), 1 / (C * images))
+    decay[-1] = 0
+    design = torch.cat([x, x.new_ones(images, 1)], 1)
+    # The search runs over weights in units of the curvature that each would have at zero: without it, features of
+    # small variance take hundreds of steps.
+    units = (design.square().mean(0).unsqueeze(1) / num_classes + decay).clamp(min=1e-12).rsqrt()
+    scaled, scaled_decay = design * units.T, decay * units.square()
+    weights = (x.new_zeros(dim + 1, num_classes) if start is None else start / units).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=steps, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+    answers = F.one_hot(y, num_classes).to(x)
+
+    @torch.no_grad()
+    def closure() -> Tensor:
+        log_odds = (scaled @ weights).log_softmax(1)
+        weights.grad = scaled.T @ ((log_odds.exp() - answers) / images) + scaled_decay * weights
+        return F.nll_loss(log_odds, y) + 0.5 * (scaled_decay * weights.square()).sum()
+
+    optimizer.step(closure)
+    return weights.detach() * units
+
+
+def wilson_interval(percent: float, images: int) -> tuple[float, float]:
+    """The 95% interval, in percent, of a rate of `percent` seen on so many pictures (Wilson 1927)."""
+    z, rate = 1.959963984540054, percent / 100
+    middle = rate + z * z / (2 * images)
+    spread = z * math.sqrt(rate * (1 - rate) / images + z * z / (4 * images * images))
+    scale = 100 / (1 + z * z / images)
+    return max(0.0, scale * (middle - spread)), min(100.0, scale * (middle + spread))
+
+
+def held_out_part(y: Tensor) -> Tensor:
+    """A mask (B,) of the pictures held out: of every class each fifth, or its last where it has two to four.
+
+    Raises `InputError` where no class has two pictures.
+    """
+    order = y.argsort(stable=True)
+    sizes = torch.bincount(y)
+    first = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(y)
+    rank[order] = torch.arange(len(y), device=y.device) - first[y[order]]
+    size = sizes[y]
+    mask = torch.where(size < 5, (rank == size - 1) & (size > 1), rank % 5 == 4)
+    if not mask.any():
+        raise InputError(
+            "no class of the train set has two pictures: a probe needs some to learn and some to choose by"
+        )
+    return mask
+
+
+def checked(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The features as float32 and the labels as int64 on one device. Raises `InputError`; see `linear_probe`."""
+    device = train_x.device
+    for part, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
+        if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
+            raise InputError(
+                f"{part} features {tuple(x.shape)} and labels {tuple(y.shape)}: they must be (B, D) and (B,), B at least 1"
+            )
+        if not x.isfinite().all():
+            raise InputError(f"the {part} features hold NaN or infinity: the tokenizer diverged")
+        if y.is_floating_point() or int(y.amin()) < 0:
+            raise InputError(
+                f"{part} labels must be integers from 0 (got {y.dtype}, least {y.amin()}): leave out unlabelled pictures"
+            )
+    if train_x.shape[1] != test_x.shape[1]:
+        raise InputError(
+            f"train features have {train_x.shape[1]} numbers and test features {test_x.shape[1]}"
+        )
+    if len(train_y.unique()) < 2:
+        raise InputError("the train set holds one class: a probe needs at least two")
+    return (
+        train_x.detach().float(),
+        train_y.to(device).long(),
+        test_x.detach().to(device).float(),
+        test_y.to(device).long(),
+    )
+
+
+def class_numbers(classes: Tensor, labels: Tensor) -> Tensor:
+    """The position of labels (B,) among the sorted `classes`; -1, never an answer, for a class that is not there."""
+    position = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    return torch.where(classes[position] == labels, position, -1)
+
+
+def standardised(train_x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets less the train mean, over the train deviation; a constant feature becomes 0 in train."""
+    mean, std = train_x.double().mean(0), train_x.double().std(0, correction=0)
+    std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, 1.0)
+    return ((train_x - mean) / std).float(), ((test_x - mean) / std).float()
+
+
+def uncorrelated(train_x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets turned to the principal axes of train: |weights|, and so the probe's answer, stays the same."""
+    _, axes = torch.linalg.eigh(train_x.double().T @ train_x.double())
+    return train_x @ axes.float(), test_x @ axes.float()
+
+
+def _top1(weights: Tensor, x: Tensor, y: Tensor) -> float:
+    return 100 * float(((x @ weights[:-1] + weights[-1]).argmax(1) == y).double().mean())
