@@ -1,0 +1,153 @@
+"""Pictures over kept counts: what is repainted (the paper's Figure 3) and which cells are merged (Figure 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mergevq.errors import InputError
+from mergevq.metrics import to_uint8
+
+CELL = 128  # screen pixels that a small picture is enlarged to, by a whole factor
+GAP = 8  # screen pixels between pictures
+HEAD, FOOT, SIDE = 30, 12, 12  # screen pixels around them
+TINT = 0.62  # share of the cluster's colour over the grey picture
+DPI = 100
+
+
+def reconstruction_grid(originals: Tensor, painted: Mapping[int, Tensor]) -> Figure:
+    """A row per picture: the original, then its reconstructions, most kept tokens first.
+
+    Pictures (B, 3, H, W) in [-1, 1], the same for every kept count. Raises `InputError` where shapes differ.
+    """
+    for keep, pictures in painted.items():
+        if pictures.shape != originals.shape:
+            raise InputError(
+                f"reconstructions at {keep} kept tokens are {tuple(pictures.shape)}, the originals {tuple(originals.shape)}"
+            )
+    columns = {"original": _screen(originals)}
+    columns |= {_label(keep): _screen(painted[keep]) for keep in sorted(painted, reverse=True)}
+    return _grid(columns)
+
+
+def cluster_grid(originals: Tensor, assigned: Mapping[int, Tensor]) -> Figure:
+    """A row per picture: the original, then its clusters of merged cells, most kept tokens first.
+
+    Cells of one colour are one kept token; cells that stayed alone show the picture in grey. Pictures (B, 3, H, W) in
+    [-1, 1], assignments (B, N) int64. Raises `InputError` where they do not go together.
+    """
+    screen = _screen(originals)
+    columns = {"original": screen}
+    for keep in sorted(assigned, reverse=True):
+        assignment = assigned[keep]
+        if assignment.ndim != 2 or len(assignment) != len(originals):
+            raise InputError(
+                f"the assignment at {keep} kept tokens is {tuple(assignment.shape)}: it must be ({len(originals)}, N)"
+            )
+        shape = _grid_shape(assignment.shape[1], *originals.shape[-2:])
+        maps = assignment.cpu().numpy().reshape(-1, *shape)
+        columns[_label(keep)] = np.stack(
+            [_tinted(picture, cells) for picture, cells in zip(screen, maps, strict=True)]
+        )
+    return _grid(columns, foot="Cells of one colour are one kept token; cells in grey were not merged.")
+
+
+def _label(keep: int) -> str:
+    return f"{keep} kept"
+
+
+def _screen(pictures: Tensor) -> np.ndarray:
+    # (B, H, W, 3) uint8, enlarged by a whole factor so that every pixel stays a square.
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or not len(pictures):
+        raise InputError(f"pictures are {tuple(pictures.shape)}: they must be (B, 3, H, W), B at least 1")
+    array = to_uint8(pictures).permute(0, 2, 3, 1).cpu().numpy()
+    factor = max(1, round(CELL / max(array.shape[1:3])))
+    return array.repeat(factor, 1).repeat(factor, 2)
+
+
+def _grid(columns: Mapping[str, np.ndarray], foot: str = "") -> Figure:
+    rows, height, width = next(iter(columns.values())).shape[:3]
+    foot_height = FOOT + (18 if foot else 0)
+    total_width = 2 * SIDE + len(columns) * (width + GAP) - GAP
+    total_height = HEAD + rows * (height + GAP) - GAP + foot_height
+    canvas = np.full((total_height, total_width, 3), 255, np.uint8)
+    figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
+    for column, (label, pictures) in enumerate(columns.items()):
+        x = SIDE + column * (width + GAP)
+        for row, picture in enumerate(pictures):
+            y = HEAD + row * (height + GAP)
+            canvas[y : y + height, x : x + width] = picture
+        figure.text(
+            (x + width / 2) / total_width, 1 - (HEAD - 8) / total_height, label, ha="center", va="bottom", size=10.5,
+            weight="bold" if column == 0 else "normal",
+        )  # fmt: skip
+    if foot:
+        figure.text(SIDE / total_width, 7 / total_height, foot, size=9, color="#555555")
+    figure.figimage(canvas, origin="upper")  # pixel for pixel: axes would resample
+    return figure
+
+
+def _grid_shape(cells: int, height: int, width: int) -> tuple[int, int]:
+    patch = math.sqrt(height * width / cells)
+    rows, columns = round(height / patch), round(width / patch)
+    if rows * columns != cells or height % rows or width % columns:
+        raise InputError(f"{cells} cells do not tile a picture of {height} x {width} px with squares")
+    return rows, columns
+
+
+def _tinted(picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    # One picture (h, w, 3) uint8 at screen size with its clusters (rows, columns) over it.
+    height, width = picture.shape[:2]
+    grey = picture.astype(np.float64) @ (0.299, 0.587, 0.114)
+    grey = np.repeat((0.25 * 255 + 0.6 * grey)[..., None], 3, 2)  # dimmed towards a middle tone
+    slots, sizes = np.unique(cells, return_counts=True)
+    merged = slots[sizes > 1][np.argsort(-sizes[sizes > 1], kind="stable")]
+    colours, tint = palette(), np.full((*cells.shape, 3), -1.0)
+    for rank, slot in enumerate(merged):
+        tint[cells == slot] = colours[rank % len(colours)]
+    tint, large = _enlarged(tint, height, width), _enlarged(cells, height, width)
+    drawn = np.where(tint >= 0, (1 - TINT) * grey + TINT * tint, grey)
+    # A border is drawn inside each cluster, along every side where the next cell belongs to another.
+    border = np.zeros((height, width), bool)
+    differs = large[1:] != large[:-1]
+    border[1:] |= differs
+    border[:-1] |= differs
+    differs = large[:, 1:] != large[:, :-1]
+    border[:, 1:] |= differs
+    border[:, :-1] |= differs
+    drawn[border] = 255
+    return drawn.round().clip(0, 255).astype(np.uint8)
+
+
+def _enlarged(cells: np.ndarray, height: int, width: int) -> np.ndarray:
+    return cells.repeat(height // cells.shape[0], 0).repeat(width // cells.shape[1], 1)
+
+
+@cache
+def palette(count: int = 64) -> np.ndarray:
+    """Colours (count, 3) in [0, 255], each as far as possible from those before it (in CIE Lab): saturated, mid-light."""
+    steps = np.linspace(0, 1, 14)
+    rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    lab = _lab(rgb)
+    suits = (lab[:, 0] > 35) & (lab[:, 0] < 88) & (np.hypot(lab[:, 1], lab[:, 2]) > 40)
+    rgb, lab = rgb[suits], lab[suits]
+    chosen = [int(np.square(rgb - (0.1, 0.4, 0.9)).sum(1).argmin())]  # starts at blue; any start does
+    distance = np.full(len(lab), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, np.square(lab - lab[chosen[-1]]).sum(1))
+        chosen.append(int(distance.argmax()))
+    return 255 * rgb[chosen]
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    # sRGB in [0, 1] to CIE Lab under D65 (IEC 61966-2-1).
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ np.array([[0.4124, 0.2126, 0.0193], [0.3576, 0.7152, 0.1192], [0.1805, 0.0722, 0.9505]])
+    t = xyz / (0.9505, 1.0, 1.089)
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
