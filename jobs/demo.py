@@ -32,7 +32,9 @@ def main() -> None:
         f"task.losses.alignment.directory={weights}",
     )
     minutes = (time.monotonic() - began) / 60
-    print(f"\ndone in {minutes:.1f} minutes. The curve in MLflow: {shlex.quote(sys.executable)} -m mergevq_platform.cli ui")
+    print(
+        f"\ndone in {minutes:.1f} minutes. The curve in MLflow: {shlex.quote(sys.executable)} -m mergevq_platform.cli ui"
+    )
 
 
 def verb(title: str, *arguments: str) -> None:

@@ -114,7 +114,9 @@ def verify(directory: Path) -> None:
         if not path.is_file():
             raise InputError(f"checkpoint {directory} lacks {name}: use an earlier checkpoint of the run")
         if sha256(path) != expected:
-            raise InputError(f"checkpoint file {path} is corrupt (its sha256 differs): use an earlier checkpoint of the run")
+            raise InputError(
+                f"checkpoint file {path} is corrupt (its sha256 differs): use an earlier checkpoint of the run"
+            )
 
 
 def recipe_of(directory: Path) -> Recipe:
@@ -152,7 +154,9 @@ def newest(run: str) -> Iterator[Path]:
             yield local
             return
     detail = f" ({problems[0]})" if problems else ""
-    raise InputError(f"no checkpoint in '{run}'{detail}: give a run directory, a checkpoint directory or a URI")
+    raise InputError(
+        f"no checkpoint in '{run}'{detail}: give a run directory, a checkpoint directory or a URI"
+    )
 
 
 def listed(run: str) -> list[str]:

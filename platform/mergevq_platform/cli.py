@@ -79,11 +79,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    data = verbs.add_parser("data", help="make, pack and inspect picture sets").add_subparsers(required=True, metavar="WHAT")
+    data = verbs.add_parser("data", help="make, pack and inspect picture sets").add_subparsers(
+        required=True, metavar="WHAT"
+    )
     shapes = data.add_parser("shapes", help="procedural labelled pictures as Parquet shards")
     shapes.add_argument("directory", type=Path)
     shapes.add_argument("--images", type=int, default=6000, help="training pictures (default 6000)")
-    shapes.add_argument("--validation-images", type=int, default=1000, help="validation pictures (default 1000)")
+    shapes.add_argument(
+        "--validation-images", type=int, default=1000, help="validation pictures (default 1000)"
+    )
     shapes.add_argument("--size", type=int, default=32, help="side in pixels (default 32)")
     shapes.add_argument("--seed", type=int, default=0)
     shapes.set_defaults(function=_data_shapes)
@@ -107,7 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="train on Ray, measure the curve, record it in MLflow",
         description="Train a recipe on this machine or on the cluster of RAY_ADDRESS. Ctrl-C leaves a resumable run.",
     )
-    train.add_argument("recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)")
+    train.add_argument(
+        "recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)"
+    )
     train.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
     train.add_argument("--resume", metavar="RUN", help="go on with a run; its stored recipe is used")
     train.add_argument("--name", help="the run's name (default: recipe, time, four letters)")
@@ -118,24 +124,36 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = verbs.add_parser("evaluate", help="measure the curve of a run or checkpoint")
     evaluate.add_argument("run", help="a run's name, its directory, a checkpoint directory or a URI")
-    evaluate.add_argument("--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)")
+    evaluate.add_argument(
+        "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
+    )
     evaluate.add_argument("--data", help="another data directory (default: the recipe's)")
-    evaluate.add_argument("--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result")
+    evaluate.add_argument(
+        "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
+    )
     evaluate.add_argument("--json", type=Path, help="write the curve as JSON here")
-    evaluate.add_argument("--out", type=Path, help="write figures and tables here (default: the run's curve-* folder)")
+    evaluate.add_argument(
+        "--out", type=Path, help="write figures and tables here (default: the run's curve-* folder)"
+    )
     evaluate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
     evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     evaluate.add_argument("--no-tracking", action="store_true", help="do not record in MLflow")
     evaluate.set_defaults(function=_evaluate)
 
-    reconstruct = verbs.add_parser("reconstruct", help="originals, reconstructions and cluster maps side by side")
+    reconstruct = verbs.add_parser(
+        "reconstruct", help="originals, reconstructions and cluster maps side by side"
+    )
     reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
     reconstruct.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    reconstruct.add_argument("--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: six)")
+    reconstruct.add_argument(
+        "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: six)"
+    )
     reconstruct.add_argument("--out", type=Path, default=Path("reconstructions"))
     reconstruct.set_defaults(function=_reconstruct)
 
-    official = verbs.add_parser("import-official", help="a checkpoint of the official MergeVQ release -> ours")
+    official = verbs.add_parser(
+        "import-official", help="a checkpoint of the official MergeVQ release -> ours"
+    )
     official.add_argument("checkpoint", type=Path)
     official.add_argument("out", type=Path)
     official.add_argument("--config", type=Path, help="the release's own YAML of that checkpoint")
@@ -163,7 +181,11 @@ def _data_shapes(options: argparse.Namespace) -> None:
     from mergevq_platform import data
 
     data.write_shapes(
-        options.directory, images=options.images, val_images=options.validation_images, size=options.size, seed=options.seed
+        options.directory,
+        images=options.images,
+        val_images=options.validation_images,
+        size=options.size,
+        seed=options.seed,
     )
     print(data.describe(options.directory))
 
@@ -242,14 +264,24 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _reconstruct(options: argparse.Namespace) -> None:
     from mergevq_platform import evaluation
 
-    for path in evaluation.reconstruct(options.checkpoint, options.images, home=places().home, keeps=options.keep, out=options.out):
+    for path in evaluation.reconstruct(
+        options.checkpoint, options.images, home=places().home, keeps=options.keep, out=options.out
+    ):
         print(path)
 
 
 def _import_official(options: argparse.Namespace) -> None:
     from mergevq.official import import_official
 
-    print(import_official(options.checkpoint, options.out, yaml=options.config, preset=options.preset, use_ema=not options.raw))
+    print(
+        import_official(
+            options.checkpoint,
+            options.out,
+            yaml=options.config,
+            preset=options.preset,
+            use_ema=not options.raw,
+        )
+    )
 
 
 def _recipes(options: argparse.Namespace) -> None:

@@ -39,7 +39,9 @@ def connect(home: Path, *, address: str | None = None) -> None:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="warning")
         except ConnectionError as error:
-            raise InputError(f"no Ray cluster answers at '{address}' ({error}): start one or unset RAY_ADDRESS") from None
+            raise InputError(
+                f"no Ray cluster answers at '{address}' ({error}): start one or unset RAY_ADDRESS"
+            ) from None
     else:
         ray.init(
             include_dashboard=False,
@@ -67,7 +69,9 @@ def require_resources(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) ->
     room = sum(min(int(node.get(kind, 0) // amount) for kind, amount in per_worker.items()) for node in nodes)
     if room < cluster.workers:
         has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        needs = " and ".join(f"{amount} {kind}{'s' if amount > 1 else ''}" for kind, amount in per_worker.items())
+        needs = " and ".join(
+            f"{amount} {kind}{'s' if amount > 1 else ''}" for kind, amount in per_worker.items()
+        )
         raise InputError(
             f"the recipe asks for {cluster.workers} workers of {needs} each, but this cluster has room for {room} "
             f"(nodes: {has}): lower cluster.workers, or set cluster.device=cpu, or add nodes"

@@ -15,6 +15,9 @@ from scipy.stats import spearmanr
 from mergevq.errors import InputError
 
 
+WIDE = 150  # terminal columns that all of a curve needs
+NARROW = ("keep", "psnr", "probe_top1_cls", "probe_top1_untrained", "recovery_accuracy", "recovery_baseline")
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -53,7 +56,10 @@ class Curve:
         sentences = []
         if len(keeps) < 3:
             return ["fewer than three kept counts: no trend can be told"]
-        for key, label, expected in ((self.frechet_key, "the Fréchet distance falls", -1), ("psnr", "PSNR rises", 1)):
+        for key, label, expected in (
+            (self.frechet_key, "the Fréchet distance falls", -1),
+            ("psnr", "PSNR rises", 1),
+        ):
             rho = rank_correlation(keeps, self.column(key))
             word = "yes" if rho * expected > 0.5 else "NO"
             sentences.append(f"{label} with more kept tokens: {word} (rank correlation {rho:+.2f})")
@@ -61,21 +67,33 @@ class Curve:
             return [*sentences, "no labels: no probe"]
         rho = rank_correlation(keeps, self.column("probe_top1_cls"))
         word = "yes" if rho < -0.5 else "NO: on this data fewer tokens do not help the probe"
-        sentences.append(f"the probe rises with fewer kept tokens, as in the paper's Table 4: {word} (rank correlation {rho:+.2f})")
+        sentences.append(
+            f"the probe rises with fewer kept tokens, as in the paper's Table 4: {word} (rank correlation {rho:+.2f})"
+        )
         if "probe_top1_untrained" in self.rows[0]:
             gain = min(row["probe_top1_cls"] - row["probe_top1_untrained"] for row in self.rows)
-            sentences.append(f"the probe beats the untrained encoder by at least {gain:.1f} points at every kept count")
+            sentences.append(
+                f"the probe beats the untrained encoder by at least {gain:.1f} points at every kept count"
+            )
         if "recovery_accuracy" in self.rows[0]:
-            gain = min(row["recovery_accuracy"] - row["recovery_baseline"] for row in self.rows if row["keep"] < max(keeps))
-            sentences.append(f"source recovery beats its most-frequent-slot baseline by at least {gain:.1f} points below K = N")
+            gain = min(
+                row["recovery_accuracy"] - row["recovery_baseline"]
+                for row in self.rows
+                if row["keep"] < max(keeps)
+            )
+            sentences.append(
+                f"source recovery beats its most-frequent-slot baseline by at least {gain:.1f} points below K = N"
+            )
         return sentences
 
-    def table(self) -> Table:
-        """The curve for a terminal."""
+    def table(self, width: int = 120) -> Table:
+        """The curve for a terminal of so many columns; a narrow one gets the columns that matter most."""
         table = Table(title=f"{self.run}: what every kept token buys", caption=self.caption())
         columns = self.shown()
+        if width < WIDE:
+            columns = [column for column in columns if column[0] in (*NARROW, self.frechet_key)]
         for _, title, _ in columns:
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*(f"{row[key]:{form}}" if key in row else "" for key, _, form in columns))
         return table
@@ -84,7 +102,10 @@ class Curve:
         """The curve as a Markdown table."""
         columns = self.shown()
         lines = ["| " + " | ".join(title for _, title, _ in columns) + " |", "|" + "---:|" * len(columns)]
-        lines += ["| " + " | ".join(f"{row[key]:{form}}" if key in row else "" for key, _, form in columns) + " |" for row in self.rows]
+        lines += [
+            "| " + " | ".join(f"{row[key]:{form}}" if key in row else "" for key, _, form in columns) + " |"
+            for row in self.rows
+        ]
         return "\n".join([*lines, "", self.caption()])
 
     def csv(self) -> str:
@@ -123,7 +144,9 @@ class Curve:
         ]
         if p.get("probe"):
             interval = "95% Wilson interval in the JSON"
-            parts.append(f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training pictures, {interval}; majority class {p['majority_top1']:.1f}%.")
+            parts.append(
+                f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training pictures, {interval}; majority class {p['majority_top1']:.1f}%."
+            )
         if p.get("caveat"):
             parts.append(p["caveat"])
         return " ".join(parts)

@@ -6,18 +6,22 @@ of accumulators or features; the driver merges them in job order, so that any nu
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import mergevq
-from mergevq.config import to_tree
+from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq.keep import reachable
 from mergevq.metrics import (
@@ -32,12 +36,19 @@ from mergevq.metrics import (
     linear_probe,
 )
 from mergevq.tokenizer import MergeVQ
-from mergevq_platform import checkpoints, loop
+from mergevq_platform import checkpoints, cluster, figures, loop
 from mergevq_platform.curves import Curve, six_counts
-from mergevq_platform.data import Dataset, EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.data import Dataset, EvalBatches, decode, evaluation_view, open_dataset, to_unit_range
 from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.runs import Run
+from mergevq_platform.tracking.curve import open_for_curve
+from mergevq_platform.tracking.records import JOURNAL_NAME
+from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.store import Store
 
 BATCHES_PER_JOB = 4
+PICTURES_SHOWN = 8
+DECODED_BYTES = 512 * 1024**2  # decoded pictures that one process keeps
 FEATURES = ("cls", "mean")
 CAVEATS = {
     "stand_in": "The alignment teacher is a stand-in that saw these labels: the probe measures distillation, not self-supervision.",
@@ -52,6 +63,16 @@ class Job(NamedTuple):
     split: str
     keep: int
     batches: tuple[int, ...]
+
+
+class ProbeJob(NamedTuple):
+    """Features of one kind, (B, D) float32, with labels (B,): learn on the first two, score on the last two."""
+
+    suffix: str  # of the metrics' names
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,8 @@ class Evaluator:
         self.recipe = resolve(subject.recipe)
         self.device = torch.device(subject.device)
         self.extractor = extractor(self.recipe.evaluation.extractor).to(self.device)
+        self.decoded: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self.room = DECODED_BYTES
 
     @cached_property
     def tokenizer(self) -> MergeVQ:
@@ -113,9 +136,22 @@ class Evaluator:
         """The fixed batches of a split."""
         return split_batches(self.recipe, self.subject.data, split)
 
-    @torch.inference_mode()
-    def answer(self, job: Job) -> Any:
+    def batch(self, split: str, index: int) -> dict[str, Tensor]:
+        """One batch on the device; pictures are decoded once for all kept counts, as far as memory is set aside."""
+        if (split, index) not in self.decoded:
+            batch = self.batches(split).batch(index)
+            size = batch["image"].nbytes
+            if size > self.room:
+                return to_unit_range(batch, self.device)
+            self.room -= size
+            self.decoded[split, index] = batch
+        return to_unit_range(self.decoded[split, index], self.device)
+
+    @torch.no_grad()
+    def answer(self, job: Job | ProbeJob) -> Any:
         """Do one job; see the module's docstring."""
+        if isinstance(job, ProbeJob):
+            return probe_metrics(job, self.device)
         answers = [self._batch(job, index) for index in job.batches]
         if job.kind in ("features", "untrained"):
             return {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
@@ -125,7 +161,7 @@ class Evaluator:
         return merged
 
     def _batch(self, job: Job, index: int) -> Any:
-        batch = to_unit_range(self.batches(job.split).batch(index), self.device)
+        batch = self.batch(job.split, index)
         images, keep = batch["image"], job.keep
         match job.kind:
             case "reference":
@@ -181,7 +217,10 @@ def measure(
 
     def gather(kind: Any, split: str, keep: int, batches: EvalBatches) -> list[Any]:
         indices = range(batches.num_batches)
-        jobs = [Job(kind, split, keep, tuple(indices[i : i + BATCHES_PER_JOB])) for i in range(0, len(indices), BATCHES_PER_JOB)]
+        jobs = [
+            Job(kind, split, keep, tuple(indices[i : i + BATCHES_PER_JOB]))
+            for i in range(0, len(indices), BATCHES_PER_JOB)
+        ]
         return list(answers(jobs))
 
     reference = merge(gather("reference", recipe.data.evaluation_split, 0, evaluated))
@@ -200,10 +239,17 @@ def measure(
             row |= part.recovery.compute()
         if probing:
             kinds = ["features", "untrained"] if settings.untrained_baseline else ["features"]
+            probes = []
             for kind in kinds:
                 test = stack(gather(kind, recipe.data.evaluation_split, keep, evaluated))
                 train = stack(gather(kind, recipe.data.train_split, keep, learned))
-                row |= probe_metrics(train, test, untrained=kind == "untrained")
+                for name in FEATURES:
+                    suffix = (
+                        name if kind == "features" else "untrained" if name == "cls" else f"untrained_{name}"
+                    )
+                    probes.append(ProbeJob(suffix, train[name], train["label"], test[name], test["label"]))
+            for metrics in answers(probes):
+                row |= metrics
             majority = majority_top1(train["label"], test["label"])
             row["majority_top1"] = majority
         rows.append(row)
@@ -226,24 +272,26 @@ def measure(
         protocol["probe"] = {
             "kind": "logistic regression on standardised features, C chosen on held-out training pictures",
             "train_images": learned.images,
-            "features": {"cls": "summary token", "mean": "kept tokens before quantization, averaged over grid cells"},
+            "features": {
+                "cls": "summary token",
+                "mean": "kept tokens before quantization, averaged over grid cells",
+            },
             "tokens": "as many as the row keeps, in training and test pictures alike",
         }
         protocol["majority_top1"] = majority
     return Curve(run=run, rows=rows, protocol=protocol)
 
 
-def probe_metrics(train: dict[str, np.ndarray], test: dict[str, np.ndarray], *, untrained: bool) -> dict[str, float]:
-    """Linear-probe and k-NN top-1 (percent) of every feature, with the probe's 95% interval."""
-    metrics: dict[str, float] = {}
-    for name in FEATURES:
-        suffix = ("untrained" if name == "cls" else f"untrained_{name}") if untrained else name
-        arrays = [torch.from_numpy(part[key]) for part in (train, test) for key in (name, "label")]
-        probe = linear_probe(*arrays)
-        metrics[f"probe_top1_{suffix}"] = probe.top1
-        metrics[f"probe_top1_{suffix}_low"], metrics[f"probe_top1_{suffix}_high"] = probe.interval
-        metrics[f"knn_top1_{suffix}"] = knn_classify(*arrays).top1
-    return metrics
+def probe_metrics(job: ProbeJob, device: torch.device) -> dict[str, float]:
+    """Linear-probe and k-NN top-1 (percent), with the probe's 95% interval."""
+    arrays = [torch.from_numpy(array).to(device) for array in job[1:]]
+    probe = linear_probe(*arrays)
+    return {
+        f"probe_top1_{job.suffix}": probe.top1,
+        f"probe_top1_{job.suffix}_low": probe.interval[0],
+        f"probe_top1_{job.suffix}_high": probe.interval[1],
+        f"knn_top1_{job.suffix}": knn_classify(*arrays).top1,
+    }
 
 
 def majority_top1(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
@@ -251,11 +299,16 @@ def majority_top1(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
     return 100 * float(np.mean(test_labels == np.bincount(train_labels).argmax()))
 
 
+@lru_cache(maxsize=8)
+def _opened(data: str, split: str) -> Dataset:
+    return open_dataset(data, split)
+
+
 def split_batches(recipe: Recipe, data: str, split: str) -> EvalBatches:
     """The fixed evaluation batches of a split, up to the recipe's limits."""
     settings = recipe.evaluation
     limit = settings.probe_images if split == recipe.data.train_split else settings.images
-    return EvalBatches(open_dataset(data, split), recipe.data.views.image_size, settings.batch, limit=limit)
+    return EvalBatches(_opened(data, split), recipe.data.views.image_size, settings.batch, limit=limit)
 
 
 def merge(parts: Iterable[Any]) -> Any:
@@ -288,7 +341,7 @@ def ray_answers(subject: Subject, workers: int) -> Any:
     actors = [remote.options(num_cpus=1, num_gpus=gpus).remote(subject) for _ in range(workers)]
     pool = ActorPool(actors)
 
-    def answers(jobs: Sequence[Job]) -> Iterator[Any]:
+    def answers(jobs: Sequence[Job | ProbeJob]) -> Iterator[Any]:
         return pool.map(lambda actor, job: actor.answer.remote(job), jobs)
 
     return answers
@@ -298,11 +351,181 @@ def chosen_keeps(recipe: Recipe, keeps: Sequence[int] | None) -> tuple[int, ...]
     """The kept counts to measure. Raises `InputError` for one that the encoder's layers cannot reach."""
     task = recipe.tokenizer
     within = reachable(task.model.grid_tokens, task.model.encoder.depth)
-    chosen = tuple(keeps or recipe.evaluation.keeps or six_counts(task.keep.candidates(task.model.grid_tokens), task.model.grid_tokens, within))
+    chosen = tuple(
+        keeps
+        or recipe.evaluation.keeps
+        or six_counts(task.keep.candidates(task.model.grid_tokens), task.model.grid_tokens, within)
+    )
     for keep in chosen:
         if keep not in within:
-            raise InputError(f"cannot keep {keep} tokens: this encoder reaches {within.start} to {within.stop - 1} of {task.model.grid_tokens}")
+            raise InputError(
+                f"cannot keep {keep} tokens: this encoder reaches {within.start} to {within.stop - 1} of {task.model.grid_tokens}"
+            )
     return chosen
 
 
-__all__ = ["CAVEATS", "Evaluator", "Job", "Path", "Subject", "features", "measure", "to_tree"]
+def evaluate(
+    name: str,
+    *,
+    home: Path,
+    keeps: Sequence[int] | None = None,
+    data: str | None = None,
+    workers: int = 1,
+    out: Path | None = None,
+    storage: str | None = None,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    track: bool = True,
+) -> Curve:
+    """Measure the curve of a run or checkpoint, write tables and figures to `out`, and record it in MLflow.
+
+    The run's own MLflow run takes its first curve; measuring again makes a linked run. Raises `InputError` for a
+    name that is neither a run nor a checkpoint, and for kept counts or data that do not fit.
+    """
+    run, location = locate(name, home=home, storage=storage)
+    with checkpoints.newest(location) as directory:
+        recipe, step = checkpoints.recipe_of(directory), checkpoints.about(directory)["step"]
+    checkpoint = next(
+        place for place in checkpoints.listed(location) if checkpoints.directory_name(step) in place
+    )
+    device: Literal["cpu", "cuda"] = "cpu"
+    if workers > 1:
+        cluster.connect(home, address=address)
+        device = cluster.choose_device("auto", workers)
+    elif torch.cuda.is_available():
+        device = "cuda"
+    subject = Subject(checkpoint, to_tree(recipe), data or recipe.data.path, device)
+    answers = ray_answers(subject, workers) if workers > 1 else local_answers(subject)
+    label = run.name if run else Path(checkpoint).name
+    curve = measure(subject, chosen_keeps(recipe, keeps), answers, step=step, run=label, say=note)
+    folder = out or (run.directory if run else Path.cwd()) / f"curve-{time.strftime('%Y%m%d-%H%M%S')}"
+    files = write(curve, subject, folder)
+    show(curve, files)
+    if track and run is not None and (run.directory / JOURNAL_NAME).is_file():
+        recorder = LocalRecorder.around(open_for_curve(run.directory), Store.at(home, tracking_uri))
+        with contextlib.closing(recorder):
+            record(curve, files, recorder)
+    return curve
+
+
+def after_training(outcome: Any, actor: Any) -> None:
+    """Measure the curve of a finished training and record it in the training's own MLflow run."""
+    import ray
+
+    location = outcome.run.newest_checkpoint()
+    with checkpoints.newest(location) as directory:
+        recipe = checkpoints.recipe_of(directory)
+    if recipe.task.kind != "tokenizer":
+        return
+    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    subject = Subject(location, to_tree(recipe), recipe.data.path, device)
+    answers = ray_answers(subject, recipe.cluster.workers)
+    curve = measure(
+        subject, chosen_keeps(recipe, None), answers, step=outcome.step, run=outcome.run.name, say=note
+    )
+    files = write(curve, subject, outcome.run.directory / "curve")
+    show(curve, files)
+    record(curve, files, _Remote(actor))
+    ray.get(actor.call.remote("flush"))
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A recorder that lives in an actor."""
+
+    actor: Any
+
+    def __getattr__(self, method: str) -> Any:
+        import ray
+
+        return lambda *arguments: ray.get(self.actor.call.remote(method, *arguments))
+
+
+def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:
+    """(run, location) of a run's name, a run directory, a checkpoint directory or a URI; the run if it is one of ours."""
+    if checkpoints.listed(name):
+        path = Path(name).resolve()
+        run_directory = path.parent if path.name.startswith(checkpoints.PREFIX) else path
+        inside = (run_directory / "recipe.yaml").is_file() and run_directory.parent == (
+            home / "ray"
+        ).resolve()
+        return (Run(run_directory.name, home, str(run_directory.parent)) if inside else None), name
+    run = Run.find(name, home=home, storage=storage)
+    return run, run.location
+
+
+def write(curve: Curve, subject: Subject, folder: Path) -> dict[str, Path]:
+    """Write JSON, CSV, Markdown, the trade-off figure (PNG, HTML) and the picture grids; returns the files by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        name: folder / name
+        for name in ("curve.json", "table.md", "table.csv", "tradeoff.png", "tradeoff.html")
+    }
+    curve.save(files["curve.json"])
+    files["table.md"].write_text(
+        curve.markdown() + "\n\n" + "\n".join(f"- {line}" for line in curve.verdict()) + "\n"
+    )
+    files["table.csv"].write_text(curve.csv())
+    figures.save_png(figures.tradeoff_figure(curve), files["tradeoff.png"])
+    files["tradeoff.html"].write_text(figures.tradeoff_html(curve))
+    evaluator = Evaluator(subject)
+    batch = evaluator.batches(evaluator.recipe.data.evaluation_split).batch(0)
+    originals = to_unit_range(batch, evaluator.device)["image"][:PICTURES_SHOWN]
+    return files | picture_grids(
+        evaluator.tokenizer, originals, [int(keep) for keep in curve.column("keep")], folder
+    )
+
+
+@torch.inference_mode()
+def picture_grids(
+    tokenizer: MergeVQ, originals: Tensor, keeps: Sequence[int], folder: Path
+) -> dict[str, Path]:
+    """Reconstructions and cluster maps of pictures (B, 3, H, W) in [-1, 1] over kept counts, as PNG files in `folder`."""
+    encoded = {keep: tokenizer.encode(originals, keep) for keep in keeps}
+    painted = {keep: tokenizer.decode(code).cpu() for keep, code in encoded.items()}
+    assigned = {keep: code.source.assignment.cpu() for keep, code in encoded.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / name for name in ("reconstructions.png", "clusters.png")}
+    figures.save_png(figures.reconstruction_grid(originals.cpu(), painted), files["reconstructions.png"])
+    figures.save_png(figures.cluster_grid(originals.cpu(), assigned), files["clusters.png"])
+    return files
+
+
+def record(curve: Curve, files: dict[str, Path], recorder: Any) -> None:
+    """Record a curve and its files: `curve/<metric>` at step = kept tokens, artifacts under curve/."""
+    rows = {
+        int(row["keep"]): {key: value for key, value in row.items() if key != "keep"} for row in curve.rows
+    }
+    recorder.curve(rows)
+    for file in files.values():
+        recorder.artifact(file, "curve")
+    protocol = {f"protocol.{key}": str(value) for key, value in flattened(curve.protocol).items()}
+    recorder.tags(protocol)
+
+
+def show(curve: Curve, files: dict[str, Path]) -> None:
+    """Print the table, the verdict and where the picture is."""
+    console = Console()
+    console.print(curve.table(console.width))
+    for sentence in curve.verdict():
+        console.print(f"  {sentence}", highlight=False)
+    console.print(f"picture: {files['tradeoff.png']}", highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line of progress on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def reconstruct(
+    name: str, pictures: Sequence[Path], *, home: Path, keeps: Sequence[int] | None, out: Path
+) -> list[Path]:
+    """Originals, reconstructions and cluster maps of picture files, side by side; returns the files written."""
+    _, location = locate(name, home=home)
+    with checkpoints.newest(location) as directory:
+        recipe = checkpoints.recipe_of(directory)
+        tokenizer = mergevq.load(directory)
+    size = recipe.tokenizer.model.image_size
+    views = [evaluation_view(decode(path.read_bytes()), size) for path in pictures]
+    originals = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return list(picture_grids(tokenizer, originals, chosen_keeps(recipe, keeps), out).values())

@@ -81,23 +81,35 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     total_steps, steps_per_epoch = length(recipe, dataset)
 
     training = build(recipe, dataset).to(worker.device)
-    state = TrainingState(training, Ema(training.model(), recipe.ema_decay), make_optimizers(recipe, training), _scaler(recipe, worker))
+    state = TrainingState(
+        training,
+        Ema(training.model(), recipe.ema_decay),
+        make_optimizers(recipe, training),
+        _scaler(recipe, worker),
+    )
     if latest := host.latest():
         checkpoints.restore(latest, state)
         if checkpoints.about(latest)["data_fingerprint"] != dataset.fingerprint:
-            host.warn(f"the pictures at {recipe.data.path} are not those that this run began with (fingerprint differs)")
+            host.warn(
+                f"the pictures at {recipe.data.path} are not those that this run began with (fingerprint differs)"
+            )
     if recipe.compile:
         training.model().compile()
     phases = distribute(training, worker)
     control = dist.new_group(backend="gloo") if worker.world_size > 1 else None
     autocast = (
-        nullcontext if recipe.precision == "float32" else lambda: torch.autocast(worker.device.type, PRECISIONS[recipe.precision])
+        nullcontext
+        if recipe.precision == "float32"
+        else lambda: torch.autocast(worker.device.type, PRECISIONS[recipe.precision])
     )
     meter = Meter(worker, host, recipe, total_steps)
 
     def save() -> None:
         meter.flush()
-        host.save(state.step, lambda directory: checkpoints.write(directory, state, recipe, fingerprint=dataset.fingerprint))
+        host.save(
+            state.step,
+            lambda directory: checkpoints.write(directory, state, recipe, fingerprint=dataset.fingerprint),
+        )
 
     stream = TrainStream(
         dataset,
@@ -125,7 +137,11 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             for index, micro_batch in enumerate(micro_batches):
                 batch = to_unit_range(micro_batch, worker.device)
                 last = index == len(micro_batches) - 1
-                losses.append(accumulate(phases, batch, keep, step, 1 / len(micro_batches), last, autocast, state.scaler))
+                losses.append(
+                    accumulate(
+                        phases, batch, keep, step, 1 / len(micro_batches), last, autocast, state.scaler
+                    )
+                )
             norms = update(recipe, training, state)
             training.after_step(step)
             state.ema.update()
@@ -159,7 +175,9 @@ def length(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
     """(optimizer steps of the whole run, steps of an epoch)."""
     steps_per_epoch = dataset.rows // recipe.global_batch
     if steps_per_epoch == 0:
-        raise InputError(f"data.path has {dataset.rows} pictures, fewer than global_batch {recipe.global_batch}: lower global_batch")
+        raise InputError(
+            f"data.path has {dataset.rows} pictures, fewer than global_batch {recipe.global_batch}: lower global_batch"
+        )
     if recipe.steps is not None:
         return recipe.steps, steps_per_epoch
     assert recipe.epochs is not None
@@ -203,10 +221,14 @@ def make_optimizers(recipe: Recipe, training: Training) -> dict[str, torch.optim
 
 def optimizer_config(recipe: Recipe, phase: str) -> OptimizerConfig:
     """The settings of a phase's optimizer."""
-    return recipe.discriminator_optimizer or recipe.optimizer if phase == "discriminator" else recipe.optimizer
+    return (
+        recipe.discriminator_optimizer or recipe.optimizer if phase == "discriminator" else recipe.optimizer
+    )
 
 
-def set_learning_rates(recipe: Recipe, optimizers: dict[str, torch.optim.Optimizer], step: int, total_steps: int) -> None:
+def set_learning_rates(
+    recipe: Recipe, optimizers: dict[str, torch.optim.Optimizer], step: int, total_steps: int
+) -> None:
     """Learning rates as a pure function of the step."""
     for name, optimizer in optimizers.items():
         config = optimizer_config(recipe, name)
@@ -228,7 +250,9 @@ def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:
         return dict(training.phases.items())
     device_ids = [worker.device.index or 0] if worker.device.type == "cuda" else None
     return {
-        name: DistributedDataParallel(phase, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        name: DistributedDataParallel(
+            phase, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
         for name, phase in training.phases.items()
     }
 
@@ -297,7 +321,14 @@ class Meter:
         self.waited += time.monotonic() - began
         return batches
 
-    def add(self, step: int, keep: int | None, losses: list[dict[str, Tensor]], norms: dict[str, Tensor], bad_pictures: int) -> None:
+    def add(
+        self,
+        step: int,
+        keep: int | None,
+        losses: list[dict[str, Tensor]],
+        norms: dict[str, Tensor],
+        bad_pictures: int,
+    ) -> None:
         """Remember one step; report when the cadence says so."""
         self.names = [*losses[0], *norms, "bad_pictures"]
         mean = [torch.stack([part[name].detach().float() for part in losses]).mean() for name in losses[0]]

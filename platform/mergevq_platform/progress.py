@@ -33,12 +33,16 @@ class Progress:
         self.shown_at, self.shown_step, self.warned = 0.0, -1.0, 0
 
     def __enter__(self) -> Progress:
-        self.console.print(f"training [bold]{self.run}[/]: {self.recipe.cluster.workers} worker(s), batch {self.recipe.global_batch}")
+        self.console.print(
+            f"training [bold]{self.run}[/]: {self.recipe.cluster.workers} worker(s), batch {self.recipe.global_batch}"
+        )
         if self.live:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.stop()
 

@@ -18,6 +18,7 @@ from mergevq.classifier import StandInConfig
 from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution, merge_schedule
+from mergevq.metrics import FeaturesConfig, RandomFeatures
 from mergevq.presets import preset
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
@@ -62,7 +63,9 @@ class DataConfig:
     evaluation_split: str = "val"
     views: ViewsConfig
     window_blocks: Count = 16  # row groups that are shuffled together
-    loader_workers: Annotated[int, Field(ge=0)] = 0  # processes per training worker that decode pictures; 0: a thread
+    loader_workers: Annotated[int, Field(ge=0)] = (
+        0  # processes per training worker that decode pictures; 0: a thread
+    )
     bad_picture_limit: Annotated[int, Field(ge=0)] = 0  # corrupt pictures replaced before the run is an error
 
 
@@ -88,31 +91,16 @@ class ClusterConfig:
 
 
 @config
-class RandomFeatures:
-    """The fixed offline network `random_v1`: always available, comparable only with itself."""
-
-    kind: Literal["random"] = "random"
-
-
-@config
-class TimmFeatures:
-    """A timm model with weights from a file (for example DINOv2)."""
-
-    kind: Literal["timm"] = "timm"
-    name: str
-    weights: str
-    sha256: str | None = None
-
-
-@config
 class EvaluationConfig:
     """What the curve measures."""
 
-    keeps: tuple[Count, ...] | None = None  # kept counts of the curve; none: six counts, spread over the trained range
+    keeps: tuple[Count, ...] | None = (
+        None  # kept counts of the curve; none: six counts, spread over the trained range
+    )
     batch: Count = 64
     images: Count | None = None  # pictures of the evaluation split; none: all
     probe_images: Count | None = None  # pictures of the train split that the probe learns from; none: all
-    extractor: Annotated[RandomFeatures | TimmFeatures, Field(discriminator="kind")] = Field(default_factory=RandomFeatures)
+    extractor: FeaturesConfig = Field(default_factory=RandomFeatures)
     untrained_baseline: bool = True  # also probe the encoder as it was before training
     every: Count | None = None  # steps between validations during training; none: only at the end
     validation_images: Count = 256  # pictures of a validation during training
@@ -155,7 +143,9 @@ class Recipe:
             )
         if self.micro_batch is not None:
             if self.global_batch % self.micro_batch:
-                raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+                raise ValueError(
+                    f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
+                )
             micro_batches = self.global_batch // self.micro_batch
             if micro_batches % self.cluster.workers:
                 raise ValueError(
@@ -167,7 +157,10 @@ class Recipe:
 
     def _check_kept_counts(self, task: TokenizerTask) -> None:
         grid, depth = task.model.grid_tokens, task.model.encoder.depth
-        for key, keeps in (("task.keep", task.keep.candidates(grid)), ("evaluation.keeps", self.evaluation.keeps or ())):
+        for key, keeps in (
+            ("task.keep", task.keep.candidates(grid)),
+            ("evaluation.keeps", self.evaluation.keeps or ()),
+        ):
             for keep in keeps:
                 try:
                     merge_schedule(grid, keep, depth)
@@ -209,7 +202,9 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
         if task.get("preset"):
             task["model"] = merged(to_tree(preset(task["preset"])), task.get("model") or {})
         if task.get("loss_preset"):
-            task["losses"] = merged(loss_preset(task["loss_preset"], _variant(task)), task.get("losses") or {})
+            task["losses"] = merged(
+                loss_preset(task["loss_preset"], _variant(task)), task.get("losses") or {}
+            )
     recipe = parse(Recipe, {**tree, "task": task})
     settled: Tree = {}
     if recipe.micro_batch is None:
@@ -223,7 +218,9 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
         views = recipe.data.views
         size = recipe.task.model.image_size
         if views.image_size != size:
-            raise InputError(f"data.views.image_size is {views.image_size} but the tokenizer works at {size}: make them equal")
+            raise InputError(
+                f"data.views.image_size is {views.image_size} but the tokenizer works at {size}: make them equal"
+            )
         student, teacher = recipe.task.losses.views_needed(size)
         if (views.student_size or student) != student or (views.teacher_size or teacher) != teacher:
             student, teacher = views.student_size or student, views.teacher_size or teacher

@@ -12,7 +12,7 @@ from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints
 from mergevq_platform.recipe import Recipe, TokenizerTask
-from mergevq_platform.tracking.journal import JOURNAL_NAME, RunIdentity
+from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.store import Store
 
@@ -45,7 +45,9 @@ class Run:
         run = cls(name=name, home=home, storage=storage or str((home / "ray").resolve()))
         filesystem, path = checkpoints.open_storage(run.location)
         if filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound or run.directory.exists():
-            raise InputError(f"run '{name}' exists already in {run.storage}: choose another --name, or go on with --resume {name}")
+            raise InputError(
+                f"run '{name}' exists already in {run.storage}: choose another --name, or go on with --resume {name}"
+            )
         run._require_writable()
         return run
 
@@ -57,7 +59,9 @@ class Run:
             name, storage = given.name, str(given.resolve().parent)
         run = cls(name=name, home=home, storage=storage or str((home / "ray").resolve()))
         if not run._exists("recipe.yaml"):
-            raise InputError(f"no run '{name}' in {run.storage}: runs there: {', '.join(run.siblings()) or 'none'}")
+            raise InputError(
+                f"no run '{name}' in {run.storage}: runs there: {', '.join(run.siblings()) or 'none'}"
+            )
         return run
 
     def siblings(self) -> list[str]:
@@ -94,7 +98,9 @@ class Run:
     def recorder(self, recipe: Recipe, tracking_uri: str | None) -> LocalRecorder:
         """The run's recorder: opens (or begins) the journal, writes parameters and tags, starts the writer."""
         begun = (self.directory / JOURNAL_NAME).is_file()
-        identity = None if begun else RunIdentity(name=self.name, experiment=recipe.experiment, user=current_user())
+        identity = (
+            None if begun else RunIdentity(name=self.name, experiment=recipe.experiment, user=current_user())
+        )
         recorder = LocalRecorder(self.directory, Store.at(self.home, tracking_uri), identity)
         recorder.running()
         recorder.params(parameters(recipe))
@@ -118,7 +124,9 @@ class Run:
             filesystem.delete_file(probe)
             self.directory.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot write to {self.storage} ({error}): choose another --storage or MERGEVQ_HOME") from None
+            raise InputError(
+                f"cannot write to {self.storage} ({error}): choose another --storage or MERGEVQ_HOME"
+            ) from None
 
 
 def parameters(recipe: Recipe) -> dict[str, object]:
@@ -153,10 +161,14 @@ def git_commit() -> str | None:
     """The commit of the checkout that this code runs from, '+' appended if it has changes; None outside git."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10
+        )
         if commit.returncode:
             return None
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

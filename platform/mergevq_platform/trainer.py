@@ -112,7 +112,9 @@ class RayHost:
                     ray.get(self.last_record)
                 write(Path(temporary))
                 checkpoint = Checkpoint.from_directory(temporary)
-            ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=checkpoints.directory_name(step))
+            ray.train.report(
+                {"step": step}, checkpoint=checkpoint, checkpoint_dir_name=checkpoints.directory_name(step)
+            )
 
     def stop_requested(self) -> bool:
         """The flag as of the last answer; asks again without waiting."""
@@ -169,7 +171,8 @@ def train(
     scaling = ScalingConfig(
         num_workers=recipe.cluster.workers,
         use_gpu=device == "cuda",
-        resources_per_worker={"CPU": recipe.cluster.cpus_per_worker} | ({"GPU": 1} if device == "cuda" else {}),
+        resources_per_worker={"CPU": recipe.cluster.cpus_per_worker}
+        | ({"GPU": 1} if device == "cuda" else {}),
     )
     filesystem, path = checkpoints.open_storage(run.storage)
     trainer = TorchTrainer(
@@ -268,5 +271,3 @@ def _stop_on_signal(actor: Any) -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-

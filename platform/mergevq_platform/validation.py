@@ -26,7 +26,11 @@ def validate(model: nn.Module, recipe: Recipe, worker: Any) -> dict[str, float]:
     meters: dict[str, Any] = {}
     for index in batches.shard(worker.rank, worker.world_size):
         batch = to_unit_range(batches.batch(index), worker.device)
-        measured = _tokenizer(model, batch, meters) if isinstance(model, MergeVQ) else _classifier(model, batch, meters)
+        measured = (
+            _tokenizer(model, batch, meters)
+            if isinstance(model, MergeVQ)
+            else _classifier(model, batch, meters)
+        )
         meters = measured
     model.train(was_training)
     if worker.world_size > 1:

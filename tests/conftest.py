@@ -1,0 +1,65 @@
+"""What the whole suite shares: one small picture set, one Ray cluster, no network, no leftovers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "MERGEVQ_HOME", "MERGEVQ_STORAGE"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """192 + 64 procedural shapes of 16 px."""
+    from mergevq_platform.data import write_shapes
+
+    directory = tmp_path_factory.mktemp("pictures")
+    write_shapes(directory, images=192, val_images=64, size=16, seed=0)
+    return directory
+
+
+@pytest.fixture
+def small_recipe(pictures: Path) -> dict[str, Any]:
+    """The tree of a recipe that trains in seconds: every part of the tokenizer, as small as it goes."""
+    return {
+        "name": "small",
+        "task": {
+            "preset": "test_gr",
+            "keep": {"kind": "list", "counts": [4, 9, 16]},
+            "losses": {
+                "adversarial": {"kind": "patch", "discriminator": {"channels": 8, "num_layers": 1}},
+                "alignment": {"kind": "self", "prototypes": 16},
+            },
+        },
+        "data": {"path": str(pictures), "views": {"image_size": 16, "student_scale": [0.5, 1.0]}},
+        "steps": 8,
+        "global_batch": 8,
+        "micro_batch": 4,
+        "log_every": 1,
+        "checkpoint_every": 4,
+        "optimizer": {"learning_rate": 1e-3, "schedule": {"kind": "constant"}},
+        "evaluation": {"keeps": [4, 9, 16], "batch": 16, "validation_images": 32},
+        "cluster": {"device": "cpu"},
+    }
+
+
+@pytest.fixture(scope="session")
+def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home whose Ray cluster (two CPUs) is started once and shut down at the end."""
+    import ray
+
+    from mergevq_platform import cluster
+
+    home = tmp_path_factory.mktemp("home")
+    cluster.connect(home)
+    yield home
+    ray.shutdown()

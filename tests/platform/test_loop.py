@@ -1,0 +1,183 @@
+"""The loop in one process: exact resume, stopping, broken numbers, and what each step depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergevq.errors import InputError
+from mergevq_platform import checkpoints, loop
+from mergevq_platform.local import LocalHost
+from mergevq_platform.recipe import Recipe, resolve
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(recipe: Recipe, directory: Path, **options: Any) -> LocalHost:
+    directory.mkdir(exist_ok=True)
+    host = LocalHost(directory, **options)
+    loop.train(recipe, loop.Worker(), host)
+    return host
+
+
+def resume_state(directory: Path) -> dict[str, Any]:
+    return torch.load(Path(checkpoints.listed(str(directory))[0]) / "resume.pt", weights_only=True)
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{path}.{key}").items()}
+    if isinstance(value, list):
+        return {k: v for index, inner in enumerate(value) for k, v in flat(inner, f"{path}.{index}").items()}
+    return {path: value}
+
+
+def assert_identical(one: dict[str, Any], other: dict[str, Any]) -> None:
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    assert len(one) > 100
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other[name]), name
+        else:
+            assert value == other[name], name
+
+
+def test_a_stopped_and_resumed_run_is_the_undisturbed_run_bit_for_bit(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = resolve(small_recipe | {"steps": 20, "checkpoint_every": 100})
+    whole = train(recipe, tmp_path / "whole")
+    first = train(recipe, tmp_path / "parts", stop_at=10)
+    assert first.status["step"] == 10
+    second = train(recipe, tmp_path / "parts")
+
+    assert_identical(resume_state(tmp_path / "whole"), resume_state(tmp_path / "parts"))
+    assert first.history + second.history == whole.history
+    assert [step for step, _ in whole.history] == list(range(1, 21))
+
+
+def test_the_stopping_point_does_not_change_the_export(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(small_recipe | {"steps": 6})
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "parts", stop_at=3)
+    train(recipe, tmp_path / "parts")
+    exports = [
+        (Path(checkpoints.listed(str(tmp_path / name))[0]) / "model.safetensors").read_bytes()
+        for name in ("whole", "parts")
+    ]
+    assert exports[0] == exports[1]
+
+
+def test_every_loss_term_is_recorded_and_finite(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    host = train(resolve(small_recipe | {"steps": 2}), tmp_path)
+    names = host.history[-1][1]
+    expected = {
+        "total",
+        "reconstruction",
+        "adversarial",
+        "commitment",
+        "sample_entropy",
+        "codebook_entropy",
+        "recovery",
+    }
+    expected |= {
+        "recovery_accuracy",
+        "alignment",
+        "d_loss",
+        "lecam",
+        "kept_tokens",
+        "learning_rate",
+        "tokenizer_gradient_norm",
+    }
+    assert {f"train/{name}" for name in expected} <= names.keys()
+    assert all(abs(value) < float("inf") for value in names.values())
+
+
+def test_training_reduces_the_reconstruction_loss(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    small_recipe["optimizer"] |= {"learning_rate": 5e-3, "betas": [0.9, 0.95]}
+    small_recipe["task"]["losses"] = {"adversarial": {"kind": "none"}, "entropy": {"weight": 0.01}}
+    small_recipe |= {"steps": 80, "checkpoint_every": 100, "global_batch": 32, "micro_batch": 32}
+    losses = [values["train/reconstruction"] for _, values in train(resolve(small_recipe), tmp_path).history]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_the_kept_count_is_a_function_of_seed_and_step(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(small_recipe)
+    drawn = [loop.draw_keep(recipe, step) for step in range(200)]
+    assert drawn == [loop.draw_keep(recipe, step) for step in range(200)]
+    assert set(drawn) == {4, 9, 16}
+    other = resolve(small_recipe | {"seed": 1})
+    assert drawn != [loop.draw_keep(other, step) for step in range(200)]
+
+
+def test_a_number_that_breaks_stops_the_run_and_names_step_and_term(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["optimizer"]["learning_rate"] = 1e30
+    with pytest.raises(loop.BrokenTraining, match=r"step \d+: '\w+' is (nan|-?inf).*on_nan=skip"):
+        train(resolve(small_recipe), tmp_path)
+    assert not checkpoints.listed(str(tmp_path)), "no checkpoint may hold broken weights"
+
+
+def test_skipping_broken_steps_leaves_the_weights_alone(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(small_recipe | {"on_nan": "skip", "steps": 1})
+    from mergevq_platform.data import open_dataset
+
+    training = loop.build(recipe, open_dataset(recipe.data.path, "train"))
+    optimizers = loop.make_optimizers(recipe, training)
+    state = checkpoints.TrainingState(training, None, optimizers)  # type: ignore[arg-type]
+    before = {name: p.detach().clone() for name, p in training.named_parameters()}
+    for parameter in training.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, float("nan"))
+    loop.update(recipe, training, state)
+    for name, parameter in training.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_batch_larger_than_the_data_is_refused_with_the_fix(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe |= {"global_batch": 512, "micro_batch": 512}
+    with pytest.raises(InputError, match=r"192 pictures, fewer than global_batch 512: lower global_batch"):
+        train(resolve(small_recipe), tmp_path)
+
+
+def test_a_corrupt_checkpoint_is_not_resumed_from(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(small_recipe | {"steps": 2})
+    train(recipe, tmp_path)
+    newest = Path(checkpoints.listed(str(tmp_path))[0])
+    damaged = bytearray((newest / "resume.pt").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (newest / "resume.pt").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"resume\.pt is corrupt.*earlier checkpoint"):
+        train(resolve(small_recipe | {"steps": 4}), tmp_path)
+
+
+def test_newest_falls_back_to_the_checkpoint_before_a_corrupt_one(
+    small_recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(resolve(small_recipe), tmp_path)
+    newest, before = checkpoints.listed(str(tmp_path))
+    (Path(newest) / "model.safetensors").write_bytes(b"torn")
+    with checkpoints.newest(str(tmp_path)) as found:
+        assert found == Path(before)
+    assert "corrupt" in capsys.readouterr().out
+
+
+def test_epochs_become_steps(small_recipe: dict[str, Any]) -> None:
+    from mergevq_platform.data import open_dataset
+
+    tree = {key: value for key, value in small_recipe.items() if key != "steps"} | {"epochs": 1.5}
+    recipe = resolve(tree)
+    assert loop.length(recipe, open_dataset(recipe.data.path, "train")) == (36, 24)
