@@ -18,7 +18,7 @@ from mergevq.errors import InputError
 from mergevq_platform.recipe import ClusterConfig
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
-SMALL_CLUSTER_POLL_SECONDS = "0.2"  # Ray Train paces every report at this interval; its own default is 2 s
+SMALL_CLUSTER_POLL_SECONDS = "0.5"  # Ray Train paces every report at this interval; its own default is 2 s
 
 
 def connect(home: Path, *, address: str | None = None) -> None:

@@ -1,0 +1,151 @@
+"""Training on a real local Ray cluster: two workers, a killed worker, a stopped run, and MLflow's history of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from mergevq.errors import InputError
+from mergevq_platform import checkpoints, trainer
+from mergevq_platform.recipe import resolve
+from mergevq_platform.runs import Run
+from mergevq_platform.tracking.records import read_metrics
+from mergevq_platform.tracking.store import Store
+
+pytestmark = pytest.mark.ray
+
+
+def state(run: Run) -> dict[str, Any]:
+    return torch.load(Path(run.newest_checkpoint()) / "resume.pt", weights_only=True)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+@pytest.fixture
+def two_workers(small_recipe: dict[str, Any]) -> dict[str, Any]:
+    small_recipe["cluster"] = {"workers": 2, "device": "cpu"}
+    return small_recipe | {"steps": 20, "checkpoint_every": 10}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_home: Path, pictures: Path) -> dict[str, Any]:
+    """Filled by the first test that trains two workers without disturbance."""
+    return {}
+
+
+def test_two_workers_train_and_every_step_reaches_mlflow_once(
+    two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any]
+) -> None:
+    outcome = trainer.train(resolve(two_workers), home=ray_home, name="undisturbed")
+    assert (outcome.step, outcome.stopped) == (20, False)
+    undisturbed["state"] = state(outcome.run)
+    journal = read_metrics(outcome.run.directory / "journal.jsonl")
+    assert sorted(journal["train/total"]) == list(range(1, 21))
+
+    client = Store.at(ray_home).client()
+    experiment = client.get_experiment_by_name("mergevq")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`mergevq.run` = 'undisturbed'")
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "train/total")
+    assert sorted(point.step for point in history) == list(range(1, 21))
+    assert run.data.params["task.model.encoder.depth"] == "2"
+    assert run.data.params["merge_ratios"] == "[0.9375, 0.8594, 0.75]"
+    undisturbed["journal"] = journal
+
+
+def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
+    two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any]
+) -> None:
+    if not undisturbed:
+        pytest.skip("needs the undisturbed run of the test before")
+    run = Run("killed", ray_home, str(ray_home / "ray"))
+    killed: list[int] = []
+
+    def kill_one_worker_after_the_first_checkpoint() -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            journal = run.directory / "journal.jsonl"
+            if journal.is_file() and max(read_metrics(journal).get("train/total", {0: 0.0})) >= 12:
+                workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+                os.kill(workers[-1].pid, signal.SIGKILL)
+                killed.append(workers[-1].pid)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_one_worker_after_the_first_checkpoint)
+    thread.start()
+    outcome = trainer.train(resolve(two_workers), home=ray_home, name="killed")
+    thread.join()
+    assert killed, "the run ended before a worker could be killed"
+    assert same(state(outcome.run), undisturbed["state"])
+    assert read_metrics(outcome.run.directory / "journal.jsonl") == undisturbed["journal"]
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(
+    two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any]
+) -> None:
+    if not undisturbed:
+        pytest.skip("needs the undisturbed run of the test before")
+    stopper = threading.Timer(0, lambda: None)
+    run = Run("stopped", ray_home, str(ray_home / "ray"))
+
+    def stop_in_mid_run() -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            journal = run.directory / "journal.jsonl"
+            if journal.is_file() and max(read_metrics(journal).get("train/total", {0: 0.0})) >= 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.02)
+
+    stopper = threading.Thread(target=stop_in_mid_run)
+    stopper.start()
+    first = trainer.train(resolve(two_workers), home=ray_home, name="stopped")
+    stopper.join()
+    assert first.stopped
+    assert 3 <= first.step < 20
+    second = trainer.train(None, home=ray_home, resume="stopped")
+    assert (second.step, second.stopped) == (20, False)
+    assert same(state(second.run), undisturbed["state"])
+    assert read_metrics(run.directory / "journal.jsonl") == undisturbed["journal"]
+
+
+def test_a_name_that_is_taken_is_refused(two_workers: dict[str, Any], ray_home: Path) -> None:
+    Run.new("taken", home=ray_home).directory.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run 'taken' exists already.*--resume taken"):
+        trainer.train(resolve(two_workers), home=ray_home, name="taken")
+
+
+def test_more_workers_than_the_cluster_can_hold_is_said_at_once(small_recipe: dict[str, Any], ray_home: Path) -> None:
+    small_recipe |= {"global_batch": 64, "micro_batch": 1, "cluster": {"workers": 64, "device": "cpu"}}
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"asks for 64 workers of 1 CPU each, but this cluster has room for \d+"):
+        trainer.train(resolve(small_recipe), home=ray_home, name="too-many")
+    assert time.monotonic() - began < 20
+    assert not (ray_home / "ray" / "too-many").exists()
+
+
+def test_the_checkpoint_is_a_tokenizer(ray_home: Path, undisturbed: dict[str, Any]) -> None:
+    if not undisturbed:
+        pytest.skip("needs the undisturbed run of the first test")
+    import mergevq
+
+    with checkpoints.newest(str(ray_home / "ray" / "undisturbed")) as directory:
+        tokenizer = mergevq.load(directory)
+    assert tokenizer.encode(torch.zeros(1, 3, 16, 16), keep=5).indices.shape == (1, 5)
