@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mergevq.config import config
+from mergevq.config import config, parse
 from mergevq.metrics.pixels import to_uint8
 
 RANDOM_V1_SHA256 = "94ed8e012e5ec5807d75e78813b6ed2492f1fdcb02781b51815e3eba1b08270e"
@@ -125,7 +125,11 @@ class TimmExtractor(Extractor):
         # timm takes seconds to import and only this extractor needs it.
         from mergevq.frozen import Renormalise, TimmNetwork, timm_network
 
-        network = TimmNetwork(model=settings.name, weights=settings.weights, sha256=settings.sha256)
+        network = parse(
+            TimmNetwork,
+            {"model": settings.name, "weights": settings.weights, "sha256": settings.sha256},
+            where=key,
+        )
         self.network = (
             timm_network(network, key=key, image_size=settings.image_size).requires_grad_(False).eval()
         )

@@ -69,7 +69,7 @@ def fit_logistic(
     # small variance take hundreds of steps.
     units = (design.square().mean(0).unsqueeze(1) / num_classes + decay).clamp(min=1e-12).rsqrt()
     scaled, scaled_decay = design * units.T, decay * units.square()
-    weights = (x.new_zeros(dim + 1, num_classes) if start is None else start / units).requires_grad_()
+    weights = x.new_zeros(dim + 1, num_classes) if start is None else start / units
     optimizer = torch.optim.LBFGS(
         [weights], max_iter=steps, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
