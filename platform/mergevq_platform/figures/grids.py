@@ -16,7 +16,7 @@ from mergevq.metrics import to_uint8
 CELL = 128  # screen pixels that a small picture is enlarged to, by a whole factor
 GAP = 8  # screen pixels between pictures
 HEAD, FOOT, SIDE = 30, 12, 12  # screen pixels around them
-TINT = 0.62  # share of the cluster's colour over the grey picture
+TINT = 0.5  # share of the cluster's colour over the grey picture
 DPI = 100
 
 
@@ -112,15 +112,9 @@ def _tinted(picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
         tint[cells == slot] = colours[rank % len(colours)]
     tint, large = _enlarged(tint, height, width), _enlarged(cells, height, width)
     drawn = np.where(tint >= 0, (1 - TINT) * grey + TINT * tint, grey)
-    # A border is drawn inside each cluster, along every side where the next cell belongs to another.
-    border = np.zeros((height, width), bool)
-    differs = large[1:] != large[:-1]
-    border[1:] |= differs
-    border[:-1] |= differs
-    differs = large[:, 1:] != large[:, :-1]
-    border[:, 1:] |= differs
-    border[:, :-1] |= differs
-    drawn[border] = 255
+    # A line of one pixel on the upper and left side of every border between two clusters.
+    drawn[:-1][large[1:] != large[:-1]] = 255
+    drawn[:, :-1][large[:, 1:] != large[:, :-1]] = 255
     return drawn.round().clip(0, 255).astype(np.uint8)
 
 
@@ -134,7 +128,8 @@ def palette(count: int = 64) -> np.ndarray:
     steps = np.linspace(0, 1, 14)
     rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     lab = _lab(rgb)
-    suits = (lab[:, 0] > 35) & (lab[:, 0] < 88) & (np.hypot(lab[:, 1], lab[:, 2]) > 40)
+    chroma = np.hypot(lab[:, 1], lab[:, 2])  # no neon, no grey
+    suits = (lab[:, 0] > 30) & (lab[:, 0] < 85) & (abs(chroma - 67) < 27)
     rgb, lab = rgb[suits], lab[suits]
     chosen = [int(np.square(rgb - (0.1, 0.4, 0.9)).sum(1).argmin())]  # starts at blue; any start does
     distance = np.full(len(lab), np.inf)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import Literal
 
 from mergevq.errors import InputError
 from mergevq_platform.curves import Curve
+
+# Okabe & Ito's palette: told apart by colour-blind readers, and without colour by dashes and markers.
+LEFT, RIGHT, GREY, FAINT = "#0072b2", "#d55e00", "#555555", "#8a8a8a"
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,17 @@ class Series:
     values: list[float]
     low: list[float] | None = None  # 95% interval
     high: list[float] | None = None
+
+    @property
+    def colour(self) -> str:
+        """Its axis' colour, or a grey for what is only there to compare with."""
+        match self.role:
+            case "baseline":
+                return GREY
+            case "floor":
+                return FAINT
+            case _:
+                return LEFT if self.axis == "left" else RIGHT
 
 
 def kept_counts(curve: Curve) -> list[int]:
@@ -53,14 +68,25 @@ def probed(curve: Curve) -> bool:
     return any("probe_top1_cls" in row for row in curve.rows)
 
 
-def left_title(curve: Curve) -> str:
-    """The Fréchet distance by its true name: never FID unless the standard Inception measured it."""
-    return f"Fréchet distance, {curve.protocol['extractor']['description']}"
+def left_title(curve: Curve) -> list[str]:
+    """Lines: the Fréchet distance by its true name (whose features, and what it is not), and which way is better."""
+    title = f"Fréchet distance, {curve.protocol['extractor']['description']}"
+    return [*textwrap.wrap(title, 52), "lower is better"]
 
 
-def right_title(curve: Curve) -> str:
-    """What the right axis shows, with its unit."""
-    return "top-1 accuracy of a linear probe, %" if probed(curve) else "PSNR, dB"
+def right_title(curve: Curve) -> list[str]:
+    """Lines: what the right axis shows, with its unit, and which way is better."""
+    return ["top-1 accuracy of a linear probe, %" if probed(curve) else "PSNR, dB", "higher is better"]
+
+
+def ticks(curve: Curve, newline: str) -> list[str]:
+    """What stands under each kept count: the count, and the share of the grid's tokens that is merged away."""
+    return [
+        f"{row['keep']:.0f}{newline}{row['merge_ratio']:.0%}"
+        if "merge_ratio" in row
+        else f"{row['keep']:.0f}"
+        for row in curve.rows
+    ]
 
 
 def notes(curve: Curve) -> list[str]:
@@ -70,10 +96,10 @@ def notes(curve: Curve) -> list[str]:
     said = [f"{p['images']:,} pictures of '{p['split']}', {weights} of step {p['step']:,}"]
     if probed(curve):
         trained = p.get("probe", {}).get("train_images")
-        learned = f", learned from {trained:,} training pictures" if trained else ""
-        said[0] += f"; probe with 95% Wilson interval{learned}"
+        learned = f" learned from {trained:,} training pictures;" if trained else ""
+        said.append(f"Probe:{learned} bands are 95% Wilson intervals")
     else:
-        said.append("No labels, so no probe: PSNR is shown in its place.")
+        said.append("No labels, so no probe: PSNR is shown in its place")
     if p.get("caveat"):
         said.append(p["caveat"])
     return said
