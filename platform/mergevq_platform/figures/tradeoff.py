@@ -40,7 +40,7 @@ def tradeoff_figure(curve: Curve) -> Figure:
     Raises `InputError` for a curve without rows.
     """
     keeps, lines = kept_counts(curve), tradeoff_series(curve)
-    said = [line for note in notes(curve) for line in textwrap.wrap(note, 122, break_on_hyphens=False)]
+    said = [line for note in notes(curve) for line in textwrap.wrap(note, 112, break_on_hyphens=False)]
     above, below = (
         0.62 + 0.225 * len(said),
         0.98 + 0.13 * (len(lines) + len(lines) % 2),
