@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import cache
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 import pydantic
 import yaml
@@ -25,9 +25,10 @@ Tree = dict[str, Any]
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[T]) -> type[T]:
     """Make `cls` a configuration: frozen, keyword-only, every field checked, unknown fields refused."""
-    return pydantic.dataclasses.dataclass(
+    made: Any = pydantic.dataclasses.dataclass(
         cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
     )
+    return made
 
 
 def parse(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
@@ -36,7 +37,7 @@ def parse(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     `where` prefixes the key paths of messages. Raises `InputError` naming every wrong key, its value and the fix.
     """
     try:
-        return _adapter(cls).validate_python(dict(data))
+        return _adapter(cast(Hashable, cls)).validate_python(dict(data))
     except pydantic.ValidationError as error:
         lines = [_explain(cls, item, where) for item in error.errors(include_url=False)]
         raise InputError("; ".join(dict.fromkeys(lines))) from None
@@ -44,7 +45,7 @@ def parse(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
 
 def to_tree(value: Any) -> Tree:
     """The complete plain tree of a configuration: JSON and YAML types only, every default written out."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    return _adapter(cast(Hashable, type(value))).dump_python(value, mode="json")
 
 
 def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> Tree:
@@ -56,7 +57,11 @@ def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> Tree:
     result = dict(base)
     for key, value in update.items():
         old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        ):
             result[key] = merged(old, value)
         else:
             result[key] = value
@@ -73,7 +78,9 @@ def with_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> Tree:
         try:
             value: Any = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise InputError(f"override '{override}': the value is not YAML (quote text that holds : or [)") from None
+            raise InputError(
+                f"override '{override}': the value is not YAML (quote text that holds : or [)"
+            ) from None
         for key in reversed(path.strip().split(".")):
             value = {key: value}
         result = merged(result, value)
@@ -93,8 +100,8 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> Tree:
 
 
 @cache
-def _adapter(cls: type) -> TypeAdapter:
-    return TypeAdapter(cls)
+def _adapter(cls: Hashable) -> TypeAdapter:
+    return TypeAdapter(cast(Any, cls))
 
 
 def _explain(cls: type, error: Any, where: str) -> str:
@@ -114,14 +121,18 @@ def _explain(cls: type, error: Any, where: str) -> str:
     match error["type"]:
         case "unexpected_keyword_argument":
             close = difflib.get_close_matches(keys[-1], _fields(owner), n=1, cutoff=0.5)
-            known = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(_fields(owner)))}"
+            known = (
+                f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(sorted(_fields(owner)))}"
+            )
             return f"unknown key '{path}': {known}"
         case "missing" | "missing_keyword_only_argument":
             return f"missing key '{path}'"
         case "union_tag_not_found":
             return f"missing key '{path}.kind': one of {error['ctx'].get('expected_tags', _tags(owner))}"
         case "union_tag_invalid":
-            return f"'{path}.kind' is {error['ctx']['tag']!r}: it must be one of {error['ctx']['expected_tags']}"
+            return (
+                f"'{path}.kind' is {error['ctx']['tag']!r}: it must be one of {error['ctx']['expected_tags']}"
+            )
         case "value_error":
             return f"{path + ': ' if path else ''}{error['ctx']['error']}"
         case _:
@@ -131,7 +142,7 @@ def _explain(cls: type, error: Any, where: str) -> str:
 
 def _fields(owner: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(owner):
-        return _hints(owner)
+        return _hints(cast(Hashable, owner))
     return {}
 
 
@@ -140,7 +151,9 @@ def _hints(owner: Any) -> dict[str, Any]:
     import typing
 
     return {
-        name: hint for name, hint in typing.get_type_hints(owner).items() if name in {f.name for f in dataclasses.fields(owner)}
+        name: hint
+        for name, hint in typing.get_type_hints(owner).items()
+        if name in {f.name for f in dataclasses.fields(owner)}
     }
 
 
@@ -152,7 +165,9 @@ def _members(owner: Any) -> list[Any]:
 
 
 def _tags(owner: Any) -> list[str]:
-    return [member.__dataclass_fields__["kind"].default for member in _members(owner) if "kind" in _fields(member)]
+    return [
+        member.__dataclass_fields__["kind"].default for member in _members(owner) if "kind" in _fields(member)
+    ]
 
 
 def _is_tag(owner: Any, part: str) -> bool:

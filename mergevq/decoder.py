@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pydantic
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ class DecoderConfig:
     width: Count = 512
     depth: Count = 12
     heads: Count = 8
+    layer_scale: Annotated[float, pydantic.Field(gt=0)] = 1e-5  # initial value; larger for short trainings
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -50,7 +50,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.conv_in = nn.Conv2d(code_channels, config.width, 3, padding=1)
-        self.blocks = nn.ModuleList(GridBlock(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            GridBlock(config.width, config.heads, config.layer_scale) for _ in range(config.depth)
+        )
         widths = [config.channels * m for m in config.multipliers]
         self.norms = nn.ModuleList()
         self.stages = nn.ModuleList()
@@ -90,12 +92,12 @@ class Decoder(nn.Module):
 class GridBlock(nn.Module):
     """Transformer block on the grid: conditional positions by a depth-wise convolution, MixFFN."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, layer_scale: float = 1e-5) -> None:
         super().__init__()
         self.positions = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.mlp = Attention(width, heads), MixFFN(width, 4 * width)
-        self.scale1, self.scale2 = LayerScale(width), LayerScale(width)
+        self.scale1, self.scale2 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[-2]

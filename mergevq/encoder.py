@@ -35,7 +35,8 @@ class HybridEncoderConfig:
     depth: Count = 12
     heads: Count = 8
     positions: Positions = "none"
-    inflection: float = -0.5
+    inflection: float = -0.5  # of the merge schedule over the layers
+    layer_scale: Annotated[float, pydantic.Field(gt=0)] = 1e-5  # initial value; larger for short trainings
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -61,7 +62,8 @@ class ViTEncoderConfig:
     depth: Count = 12
     heads: Count = 12
     positions: Positions = "sincos"  # the release has none, so its encoder cannot tell where a patch lies
-    inflection: float = -0.5
+    inflection: float = -0.5  # of the merge schedule over the layers
+    layer_scale: Annotated[float, pydantic.Field(gt=0)] = 1e-5  # initial value; larger for short trainings
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -94,7 +96,9 @@ class Encoder(nn.Module):
         self.summary_token = nn.Parameter(torch.randn(1, 1, config.width) * 1e-6)
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(1, grid * grid, config.width) * 0.02)
-        self.blocks = nn.ModuleList(MergeBlock(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            MergeBlock(config.width, config.heads, config.layer_scale) for _ in range(config.depth)
+        )
         self.apply(init_transformer)
 
     def forward(self, images: Tensor, keep: int) -> Encoded:
@@ -128,8 +132,8 @@ class Encoder(nn.Module):
             case "learned":
                 if rows * columns == self.grid * self.grid:
                     return self.positions.to(like.dtype)
-                table = rearrange(self.positions, "1 (h w) d -> 1 d h w", h=self.grid)
-                table = F.interpolate(table.float(), (rows, columns), mode="bicubic", align_corners=False)
+                grid = rearrange(self.positions, "1 (h w) d -> 1 d h w", h=self.grid)
+                table = F.interpolate(grid.float(), (rows, columns), mode="bicubic", align_corners=False)
                 return rearrange(table, "1 d h w -> 1 (h w) d").to(like.dtype)
 
 

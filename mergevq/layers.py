@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from mergevq import merging
 
-LAYER_SCALE = 1e-5
-
 
 class ResBlock(nn.Module):
     """GN, SiLU, conv, GN, SiLU, conv with a skip (MAGVIT-v2's block)."""
@@ -51,9 +49,9 @@ class Attention(nn.Module):
 class LayerScale(nn.Module):
     """A learned factor per channel."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, initial: float = 1e-5) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), LAYER_SCALE))
+        self.gamma = nn.Parameter(torch.full((width,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
@@ -74,11 +72,11 @@ class Mlp(nn.Module):
 class MergeBlock(nn.Module):
     """Pre-norm transformer block that merges r tokens between attention and MLP."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, layer_scale: float = 1e-5) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.mlp = Attention(width, heads), Mlp(width, 4 * width)
-        self.scale1, self.scale2 = LayerScale(width), LayerScale(width)
+        self.scale1, self.scale2 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
     def forward(self, x: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens (B, T, D), sizes (B, T) or None -> tokens (B, T - r, D), sizes, and the slot of each token."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 from mergevq.decoder import DecoderConfig
 from mergevq.encoder import HybridEncoderConfig, ViTEncoderConfig
@@ -26,10 +28,10 @@ def _gr(size: str, image_size: int) -> TokenizerConfig:
 
 
 def _hybrid(
-    size: str, multipliers: tuple[int, ...], image_size: int, *, keep: int, head_layers: int
+    size: str, multipliers: tuple[int, ...], image_size: int, *, keep: int, head_layers: Literal[2, 3]
 ) -> TokenizerConfig:
     channels, width, heads = SIZES[size]
-    shape = {"channels": channels, "multipliers": multipliers, "width": width, "heads": heads}
+    shape: dict[str, Any] = {"channels": channels, "multipliers": multipliers, "width": width, "heads": heads}
     return TokenizerConfig(
         image_size=image_size,
         keep=keep,
@@ -65,9 +67,17 @@ def _tiny_gr() -> TokenizerConfig:
             depth=3,
             heads=3,
             positions="learned",
+            layer_scale=0.5,
         ),
         decoder=DecoderConfig(
-            channels=32, multipliers=(1, 3), res_blocks=1, head_stride=2, width=96, depth=3, heads=3
+            channels=32,
+            multipliers=(1, 3),
+            res_blocks=1,
+            head_stride=2,
+            width=96,
+            depth=3,
+            heads=3,
+            layer_scale=0.5,
         ),
         quantizer=LFQConfig(bits=12),
         recovery=RecoveryConfig(width=96, hidden=192, depth=2, heads=3),
@@ -76,7 +86,7 @@ def _tiny_gr() -> TokenizerConfig:
 
 
 def _test(kind: str) -> TokenizerConfig:
-    hybrid = {"channels": 32, "multipliers": (1, 1), "width": 32, "depth": 2, "heads": 2}
+    hybrid: dict[str, Any] = {"channels": 32, "multipliers": (1, 1), "width": 32, "depth": 2, "heads": 2}
     encoder = (
         ViTEncoderConfig(patch=4, width=32, depth=2, heads=2)
         if kind == "r"
@@ -94,11 +104,11 @@ def _test(kind: str) -> TokenizerConfig:
 
 
 PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
-    **{f"g_{px}_{size}": lambda s=size, p=px: _g(s, p) for px in (128, 256) for size in ("d32", "d64")},
-    **{f"gr_{px}_{size}": lambda s=size, p=px: _gr(s, p) for px in (128, 256) for size in SIZES},
-    **{f"r_{px}_vitb": lambda p=px: _r(p) for px in (128, 256)},
+    **{f"g_{px}_{size}": partial(_g, size, px) for px in (128, 256) for size in ("d32", "d64")},
+    **{f"gr_{px}_{size}": partial(_gr, size, px) for px in (128, 256) for size in SIZES},
+    **{f"r_{px}_vitb": partial(_r, px) for px in (128, 256)},
     "tiny_gr_32": _tiny_gr,
-    **{f"test_{kind}": lambda k=kind: _test(k) for kind in ("g", "gr", "r")},
+    **{f"test_{kind}": partial(_test, kind) for kind in ("g", "gr", "r")},
 }
 
 

@@ -52,6 +52,8 @@ class LFQ(nn.Module):
     p(bit j is 1) = sigmoid(4 z_j / temperature); both entropies follow exactly without a table of codes per token.
     """
 
+    powers: Tensor
+
     def __init__(self, config: LFQConfig) -> None:
         super().__init__()
         self.config = config
@@ -133,6 +135,9 @@ class FSQConfig:
 class FSQ(nn.Module):
     """Finite scalar quantization (Mentzer et al. 2023): bound each channel by tanh and round it to its levels."""
 
+    levels: Tensor
+    basis: Tensor
+
     def __init__(self, config: FSQConfig) -> None:
         super().__init__()
         self.config = config
@@ -189,7 +194,7 @@ class _MeanOverRanks(torch.autograd.Function):
         return total / dist.get_world_size()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 

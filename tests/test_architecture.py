@@ -43,7 +43,9 @@ def test_the_rooms_are_not_empty() -> None:
 def test_the_model_knows_no_cluster_tracking_command_line_or_environment(path: Path) -> None:
     forbidden = {"ray", "mlflow", "argparse", "mergevq_platform", "jobs", "sweeps", "pyarrow", "rich"}
     assert not roots(path) & forbidden
-    uses = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    uses = {
+        ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+    }
     assert not uses & {"os.environ", "os.getenv"}
 
 
@@ -62,7 +64,9 @@ def test_nobody_imports_jobs_or_sweeps(path: Path) -> None:
 def test_platform_the_folder_does_not_shadow_platform_the_module() -> None:
     assert not (ROOT / "platform" / "__init__.py").exists()
     script = "import platform, mergevq_platform; print(platform.system(), platform.__file__)"
-    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert str(ROOT) not in answer.stdout
 
 
@@ -70,6 +74,6 @@ def test_the_model_imports_on_a_machine_without_ray_and_mlflow() -> None:
     script = (
         "import sys\n"
         "for name in ('ray', 'mlflow', 'pyarrow', 'rich', 'plotly'): sys.modules[name] = None\n"
-        "import mergevq, mergevq.official, mergevq.train_step, mergevq.metrics\n"
+        "import mergevq, mergevq.train_step, mergevq.metrics\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from mergevq.errors import InputError
 from mergevq_platform.places import places
 
-
 SHOW_CURVES = "see it in MLflow: mergevq ui"
 
 

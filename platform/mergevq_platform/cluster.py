@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from ray.train.backend import Backend
@@ -37,7 +37,7 @@ def connect(home: Path, *, address: str | None = None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
             raise InputError(
                 f"no Ray cluster answers at '{address}' ({error}): start one or unset RAY_ADDRESS"
@@ -46,7 +46,7 @@ def connect(home: Path, *, address: str | None = None) -> None:
         ray.init(
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         )
 
@@ -91,7 +91,7 @@ class NodeInterfaceTorchConfig(TorchConfig):
 
 
 class _NodeInterfaceBackend(_TorchBackend):
-    def on_start(self, worker_group, backend_config) -> None:  # type: ignore[no-untyped-def]
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(use_node_interface)
         super().on_start(worker_group, backend_config)
 

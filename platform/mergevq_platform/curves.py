@@ -14,7 +14,6 @@ from scipy.stats import spearmanr
 
 from mergevq.errors import InputError
 
-
 WIDE = 150  # terminal columns that all of a curve needs
 NARROW = ("keep", "psnr", "probe_top1_cls", "probe_top1_untrained", "recovery_accuracy", "recovery_baseline")
 
@@ -145,7 +144,8 @@ class Curve:
         if p.get("probe"):
             interval = "95% Wilson interval in the JSON"
             parts.append(
-                f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training pictures, {interval}; majority class {p['majority_top1']:.1f}%."
+                f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training pictures, {interval}; "
+                f"majority class {p['majority_top1']:.1f}%."
             )
         if p.get("caveat"):
             parts.append(p["caveat"])

@@ -42,8 +42,8 @@ from mergevq_platform.data import Dataset, EvalBatches, decode, evaluation_view,
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.runs import Run
 from mergevq_platform.tracking.curve import open_for_curve
-from mergevq_platform.tracking.records import JOURNAL_NAME
 from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.records import JOURNAL_NAME
 from mergevq_platform.tracking.store import Store
 
 BATCHES_PER_JOB = 4
@@ -336,10 +336,10 @@ def ray_answers(subject: Subject, workers: int) -> Any:
     import ray
     from ray.util import ActorPool
 
-    remote = ray.remote(Evaluator)
+    remote: Any = ray.remote(Evaluator)
     gpus = 1 if subject.device == "cuda" else 0
     actors = [remote.options(num_cpus=1, num_gpus=gpus).remote(subject) for _ in range(workers)]
-    pool = ActorPool(actors)
+    pool: Any = ActorPool(actors)
 
     def answers(jobs: Sequence[Job | ProbeJob]) -> Iterator[Any]:
         return pool.map(lambda actor, job: actor.answer.remote(job), jobs)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mergevq import keep as kept
 from mergevq import schedules
+from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.tokenizer import MergeVQ
-from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.train_step import build_training
 from mergevq.training import Output, Training
 from mergevq_platform import checkpoints
@@ -43,7 +43,7 @@ class Worker:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Host(Protocol):
@@ -78,7 +78,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     if worker.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     dataset = open_dataset(recipe.data.path, recipe.data.train_split)
-    total_steps, steps_per_epoch = length(recipe, dataset)
+    total_steps, _ = length(recipe, dataset)
 
     training = build(recipe, dataset).to(worker.device)
     state = TrainingState(
@@ -115,7 +115,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         dataset,
         recipe.data.views,
         global_batch=recipe.global_batch,
-        micro_batch=recipe.micro_batch,
+        micro_batch=recipe.micro_batch or recipe.global_batch // worker.world_size,
         seed=recipe.seed,
         rank=worker.rank,
         world_size=worker.world_size,
@@ -366,7 +366,7 @@ class Meter:
         self.host.progress(
             {"step": rows[-1][0], "total_steps": self.total_steps, "images_per_second": images_per_second}
             | {"waiting_share": min(1.0, waited / seconds), "seconds_per_step": seconds / steps}
-            | {name: value for name, value in status.items()}
+            | status
         )
 
     def _check_finite(self, rows: list, values: Tensor) -> None:
@@ -396,7 +396,7 @@ def _scaler(recipe: Recipe, worker: Worker) -> torch.amp.GradScaler | None:
     return torch.amp.GradScaler(worker.device.type) if recipe.precision == "float16" else None
 
 
-def _agreed(flag: bool, group: dist.ProcessGroup | None) -> bool:
+def _agreed(flag: bool, group: Any) -> bool:
     # Rank 0's word, over gloo so that a GPU need not be waited for.
     if group is None:
         return flag

@@ -18,11 +18,11 @@ from mergevq.classifier import StandInConfig
 from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution, merge_schedule
+from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.metrics import FeaturesConfig, RandomFeatures
 from mergevq.presets import preset
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
-from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq_platform.data import ViewsConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -186,7 +186,8 @@ def read(name_or_path: str | Path) -> Tree:
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        line = f" at line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
         raise InputError(f"{path} is not YAML{line}: {getattr(error, 'problem', error)}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no recipe: it must be a mapping of keys to values")

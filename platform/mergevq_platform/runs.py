@@ -12,8 +12,8 @@ from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints
 from mergevq_platform.recipe import Recipe, TokenizerTask
-from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
+from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
 from mergevq_platform.tracking.store import Store
 
 

@@ -163,7 +163,7 @@ def train(
 
     run.directory.mkdir(parents=True, exist_ok=True)
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-    actor = (
+    actor: Any = (
         ray.remote(RunActor)
         .options(num_cpus=0, label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()})
         .remote(lambda: run.recorder(recipe, tracking_uri))

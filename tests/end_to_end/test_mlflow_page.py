@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+
 from mergevq_platform.tracking.links import artifact_link, curve_link
 from mergevq_platform.tracking.listing import find_run, list_runs
 from mergevq_platform.tracking.recorder import LocalRecorder

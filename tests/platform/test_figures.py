@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from mergevq_platform import figures
-from mergevq_platform.curves import Curve
-from mergevq_platform.figures.grids import palette
 from PIL import Image
 
 from mergevq.errors import InputError
+from mergevq_platform import figures
+from mergevq_platform.curves import Curve
+from mergevq_platform.figures.grids import palette
 
 FRECHET = "rfd_random_v1"
 TRUE_NAME = "features of a fixed random network (random_v1, not ImageNet FID)"

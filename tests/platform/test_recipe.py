@@ -61,25 +61,48 @@ def test_flattened_keys_are_dotted_paths(small_recipe: dict[str, Any]) -> None:
 MISTAKES = {
     "an unknown key": ("optimiser.learning_rate=1", r"unknown key 'optimiser': did you mean 'optimizer'\?"),
     "an unknown nested key": ("optimizer.lr=1", r"unknown key 'optimizer\.lr': .*learning_rate"),
-    "an unknown key of a variant": ("task.model.quantizer.levels=[2]", r"unknown key 'task\.model\.quantizer\.levels': .*bits"),
+    "an unknown key of a variant": (
+        "task.model.quantizer.levels=[2]",
+        r"unknown key 'task\.model\.quantizer\.levels': .*bits",
+    ),
     "a wrong type": ("global_batch=many", r"'global_batch' is 'many': .*integer"),
-    "an impossible value": ("optimizer.learning_rate=-1", r"'optimizer\.learning_rate' is -1: .*greater than 0"),
-    "an unknown kind": ("task.model.quantizer.kind=vqvae", r"'task\.model\.quantizer\.kind' is 'vqvae': it must be one of 'lfq', 'fsq'"),
+    "an impossible value": (
+        "optimizer.learning_rate=-1",
+        r"'optimizer\.learning_rate' is -1: .*greater than 0",
+    ),
+    "an unknown kind": (
+        "task.model.quantizer.kind=vqvae",
+        r"'task\.model\.quantizer\.kind' is 'vqvae': it must be one of 'lfq', 'fsq'",
+    ),
     "an unknown device": ("cluster.device=tpu", r"'cluster\.device' is 'tpu': .*'auto', 'cpu' or 'cuda'"),
-    "heads that do not divide": ("task.model.encoder.heads=5", r"task\.model\.encoder: width 32 is not a multiple of heads 5"),
-    "an unreachable kept count": ("task.keep.counts=[1]", r"task\.keep: cannot keep 1 of 16 tokens .*reachable counts are 4 to 16"),
+    "heads that do not divide": (
+        "task.model.encoder.heads=5",
+        r"task\.model\.encoder: width 32 is not a multiple of heads 5",
+    ),
+    "an unreachable kept count": (
+        "task.keep.counts=[1]",
+        r"task\.keep: cannot keep 1 of 16 tokens .*reachable counts are 4 to 16",
+    ),
     "an unreachable evaluated count": ("evaluation.keeps=[99]", r"evaluation\.keeps: cannot keep 99 of 16"),
-    "more workers than pictures in a batch": ("cluster.workers=9", r"cluster\.workers is 9 but global_batch is 8"),
+    "more workers than pictures in a batch": (
+        "cluster.workers=9",
+        r"cluster\.workers is 9 but global_batch is 8",
+    ),
     "workers that do not divide the batch": ("cluster.workers=3", r"do not divide among 3 workers"),
     "both lengths": ("epochs=1", r"'steps' or 'epochs'"),
     "an unknown preset": ("task.preset=gr_512", r"no preset 'gr_512'.*gr_256_d64"),
-    "a picture size that differs": ("data.views.image_size=32", r"data\.views\.image_size is 32 but the tokenizer works at 16"),
+    "a picture size that differs": (
+        "data.views.image_size=32",
+        r"data\.views\.image_size is 32 but the tokenizer works at 16",
+    ),
     "an override without a value": ("steps", r"override 'steps': write it as key\.path=value"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_that_names_the_key_and_the_fix(mistake: str, small_recipe: dict[str, Any]) -> None:
+def test_a_mistake_is_one_line_that_names_the_key_and_the_fix(
+    mistake: str, small_recipe: dict[str, Any]
+) -> None:
     override, message = MISTAKES[mistake]
     with pytest.raises(InputError, match=message) as caught:
         recipes.resolve(with_overrides(small_recipe, [override]))

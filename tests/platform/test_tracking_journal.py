@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from mergevq.errors import InputError
 from mergevq_platform.places import default_home, places
 from mergevq_platform.tracking.curve import append_curve, curve_records, open_for_curve, read_curve
 from mergevq_platform.tracking.journal import Held, Journal
@@ -26,8 +28,6 @@ from mergevq_platform.tracking.records import (
     read_metrics,
 )
 from mergevq_platform.tracking.system import SystemSampler
-
-from mergevq.errors import InputError
 
 
 def identity(name: str = "run") -> RunIdentity:

@@ -22,6 +22,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from mergevq.errors import InputError
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.delivery import Busy, Delivery
 from mergevq_platform.tracking.journal import Journal
@@ -31,8 +33,6 @@ from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_jo
 from mergevq_platform.tracking.store import Store, import_mlflow
 from mergevq_platform.tracking.ui import UiServer, describe, serve_ui
 from mergevq_platform.tracking.writer import Writer, sync
-
-from mergevq.errors import InputError
 
 PLATFORM = Path(__file__).parents[2] / "platform"
 

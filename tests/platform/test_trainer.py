@@ -82,7 +82,11 @@ def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
         while time.monotonic() < deadline:
             journal = run.directory / "journal.jsonl"
             if journal.is_file() and max(read_metrics(journal).get("train/total", {0: 0.0})) >= 12:
-                workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+                workers = [
+                    p
+                    for p in psutil.process_iter(["cmdline"])
+                    if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+                ]
                 os.kill(workers[-1].pid, signal.SIGKILL)
                 killed.append(workers[-1].pid)
                 return
@@ -132,10 +136,14 @@ def test_a_name_that_is_taken_is_refused(two_workers: dict[str, Any], ray_home: 
         trainer.train(resolve(two_workers), home=ray_home, name="taken")
 
 
-def test_more_workers_than_the_cluster_can_hold_is_said_at_once(small_recipe: dict[str, Any], ray_home: Path) -> None:
+def test_more_workers_than_the_cluster_can_hold_is_said_at_once(
+    small_recipe: dict[str, Any], ray_home: Path
+) -> None:
     small_recipe |= {"global_batch": 64, "micro_batch": 1, "cluster": {"workers": 64, "device": "cpu"}}
     began = time.monotonic()
-    with pytest.raises(InputError, match=r"asks for 64 workers of 1 CPU each, but this cluster has room for \d+"):
+    with pytest.raises(
+        InputError, match=r"asks for 64 workers of 1 CPU each, but this cluster has room for \d+"
+    ):
         trainer.train(resolve(small_recipe), home=ray_home, name="too-many")
     assert time.monotonic() - began < 20
     assert not (ray_home / "ray" / "too-many").exists()

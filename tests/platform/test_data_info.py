@@ -1,0 +1,108 @@
+"""The description of a picture set and its contact sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mergevq.errors import InputError
+from mergevq_platform.data import contact_sheet, describe, open_dataset, write_shapes
+from mergevq_platform.data.pictures import BadPicture, decode, encode_png
+from mergevq_platform.data.shards import Record, write_set
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("info") / "shapes"
+    write_shapes(directory, images=150, val_images=30, size=16)
+    return directory
+
+
+def test_the_description_has_counts_classes_shards_and_fingerprints(shapes: Path) -> None:
+    text = describe(shapes)
+    assert "train     150 pictures in 1 shard" in text
+    assert "val       30 pictures in 1 shard" in text
+    assert "row groups of 22-128" in text
+    assert "12: disc, ring, square" in text
+    assert open_dataset(shapes, "train").fingerprint[:12] in text
+    assert "16 px (shorter side), PNG" in text
+    with pytest.raises(InputError, match="no data at"):
+        describe(shapes / "none")
+
+
+def test_the_contact_sheet_shows_each_class_in_turn(shapes: Path, tmp_path: Path) -> None:
+    text = describe(shapes, sheet=tmp_path / "sheet.png")
+    assert str(tmp_path / "sheet.png") in text
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == 2 * 24 + 12 * 96 + 11 * 10
+    # The first tile is a disc of the set, pixel by pixel.
+    tile = sheet[64 : 64 + 96 : 6, 24 : 24 + 96 : 6]
+    dataset = open_dataset(shapes, "train")
+    discs = [np.asarray(decode(row.data)) for row in dataset.read(range(dataset.rows)) if row.label == 0]
+    assert any(np.array_equal(tile, disc) for disc in discs)
+
+
+def test_a_sheet_shows_unlabelled_sets_and_marks_unreadable_pictures(tmp_path: Path) -> None:
+    grey = np.full((8, 8, 3), 128, dtype=np.uint8)
+    records = [Record(encode_png(grey), "a.png", 0), Record(b"broken", "b.png", 0)]
+    write_set(tmp_path / "set", {"train": records}, ("a",), size=8, source={})
+    contact_sheet(open_dataset(tmp_path / "set", "train"), tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)
+    assert np.any(np.all(sheet == (128, 128, 128), 1))
+    assert np.any(np.all(sheet == (0xB0, 0x00, 0x20), 1))
+
+
+def test_every_mode_of_picture_becomes_rgb() -> None:
+    import io
+
+    def encoded(picture: Image.Image, kind: str) -> bytes:
+        stream = io.BytesIO()
+        picture.save(stream, kind)
+        return stream.getvalue()
+
+    grey16 = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
+    for picture, kind, pixel in (
+        (Image.new("L", (4, 4), 200), "PNG", (200, 200, 200)),
+        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "PNG", (1, 2, 3)),
+        (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
+        (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
+        (grey16, "PNG", (128, 128, 128)),
+    ):
+        decoded = decode(encoded(picture, kind))
+        assert decoded.mode == "RGB"
+        assert decoded.getpixel((1, 1)) == pixel
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (None, "no bytes"),
+        (b"", "no bytes"),
+        (b"GIF89a", "cannot be decoded|not a picture"),
+        (b"hello", "not a picture"),
+    ],
+)
+def test_what_is_no_picture_is_a_bad_picture(data: bytes | None, reason: str) -> None:
+    with pytest.raises(BadPicture, match=reason):
+        decode(data)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked() -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+    with pytest.raises(BadPicture, match="more pixels than the limit"):
+        decode(bomb)
