@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -71,13 +72,21 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1 S2)^½ (Dowson & Landau 1982; Heusel et al. 2017, eq. 6). The last trace is
     taken as the sum of the singular values of F1ᵀ F2 for factors S = F Fᵀ: symmetric in the sets, free of complex
     numbers, and without the square root of a rounding error that eigenvalues of S1 S2 have where S has no full rank.
-    Raises `InputError` for sets of different width, fewer than two pictures, or features that are not finite.
+    Raises `InputError` for sets of different width, fewer than two pictures, or features that are not finite; warns
+    where a set has no more pictures than features, so that its covariance has no full rank.
     """
     mean_a, covariance_a = a.moments()
     mean_b, covariance_b = b.moments()
     if len(mean_a) != len(mean_b):
         raise InputError(
             f"features of {len(mean_a)} and of {len(mean_b)} numbers have no distance: use one extractor for both sets"
+        )
+    fewest = min(a.count, b.count)
+    if fewest <= len(mean_a):
+        warnings.warn(
+            f"{fewest} pictures for {len(mean_a)} features: the covariance has no full rank, and the Fréchet distance "
+            "is strongly biased upwards; use more pictures",
+            stacklevel=2,
         )
     overlap = torch.linalg.svdvals(_factor(covariance_a).T @ _factor(covariance_b)).sum()
     distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * overlap

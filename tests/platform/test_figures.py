@@ -136,6 +136,13 @@ def test_the_trade_off_calls_the_distance_by_its_true_name_and_repeats_the_cavea
     assert "not ImageNet FID" in head
 
 
+def test_too_few_pictures_for_the_distance_are_said() -> None:
+    few, enough = curve(), curve()
+    few.protocol["extractor"]["dim"], enough.protocol["extractor"]["dim"] = 1000, 999
+    assert "biased upwards" in words(figures.tradeoff_figure(few))
+    assert "biased upwards" not in words(figures.tradeoff_figure(enough))
+
+
 def test_no_caveat_is_invented_where_the_protocol_has_none() -> None:
     assert "distillation" not in words(figures.tradeoff_figure(curve(caveat="")))
 

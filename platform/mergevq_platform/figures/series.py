@@ -100,6 +100,11 @@ def notes(curve: Curve) -> list[str]:
         said.append(f"Probe:{learned} bands are 95% Wilson intervals")
     else:
         said.append("No labels, so no probe: PSNR is shown in its place")
+    dim = p["extractor"].get("dim", 0)
+    if p["images"] <= dim:
+        said.append(
+            f"No more pictures than the {dim} features: the Fréchet distance is strongly biased upwards"
+        )
     if p.get("caveat"):
         said.append(p["caveat"])
     return said
