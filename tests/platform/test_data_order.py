@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_any_cut_of_a_batch_joins_to_the_batch_wherever_one_starts(
         order.batch(2, before)  # a reader that came all the way
     whole = order.batch(2, step)
     fresh = SampleOrder(order.sizes, order.global_batch, order.seed, order.window_blocks * order.lanes)
-    pieces = [fresh.batch(2, step, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    pieces = [fresh.batch(2, step, a, b) for a, b in pairwise(edges)]
     assert np.concatenate(pieces).tolist() == whole.tolist()
 
 

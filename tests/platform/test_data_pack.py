@@ -323,15 +323,13 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("no labels at", source, labels=tmp_path / "none.csv")
     mixed = tree(tmp_path / "mixed", {**imagefolder(each=1), "3.jpg": picture(3)})
     expect("'3.jpg' has no class but other pictures of 'train' have one", mixed)
-    other = tree(
-        tmp_path / "other",
-        {
-            "train/a/1.jpg": picture(1),
-            "train/b/1.jpg": picture(1),
-            "val/a/1.jpg": picture(2),
-            "val/c/1.jpg": picture(2),
-        },
-    )
+    stray = {
+        "train/a/1.jpg": picture(1),
+        "train/b/1.jpg": picture(1),
+        "val/a/1.jpg": picture(2),
+        "val/c/1.jpg": picture(2),
+    }
+    other = tree(tmp_path / "other", stray)
     expect("'val' has the class 'c', 'train' has not", other)
     (tmp_path / "cut.tar").write_bytes(tar(imagefolder())[:1000])
     expect("is not a whole tar", tmp_path / "cut.tar")

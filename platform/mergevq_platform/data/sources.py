@@ -60,7 +60,7 @@ def find_source(source: str | Path, *, labels: str | Path | None = None, scratch
     LOC_val_solution.csv is one. Compressed tars are unpacked to tars under `scratch`. Raises `InputError` where there are
     no pictures, pictures with and without a class in one split, or a class that only a later split has.
     """
-    root = Path(source).expanduser()
+    root = Path(source).expanduser().absolute()  # tasks on other nodes have other working directories
     if not root.exists():
         raise InputError(
             f"no source at {source}: name a folder of pictures, a tar, or a folder of tars or Parquet files"
@@ -155,9 +155,9 @@ def _files(root: Path) -> list[str]:
 
 def _in_folders(root: Path, files: list[str]) -> tuple[list[Found], int]:
     pictures = [name for name in files if PurePosixPath(name).suffix.lower() in PICTURES]
-    base = root.absolute()
+
     found = [
-        Found(PurePosixPath(name).parent.parts, name, str(base / name), -1, _size(base / name))
+        Found(PurePosixPath(name).parent.parts, name, str(root / name), -1, _size(root / name))
         for name in pictures
     ]
     return found, len(files) - len(pictures)
@@ -207,7 +207,7 @@ def _in_tars(root: Path, tars: list[Path], scratch: Path, refused: list[Skipped]
             if split_names and name.parts[0].lower() in SPLITS:
                 folders = (*inside.parent.parts, *name.parent.parts)
             whole = "/".join([str(inside), *member.tars[1:], member.name])
-            found.append(Found(folders, whole, str(plain.absolute()), member.offset, member.size))
+            found.append(Found(folders, whole, str(plain), member.offset, member.size))
     return found, ignored
 
 

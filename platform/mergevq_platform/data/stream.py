@@ -150,6 +150,7 @@ class TrainStream:
             )
 
     def _fill(self) -> None:
+        parts: Iterator[Part] | None = None
         try:
             if self._device is not None:
                 torch.cuda.set_device(self._device)
@@ -167,6 +168,8 @@ class TrainStream:
                 self._put((step, bad))
         except BaseException as error:  # the iterating thread raises it
             self._put(error)
+        finally:
+            parts = None  # ends the loader processes now: an error's traceback would keep them
 
     def _parts(self) -> Iterator[Part]:
         if not self._workers:
