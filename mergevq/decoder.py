@@ -50,6 +50,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.conv_in = nn.Conv2d(code_channels, config.width, 3, padding=1)
+        # Conditional positions, once before the blocks.
+        self.positions = nn.Conv2d(config.width, config.width, 3, padding=1, groups=config.width)
         self.blocks = nn.ModuleList(
             GridBlock(config.width, config.heads, config.layer_scale) for _ in range(config.depth)
         )
@@ -70,10 +72,12 @@ class Decoder(nn.Module):
                 self.ups.append(Upsample(width, 2))
         self.norm_out = nn.GroupNorm(32, before, eps=1e-6)
         self.conv_out = nn.Conv2d(before, 3 * config.head_stride**2, 3, padding=1)
-        self.apply(init_transformer)
+        for part in (self.positions, self.blocks):
+            part.apply(init_transformer)
 
     def forward(self, codes: Tensor) -> Tensor:
         x = self.conv_in(codes)
+        x = x + self.positions(x)
         for block in self.blocks:
             x = block(x)
         for index, (norm, stage) in enumerate(zip(self.norms, self.stages, strict=True)):
@@ -90,18 +94,17 @@ class Decoder(nn.Module):
 
 
 class GridBlock(nn.Module):
-    """Transformer block on the grid: conditional positions by a depth-wise convolution, MixFFN."""
+    """Pre-norm transformer block on the grid, with MixFFN."""
 
     def __init__(self, width: int, heads: int, layer_scale: float = 1e-5) -> None:
         super().__init__()
-        self.positions = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.mlp = Attention(width, heads), MixFFN(width, 4 * width)
         self.scale1, self.scale2 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[-2]
-        x = rearrange(x + self.positions(x), "b d h w -> b (h w) d")
+        x = rearrange(x, "b d h w -> b (h w) d")
         x = x + self.scale1(self.attention(self.norm1(x))[0])
         x = x + self.scale2(self.mlp(self.norm2(x), height))
         return rearrange(x, "b (h w) d -> b d h w", h=height)

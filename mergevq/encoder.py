@@ -99,7 +99,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             MergeBlock(config.width, config.heads, config.layer_scale) for _ in range(config.depth)
         )
-        self.apply(init_transformer)
+        self.blocks.apply(init_transformer)
 
     def forward(self, images: Tensor, keep: int) -> Encoded:
         """Encode, keeping exactly `keep` tokens; raises `InputError` for a size or a count that cannot be."""
@@ -181,8 +181,8 @@ class PatchStem(nn.Module):
 
 
 def init_transformer(module: nn.Module) -> None:
-    """Linear layers from a truncated normal of 0.02, biases zero (A.1)."""
-    if isinstance(module, nn.Linear):
+    """Linear and convolution layers of a transformer from a truncated normal of 0.02, biases zero (as released)."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

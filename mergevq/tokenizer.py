@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.decoder import Decoder, DecoderConfig
-from mergevq.encoder import Encoder, EncoderConfig, init_transformer
+from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
 from mergevq.merging import Source, sizes, unmerge
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
@@ -103,7 +103,6 @@ class MergeVQ(nn.Module):
             SourceRecovery(config.recovery, channels, config.grid_tokens) if config.recovery else None
         )
         self.head = SummaryHead(config.head, width) if config.head else None
-        self.to_latents.apply(init_transformer)
 
     @property
     def last_layer(self) -> Tensor:
@@ -186,7 +185,6 @@ class SummaryHead(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), *middle, nn.Linear(hidden, config.out)
         )
-        self.apply(init_transformer)
 
     def forward(self, summary: Tensor) -> Tensor:
         return self.layers(summary)
