@@ -122,6 +122,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         start_step=state.step,
         workers=recipe.data.loader_workers,
         bad_picture_limit=recipe.data.bad_picture_limit,
+        window_blocks=recipe.data.window_blocks,
     )
     with stream:
         saved_at = state.step
@@ -381,7 +382,7 @@ class Meter:
     def _warn_of_low_usage(self, step: int, status: dict[str, float]) -> None:
         task = self.recipe.task
         early = step < EARLY_STEPS or "usage" in self.warned
-        if early or not isinstance(task, TokenizerTask) or "codebook_entropy" not in status:
+        if early or not isinstance(task, TokenizerTask) or task.model.quantizer.kind != "lfq":
             return
         highest = task.model.quantizer.max_entropy
         if status["codebook_entropy"] < LOW_CODE_USAGE * highest:
