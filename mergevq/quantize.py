@@ -21,6 +21,7 @@ class LFQConfig:
     kind: Literal["lfq"] = "lfq"
     bits: Annotated[int, pydantic.Field(ge=1, le=24)] = 18
     temperature: Annotated[float, pydantic.Field(gt=0)] = 0.01
+    epsilon: Annotated[float, pydantic.Field(ge=0)] = 0.0  # inside the codebook entropy's logarithm; the release: 1e-5
 
     @property
     def channels(self) -> int:
@@ -80,7 +81,8 @@ class LFQ(nn.Module):
             sample = (F.softplus(logits) - torch.sigmoid(logits) * logits).sum(-1).mean()
             average = average_over_ranks(average_code(logits))
             # The floor is far below any share that counts; without it an empty code's gradient is infinity times zero.
-            codebook = -(average * average.clamp(min=torch.finfo(average.dtype).tiny).log()).sum()
+            inside = (average + self.config.epsilon).clamp(min=torch.finfo(average.dtype).tiny)
+            codebook = -(average * inside.log()).sum()
             signs = torch.where(z > 0, 1.0, -1.0)
             return {
                 "sample_entropy": sample,

@@ -141,10 +141,10 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*nothing\.ckpt"):
         import_official(tmp_path / "nothing.ckpt", tmp_path / "out", yaml=YAML)
-    with pytest.raises(InputError, match="--config .* or --preset"):
+    with pytest.raises(InputError, match=r"--config .* or --preset"):
         import_official(WEIGHTS, tmp_path / "out")
     (tmp_path / "other.yaml").write_text("a: 1\n")
     with pytest.raises(InputError, match=r"other\.yaml is not a configuration of the release"):
         import_official(WEIGHTS, tmp_path / "out", yaml=tmp_path / "other.yaml")
-    with pytest.raises(InputError, match="has other shapes|lacks"):
+    with pytest.raises(InputError, match=r"has other shapes|lacks"):
         import_official(WEIGHTS, tmp_path / "out", preset="gr_256_d32")
