@@ -268,8 +268,11 @@ def test_a_pack_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
         open_dataset(tmp_path / "out", "train")
     # A finished shard that was lost since is made again.
     (tmp_path / "out" / "train-00001.parquet").unlink()
+    killed = tmp_path / "out" / ".train-00003.parquet.99999.tmp"
+    killed.write_bytes(b"half")
     pack(source, tmp_path / "out", shard_rows=5, map_jobs=counting)
     assert made == [f"train-0000{index}.parquet" for index in (0, 1, 2, 1, 3, 4)]
+    assert not killed.exists()
     undisturbed = pack(source, tmp_path / "other", shard_rows=5)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "other")
     assert json.loads((tmp_path / "out/manifest.json").read_text()) == json.loads(undisturbed.to_json())

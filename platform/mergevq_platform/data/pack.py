@@ -334,7 +334,9 @@ def _manifest(
 
 
 def _remove_leftovers(directory: Path, planned: set[str]) -> None:
-    """Delete shards of an earlier, unfinished pack whose plan had more of them."""
+    """Delete what killed processes left half-written, and shards of an unfinished pack whose plan had more of them."""
+    for path in directory.glob(".*.parquet.*.tmp"):
+        path.unlink(missing_ok=True)
     for path in (directory / PARTS).glob("*.json"):
         if path.stem not in planned:
             (directory / path.stem).unlink(missing_ok=True)

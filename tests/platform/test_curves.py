@@ -1,0 +1,93 @@
+"""What a curve says of itself: trends need direction and size, losses are called losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mergevq.errors import InputError
+from mergevq_platform.curves import Curve, rank_correlation, six_counts
+
+
+def curve(**columns: list[float]) -> Curve:
+    rows = [
+        {"keep": keep, "merge_ratio": 1 - keep / 64, **{key: values[i] for key, values in columns.items()}}
+        for i, keep in enumerate((9.0, 36.0, 64.0))
+    ]
+    protocol = {
+        "extractor": {"name": "random_v1", "description": "features of a fixed random network"},
+        "images": 100,
+        "split": "val",
+        "ema": True,
+        "step": 7,
+        "data_fingerprint": "0123456789abcdef",
+        "probe": {"kind": "logistic regression", "train_images": 500},
+        "majority_top1": 9.0,
+        "caveat": "The teacher saw the labels.",
+    }
+    return Curve("run", rows, protocol)
+
+
+GOOD = {
+    "rfd_random_v1": [3.0, 2.0, 1.0],
+    "psnr": [18.0, 20.0, 21.0],
+    "probe_top1_cls": [60.0, 55.0, 50.0],
+    "probe_top1_untrained": [20.0, 20.0, 21.0],
+    "recovery_accuracy": [70.0, 60.0, 99.0],
+    "recovery_baseline": [30.0, 25.0, 100.0],
+}
+
+
+def test_a_good_curve_says_yes_everywhere() -> None:
+    verdict = curve(**GOOD).verdict()
+    assert len(verdict) == 5
+    assert all(sentence.startswith("yes") for sentence in verdict)
+    assert "+29.0 points" in verdict[3], "the weakest count is named"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rfd_random_v1": [1.0, 2.0, 3.0]}, 0),
+        ({"psnr": [18.00, 18.01, 18.02]}, 1),
+        ({"probe_top1_cls": [50.0, 55.0, 60.0]}, 2),
+        ({"probe_top1_cls": [60.0, 55.0, 20.0]}, 3),
+        ({"recovery_accuracy": [70.0, 20.0, 99.0]}, 4),
+    ],
+)
+def test_what_does_not_hold_is_said(change: dict[str, list[float]], sentence: int) -> None:
+    assert curve(**GOOD | change).verdict()[sentence].startswith("NO")
+
+
+def test_fewer_tokens_that_do_not_help_the_probe_are_not_hidden() -> None:
+    verdict = curve(**GOOD | {"probe_top1_cls": [50.0, 55.0, 60.0]}).verdict()
+    assert "on this data fewer tokens do not help the probe" in verdict[2]
+
+
+def test_tables_name_the_metric_and_carry_the_caveat() -> None:
+    for text in (curve(**GOOD).markdown(), curve(**GOOD).caption()):
+        assert "rfd_random_v1" in text
+        assert "The teacher saw the labels." in text
+        assert "rfid" not in text.lower()
+    assert curve(**GOOD).csv().splitlines()[1].startswith("9.0,")
+
+
+def test_a_curve_survives_the_disk(tmp_path: Path) -> None:
+    curve(**GOOD).save(tmp_path / "curve.json")
+    assert Curve.load(tmp_path / "curve.json") == curve(**GOOD)
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(InputError, match=r"other\.json is not a curve"):
+        Curve.load(tmp_path / "other.json")
+
+
+def test_six_counts_span_the_trained_range_to_all_tokens() -> None:
+    counts = six_counts((121, 144, 225), 256, range(1, 257))
+    assert counts[0] == 32
+    assert counts[-1] == 256
+    assert len(counts) == 6
+
+
+def test_rank_correlation_of_a_constant_is_zero() -> None:
+    assert rank_correlation([1, 2, 3], [5, 5, 5]) == 0
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
