@@ -16,7 +16,7 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.data import describe, open_dataset
-from mergevq_platform.data.dataset import PARTS, split_names
+from mergevq_platform.data.opening import PARTS, split_names
 from mergevq_platform.data.pictures import encode_png
 from mergevq_platform.data.shards import Record, write_set, write_shard
 

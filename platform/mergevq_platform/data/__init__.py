@@ -1,9 +1,10 @@
 """Pictures as Parquet shards: make, pack, read, order, augment. See `shards` for the layout and `order` for the order."""
 
-from mergevq_platform.data.dataset import Dataset, Row, open_dataset
+from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import EvalBatches
 from mergevq_platform.data.info import contact_sheet, describe
+from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.order import SampleOrder
 from mergevq_platform.data.pack import pack
 from mergevq_platform.data.pictures import BadPicture, decode

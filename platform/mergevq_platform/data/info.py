@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mergevq_platform.data.dataset import Dataset, open_dataset, read_manifest, split_names
+from mergevq_platform.data.dataset import Dataset
+from mergevq_platform.data.opening import open_dataset, read_manifest, split_names
 from mergevq_platform.data.pictures import BadPicture, decode
 from mergevq_platform.data.shards import Manifest, whole_file
 from mergevq_platform.data.views import evaluation_view

@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mergevq.errors import InputError
-from mergevq_platform.data.dataset import PARTS, Dataset, Row, open_dataset
+from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.keyed import Stream, permutation
+from mergevq_platform.data.opening import PARTS, open_dataset
 from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode, encode_like, resize_shorter
 from mergevq_platform.data.shards import (
     MANIFEST,

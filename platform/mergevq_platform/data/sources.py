@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from mergevq.errors import InputError
-from mergevq_platform.data.dataset import SAME_SPLIT, open_dataset, split_names
+from mergevq_platform.data.opening import SAME_SPLIT, open_dataset, split_names
 from mergevq_platform.data.shards import Skipped, whole_file
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
