@@ -338,7 +338,9 @@ def ray_answers(subject: Subject, workers: int) -> Any:
 
     remote: Any = ray.remote(Evaluator)
     gpus = 1 if subject.device == "cuda" else 0
-    actors = [remote.options(num_cpus=1, num_gpus=gpus).remote(subject) for _ in range(workers)]
+    # No CPU is reserved: an evaluation must not wait for those that a training or a sweep holds.
+    place = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+    actors = [remote.options(**place).remote(subject) for _ in range(workers)]
     pool: Any = ActorPool(actors)
 
     def answers(jobs: Sequence[Job | ProbeJob]) -> Iterator[Any]:

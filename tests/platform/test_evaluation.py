@@ -1,0 +1,153 @@
+"""The curve: the same for any number of workers, honest names, files that a person can open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq_platform import checkpoints, evaluation, loop
+from mergevq_platform.local import LocalHost
+from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.runs import Run
+from mergevq_platform.tracking.curve import read_curve
+from mergevq_platform.tracking.listing import list_runs
+from mergevq_platform.tracking.store import Store
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluated")
+
+
+@pytest.fixture
+def recipe(small_recipe: dict[str, Any]) -> Recipe:
+    small_recipe["evaluation"] |= {"batch": 24, "probe_images": 96}  # 64 pictures: the last batch is partial
+    return resolve(small_recipe | {"steps": 2, "checkpoint_every": 2})
+
+
+@pytest.fixture
+def run(recipe: Recipe, home: Path) -> Run:
+    """A run in the store, trained without Ray; made once."""
+    run = Run("evaluated", home, str(home / "ray"))
+    if not run.directory.exists():
+        run.directory.mkdir(parents=True)
+        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+        loop.train(recipe, loop.Worker(), LocalHost(run.directory))
+        run.recorder(recipe, None).close("FINISHED")
+    return run
+
+
+def curve_of(run: Run, recipe: Recipe, answers: Any) -> list[dict[str, float]]:
+    subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
+    return evaluation.measure(subject, (4, 9, 16), answers(subject), step=2, run="x").rows
+
+
+@pytest.mark.ray
+def test_one_two_and_three_workers_agree(run: Run, recipe: Recipe, ray_home: Path) -> None:
+    alone = curve_of(run, recipe, evaluation.local_answers)
+    assert [row["keep"] for row in alone] == [4, 9, 16]
+    for workers in (2, 3):
+        rows = curve_of(run, recipe, lambda subject, w=workers: evaluation.ray_answers(subject, w))
+        for mine, theirs in zip(alone, rows, strict=True):
+            assert mine.keys() == theirs.keys()
+            for key, value in mine.items():
+                assert theirs[key] == pytest.approx(value, rel=1e-6, abs=1e-9), (key, workers)
+
+
+def test_every_row_has_the_metrics_that_the_design_names(run: Run, recipe: Recipe) -> None:
+    rows = curve_of(run, recipe, evaluation.local_answers)
+    expected = {
+        "keep",
+        "merge_ratio",
+        "rfd_random_v1",
+        "rfd_random_v1_recovered",
+        "psnr",
+        "ssim",
+        "psnr_recovered",
+    }
+    expected |= {"code_usage", "code_entropy_bits", "recovery_accuracy", "recovery_baseline", "majority_top1"}
+    for feature in ("cls", "mean", "untrained"):
+        expected |= {f"probe_top1_{feature}", f"probe_top1_{feature}_low", f"probe_top1_{feature}_high"}
+        expected |= {f"knn_top1_{feature}"}
+    for row in rows:
+        assert expected <= row.keys()
+        assert row["probe_top1_cls_low"] <= row["probe_top1_cls"] <= row["probe_top1_cls_high"]
+    assert not any("fid" in key for key in rows[0]), "no Inception measured this"
+
+
+def test_with_all_tokens_kept_each_cell_is_its_own_cluster(run: Run, recipe: Recipe) -> None:
+    row = curve_of(run, recipe, evaluation.local_answers)[-1]
+    assert (row["keep"], row["merge_ratio"]) == (16, 0)
+    assert row["recovery_baseline"] == 100
+
+
+def test_evaluating_writes_files_and_never_a_second_point_at_the_same_step(
+    run: Run, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for attempt in range(2):
+        evaluation.evaluate("evaluated", home=home, keeps=(4, 9, 16), out=tmp_path / str(attempt))
+    printed = capsys.readouterr().out
+    assert "rank correlation" in printed
+    assert str(tmp_path / "1" / "tradeoff.png") in printed.replace("\n", "")
+    names = {path.name for path in (tmp_path / "0").iterdir()}
+    assert names >= {"curve.json", "table.md", "table.csv", "tradeoff.png", "tradeoff.html", "clusters.png"}
+    assert "reconstructions.png" in names
+
+    assert sorted(read_curve(run.directory)["psnr"]) == [4, 9, 16]
+    client = Store.at(home).client()
+    found = list_runs(Store.at(home))
+    assert len(found) == 2, "the training's run, and a linked one for the second evaluation"
+    for entry in found:
+        history = client.get_metric_history(entry.run_id, "curve/psnr")
+        assert sorted(point.step for point in history) == [4, 9, 16]
+
+
+def test_pictures_without_labels_get_a_curve_without_a_probe(
+    run: Run, recipe: Recipe, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    (tmp_path / "data").mkdir()
+    for split in ("train", "val"):
+        (source,) = Path(recipe.data.path).glob(f"{split}-*.parquet")
+        pq.write_table(pq.read_table(source).select(["image"]), tmp_path / "data" / f"{split}-00000.parquet")
+    subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), str(tmp_path / "data"), "cpu")
+    curve = evaluation.measure(subject, (4, 9, 16), evaluation.local_answers(subject), step=2, run="x")
+    assert "psnr" in curve.rows[0]
+    assert not any("probe" in key for key in curve.rows[0])
+    assert "no labels: no probe" in curve.verdict()
+
+
+def test_the_caveat_of_a_teacher_that_saw_labels_is_in_the_protocol() -> None:
+    assert "distillation, not self-supervision" in evaluation.CAVEATS["stand_in"]
+
+
+def test_an_unreachable_count_names_the_reachable_ones(recipe: Recipe) -> None:
+    with pytest.raises(InputError, match=r"cannot keep 3 tokens: this encoder reaches 4 to 16 of 16"):
+        evaluation.chosen_keeps(recipe, (3,))
+
+
+def test_the_untrained_baseline_is_the_initialisation_of_that_very_run(run: Run, recipe: Recipe) -> None:
+    subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
+    first, again = evaluation.Evaluator(subject).untrained, evaluation.Evaluator(subject).untrained
+    trained = evaluation.Evaluator(subject).tokenizer
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    moved = [n for n, v in trained.state_dict().items() if not torch.equal(v, first.state_dict()[n])]
+    assert len(moved) > 20
+
+
+def test_reconstructing_picture_files_writes_both_grids(run: Run, home: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
+    files = evaluation.reconstruct(
+        "evaluated", [tmp_path / "photo.png"], home=home, keeps=[4, 16], out=tmp_path / "out"
+    )
+    assert {file.name for file in files} == {"reconstructions.png", "clusters.png"}
+    assert all(Image.open(file).size[0] > 100 for file in files)
