@@ -21,7 +21,9 @@ class LFQConfig:
     kind: Literal["lfq"] = "lfq"
     bits: Annotated[int, pydantic.Field(ge=1, le=24)] = 18
     temperature: Annotated[float, pydantic.Field(gt=0)] = 0.01
-    epsilon: Annotated[float, pydantic.Field(ge=0)] = 0.0  # inside the codebook entropy's logarithm; the release: 1e-5
+    epsilon: Annotated[float, pydantic.Field(ge=0)] = (
+        0.0  # inside the codebook entropy's logarithm; the release: 1e-5
+    )
 
     @property
     def channels(self) -> int:

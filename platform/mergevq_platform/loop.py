@@ -24,6 +24,7 @@ from mergevq import schedules
 from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.ema import Ema
 from mergevq.errors import InputError
+from mergevq.initialisation import select_weights
 from mergevq.tokenizer import MergeVQ
 from mergevq.train_step import build_training
 from mergevq.training import Output, Training
@@ -31,6 +32,7 @@ from mergevq_platform import checkpoints
 from mergevq_platform.checkpoints import TrainingState
 from mergevq_platform.data import Dataset, TrainStream, open_dataset, to_unit_range
 from mergevq_platform.recipe import ClassifierTask, OptimizerConfig, Recipe, TokenizerTask
+from mergevq_platform.validation import validate
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EARLY_STEPS = 100  # before these, few codes in use mean nothing
@@ -151,8 +153,6 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             meter.add(state.step, keep, losses, norms, stream.bad_pictures)
             stopping = _agreed(host.stop_requested() if worker.rank == 0 else False, control)
             if recipe.evaluation.every and state.step % recipe.evaluation.every == 0:
-                from mergevq_platform.validation import validate
-
                 meter.flush()
                 values = validate(state.ema.averaged, recipe, worker)
                 if worker.rank == 0:
@@ -185,14 +185,21 @@ def length(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
     return max(1, round(recipe.epochs * steps_per_epoch)), steps_per_epoch
 
 
+def preflight(recipe: Recipe) -> None:
+    """Open the data and build the model as every worker will, so that what is missing is said before a run starts."""
+    dataset = open_dataset(recipe.data.path, recipe.data.train_split)
+    length(recipe, dataset)
+    if recipe.evaluation.every:
+        open_dataset(recipe.data.path, recipe.data.evaluation_split)
+    build(recipe, dataset)
+
+
 def build(recipe: Recipe, dataset: Dataset) -> Training:
     """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
     match recipe.task:
         case TokenizerTask() as task:
             tokenizer = MergeVQ(task.model)
             if task.initial_weights:
-                from mergevq.initialisation import select_weights
-
                 select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
             return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
         case ClassifierTask() as task:

@@ -157,6 +157,7 @@ def train(
     `InputError` for what cannot work, before anything is started, and Ray's error if training fails for good.
     """
     run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
+    loop.preflight(recipe)
     cluster.connect(home, address=address)
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
     cluster.require_resources(recipe.cluster, device)

@@ -1,0 +1,162 @@
+"""The command line as a person meets it: help, one-line errors with the fix, exit statuses, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mergevq.errors import InputError
+from mergevq_platform import cli
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MERGEVQ_HOME", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recipe_file(small_recipe: dict[str, Any], at_home: Path) -> Path:
+    path = at_home / "small.yaml"
+    path.write_text(yaml.safe_dump(small_recipe))
+    return path
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
+    assert cli.run(arguments) == status
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.run(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for verb in ("data", "train", "evaluate", "reconstruct", "import-official", "recipes", "sync", "ui"):
+        assert verb in text
+
+
+@pytest.mark.parametrize(
+    "verb", ["data shapes", "data pack", "train", "evaluate", "reconstruct", "sync", "ui"]
+)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run([*verb.split(), "--help"])
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_the_console_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("mergevq")
+    if not command.exists():
+        pytest.skip("the package is not installed here")
+    answer = subprocess.run([command, "recipes"], capture_output=True, text=True, check=True)
+    assert "demo" in answer.stdout
+
+
+def test_recipes_prints_a_complete_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes", "demo", "steps=3", "seed=4"]) == 0
+    tree = yaml.safe_load(capsys.readouterr().out)
+    assert (tree["steps"], tree["seed"]) == (3, 4)
+    assert tree["task"]["model"]["encoder"]["kind"] == "hybrid"
+
+
+def test_data_verbs_make_and_describe_pictures(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ["data", "shapes", "pictures", "--images", "24", "--validation-images", "8", "--size", "16"]
+    assert cli.run(made) == 0
+    assert cli.run(["data", "info", "pictures", "--sheet", "sheet.png"]) == 0
+    assert "24" in capsys.readouterr().out
+    assert (at_home / "sheet.png").stat().st_size > 1000
+
+
+def test_overrides_may_stand_after_options(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["train", str(recipe_file), "--name", "x", "optimizer.lr=1"], capsys)
+    assert "unknown key 'optimizer.lr'" in line
+    assert "learning_rate" in line
+
+
+MISTAKES = [
+    (["train"], "give one recipe"),
+    (["train", "nowhere"], "no recipe 'nowhere'"),
+    (["train", "RECIPE", "data.path=/nowhere/at/all"], "/nowhere/at/all"),
+    (["train", "RECIPE", "global_batch=512", "micro_batch=512"], "fewer than global_batch 512"),
+    (["train", "RECIPE", "task.initial_weights=/nowhere.safetensors"], "/nowhere.safetensors"),
+    (["train", "RECIPE", "task.losses.alignment={kind: stand_in, directory: /nowhere}"], "/nowhere"),
+    (["train", "--resume", "nobody"], "no run 'nobody'"),
+    (["evaluate", "nobody"], "no run 'nobody'"),
+    (["sync", "nobody"], "no run 'nobody'"),
+    (["data", "info", "/nowhere"], "/nowhere"),
+    (["data", "pack", "/nowhere", "out", "--serial"], "/nowhere"),
+    (["import-official", "/nowhere.ckpt", "out", "--preset", "gr_256_d32"], "/nowhere.ckpt"),
+]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: " ".join(mistake[0])[:60])
+def test_a_mistake_is_one_line_and_exit_status_2(
+    mistake: tuple[list[str], str],
+    recipe_file: Path,
+    at_home: Path,
+    ray_home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments, named = mistake
+    before = {path for path in at_home.rglob("*") if path.is_file()}
+    line = refused([str(recipe_file) if word == "RECIPE" else word for word in arguments], capsys)
+    assert named in line
+    new = {path.name for path in at_home.rglob("*") if path.is_file()} - {path.name for path in before}
+    assert not {name for name in new if name.endswith((".safetensors", ".parquet", ".pt"))}, (
+        "nothing is half-written"
+    )
+
+
+def test_read_only_storage_is_said_before_anything_starts(
+    recipe_file: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (at_home / "a_file").write_text("")
+    line = refused(["train", str(recipe_file), "--storage", str(at_home / "a_file" / "below")], capsys)
+    assert "cannot write to" in line
+    assert "--storage" in line
+
+
+def test_an_unusable_storage_uri_is_said(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ftp://nowhere" in refused(["train", str(recipe_file), "--storage", "ftp://nowhere/x"], capsys)
+
+
+def test_failures_of_ours_have_exit_status_1_and_point_to_debug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(options: object) -> None:
+        raise ZeroDivisionError("integer division")
+
+    monkeypatch.setattr(cli, "_recipes", broken)
+    line = refused(["recipes"], capsys, status=1)
+    assert "ZeroDivisionError: integer division (--debug shows the traceback)" in line
+    assert cli.run(["--debug", "recipes"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_cause_is_found_inside_rays_wrappers() -> None:
+    class Wrapper(RuntimeError):
+        worker_failures = {1: RuntimeError("later"), 0: InputError("the cause")}  # noqa: RUF012
+
+    assert cli.one_line(Wrapper("noise")) == "the cause"
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import errno
+
+    def full(options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/shard")
+
+    monkeypatch.setattr(cli, "_recipes", full)
+    assert "no space left on device (/data/shard)" in refused(["recipes"], capsys, status=1)
