@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -24,13 +25,18 @@ CAVEAT = "The teacher saw these labels: the probe measures distillation."
 
 
 def curve(
-    keeps: tuple[int, ...] = (9, 25, 64), *, labels: bool = True, caveat: str = CAVEAT, **changes: Any
+    keeps: tuple[int, ...] = (9, 25, 64),
+    *,
+    labels: bool = True,
+    caveat: str = CAVEAT,
+    run: str = "a-run",
+    **changes: Any,
 ) -> Curve:
     rows = []
     for i, keep in enumerate(keeps):
         row = {
             "keep": float(keep),
-            "merge_ratio": 1 - keep / 64,
+            "merge_ratio": 1 - keep / max(keeps, default=1),
             FRECHET: 0.5 / (i + 1),
             "psnr": 18.0 + i,
             "ssim": 0.5,
@@ -42,7 +48,17 @@ def curve(
                 "probe_top1_cls_low": 47.0 - i,
                 "probe_top1_cls_high": 53.0 - i,
             }
+            row |= {
+                "probe_top1_mean": 40.0 + i,
+                "probe_top1_mean_low": 38.0 + i,
+                "probe_top1_mean_high": 43.0 + i,
+            }
             row |= {"probe_top1_untrained": 24.0, "majority_top1": 13.0, "knn_top1_cls": 41.25}
+            row |= {
+                "probe_top1_untrained_mean": 21.5,
+                "probe_top1_untrained_mean_low": 20.0,
+                "probe_top1_untrained_mean_high": 23.0,
+            }
         rows.append(row | changes)
     protocol = {
         "extractor": {"name": "random_v1", "description": TRUE_NAME},
@@ -50,12 +66,13 @@ def curve(
         "split": "val",
         "ema": True,
         "step": 1200,
+        "data": "/somewhere/shapes",
         "data_fingerprint": "0123456789abcdef",
         "caveat": caveat,
     }
     if labels:
         protocol |= {"probe": {"kind": "exact", "train_images": 6000}, "majority_top1": 13.0}
-    return Curve("a-run", rows, protocol)
+    return Curve(run, rows, protocol)
 
 
 def words(figure: Figure) -> str:
@@ -70,6 +87,11 @@ def words(figure: Figure) -> str:
 
 def lines(figure: Figure) -> dict[str, Any]:
     return {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
+
+
+def drawing(page: str) -> str:
+    """What a page says about its curve, after plotly's own JavaScript."""
+    return page[page.rindex("Plotly.newPlot") :]
 
 
 def pixels(figure: Figure, path: Path) -> np.ndarray:
@@ -116,24 +138,44 @@ def test_the_trade_off_draws_every_number_where_its_axis_says() -> None:
 
 def test_the_trade_off_shows_the_probe_interval_as_a_band() -> None:
     right = figures.tradeoff_figure(curve()).axes[1]
-    (band,) = right.collections
+    band = right.collections[0]
     corners = band.get_paths()[0].vertices
     assert {(9.0, 47.0), (9.0, 53.0), (64.0, 45.0), (64.0, 51.0)} <= {
         tuple(corner) for corner in corners.tolist()
     }
 
 
+def test_the_second_probe_shows_its_interval_as_bars_and_its_own_baseline() -> None:
+    figure = figures.tradeoff_figure(curve())
+    assert lines(figure)["linear probe, mean of kept tokens"].get_ydata() == pytest.approx([40, 41, 42])
+    baseline = lines(figure)["linear probe, mean of the untrained encoder's tokens"]
+    assert baseline.get_ydata() == pytest.approx([21.5] * 3)
+    (bars,) = (part for part in figure.axes[1].collections if isinstance(part, LineCollection))
+    ends = [[tuple(point) for point in bar.tolist()] for bar in bars.get_segments()]
+    assert ends == [[(9.0, 38.0), (9.0, 43.0)], [(25.0, 39.0), (25.0, 44.0)], [(64.0, 40.0), (64.0, 45.0)]]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(legend) == len(set(legend)) == 7
+
+
+def test_without_recovery_only_the_true_source_is_drawn() -> None:
+    bare = curve()
+    for row in bare.rows:
+        del row[f"{FRECHET}_recovered"]
+    assert "Fréchet distance, recovered source" not in lines(figures.tradeoff_figure(bare))
+    assert "recovered source" not in drawing(figures.tradeoff_html(bare))
+    assert "recovered source" in drawing(figures.tradeoff_html(curve()))
+
+
 def test_the_trade_off_calls_the_distance_by_its_true_name_and_repeats_the_caveat() -> None:
     said = words(figures.tradeoff_figure(curve()))
     assert f"Fréchet distance, {TRUE_NAME}" in said
     assert CAVEAT in said
-    assert "1,000 pictures of 'val'" in said
+    assert "1,000 pictures of 'val', data 'shapes' 0123456789ab; EMA weights of step 1,200" in said
     assert "6,000 training pictures" in said
     assert not re.search(r"\brfid\b", said, re.IGNORECASE)
-    page = figures.tradeoff_html(curve())
-    head = page[page.rindex("Plotly.newPlot") :]
-    assert "distillation" in head
-    assert "not ImageNet FID" in head
+    page = drawing(figures.tradeoff_html(curve()))
+    assert "distillation" in page
+    assert "not ImageNet FID" in page
 
 
 def test_too_few_pictures_for_the_distance_are_said() -> None:
@@ -161,8 +203,10 @@ def test_without_labels_the_right_axis_shows_psnr_and_says_so() -> None:
         curve((36,)),
         curve(labels=False),
         curve((36, 64, 100, 144, 196, 256), caveat="A long sentence about where the labels came from. " * 5),
+        curve((8, 9, 10, 11, 12, 16, 32, 64, 128, 200, 220, 240, 248, 252, 254, 256)),
+        curve(run="gr-imagenet-256-" + "distilled-" * 8),
     ],
-    ids=["usual", "one point", "no labels", "long caveat"],
+    ids=["usual", "one point", "no labels", "long caveat", "crowded counts", "long name"],
 )
 def test_no_text_of_the_trade_off_covers_another_or_leaves_the_picture(shown: Curve) -> None:
     assert overlaps(figures.tradeoff_figure(shown)) == []
@@ -173,12 +217,27 @@ def test_kept_counts_are_ticks_with_the_merged_share_below() -> None:
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["16\n75%", "32\n50%", "64\n0%"]
 
 
+def test_crowded_kept_counts_keep_their_ticks_but_not_all_labels() -> None:
+    axes = figures.tradeoff_figure(curve((8, 9, 16, 62, 63, 64))).axes[0]
+    assert list(axes.get_xticks()) == [8, 9, 16, 62, 63, 64]
+    said = [tick.get_text().split("\n")[0] for tick in axes.get_xticklabels()]
+    assert said == ["8", "9", "16", "", "", "64"]
+
+
+def test_a_dollar_in_a_name_stays_a_dollar() -> None:
+    figure = figures.tradeoff_figure(curve(run="a$b_c$d"))
+    (title,) = (text for text in figure.texts if "a$b_c$d" in text.get_text())
+    assert not title.get_parse_math()
+
+
 def test_distances_that_span_orders_of_magnitude_get_a_logarithmic_axis_that_says_so() -> None:
     wide = curve()
     wide.rows[-1][FRECHET] = 1e-4
     assert figures.tradeoff_figure(wide).axes[0].get_yscale() == "log"
     assert "log scale" in figures.tradeoff_figure(wide).axes[0].get_ylabel()
     assert figures.tradeoff_figure(curve()).axes[0].get_yscale() == "linear"
+    assert drawing(figures.tradeoff_html(wide)).count('"type":"log"') == 2
+    assert drawing(figures.tradeoff_html(curve())).count('"type":"log"') == 1
 
 
 def test_a_missing_measurement_is_a_gap_not_a_zero() -> None:
@@ -208,11 +267,13 @@ def test_the_page_holds_its_javascript_and_asks_the_network_for_nothing() -> Non
 
 
 def test_the_page_draws_the_same_numbers_and_lists_the_rest_on_pointing() -> None:
-    page = figures.tradeoff_html(curve())
-    drawn = page[page.rindex("Plotly.newPlot") :]
-    assert "[50.0,49.0,48.0]" in drawn
-    assert "k-NN cls % 41.2" in drawn
-    assert "SSIM 0.500" in drawn
+    page = drawing(figures.tradeoff_html(curve()))
+    assert "[50.0,49.0,48.0]" in page
+    assert "[40.0,41.0,42.0]" in page
+    assert '"array":[3.0,3.0,3.0],"arrayminus":[2.0,2.0,2.0]' in page
+    assert "keep 25, merge_ratio 0.60938, psnr 19" in page
+    assert "ssim 0.5, knn_top1_cls 41.25" in page
+    assert "probe_top1_cls" not in page.replace('"legendgroup":"probe_top1_cls"', "")
 
 
 def test_a_run_name_cannot_put_markup_into_the_page() -> None:
@@ -231,6 +292,15 @@ def test_reconstructions_are_drawn_pixel_for_pixel_most_tokens_first(tmp_path: P
             expected = expected.repeat(4, 0).repeat(4, 1)
             np.testing.assert_array_equal(grid[row][column], expected)
     assert [text.get_text() for text in figure.texts] == ["original", "64 kept", "9 kept"]
+
+
+@pytest.mark.parametrize("size", [8, 32, 60, 88, 95, 96])
+def test_small_pictures_are_enlarged_to_96_px_or_more_by_a_whole_factor(size: int, tmp_path: Path) -> None:
+    originals = torch.zeros(1, 3, size, size)
+    image = pixels(figures.reconstruction_grid(originals, {4: originals}), tmp_path / "grid.png")
+    side = (image.shape[1] - 2 * 12 - 8) // 2
+    assert side >= 96
+    assert side % size == 0
 
 
 def test_large_pictures_are_not_enlarged(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from mergevq.errors import InputError
 from mergevq.metrics import to_uint8
 
-CELL = 128  # screen pixels that a small picture is enlarged to, by a whole factor
+CELL = 128  # screen pixels that a small picture is enlarged to, about: the factor is whole
+LEAST = 96  # screen pixels that a picture has at least
 GAP = 8  # screen pixels between pictures
 HEAD, FOOT, SIDE = 30, 12, 12  # screen pixels around them
 TINT = 0.5  # share of the cluster's colour over the grey picture
@@ -66,7 +67,8 @@ def _screen(pictures: Tensor) -> np.ndarray:
     if pictures.ndim != 4 or pictures.shape[1] != 3 or not len(pictures):
         raise InputError(f"pictures are {tuple(pictures.shape)}: they must be (B, 3, H, W), B at least 1")
     array = to_uint8(pictures).permute(0, 2, 3, 1).cpu().numpy()
-    factor = max(1, round(CELL / max(array.shape[1:3])))
+    side = max(array.shape[1:3])
+    factor = max(1, round(CELL / side), math.ceil(LEAST / side))
     return array.repeat(factor, 1).repeat(factor, 2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
 from mergevq.errors import InputError
@@ -12,6 +13,10 @@ from mergevq_platform.curves import Curve
 
 # Okabe & Ito's palette: told apart by colour-blind readers, and without colour by dashes and markers.
 LEFT, RIGHT, GREY, FAINT = "#0072b2", "#d55e00", "#555555", "#8a8a8a"
+LOG_FROM = 30  # ratio of the largest to the smallest distance from which the axis is logarithmic
+ROOM = 0.055  # share of the axis that the label of a kept count needs
+
+Role = Literal["main", "second", "baseline", "second_baseline", "floor"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Series:
     key: str
     label: str
     axis: Literal["left", "right"]
-    role: Literal["main", "second", "baseline", "floor"]
+    role: Role
     values: list[float]
     low: list[float] | None = None  # 95% interval
     high: list[float] | None = None
@@ -32,7 +37,7 @@ class Series:
         match self.role:
             case "baseline":
                 return GREY
-            case "floor":
+            case "second_baseline" | "floor":
                 return FAINT
             case _:
                 return LEFT if self.axis == "left" else RIGHT
@@ -55,6 +60,13 @@ def tradeoff_series(curve: Curve) -> list[Series]:
         _series(curve, "probe_top1_mean", "linear probe, mean of kept tokens", "right", "second"),
         _series(
             curve, "probe_top1_untrained", "linear probe, [CLS] of the untrained encoder", "right", "baseline"
+        ),
+        _series(
+            curve,
+            "probe_top1_untrained_mean",
+            "linear probe, mean of the untrained encoder's tokens",
+            "right",
+            "second_baseline",
         ),
         _series(curve, "majority_top1", "always the most frequent class", "right", "floor"),
     ]
@@ -80,24 +92,50 @@ def right_title(curve: Curve) -> list[str]:
 
 
 def ticks(curve: Curve, newline: str) -> list[str]:
-    """What stands under each kept count: the count, and the share of the grid's tokens that is merged away."""
-    return [
-        f"{row['keep']:.0f}{newline}{row['merge_ratio']:.0%}"
-        if "merge_ratio" in row
-        else f"{row['keep']:.0f}"
-        for row in curve.rows
-    ]
+    """What stands under each kept count: the count, and the share of the grid's tokens that is merged away.
+
+    Nothing stands where its neighbour's label would be; the first and the last count always have one.
+    """
+    places = [math.log(keep) for keep in kept_counts(curve)]
+    room = ROOM * (places[-1] - places[0])
+    labelled = {0, len(places) - 1}
+    free_from = places[0] + room
+    for i, place in enumerate(places[1:-1], 1):
+        if free_from <= place <= places[-1] - room:
+            labelled.add(i)
+            free_from = place + room
+    said = []
+    for i, row in enumerate(curve.rows):
+        share = f"{newline}{row['merge_ratio']:.0%}" if "merge_ratio" in row else ""
+        said.append(f"{row['keep']:.0f}{share}" if i in labelled else "")
+    return said
+
+
+def finite(lines: list[Series]) -> list[float]:
+    """Every value and bound that an axis has to show."""
+    values = [value for line in lines for value in (*line.values, *(line.low or ()), *(line.high or ()))]
+    return [value for value in values if math.isfinite(value)]
+
+
+def logarithmic(lines: list[Series]) -> bool:
+    """Whether these distances span so much that only a logarithmic axis shows the small ones."""
+    values = finite(lines)
+    return bool(values) and min(values) > 0 and max(values) > LOG_FROM * min(values)
 
 
 def notes(curve: Curve) -> list[str]:
     """What a reader must know to judge the figure: data, weights, interval, and the teacher's caveat last."""
     p = curve.protocol
     weights = "EMA weights" if p.get("ema") else "raw weights"
-    said = [f"{p['images']:,} pictures of '{p['split']}', {weights} of step {p['step']:,}"]
+    source = f"'{PurePath(p['data']).name}' " if p.get("data") else ""
+    said = [
+        f"{p['images']:,} pictures of '{p['split']}', data {source}{p['data_fingerprint'][:12]}; "
+        f"{weights} of step {p['step']:,}"
+    ]
     if probed(curve):
         trained = p.get("probe", {}).get("train_images")
         learned = f" learned from {trained:,} training pictures;" if trained else ""
-        said.append(f"Probe:{learned} bands are 95% Wilson intervals")
+        said.append(f"Probe:{learned} bands and bars are 95% Wilson intervals")
     else:
         said.append("No labels, so no probe: PSNR is shown in its place")
     dim = p["extractor"].get("dim", 0)
@@ -115,7 +153,7 @@ def _series(
     key: str,
     label: str,
     axis: Literal["left", "right"],
-    role: Literal["main", "second", "baseline", "floor"],
+    role: Role,
 ) -> Series | None:
     def column(name: str) -> list[float] | None:
         values = [float(row.get(name, math.nan)) for row in curve.rows]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,8 +16,10 @@ from mergevq_platform.figures.series import (
     LEFT,
     RIGHT,
     Series,
+    finite,
     kept_counts,
     left_title,
+    logarithmic,
     notes,
     right_title,
     ticks,
@@ -28,10 +30,10 @@ STYLES = {
     "main": ("-", "o", 2.2),
     "second": ("--", "s", 1.6),
     "baseline": ("-.", "^", 1.6),
+    "second_baseline": ((0, (2, 2)), "v", 1.2),
     "floor": (":", "", 1.6),
 }
 LEFT_EDGE = 0.12  # of the width: room for a title of four lines
-LOG_FROM = 30  # ratio of the largest to the smallest distance from which the axis is logarithmic
 
 
 def tradeoff_figure(curve: Curve) -> Figure:
@@ -41,10 +43,9 @@ def tradeoff_figure(curve: Curve) -> Figure:
     """
     keeps, lines = kept_counts(curve), tradeoff_series(curve)
     said = [line for note in notes(curve) for line in textwrap.wrap(note, 112, break_on_hyphens=False)]
-    above, below = (
-        0.62 + 0.225 * len(said),
-        0.98 + 0.13 * (len(lines) + len(lines) % 2),
-    )  # inches around the axes
+    title = textwrap.wrap(f"What every kept token buys: {curve.run}", 72)
+    heading = 0.25 + 0.25 * len(title)  # inches down to the notes
+    above, below = heading + 0.12 + 0.225 * len(said), 0.98 + 0.13 * (len(lines) + len(lines) % 2)
     width, height = 9.6, 4.3 + above + below
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     left = figure.add_axes((LEFT_EDGE, below / height, 0.78, 1 - (above + below) / height))
@@ -57,9 +58,11 @@ def tradeoff_figure(curve: Curve) -> Figure:
     left.set_axisbelow(True)
     for axes in (left, right):
         axes.spines["top"].set_visible(False)
-    title = f"What every kept token buys: {curve.run}"
-    figure.text(LEFT_EDGE, 1 - 0.2 / height, title, size=14, weight="bold", va="top")
-    figure.text(LEFT_EDGE, 1 - 0.5 / height, "\n".join(said), size=10, color=GREY, va="top", linespacing=1.35)
+    plain: dict[str, Any] = {"va": "top", "parse_math": False}  # a dollar in a name is a dollar
+    figure.text(LEFT_EDGE, 1 - 0.2 / height, "\n".join(title), size=14, weight="bold", **plain)
+    figure.text(
+        LEFT_EDGE, 1 - heading / height, "\n".join(said), size=10, color=GREY, linespacing=1.35, **plain
+    )
     anchor = (0.5, 0.08 / height)
     figure.legend(
         handles=handles, loc="lower center", bbox_to_anchor=anchor, ncols=2, frameon=False, fontsize=10
@@ -81,16 +84,19 @@ def _draw(axes: Axes, keeps: list[int], line: Series) -> Line2D:
     (drawn,) = axes.plot(
         keeps,
         line.values,
-        style,
+        linestyle=style,
         marker=marker,
         markersize=5.5,
         color=line.colour,
         linewidth=width,
         label=line.label,
     )
-    # Bands of both probes would hide each other: the second one's is in the table and on the page.
-    if line.low is not None and line.high is not None and line.role != "second":
-        if alone:
+    if line.low is not None and line.high is not None and line.role != "second_baseline":
+        if line.role == "second":  # two bands would hide each other
+            axes.vlines(keeps, line.low, line.high, color=line.colour, linewidth=1.2)
+            for ends in (line.low, line.high):
+                axes.plot(keeps, ends, linestyle="", marker="_", markersize=7, color=line.colour, label="_")
+        elif alone:
             axes.vlines(keeps, line.low, line.high, color=line.colour, linewidth=6, alpha=0.25)
         else:
             axes.fill_between(keeps, line.low, line.high, color=line.colour, alpha=0.16, linewidth=0)
@@ -109,19 +115,17 @@ def _kept_axis(axes: Axes, curve: Curve, keeps: list[int]) -> None:
 
 def _distance_axis(axes: Axes, lines: list[Series], title: list[str]) -> None:
     _titled(axes, title, LEFT)
-    shown = _shown(lines)
-    if not shown:
-        return
-    if min(shown) > 0 and max(shown) > LOG_FROM * min(shown):
+    shown = finite(lines)
+    if logarithmic(lines):
         axes.set_yscale("log")
         axes.set_ylabel(f"{axes.get_ylabel()}, log scale")
-    else:
+    elif shown:
         axes.set_ylim(0, 1.08 * max(shown) or 1)  # from 0: a gap between two points looks as large as it is
 
 
 def _gain_axis(axes: Axes, lines: list[Series], title: list[str]) -> None:
     _titled(axes, title, RIGHT)
-    shown = _shown(lines)
+    shown = finite(lines)
     if any(line.key == "psnr" for line in lines):
         axes.margins(y=0.12)  # decibels have no 0 to start from
     elif shown:
@@ -131,8 +135,3 @@ def _gain_axis(axes: Axes, lines: list[Series], title: list[str]) -> None:
 def _titled(axes: Axes, title: list[str], colour: str) -> None:
     axes.set_ylabel("\n".join(title), color=colour, size=10.5)
     axes.tick_params(axis="y", colors=colour)
-
-
-def _shown(lines: list[Series]) -> list[float]:
-    values = [value for line in lines for value in (*line.values, *(line.low or ()), *(line.high or ()))]
-    return [value for value in values if math.isfinite(value)]
