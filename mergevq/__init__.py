@@ -32,9 +32,15 @@ __all__ = [
 ]
 
 
-def create(name: str, overrides: Mapping[str, Any] | None = None) -> MergeVQ:
-    """An untrained tokenizer by preset, with any field overridden: `create("gr_256_d64", {"encoder": {"depth": 4}})`.
+def create(name: str, overrides: Mapping[str, Any] | None = None, /, **fields: Any) -> MergeVQ:
+    """An untrained tokenizer by preset, with any field overridden.
 
-    Raises `InputError` for an unknown preset or field.
+    `create("gr_256_d64", {"encoder": {"depth": 4}})`, `create("gr_256_d64", keep=100)` and dotted keys
+    (`**{"encoder.depth": 4}`) say the same. Raises `InputError` for an unknown preset or field.
     """
-    return MergeVQ(parse(TokenizerConfig, merged(to_tree(preset(name)), overrides or {})))
+    tree = merged(to_tree(preset(name)), overrides or {})
+    for key, value in fields.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merged(tree, value)
+    return MergeVQ(parse(TokenizerConfig, tree))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import pydantic
@@ -14,6 +15,7 @@ from mergevq.encoder import init_transformer
 from mergevq.layers import Attention, LayerScale, ResBlock
 
 Count = Annotated[int, pydantic.Field(ge=1)]
+Positive = Annotated[float, pydantic.Field(gt=0)]
 
 
 @config
@@ -27,7 +29,8 @@ class DecoderConfig:
     width: Count = 512
     depth: Count = 12
     heads: Count = 8
-    layer_scale: Annotated[float, pydantic.Field(gt=0)] = 1e-5  # initial value; larger for short trainings
+    layer_scale: Positive = 1e-5  # initial value; short trainings want more
+    initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -73,7 +76,7 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(32, before, eps=1e-6)
         self.conv_out = nn.Conv2d(before, 3 * config.head_stride**2, 3, padding=1)
         for part in (self.positions, self.blocks):
-            part.apply(init_transformer)
+            part.apply(partial(init_transformer, std=config.initial_std))
 
     def forward(self, codes: Tensor) -> Tensor:
         x = self.conv_in(codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import pydantic
@@ -17,6 +18,7 @@ from mergevq.keep import merge_schedule
 from mergevq.layers import MergeBlock, ResBlock, sincos
 
 Count = Annotated[int, pydantic.Field(ge=1)]
+Positive = Annotated[float, pydantic.Field(gt=0)]
 Positions = Literal["none", "sincos", "learned"]
 
 
@@ -36,7 +38,9 @@ class HybridEncoderConfig:
     heads: Count = 8
     positions: Positions = "none"
     inflection: float = -0.5  # of the merge schedule over the layers
-    layer_scale: Annotated[float, pydantic.Field(gt=0)] = 1e-5  # initial value; larger for short trainings
+    layer_scale: Positive = 1e-5  # initial value; short trainings want more
+    initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
+    summary_std: Positive = 1e-6  # of the summary token's start
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -63,7 +67,9 @@ class ViTEncoderConfig:
     heads: Count = 12
     positions: Positions = "sincos"  # the release has none, so its encoder cannot tell where a patch lies
     inflection: float = -0.5  # of the merge schedule over the layers
-    layer_scale: Annotated[float, pydantic.Field(gt=0)] = 1e-5  # initial value; larger for short trainings
+    layer_scale: Positive = 1e-5  # initial value; short trainings want more
+    initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
+    summary_std: Positive = 1e-6  # of the summary token's start
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -93,13 +99,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.config, self.grid = config, grid
         self.stem = ConvStem(config) if isinstance(config, HybridEncoderConfig) else PatchStem(config)
-        self.summary_token = nn.Parameter(torch.randn(1, 1, config.width) * 1e-6)
+        self.summary_token = nn.Parameter(torch.randn(1, 1, config.width) * config.summary_std)
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(1, grid * grid, config.width) * 0.02)
         self.blocks = nn.ModuleList(
             MergeBlock(config.width, config.heads, config.layer_scale) for _ in range(config.depth)
         )
-        self.blocks.apply(init_transformer)
+        self.blocks.apply(partial(init_transformer, std=config.initial_std))
 
     def forward(self, images: Tensor, keep: int) -> Encoded:
         """Encode, keeping exactly `keep` tokens; raises `InputError` for a size or a count that cannot be."""
@@ -180,9 +186,9 @@ class PatchStem(nn.Module):
         return self.norm(self.conv_in(images))
 
 
-def init_transformer(module: nn.Module) -> None:
-    """Linear and convolution layers of a transformer from a truncated normal of 0.02, biases zero (as released)."""
+def init_transformer(module: nn.Module, std: float = 0.02) -> None:
+    """Linear and convolution layers of a transformer from a truncated normal, biases zero; 0.02 as released."""
     if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -80,7 +80,7 @@ class LFQ(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             z = latents.float().flatten(0, -2)
             logits = 4 / self.config.temperature * z
-            sample = (F.softplus(logits) - torch.sigmoid(logits) * logits).sum(-1).mean()
+            sample = bit_entropies(logits).sum(-1).mean()
             average = average_over_ranks(average_code(logits))
             # The floor is far below any share that counts; without it an empty code's gradient is infinity times zero.
             inside = (average + self.config.epsilon).clamp(min=torch.finfo(average.dtype).tiny)
@@ -91,6 +91,12 @@ class LFQ(nn.Module):
                 "codebook_entropy": codebook,
                 "commitment": F.mse_loss(z, signs),
             }
+
+
+def bit_entropies(logits: Tensor) -> Tensor:
+    """Bit logits -> each bit's entropy in nats, same shape: even in the logit, so computed where nothing cancels."""
+    size = logits.abs()
+    return F.softplus(-size) + size * torch.sigmoid(-size)
 
 
 def average_code(logits: Tensor) -> Tensor:

@@ -20,15 +20,13 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 
 @config
 class RecoveryConfig:
-    """Two transformer decoder layers over one learned query per grid cell (7.5M parameters as given)."""
+    """Two transformer decoder layers over one learned query per grid cell (7.6M parameters as given, queries apart)."""
 
     width: Count = 512
     hidden: Count = 1536
     depth: Count = 2
     heads: Count = 8
-    rank_embedding: bool = (
-        True  # tell the model each kept token's rank in canonical order; known at generation too
-    )
+    rank_embedding: bool = True  # tell each kept token's rank in canonical order; known at generation too
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

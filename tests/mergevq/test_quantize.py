@@ -1,0 +1,94 @@
+"""LFQ's entropies are exact, its indices little-endian, its average taken over all ranks."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mergevq.errors import InputError
+from mergevq.quantize import (
+    FSQ,
+    LFQ,
+    FSQConfig,
+    LFQConfig,
+    average_code,
+    average_over_ranks,
+    bit_entropies,
+    check_indices,
+)
+
+
+@pytest.mark.parametrize("bits", [4, 9, 10])
+def test_factorised_entropies_and_gradients_equal_the_materialised_softmax(bits: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    z = (0.02 * torch.randn(64, bits, generator=generator, dtype=torch.float64)).requires_grad_()
+    codebook = ((torch.arange(2**bits)[:, None] >> torch.arange(bits) & 1) * 2 - 1).double()
+    p = (2 * z @ codebook.T / 0.01).softmax(-1)
+    mean = p.mean(0)
+    wanted = (-(p * p.log()).sum(-1).mean(), -(mean * mean.log()).sum())
+    (wanted_grad,) = torch.autograd.grad(wanted[0] - wanted[1], z)
+
+    logits = 400 * z
+    sample = bit_entropies(logits).sum(-1).mean()
+    average = average_code(logits)
+    ours = (sample, -(average * average.log()).sum())
+    (grad,) = torch.autograd.grad(ours[0] - ours[1], z)
+    for mine, theirs in zip((*ours, grad), (*wanted, wanted_grad), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-10)
+
+    losses = LFQ(LFQConfig(bits=bits)).losses(z.detach().float()[None])
+    assert losses["sample_entropy"].item() == pytest.approx(wanted[0].item(), rel=1e-4)
+    assert losses["codebook_entropy"].item() == pytest.approx(wanted[1].item(), rel=1e-4)
+
+
+def test_bit_j_of_an_index_is_channel_j_and_zero_counts_as_minus_one() -> None:
+    quantizer = LFQ(LFQConfig(bits=4))
+    z = torch.tensor([[[1.0, -1.0, 0.0, 2.0]]])
+    quantized = quantizer.quantize(z)
+    assert quantized.indices.tolist() == [[0b1001]]
+    assert quantized.codes.tolist() == [[[1.0, -1.0, -1.0, 1.0]]]
+    assert torch.equal(quantizer.codes(quantized.indices), quantized.codes)
+
+
+def test_all_indices_round_trip() -> None:
+    for quantizer, size in ((LFQ(LFQConfig(bits=7)), 128), (FSQ(FSQConfig(levels=(3, 4, 5))), 60)):
+        indices = torch.arange(size)[None]
+        assert torch.equal(quantizer.indices(quantizer.codes(indices)), indices)
+
+
+def test_gradients_pass_straight_through() -> None:
+    z = torch.randn(1, 3, 5).requires_grad_()
+    LFQ(LFQConfig(bits=5)).quantize(z).codes.sum().backward()
+    assert torch.equal(z.grad, torch.ones_like(z))
+
+
+def test_indices_outside_the_codebook_are_refused() -> None:
+    check_indices(torch.tensor([0, 63]), 64)
+    with pytest.raises(InputError, match=r"0\.\.63, got 0\.\.64"):
+        check_indices(torch.tensor([0, 64]), 64)
+
+
+def _rank(rank: int, port: int, results: object) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    value = torch.tensor(1.0 if rank == 0 else 3.0, requires_grad=True)
+    mean = average_over_ranks(value)
+    (mean**2).backward()
+    results[rank] = (mean.item(), value.grad.item())  # type: ignore[index]
+    dist.destroy_process_group()
+
+
+def test_two_ranks_that_hold_one_and_three_both_end_with_two() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_rank, (port, results), nprocs=2)
+        # Each rank's gradient is d(mean^2)/d(mean) = 4; the average over ranks is then the global gradient.
+        assert dict(results) == {0: (2.0, 4.0), 1: (2.0, 4.0)}
