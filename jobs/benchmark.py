@@ -198,7 +198,7 @@ def _timed_step(preset: str, batch: int, keep: int) -> tuple[float, int]:
     def one_step() -> None:
         carry: dict[str, Tensor] = {}
         for name, phase in training.phases.items():
-            output = phase(pictures, carry, keep=keep, step=0)
+            output = phase(pictures, carry, keep=keep, step=10**6)  # the adversarial terms have begun
             output.total.backward()
             carry = output.carry
             optimizers[name].step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated
 
 import pydantic
@@ -16,6 +17,7 @@ from mergevq.encoder import init_transformer
 from mergevq.layers import Mlp
 
 Count = Annotated[int, pydantic.Field(ge=1)]
+Positive = Annotated[float, pydantic.Field(gt=0)]
 
 
 @config
@@ -26,6 +28,7 @@ class RecoveryConfig:
     hidden: Count = 1536
     depth: Count = 2
     heads: Count = 8
+    initial_std: Positive = 0.02  # of all weights; small widths want more
     rank_embedding: bool = True  # tell each kept token's rank in canonical order; known at generation too
 
     def __post_init__(self) -> None:
@@ -45,7 +48,7 @@ class SourceRecovery(nn.Module):
         self.layers = nn.ModuleList(RecoveryLayer(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.width)
-        self.apply(init_transformer)
+        self.apply(partial(init_transformer, std=config.initial_std))
 
     def forward(self, codes: Tensor) -> Tensor:
         tokens = self.embed(codes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import torch.nn.functional as F
@@ -103,6 +103,16 @@ class MergeVQ(nn.Module):
             SourceRecovery(config.recovery, channels, config.grid_tokens) if config.recovery else None
         )
         self.head = SummaryHead(config.head, width) if config.head else None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` the transformer blocks in place, the encoder's once per token count and merge.
+
+        Convolutions and quantization stay eager: they are libraries' kernels already. Takes the arguments of `torch.compile`;
+        `dynamic=False` unless given.
+        """
+        kwargs.setdefault("dynamic", False)
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            block.compile(*args, **kwargs)
 
     @property
     def last_layer(self) -> Tensor:

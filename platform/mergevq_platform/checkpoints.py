@@ -165,7 +165,14 @@ def listed(run: str) -> list[str]:
     found = _candidates(filesystem, root)
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return found
-    return [f"{str(run).rstrip('/')}{path.removeprefix(root)}" for path in found]
+    return [inside(run, path.removeprefix(root)) for path in found]
+
+
+def inside(place: str | Path, name: str) -> str:
+    """`name` below a path or URI; a URI's query (`?endpoint_override=…`) stays at its end."""
+    base, mark, query = str(place).partition("?") if "://" in str(place) else (str(place), "", "")
+    below = name.strip("/")
+    return f"{base.rstrip('/')}/{below}{mark}{query}" if below else f"{base}{mark}{query}"
 
 
 def open_storage(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:

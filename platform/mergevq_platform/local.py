@@ -12,10 +12,11 @@ from mergevq_platform import checkpoints
 
 @dataclass
 class LocalHost:
-    """Keeps checkpoints in `directory` and metrics in `history`; resumes from the newest checkpoint there."""
+    """Keeps checkpoints in `directory`, metrics in `history` and speed and memory in `system`; resumes from the newest checkpoint there."""
 
     directory: Path
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    system: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     status: dict[str, float] = field(default_factory=dict)
     stop_at: int | None = None  # ask to stop after this many more polls
@@ -26,8 +27,9 @@ class LocalHost:
         return Path(found[0]) if found else None
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Append to the history."""
-        self.history.append((step, values))
+        """Append to the history, or to the measurements of the machine."""
+        of_machine = all(name.startswith("system/") for name in values)
+        (self.system if of_machine else self.history).append((step, values))
 
     def progress(self, status: dict[str, float]) -> None:
         """Keep the latest."""

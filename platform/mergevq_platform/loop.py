@@ -32,6 +32,7 @@ from mergevq_platform import checkpoints
 from mergevq_platform.checkpoints import TrainingState
 from mergevq_platform.data import Dataset, TrainStream, open_dataset, to_unit_range
 from mergevq_platform.recipe import ClassifierTask, OptimizerConfig, Recipe, TokenizerTask
+from mergevq_platform.tracking.system import SystemSampler
 from mergevq_platform.validation import validate
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,7 +83,8 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     dataset = open_dataset(recipe.data.path, recipe.data.train_split)
     total_steps, _ = length(recipe, dataset)
 
-    training = build(recipe, dataset).to(worker.device)
+    layout = torch.channels_last if recipe.channels_last else torch.preserve_format
+    training = build(recipe, dataset).to(worker.device).to(memory_format=layout)
     state = TrainingState(
         training,
         Ema(training.model(), recipe.ema_decay),
@@ -96,7 +98,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
                 f"the pictures at {recipe.data.path} are not those that this run began with (fingerprint differs)"
             )
     if recipe.compile:
-        training.model().compile()
+        compile_model(recipe, training)
     phases = distribute(training, worker)
     control = dist.new_group(backend="gloo") if worker.world_size > 1 else None
     autocast = (
@@ -139,6 +141,11 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             losses: list[dict[str, Tensor]] = []
             for index, micro_batch in enumerate(micro_batches):
                 batch = to_unit_range(micro_batch, worker.device)
+                if recipe.channels_last:
+                    batch = {
+                        name: value.contiguous(memory_format=layout) if value.ndim == 4 else value
+                        for name, value in batch.items()
+                    }
                 last = index == len(micro_batches) - 1
                 losses.append(
                     accumulate(
@@ -185,13 +192,17 @@ def length(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
     return max(1, round(recipe.epochs * steps_per_epoch)), steps_per_epoch
 
 
-def preflight(recipe: Recipe) -> None:
-    """Open the data and build the model as every worker will, so that what is missing is said before a run starts."""
+def preflight(recipe: Recipe) -> Dataset:
+    """Open the data and build the model as every worker will, so that what is missing is said before a run starts.
+
+    Returns the training split.
+    """
     dataset = open_dataset(recipe.data.path, recipe.data.train_split)
     length(recipe, dataset)
     if recipe.evaluation.every:
         open_dataset(recipe.data.path, recipe.data.evaluation_split)
     build(recipe, dataset)
+    return dataset
 
 
 def build(recipe: Recipe, dataset: Dataset) -> Training:
@@ -210,6 +221,17 @@ def build(recipe: Recipe, dataset: Dataset) -> Training:
                     f"task.model.classes is {task.model.classes} but {recipe.data.path} has {dataset.num_classes} classes: make them equal"
                 )
             return ClassifierTraining(StandInClassifier(task.model))
+
+
+def compile_model(recipe: Recipe, training: Training) -> None:
+    """Compile in place. A tokenizer's blocks get one graph for every (layer, kept count) of the recipe's menu."""
+    if isinstance(recipe.task, TokenizerTask):
+        menu = len(recipe.task.keep.candidates(recipe.task.model.grid_tokens))
+        needed = recipe.task.model.encoder.depth * (menu + 1)  # and one for each other view's size
+        limits = torch._dynamo.config  # beyond its limit a block would silently run uncompiled
+        limits.recompile_limit = max(limits.recompile_limit, 2 * needed)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * needed)
+    training.model().compile()
 
 
 def make_optimizers(recipe: Recipe, training: Training) -> dict[str, torch.optim.Optimizer]:
@@ -321,6 +343,7 @@ class Meter:
         self.started = time.monotonic()
         self.waited = 0.0
         self.warned: set[str] = set()
+        self.system = SystemSampler(worker.device.index) if worker.rank == 0 else None
 
     def waiting(self, fetch: Callable) -> list[dict[str, Tensor]]:
         """Fetch the next data and count the time it took."""
@@ -369,13 +392,17 @@ class Meter:
             named["learning_rate"] = self.recipe.optimizer.learning_rate * rate
             self.host.record(step, {f"train/{name}": value for name, value in named.items()})
         status = dict(zip(self.names, values[-1].tolist(), strict=True))
-        self._warn_of_low_usage(rows[-1][0], status)
-        images_per_second = steps * self.recipe.global_batch / seconds
-        self.host.progress(
-            {"step": rows[-1][0], "total_steps": self.total_steps, "images_per_second": images_per_second}
-            | {"waiting_share": min(1.0, waited / seconds), "seconds_per_step": seconds / steps}
-            | status
-        )
+        last = rows[-1][0]
+        self._warn_of_low_usage(last, status)
+        speed = {
+            "images_per_second": steps * self.recipe.global_batch / seconds,
+            "waiting_share": min(1.0, waited / seconds),
+            "seconds_per_step": seconds / steps,
+        }
+        assert self.system is not None
+        measured = {f"system/{name}": value for name, value in speed.items()} | self.system.sample()
+        self.host.record(last, measured)
+        self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
 
     def _check_finite(self, rows: list, values: Tensor) -> None:
         if self.recipe.on_nan == "skip" or bool(values.isfinite().all()):

@@ -37,7 +37,7 @@ class Run:
     @property
     def location(self) -> str:
         """Where the run's checkpoints lie: a path or URI."""
-        return f"{self.storage.rstrip('/')}/{self.name}"
+        return checkpoints.inside(self.storage, self.name)
 
     @classmethod
     def new(cls, name: str, *, home: Path, storage: str | None = None) -> Run:
@@ -95,8 +95,26 @@ class Run:
             if file.is_file():
                 pyarrow.fs.copy_files(str(file), f"{path}/{file.name}", destination_filesystem=filesystem)
 
-    def recorder(self, recipe: Recipe, tracking_uri: str | None) -> LocalRecorder:
-        """The run's recorder: opens (or begins) the journal, writes parameters and tags, starts the writer."""
+    def fetch(self) -> None:
+        """Bring recipe and journal of a run that another machine began, so that it goes on as the same MLflow run."""
+        filesystem, path = checkpoints.open_storage(self.location)
+        if Path(path) == self.directory.resolve():
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for name in ("recipe.yaml", JOURNAL_NAME):
+            there = filesystem.get_file_info(f"{path}/{name}").type == pyarrow.fs.FileType.File
+            if there and not (self.directory / name).is_file():
+                pyarrow.fs.copy_files(
+                    f"{path}/{name}", str(self.directory / name), source_filesystem=filesystem
+                )
+
+    def recorder(
+        self, recipe: Recipe, tracking_uri: str | None, *, fingerprint: str | None = None
+    ) -> LocalRecorder:
+        """The run's recorder: opens (or begins) the journal, writes parameters and tags, starts the writer.
+
+        `fingerprint` is that of the training split.
+        """
         begun = (self.directory / JOURNAL_NAME).is_file()
         identity = (
             None if begun else RunIdentity(name=self.name, experiment=recipe.experiment, user=current_user())
@@ -105,6 +123,11 @@ class Run:
         recorder.running()
         recorder.params(parameters(recipe))
         recorder.tags(tags(recipe, self))
+        if fingerprint is not None:
+            recorder.tags({"mergevq.data_fingerprint": fingerprint})
+            recorder.dataset(
+                name=Path(recipe.data.path).name, digest=fingerprint[:36], source=recipe.data.path
+            )
         recorder.artifact(self.directory / "recipe.yaml")
         return recorder
 

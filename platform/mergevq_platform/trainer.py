@@ -25,6 +25,7 @@ from mergevq_platform.progress import Progress
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.runs import Run
 from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.store import Store
 
 STATUS_POLL_SECONDS = 0.5
 
@@ -157,17 +158,20 @@ def train(
     `InputError` for what cannot work, before anything is started, and Ray's error if training fails for good.
     """
     run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
-    loop.preflight(recipe)
+    fingerprint = loop.preflight(recipe).fingerprint
+    Store.at(home, tracking_uri).prepare()
     cluster.connect(home, address=address)
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
     cluster.require_resources(recipe.cluster, device)
 
     run.directory.mkdir(parents=True, exist_ok=True)
+    run.fetch()
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+    run.publish()
     actor: Any = (
         ray.remote(RunActor)
         .options(num_cpus=0, label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()})
-        .remote(lambda: run.recorder(recipe, tracking_uri))
+        .remote(lambda: run.recorder(recipe, tracking_uri, fingerprint=fingerprint))
     )
     scaling = ScalingConfig(
         num_workers=recipe.cluster.workers,
@@ -203,6 +207,7 @@ def train(
     finally:
         ray.get(actor.call.remote("close", status))
         ray.kill(actor)
+        run.publish()
 
 
 def _begin(

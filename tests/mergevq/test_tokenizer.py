@@ -190,3 +190,26 @@ def test_damaged_and_missing_files_are_named(tokenizer: mergevq.MergeVQ, tmp_pat
     (tmp_path / "g" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"describes 'None', not a 'mergevq tokenizer 1'"):
         mergevq.load(tmp_path / "g")
+
+
+def test_compiled_blocks_compute_what_eager_ones_do_at_every_count_of_a_menu() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        tokenizer = mergevq.create("test_gr")
+        if compiled:
+            tokenizer.compile(backend="aot_eager")
+        values = []
+        for keep in (4, 9, 16):
+            tokenizer.zero_grad()
+            result = tokenizer(images, keep)
+            (result.reconstruction.square().mean() + result.latents.square().mean()).backward()
+            values += [
+                result.reconstruction.detach(),
+                tokenizer.encoder.blocks[0].attention.qkv.weight.grad.clone(),
+            ]
+        results.append(values)
+    for eager, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, eager, atol=1e-5, rtol=1e-4)

@@ -66,6 +66,33 @@ def test_a_stopped_and_resumed_run_is_the_undisturbed_run_bit_for_bit(
     assert [step for step, _ in whole.history] == list(range(1, 21))
 
 
+def test_speed_and_memory_are_recorded_beside_the_losses(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    host = train(resolve(small_recipe), tmp_path / "run")
+    step, measured = host.system[-1]
+    assert step == 8
+    assert measured["system/images_per_second"] > 0
+    assert 0 <= measured["system/waiting_share"] <= 1
+    assert measured["system/memory_gib"] > 0.05
+
+
+def test_channels_last_trains_to_the_same_weights_within_rounding(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    states = []
+    for name, channels_last in (("rows", False), ("channels", True)):
+        train(resolve(small_recipe | {"steps": 1, "channels_last": channels_last}), tmp_path / name)
+        states.append(resume_state(tmp_path / name)["training"])
+    assert states[0].keys() == states[1].keys()
+    # Adam's first step moves every weight by the learning rate, whatever its gradient's size: compare most, not all.
+    close = [
+        torch.isclose(states[0][name].float(), states[1][name].float(), atol=1e-4).float().mean()
+        for name in states[0]
+    ]
+    assert torch.stack(close).mean() > 0.99
+
+
 def test_the_stopping_point_does_not_change_the_export(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = resolve(small_recipe | {"steps": 6})
     train(recipe, tmp_path / "whole")

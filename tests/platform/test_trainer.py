@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ pytestmark = pytest.mark.ray
 
 def state(run: Run) -> dict[str, Any]:
     return torch.load(Path(run.newest_checkpoint()) / "resume.pt", weights_only=True)
+
+
+def journal_of(run: Run) -> dict[str, dict[int, float]]:
+    """The metrics that training decides; speed and memory are the machine's."""
+    metrics = read_metrics(run.directory / "journal.jsonl")
+    return {name: points for name, points in metrics.items() if not name.startswith("system/")}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -54,7 +61,7 @@ def test_two_workers_train_and_every_step_reaches_mlflow_once(
 ) -> None:
     outcome = trainer.train(resolve(two_workers), home=ray_home, name="undisturbed")
     assert (outcome.step, outcome.stopped) == (20, False)
-    journal = read_metrics(outcome.run.directory / "journal.jsonl")
+    journal = journal_of(outcome.run)
     undisturbed |= {"state": state(outcome.run), "journal": journal}
     assert sorted(journal["train/total"]) == list(range(1, 21))
 
@@ -65,6 +72,9 @@ def test_two_workers_train_and_every_step_reaches_mlflow_once(
     history = client.get_metric_history(run.info.run_id, "train/total")
     assert sorted(point.step for point in history) == list(range(1, 21))
     assert run.data.params["task.model.encoder.depth"] == "2"
+    assert len(run.data.tags["mergevq.data_fingerprint"]) == 64
+    assert run.data.metrics["system/images_per_second"] > 0
+    assert run.data.metrics["system/memory_gib"] > 0
     assert run.data.params["merge_ratios"] == "[0.75, 0.4375, 0.0]"
 
 
@@ -97,7 +107,7 @@ def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
     thread.join()
     assert killed, "the run ended before a worker could be killed"
     assert same(state(outcome.run), undisturbed["state"])
-    assert read_metrics(outcome.run.directory / "journal.jsonl") == undisturbed["journal"]
+    assert journal_of(outcome.run) == undisturbed["journal"]
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
@@ -125,7 +135,40 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     second = trainer.train(None, home=ray_home, resume="stopped")
     assert (second.step, second.stopped) == (20, False)
     assert same(state(second.run), undisturbed["state"])
-    assert read_metrics(run.directory / "journal.jsonl") == undisturbed["journal"]
+    assert journal_of(run) == undisturbed["journal"]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of an S3-compatible server on loopback, as a storage URI."""
+    import pyarrow.fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    there = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(f"s3://key:secret@bucket?{there}")
+    filesystem.create_dir(path)
+    yield f"s3://key:secret@bucket/runs?{there}"
+    server.stop()
+
+
+def test_a_run_on_object_storage_is_resumed_from_another_machine(
+    small_recipe: dict[str, Any], ray_home: Path, tmp_path: Path, bucket: str
+) -> None:
+    small_recipe["cluster"] = {"workers": 1, "device": "cpu"}
+    whole = trainer.train(resolve(small_recipe), home=ray_home, name="whole")
+    half = trainer.train(resolve(small_recipe | {"steps": 4}), home=ray_home, storage=bucket, name="remote")
+    assert half.step == 4
+    assert half.run.newest_checkpoint().startswith("s3://")
+    # The first machine's disk is gone: recipe and journal come from the bucket.
+    second = trainer.train(None, home=tmp_path, storage=bucket, resume="remote", overrides=("steps=8",))
+    assert second.step == 8
+    with checkpoints.newest(second.run.location) as directory:
+        resumed = torch.load(directory / "resume.pt", weights_only=True)
+    assert same(resumed, state(whole.run))
+    assert journal_of(second.run) == journal_of(whole.run)
 
 
 def test_a_name_that_is_taken_is_refused(two_workers: dict[str, Any], ray_home: Path) -> None:

@@ -21,9 +21,10 @@ from mergevq_platform.data.shards import Manifest, Record, write_set
 
 Array = np.ndarray
 CHUNK_PIXELS = 2**18
-AREA = (0.10, 0.24)  # share of the picture that the shape covers
-SPECKS = 5
+AREA = (0.13, 0.28)  # share of the picture that the shape covers
+SPECKS = 4
 NOISE_CELLS = 6
+CONTRAST = 0.3  # of a background's two colours; more would drown the shape
 PALETTE = 6  # candidate colours of a shape; the one that stands out most from its background is taken
 
 
@@ -122,7 +123,7 @@ def write_shapes(
             raise InputError(f"{name} is {value}: it must be at least {least}")
     source = {
         "kind": "shapes",
-        "version": 1,
+        "version": 2,
         "images": images,
         "val_images": val_images,
         "size": size,
@@ -197,7 +198,7 @@ def _background(random: _Uniforms, x: Array, y: Array, colours: Array) -> Array:
     """Stripes, checks, soft noise or a gradient between two colours: (n, S, S, 3) float32 in [0, 1]."""
     kind = _each(random() * 4).astype(int)
     angle, period, phase, phase_across = (_each(value) for value in np.moveaxis(random(4), 1, 0))
-    angle, period = angle * 2 * np.pi, 0.14 + 0.26 * period
+    angle, period = angle * 2 * np.pi, 0.2 + 0.3 * period
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     wave = np.sin(2 * np.pi * (along / period + phase))
     wave_across = np.sin(2 * np.pi * (across / period + phase_across))
@@ -206,9 +207,8 @@ def _background(random: _Uniforms, x: Array, y: Array, colours: Array) -> Array:
     gradient = np.clip(0.5 + (along - 0.5 * (np.cos(angle) + np.sin(angle))), 0, 1)
     noise = _soft_noise(random(NOISE_CELLS, NOISE_CELLS), x[0], y[0])
     weight = np.choose(kind, [stripes, checks, gradient, noise])[..., None].astype(np.float32)
-    # The two colours are drawn together so that the texture does not drown the shape.
     first = colours[:, 0]
-    second = first + 0.45 * (colours[:, 1] - first)
+    second = first + CONTRAST * (colours[:, 1] - first)
     return first[:, None, None] * weight + second[:, None, None] * (1 - weight)
 
 
