@@ -299,10 +299,10 @@ def _through_ray(folder: str, index: int) -> float:
 
     seen: list[float] = []
 
-    def remember(outcome: Any, actor: Any) -> None:
+    def remember(outcome: Any, recorder: Any) -> None:
         import ray
 
-        seen.append(ray.get(actor.latest.remote())[0]["seconds_per_step"])
+        seen.append(ray.get(recorder.actor.latest.remote())[0]["seconds_per_step"])
 
     trainer.train(_overhead_recipe(folder), home=Path(folder), name=f"ray-{index}", after=remember)
     return seen[0]

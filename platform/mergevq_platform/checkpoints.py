@@ -71,6 +71,11 @@ def directory_name(step: int) -> str:
     return f"{PREFIX}{step:09d}"
 
 
+def step_of(place: str) -> int:
+    """The optimizer step in the name of a checkpoint's directory or URI."""
+    return int(place.partition("?")[0].rstrip("/").rpartition(PREFIX)[2])
+
+
 def write(directory: Path, state: TrainingState, recipe: Recipe, *, fingerprint: str) -> None:
     """Write a complete checkpoint into `directory` (made if need be)."""
     directory.mkdir(parents=True, exist_ok=True)

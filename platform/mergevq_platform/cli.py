@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq_platform.failures import one_line, root_cause
 from mergevq_platform.places import places
 
 SHOW_CURVES = "see it in MLflow: mergevq ui"
@@ -43,29 +44,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"mergevq: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(root_cause(error), InputError | FileNotFoundError | PermissionError) else 1
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error that a user can act on: out of Ray's wrappers, the exception of the worker that failed first."""
-    for attribute in ("worker_failures", "controller_failure", "cause"):
-        inner = getattr(error, attribute, None)
-        if isinstance(inner, dict) and inner:
-            return root_cause(inner[min(inner)])
-        if isinstance(inner, BaseException):
-            return root_cause(inner)
-    return error
-
-
-def one_line(error: BaseException) -> str:
-    """The error as one line: what broke and, for failures of ours, of what kind."""
-    cause = root_cause(error)
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    if isinstance(cause, InputError):
-        return text
-    if isinstance(cause, OSError) and cause.strerror:
-        named = f" ({cause.filename})" if cause.filename else ""
-        return f"{cause.strerror.lower()}{named}"
-    return f"{type(cause).__name__}: {text[:500]} (--debug shows the traceback)"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -164,6 +142,57 @@ def build_parser() -> argparse.ArgumentParser:
     recipes.add_argument("recipe", nargs="?", help="print this recipe, resolved")
     recipes.add_argument("overrides", nargs="*", metavar="a.b=c")
     recipes.set_defaults(function=_recipes)
+
+    sweep = verbs.add_parser(
+        "sweep",
+        help="many trainings that differ in one question; ends with their Pareto picture",
+        description="Run a sweep file (sweeps/*.py), or vary a recipe's keys from here with --over. "
+        "Ctrl-C leaves a resumable sweep.",
+    )
+    sweep.add_argument("sweep", nargs="?", help="a sweep file; with --over: a recipe's file or name")
+    sweep.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change in every trial")
+    sweep.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="KEY=…",
+        help="vary this key: A,B,C or LOW..HIGH or LOW..HIGH:log (again for more keys)",
+    )
+    sweep.add_argument("--trials", type=int, help="number of trials (default: the file's; --over ranges: 16)")
+    sweep.add_argument("--seeds", type=int, help="repeat every choice over this many seeds")
+    sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
+    sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")
+    sweep.add_argument("--name", help="the sweep's name (default: file, time, four letters)")
+    sweep.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    sweep.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
+    sweep.add_argument(
+        "--concurrent", type=int, help="trials at once (default: as many as the cluster holds)"
+    )
+    sweep.set_defaults(function=_sweep)
+
+    compare = verbs.add_parser("compare", help="curves of several runs and sweeps in one figure")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="runs, sweeps or curve.json files")
+    compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder (default comparison/)")
+    compare.add_argument(
+        "--paper", action="store_true", help="the paper's Table 4 beside them, on axes of its own"
+    )
+    compare.set_defaults(function=_compare)
+
+    runs = verbs.add_parser("runs", help="the runs of the store").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    listing = runs.add_parser("list", help="all runs, newest first")
+    listing.add_argument("--experiment", help="only of this experiment")
+    listing.set_defaults(function=_runs_list)
+    showing = runs.add_parser("show", help="a run's choices, state and curve")
+    showing.add_argument("run", help="name or id")
+    showing.set_defaults(function=_runs_show)
+    removing = runs.add_parser(
+        "rm", help="move runs to the store's trash; --files deletes their checkpoints too"
+    )
+    removing.add_argument("runs", nargs="+", metavar="RUN", help="names or ids")
+    removing.add_argument("--files", action="store_true", help="also delete runs/ray/NAME (for good)")
+    removing.set_defaults(function=_runs_rm)
 
     sync = verbs.add_parser("sync", help="deliver to MLflow what an unreachable server missed")
     sync.add_argument("run", help="a run's name or directory")
@@ -291,6 +320,109 @@ def _recipes(options: argparse.Namespace) -> None:
         return
     for name, path in recipe.packaged_recipes().items():
         print(f"{name:24} {recipe.read(path).get('description', '')}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from mergevq_platform.sweeps import definition, driver, report
+
+    home = places().home
+    given = [text for text in [options.sweep, *options.overrides] if text]
+    overrides = [text for text in given if "=" in text]
+    names = [text for text in given if "=" not in text]
+    if bool(names) == bool(options.resume) or len(names) > 1:
+        raise InputError(
+            "give one sweep file (those in sweeps/ to begin with), a recipe with --over, or --resume NAME"
+        )
+    chosen = None
+    if names:
+        chosen = (
+            definition.from_dimensions(names[0], options.over) if options.over else definition.load(names[0])
+        )
+        chosen = definition.changed(
+            chosen, overrides, recipe=options.recipe, trials=options.trials, seeds=options.seeds
+        )
+    outcome = driver.sweep(
+        chosen,
+        home=home,
+        name=options.name,
+        resume=options.resume,
+        storage=options.storage,
+        address=options.address,
+        tracking_uri=places().tracking_uri,
+        concurrent=options.concurrent,
+    )
+    name = outcome.place.name
+    if outcome.finished:
+        report.show(outcome.definition, outcome.finished)
+        print(f"pictures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
+        print(f"winner: mergevq train {outcome.files['winner.yaml']}")
+    if outcome.stopped_early:
+        print(f"stopped early: {', '.join(outcome.stopped_early)}")
+    for trial, reason in outcome.failed.items():
+        print(f"failed: {trial}: {reason}", file=sys.stderr)
+    if not outcome.complete:
+        print(f"stopped before its end; go on with: mergevq sweep --resume {name}")
+    print(SHOW_CURVES)
+    if outcome.complete and not outcome.finished:
+        raise RuntimeError(f"no trial of sweep '{name}' finished")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from mergevq_platform import comparing
+
+    home = places().home
+    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper)
+    comparing.show(options.runs, home=home)
+    for path in files.values():
+        print(path)
+
+
+def _runs_list(options: argparse.Namespace) -> None:
+    import time
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from mergevq_platform.tracking.listing import list_runs
+    from mergevq_platform.tracking.store import Store
+
+    table = Table()
+    for title in ("run", "kind", "state", "curve", "began"):
+        table.add_column(title, no_wrap=True)
+    for run in list_runs(Store.at(places().home, places().tracking_uri), options.experiment):
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
+        table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)
+    Console().print(table)
+
+
+def _runs_show(options: argparse.Namespace) -> None:
+    from mergevq_platform.tracking.listing import find_run, stored_curve
+    from mergevq_platform.tracking.store import Store
+
+    store = Store.at(places().home, places().tracking_uri)
+    run = find_run(store, options.run)
+    print(f"{run.name}  {run.kind}  {run.status.lower()}  experiment {run.experiment}  id {run.run_id}")
+    for key, value in sorted(run.params.items()):
+        print(f"  {key} = {value}")
+    for key, points in stored_curve(store, run).items():
+        print(f"  {key}: " + "  ".join(f"{keep}: {value:.4g}" for keep, value in points.items()))
+
+
+def _runs_rm(options: argparse.Namespace) -> None:
+    import shutil
+
+    from mergevq_platform.tracking.listing import find_run, remove_run
+    from mergevq_platform.tracking.store import Store
+
+    home = places().home
+    store = Store.at(home, places().tracking_uri)
+    for run in [find_run(store, name) for name in options.runs]:
+        remove_run(store, run)
+        print(f"{run.name}: in the store's trash")
+        directory = home / "ray" / run.name
+        if options.files and directory.is_dir():
+            shutil.rmtree(directory)
+            print(f"{directory}: deleted")
 
 
 def _sync(options: argparse.Namespace) -> None:

@@ -97,7 +97,7 @@ class Curve:
         if width < WIDE:
             columns = [column for column in columns if column[0] in (*NARROW, self.frechet_key)]
         for _, title, _ in columns:
-            table.add_column(title, justify="right", no_wrap=True)
+            table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(*(f"{row[key]:{form}}" if key in row else "" for key, _, form in columns))
         return table

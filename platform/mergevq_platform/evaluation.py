@@ -79,7 +79,9 @@ class ProbeJob(NamedTuple):
 class Subject:
     """What is measured, in a form that travels to workers."""
 
-    checkpoint: str  # a directory or URI that holds one checkpoint
+    checkpoint: (
+        str | None
+    )  # a directory or URI that holds one checkpoint; none: the tokenizer before its first step
     recipe: dict[str, Any]
     data: str
     device: Literal["cpu", "cuda"]
@@ -120,6 +122,8 @@ class Evaluator:
     @cached_property
     def tokenizer(self) -> MergeVQ:
         """The trained tokenizer (averaged weights), in evaluation mode."""
+        if self.subject.checkpoint is None:
+            return self.untrained
         with checkpoints.newest(self.subject.checkpoint) as directory:
             return mergevq.load(directory).to(self.device).eval()
 
@@ -410,10 +414,8 @@ def evaluate(
     return curve
 
 
-def after_training(outcome: Any, actor: Any) -> None:
+def after_training(outcome: Any, recorder: Any) -> None:
     """Measure the curve of a finished training and record it in the training's own MLflow run."""
-    import ray
-
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location) as directory:
         recipe = checkpoints.recipe_of(directory)
@@ -427,20 +429,8 @@ def after_training(outcome: Any, actor: Any) -> None:
     )
     files = write(curve, subject, outcome.run.directory / "curve")
     show(curve, files)
-    record(curve, files, _Remote(actor))
-    ray.get(actor.call.remote("flush"))
-
-
-@dataclass(frozen=True)
-class _Remote:
-    """A recorder that lives in an actor."""
-
-    actor: Any
-
-    def __getattr__(self, method: str) -> Any:
-        import ray
-
-        return lambda *arguments: ray.get(self.actor.call.remote(method, *arguments))
+    record(curve, files, recorder)
+    recorder.flush()
 
 
 def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:

@@ -92,7 +92,7 @@ class Run:
         if Path(path) == self.directory.resolve():
             return
         for file in self.directory.glob("*.*"):
-            if file.is_file():
+            if file.is_file() and file.suffix != ".lock":
                 pyarrow.fs.copy_files(str(file), f"{path}/{file.name}", destination_filesystem=filesystem)
 
     def fetch(self) -> None:
@@ -109,17 +109,24 @@ class Run:
                 )
 
     def recorder(
-        self, recipe: Recipe, tracking_uri: str | None, *, fingerprint: str | None = None
+        self,
+        recipe: Recipe,
+        tracking_uri: str | None,
+        *,
+        fingerprint: str | None = None,
+        kind: str = "training",
+        parent: str | None = None,
     ) -> LocalRecorder:
         """The run's recorder: opens (or begins) the journal, writes parameters and tags, starts the writer.
 
-        `fingerprint` is that of the training split.
+        `fingerprint` is that of the training split; `parent` the uid of the sweep that the run is a trial of.
         """
         begun = (self.directory / JOURNAL_NAME).is_file()
-        identity = (
-            None if begun else RunIdentity(name=self.name, experiment=recipe.experiment, user=current_user())
+        identity = RunIdentity(
+            name=self.name, experiment=recipe.experiment, kind=kind, parent=parent, user=current_user()
         )
-        recorder = LocalRecorder(self.directory, Store.at(self.home, tracking_uri), identity)
+        store = Store.at(self.home, tracking_uri)
+        recorder = LocalRecorder(self.directory, store, None if begun else identity)
         recorder.running()
         recorder.params(parameters(recipe))
         recorder.tags(tags(recipe, self))

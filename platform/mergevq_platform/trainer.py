@@ -74,6 +74,16 @@ class RunActor:
         return self.stopping
 
 
+@dataclass(frozen=True)
+class RemoteRecorder:
+    """The recorder that lives in a `RunActor`: same methods, and each waits for its answer."""
+
+    actor: Any
+
+    def __getattr__(self, method: str) -> Any:
+        return lambda *arguments: ray.get(self.actor.call.remote(method, *arguments))
+
+
 @dataclass
 class RayHost:
     """A Ray Train worker as the loop's host."""
@@ -149,13 +159,19 @@ def train(
     overrides: tuple[str, ...] = (),
     address: str | None = None,
     tracking_uri: str | None = None,
-    after: Callable[[Outcome, Any], None] | None = None,
+    after: Callable[[Outcome, RemoteRecorder], None] | None = None,
+    watch: Callable[[str, int, RemoteRecorder], None] | None = None,
+    kind: str = "training",
+    parent: str | None = None,
+    tags: dict[str, str] | None = None,
 ) -> Outcome:
     """Train on Ray and record it; blocks until the end or a stop.
 
     A new run needs `recipe`; `resume` names a run of the same storage and takes its stored recipe, with `overrides`
-    laid over it. `after(outcome, actor)` runs before the run is closed (the curve is measured there). Raises
-    `InputError` for what cannot work, before anything is started, and Ray's error if training fails for good.
+    laid over it. `after(outcome, recorder)` runs before the run is closed (the curve is measured there);
+    `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. `kind`, `parent` and `tags`
+    are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
+    error if training fails for good.
     """
     run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
     fingerprint = loop.preflight(recipe).fingerprint
@@ -171,8 +187,11 @@ def train(
     actor: Any = (
         ray.remote(RunActor)
         .options(num_cpus=0, label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()})
-        .remote(lambda: run.recorder(recipe, tracking_uri, fingerprint=fingerprint))
+        .remote(lambda: run.recorder(recipe, tracking_uri, fingerprint=fingerprint, kind=kind, parent=parent))
     )
+    recorder = RemoteRecorder(actor)
+    if tags:
+        recorder.tags(tags)
     scaling = ScalingConfig(
         num_workers=recipe.cluster.workers,
         use_gpu=device == "cuda",
@@ -195,17 +214,17 @@ def train(
     )
     status = "FAILED"
     try:
-        step, stopped = _fit(trainer, actor, recipe, run)
+        step, stopped = _fit(trainer, recorder, recipe, run, watch)
         status = "KILLED" if stopped else "FINISHED"
         outcome = Outcome(run=run, step=step, stopped=stopped)
         if after is not None and not stopped:
-            after(outcome, actor)
+            after(outcome, recorder)
         return outcome
     except BaseException:
         status = "FAILED"
         raise
     finally:
-        ray.get(actor.call.remote("close", status))
+        recorder.close(status)
         ray.kill(actor)
         run.publish()
 
@@ -229,7 +248,13 @@ def _begin(
     return run, recipe
 
 
-def _fit(trainer: TorchTrainer, actor: Any, recipe: Recipe, run: Run) -> tuple[int, bool]:
+def _fit(
+    trainer: TorchTrainer,
+    recorder: RemoteRecorder,
+    recipe: Recipe,
+    run: Run,
+    watch: Callable[[str, int, RemoteRecorder], None] | None,
+) -> tuple[int, bool]:
     # fit() blocks, so it runs in a thread and this one shows progress and listens for signals.
     result: dict[str, Any] = {}
 
@@ -240,12 +265,18 @@ def _fit(trainer: TorchTrainer, actor: Any, recipe: Recipe, run: Run) -> tuple[i
             result["error"] = error
 
     thread = threading.Thread(target=fit, daemon=True)
+    actor, watched = recorder.actor, set(checkpoints.listed(run.location))
     with _stop_on_signal(actor) as signals, Progress(recipe, run.name) as progress:
         thread.start()
         while thread.is_alive():
             thread.join(STATUS_POLL_SECONDS)
             status, warnings = ray.get(actor.latest.remote())
             progress.show(status, warnings, stopping=bool(signals))
+            if watch is not None:
+                for checkpoint in checkpoints.listed(run.location):
+                    if checkpoint not in watched:
+                        watched.add(checkpoint)
+                        watch(checkpoint, checkpoints.step_of(checkpoint), recorder)
     if "error" in result:
         raise result["error"]
     metrics = result["value"].metrics or {}

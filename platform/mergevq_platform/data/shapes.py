@@ -22,6 +22,7 @@ from mergevq_platform.data.shards import Manifest, Record, write_set
 Array = np.ndarray
 CHUNK_PIXELS = 2**18
 AREA = (0.13, 0.28)  # share of the picture that the shape covers
+TILT = np.pi / 8  # a shape is turned by at most this, either way
 SPECKS = 4
 NOISE_CELLS = 6
 CONTRAST = 0.3  # of a background's two colours; more would drown the shape
@@ -251,7 +252,8 @@ def _shape(
     radius = np.sqrt((AREA[0] + (AREA[1] - AREA[0]) * area) / areas[labels])
     margin = np.minimum(reach[labels] * radius, 0.5)
     centre_x, centre_y = _each(margin + left * (1 - 2 * margin)), _each(margin + up * (1 - 2 * margin))
-    cosine, sine = _each(np.cos(2 * np.pi * angle)), _each(np.sin(2 * np.pi * angle))
+    tilt = TILT * (2 * angle - 1)
+    cosine, sine = _each(np.cos(tilt)), _each(np.sin(tilt))
     u = ((x - centre_x) * cosine + (y - centre_y) * sine) / _each(radius)
     v = ((y - centre_y) * cosine - (x - centre_x) * sine) / _each(radius)
     distance = np.empty(u.shape, dtype=np.float32)

@@ -119,7 +119,11 @@ def finite(lines: list[Series]) -> list[float]:
 
 def logarithmic(lines: list[Series]) -> bool:
     """Whether these distances span so much that only a logarithmic axis shows the small ones."""
-    values = finite(lines)
+    return logarithmic_values(finite(lines))
+
+
+def logarithmic_values(values: list[float]) -> bool:
+    """Whether these values span so much that only a logarithmic axis shows the small ones."""
     return bool(values) and min(values) > 0 and max(values) > LOG_FROM * min(values)
 
 

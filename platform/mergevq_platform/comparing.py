@@ -1,0 +1,87 @@
+"""Curves of any runs and sweeps side by side: one figure over kept tokens, one of the trade-off, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mergevq.errors import InputError
+from mergevq_platform.curves import Curve
+from mergevq_platform.figures import save_png
+from mergevq_platform.figures.comparison import (
+    Entry,
+    averaged,
+    comparison_csv,
+    comparison_html,
+    gain_key,
+    overlay_figure,
+    paper_figure,
+    pareto_figure,
+)
+from mergevq_platform.pareto import front
+from mergevq_platform.runs import Run
+
+
+def compare(names: Sequence[str], *, home: Path, out: Path, paper: bool = False) -> dict[str, Path]:
+    """Write curves.png, pareto.png, pareto.html and curves.csv (and paper.png) of runs and sweeps to `out`.
+
+    Raises `InputError` for a name without a curve, and for curves that were not measured alike.
+    """
+    entries = [entry for name in names for entry in entries_of(name, home=home)]
+    title = "Compared: " + ", ".join(names)
+    figures = {
+        "curves.png": overlay_figure(entries, title),
+        "pareto.png": pareto_figure(entries, title),
+    }
+    if paper:
+        figures["paper.png"] = paper_figure(entries, title)
+    out.mkdir(parents=True, exist_ok=True)
+    files = {name: out / name for name in (*figures, "pareto.html", "curves.csv")}
+    for name, figure in figures.items():
+        save_png(figure, files[name])
+    files["pareto.html"].write_text(comparison_html(entries, title))
+    files["curves.csv"].write_text(comparison_csv(entries))
+    return files
+
+
+def entries_of(name: str, *, home: Path) -> list[Entry]:
+    """The newest curve of a run, or those of all finished trials of a sweep, or a curve.json file.
+
+    Raises `InputError` if there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        curve = Curve.load(path)
+        return [Entry(curve.run, curve.run, curve)]
+    directory = home / "ray" / name
+    if (directory / "place.json").is_file():
+        trials = sorted((home / "ray").glob(f"{name}-[0-9]*/finished.json"))
+        if not trials:
+            raise InputError(f"sweep '{name}' has no finished trial yet")
+        from mergevq_platform.sweeps import driver, report
+        from mergevq_platform.sweeps.trial import Finished
+
+        definition = driver.stored_definition(directory)
+        records = [record for trial in trials if (record := Finished.load(trial))]
+        return report.entries(definition, records)
+    run = Run.find(name, home=home)
+    found = sorted(run.directory.glob("curve*/curve.json"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise InputError(f"run '{name}' has no curve yet: measure it with mergevq evaluate {name}")
+    return [Entry(name, name, Curve.load(found[-1]))]
+
+
+def show(names: Sequence[str], *, home: Path) -> None:
+    """Print every point, those on the Pareto front marked."""
+    entries = [entry for name in names for entry in entries_of(name, home=home)]
+    points, curve = averaged(entries), entries[0].curve
+    best = set(front([(p.loss, p.gain) for p in points]))
+    table = Table(title="every point; * no other is better in both")
+    for title in ("", "kept", curve.frechet_key, gain_key(curve), "run"):
+        table.add_column(title, no_wrap=True)
+    for index, p in enumerate(points):
+        table.add_row("*" if index in best else "", str(p.keep), f"{p.loss:.4g}", f"{p.gain:.4g}", p.label)
+    Console().print(table)

@@ -1,0 +1,41 @@
+"""Sweeps: Ray Tune over any keys of a recipe, above all over how kept-token counts are drawn; down to one Pareto picture.
+
+A sweep file in `sweeps/` imports its words from here.
+"""
+
+from mergevq_platform.sweeps.definition import (
+    EarlyStopping,
+    Grid,
+    Population,
+    Random,
+    Rung,
+    Sweep,
+    Tpe,
+)
+from mergevq_platform.sweeps.objectives import (
+    Objective,
+    hypervolume,
+    mean_log_frechet,
+    mean_probe,
+    mean_psnr,
+)
+from mergevq_platform.sweeps.space import choice, integer, log_uniform, uniform
+
+__all__ = [
+    "EarlyStopping",
+    "Grid",
+    "Objective",
+    "Population",
+    "Random",
+    "Rung",
+    "Sweep",
+    "Tpe",
+    "choice",
+    "hypervolume",
+    "integer",
+    "log_uniform",
+    "mean_log_frechet",
+    "mean_probe",
+    "mean_psnr",
+    "uniform",
+]

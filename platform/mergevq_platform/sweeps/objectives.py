@@ -1,0 +1,90 @@
+"""What a sweep aims at: scalars made from a trial's curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mergevq.errors import InputError
+from mergevq_platform import pareto
+from mergevq_platform.curves import Curve
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The untrained tokenizer of a sweep's base recipe: where hypervolumes are measured from. Measured once per sweep."""
+
+    frechet: float
+    probe: float  # percent
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named scalar of a curve. `of(curve, reference)` may raise `InputError` where the curve lacks what it needs."""
+
+    name: str
+    mode: Literal["min", "max"]
+    of: Callable[[Curve, Reference | None], float]
+    needs_reference: bool = False
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return 1 if self.mode == "max" else -1
+
+
+def mean_log_frechet(keeps: Sequence[int] | None = None) -> Objective:
+    """Mean over kept counts of the natural logarithm of the Fréchet distance (true source); lower is better."""
+    return Objective(
+        "mean_log_frechet",
+        "min",
+        lambda curve, _: float(
+            np.mean([math.log(max(v, 1e-12)) for v in values(curve, curve.frechet_key, keeps)])
+        ),
+    )
+
+
+def mean_probe(keeps: Sequence[int] | None = None, feature: str = "cls") -> Objective:
+    """Mean over kept counts of the linear probe's top-1 in percent; higher is better."""
+    return Objective(
+        f"mean_probe_{feature}",
+        "max",
+        lambda curve, _: float(np.mean(values(curve, f"probe_top1_{feature}", keeps))),
+    )
+
+
+def mean_psnr(keeps: Sequence[int] | None = None) -> Objective:
+    """Mean over kept counts of PSNR in dB (true source); higher is better. Needs no labels."""
+    return Objective("mean_psnr", "max", lambda curve, _: float(np.mean(values(curve, "psnr", keeps))))
+
+
+def hypervolume(keeps: Sequence[int] | None = None) -> Objective:
+    """Area that the points (ln Fréchet distance, probe in percent) of a curve dominate, up to the untrained tokenizer's."""
+
+    def of(curve: Curve, reference: Reference | None) -> float:
+        if reference is None:
+            raise InputError("the hypervolume needs the untrained tokenizer's point")
+        return pareto.hypervolume(points(curve, keeps), (math.log(reference.frechet), reference.probe))
+
+    return Objective("hypervolume", "max", of, needs_reference=True)
+
+
+def points(curve: Curve, keeps: Sequence[int] | None = None) -> list[tuple[float, float]]:
+    """(ln Fréchet distance, probe of [CLS] in percent) at each kept count."""
+    distances = [math.log(max(v, 1e-12)) for v in values(curve, curve.frechet_key, keeps)]
+    return list(zip(distances, values(curve, "probe_top1_cls", keeps), strict=True))
+
+
+def values(curve: Curve, key: str, keeps: Sequence[int] | None = None) -> list[float]:
+    """A metric at the given kept counts, or at all. Raises `InputError` if the curve lacks one."""
+    rows = [row for row in curve.rows if keeps is None or int(row["keep"]) in keeps]
+    if len(rows) < len(keeps or ()):
+        have = ", ".join(f"{row['keep']:.0f}" for row in curve.rows)
+        raise InputError(f"an objective asks for kept counts {list(keeps or ())}, but the curve has {have}")
+    if any(key not in row for row in rows):
+        raise InputError(f"the curve has no '{key}': probes need labelled pictures")
+    return [row[key] for row in rows]

@@ -1,0 +1,218 @@
+"""What a sweep found: overlaid curves, the Pareto picture, tables, what mattered, and the winner as a recipe."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mergevq_platform.figures import save_png
+from mergevq_platform.figures.comparison import (
+    Entry,
+    averaged,
+    comparison_csv,
+    comparison_html,
+    gain_key,
+    overlay_figure,
+    pareto_figure,
+)
+from mergevq_platform.pareto import front, hypervolume
+from mergevq_platform.sweeps.definition import Population, Sweep, described
+from mergevq_platform.sweeps.trial import Finished, Place
+
+MIN_FOR_IMPORTANCE = 4
+
+
+def entries(definition: Sweep, finished: Sequence[Finished]) -> list[Entry]:
+    """The trials' curves; repetitions over seeds share a label, families a colour."""
+    repeated = len({described(trial.params) for trial in finished}) < len(finished)
+    return [
+        Entry(
+            described(trial.params) if repeated else trial.name,
+            definition.family_of(trial.params),
+            trial.tree(),
+        )
+        for trial in finished
+    ]
+
+
+def best(definition: Sweep, finished: Sequence[Finished]) -> Finished:
+    """The winner: best first objective, over the mean of its seeds."""
+    first = definition.objectives[0]
+
+    def score(trial: Finished) -> float:
+        same = [t.objectives[first.name] for t in finished if t.params == trial.params]
+        return first.sign * float(np.mean(same))
+
+    return max(finished, key=lambda trial: (score(trial), first.sign * trial.objectives[first.name]))
+
+
+def table(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
+    """Header and rows: a trial, its objectives, the hypervolume share of its curve, its choice; the best first."""
+    first = definition.objectives[0]
+    volumes = hypervolumes(finished)
+    ordered = sorted(finished, key=lambda t: -first.sign * t.objectives[first.name])
+    names = [objective.name for objective in definition.objectives]
+    shared = [] if "hypervolume" in names else ["hypervolume"]
+    rows = [["trial", "family", *names, *shared, "steps", "minutes", "choice"]]
+    for trial in ordered:
+        rows.append(
+            [
+                trial.name,
+                definition.family_of(trial.params),
+                *(f"{trial.objectives[name]:.4g}" for name in names),
+                *([f"{volumes[trial.name]:.4g}"] if shared else []),
+                str(trial.steps),
+                f"{trial.seconds / 60:.1f}",
+                described(trial.params),
+            ]
+        )
+    return rows
+
+
+def hypervolumes(finished: Sequence[Finished]) -> dict[str, float]:
+    """Of each trial's curve, the area of (ln Fréchet distance, gain) that it dominates up to the worst point of all."""
+    curves = {trial.name: trial.tree() for trial in finished}
+    points = {
+        name: [(math.log(max(row[c.frechet_key], 1e-12)), row[gain_key(c)]) for row in c.rows]
+        for name, c in curves.items()
+    }
+    everything = [point for some in points.values() for point in some]
+    worst = (max(loss for loss, _ in everything), min(gain for _, gain in everything))
+    return {name: hypervolume(some, worst) for name, some in points.items()}
+
+
+def pareto_rows(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
+    """Header and rows: the points that no other beats."""
+    points = averaged(entries(definition, finished))
+    curve = finished[0].tree()
+    rows = [["kept", curve.frechet_key, gain_key(curve), "family", "trial"]]
+    for index in front([(p.loss, p.gain) for p in points]):
+        p = points[index]
+        rows.append([str(p.keep), f"{p.loss:.4g}", f"{p.gain:.4g}", p.group, p.label])
+    return rows
+
+
+def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dict[str, float]]:
+    """Per objective, the share of its variance that each parameter explains (fANOVA, Hutter et al. 2014; Optuna's).
+
+    Only parameters that every trial chose count. Empty with fewer than four trials, or where a population changed
+    its choices on the way.
+    """
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if len(finished) < MIN_FOR_IMPORTANCE or isinstance(definition.search, Population):
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    common = [key for key in finished[0].params if all(key in trial.params for trial in finished)]
+    distributions: dict[str, Any] = {}
+    for key in common:
+        values = [trial.params[key] for trial in finished]
+        if len({str(value) for value in values}) < 2:
+            continue
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        distributions[key] = (
+            FloatDistribution(float(min(values)), float(max(values)))
+            if numbers
+            else CategoricalDistribution(list(dict.fromkeys(values)))
+        )
+    if not distributions:
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for objective in definition.objectives:
+        study = optuna.create_study()
+        for trial in finished:
+            params = {
+                key: float(trial.params[key]) if isinstance(d, FloatDistribution) else trial.params[key]
+                for key, d in distributions.items()
+            }
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=params, distributions=distributions, value=trial.objectives[objective.name]
+                )
+            )
+        if len({trial.objectives[objective.name] for trial in finished}) > 1:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            found[objective.name] = {key: float(share) for key, share in shares.items()}
+    return found
+
+
+def write(definition: Sweep, place: Place, finished: Sequence[Finished], folder: Path) -> dict[str, Path]:
+    """Write the figures, the tables and the winning recipe; returns the files by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    some = entries(definition, finished)
+    names = ("curves.png", "pareto.png", "pareto.html", "curves.csv", "trials.csv", "sweep.md", "winner.yaml")
+    files = {name: folder / name for name in names}
+    family = definition.family_key
+    title = definition.question
+    save_png(overlay_figure(some, title, family), files["curves.png"])
+    save_png(pareto_figure(some, title, family), files["pareto.png"])
+    files["pareto.html"].write_text(comparison_html(some, title))
+    files["curves.csv"].write_text(comparison_csv(some))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table(definition, finished))
+    files["trials.csv"].write_text(text.getvalue())
+    files["sweep.md"].write_text(markdown(definition, place, finished))
+    winner = best(definition, finished)
+    first = definition.objectives[0]
+    head = f"# The winner of sweep {place.name} by {first.name} ({first.mode}): {described(winner.params)}\n"
+    recipe = {**winner.recipe, "name": f"{definition.name}-winner"}
+    files["winner.yaml"].write_text(head + yaml.safe_dump(recipe, sort_keys=False, width=120))
+    return files
+
+
+def markdown(definition: Sweep, place: Place, finished: Sequence[Finished]) -> str:
+    """The sweep's findings as Markdown."""
+    parts = [f"# {place.name}", definition.question, "## Trials", _markdown(table(definition, finished))]
+    parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
+    for name, shares in importance(definition, finished).items():
+        rows = [
+            ["parameter", "share of the variance"],
+            *([key, f"{share:.0%}"] for key, share in shares.items()),
+        ]
+        parts += [f"## What mattered for {name}", _markdown(rows)]
+    parts.append(finished[0].tree().caption())
+    return "\n\n".join(parts) + "\n"
+
+
+def record(
+    definition: Sweep, place: Place, finished: Sequence[Finished], files: dict[str, Path], recorder: Any
+) -> None:
+    """Record the report in the sweep's own run: artifacts, the winner, the front's size and hypervolume."""
+    for file in files.values():
+        recorder.artifact(file, "report")
+    winner = best(definition, finished)
+    recorder.tags({"mergevq.winner": winner.name, "mergevq.winner_choice": described(winner.params)[:500]})
+    volumes = hypervolumes(finished)
+    values = {f"best/{name}": value for name, value in winner.objectives.items()}
+    recorder.metrics(len(finished), {**values, "sweep/best_hypervolume": max(volumes.values())})
+
+
+def show(definition: Sweep, finished: Sequence[Finished]) -> None:
+    """Print the Pareto table and the best trials."""
+    console = Console()
+    for title, rows in (
+        ("trials, best first", table(definition, finished)),
+        ("the Pareto front", pareto_rows(definition, finished)),
+    ):
+        printed = Table(title=title)
+        for column in rows[0]:
+            printed.add_column(column, no_wrap=column != "choice")
+        for row in rows[1:]:
+            printed.add_row(*row)
+        console.print(printed)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows[1:])])

@@ -1,0 +1,133 @@
+"""What a sweep shows on the terminal while it runs: its trials, and the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from ray import tune
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from mergevq_platform.progress import duration
+from mergevq_platform.sweeps.definition import Sweep, described
+
+_boards: dict[str, Board] = {}  # by sweep; Tune pickles its callbacks, a terminal cannot be pickled
+
+
+@dataclass
+class Row:
+    """A trial as last heard of."""
+
+    state: str = "waiting"
+    step: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    choice: str = ""
+
+
+class Board:
+    """The table of trials: live on a terminal, a plain line per event elsewhere."""
+
+    def __init__(self, sweep: Sweep, name: str, expected: int) -> None:
+        self.sweep, self.name, self.expected = sweep, name, expected
+        self.console = Console(file=sys.stderr)
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self.rows: dict[str, Row] = {}
+        self.ended: set[str] = set()  # by themselves or by the scheduler, not by a signal or an error
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Board:
+        _boards[self.name] = self
+        self.console.print(f"sweep [bold]{self.name}[/]: {self.expected} trials of {self.sweep.recipe}")
+        self.console.print(f"  {self.sweep.question}", highlight=False)
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _boards.pop(self.name, None)
+        if self.live:
+            self.live.stop()
+
+    def heard(self, trial: str, state: str, result: dict[str, Any] | None, choice: str) -> None:
+        """A trial started, reported or ended."""
+        row = self.rows.setdefault(trial, Row())
+        row.state, row.choice = state, choice or row.choice
+        if result and "step" in result:
+            row.step = int(result["step"])
+            row.values = {o.name: float(result[o.name]) for o in self.sweep.objectives if o.name in result}
+        if self.live:
+            self.live.update(Group(self.table(), self.time_left()), refresh=True)
+        else:
+            values = "  ".join(f"{name} {value:.4g}" for name, value in row.values.items())
+            self.console.print(
+                f"{trial}  {row.state}  step {row.step}  {values}  ({row.choice})",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def table(self) -> Table:
+        """All trials heard of."""
+        table = Table()
+        for title in ("trial", "state", "step", *(o.name for o in self.sweep.objectives), "choice"):
+            table.add_column(
+                title,
+                no_wrap=title != "choice",
+                justify="left" if title in ("trial", "state", "choice") else "right",
+            )
+        for trial in sorted(self.rows):
+            row = self.rows[trial]
+            values = [
+                f"{row.values[o.name]:.4g}" if o.name in row.values else "" for o in self.sweep.objectives
+            ]
+            table.add_row(trial.removeprefix(f"{self.name}-"), row.state, str(row.step), *values, row.choice)
+        return table
+
+    def time_left(self) -> str:
+        """A guess from the trials that have ended."""
+        done = sum(row.state in ("finished", "stopped early", "failed") for row in self.rows.values())
+        if not done:
+            return f"0 of {self.expected} trials ended"
+        left = (time.monotonic() - self.began) / done * (self.expected - done)
+        return f"{done} of {self.expected} trials ended, about {duration(left)} left"
+
+
+class Watch(tune.Callback):
+    """Tune's callback: passes events on to the board of this process, if there is one."""
+
+    def __init__(self, sweep: str) -> None:
+        self.sweep = sweep
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins, or goes on."""
+        self._tell(trial, "running", trial.last_result)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial measured its objectives."""
+        self._tell(trial, "running", result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself or was stopped by the scheduler."""
+        if board := _boards.get(self.sweep):
+            board.ended.add(str(trial))
+        finished = bool((trial.last_result or {}).get("finished"))
+        self._tell(trial, "finished" if finished else "stopped early", trial.last_result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed; it starts again while it may."""
+        self._tell(trial, "failed", trial.last_result)
+
+    def _tell(self, trial: Any, state: str, result: dict[str, Any] | None) -> None:
+        if board := _boards.get(self.sweep):
+            choice = trial.config.get("trial", {}).get("params") or {
+                key: value for key, value in trial.config.items() if key not in ("number", "trial")
+            }
+            board.heard(str(trial), state, result, described(choice))

@@ -1,0 +1,326 @@
+"""One trial of a sweep: train a tokenizer, measure the objectives on the way, measure its curve, leave a record.
+
+Runs inside Ray Tune's process of the trial. A trial of one worker trains right there; one of several starts a Ray Train
+group of its own, for which the trial itself holds no CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import torch
+from ray import tune
+
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq_platform import checkpoints, evaluation, loop, trainer
+from mergevq_platform.curves import Curve
+from mergevq_platform.figures import save_png
+from mergevq_platform.figures.comparison import drawn_figure
+from mergevq_platform.local import LocalHost
+from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.runs import Run
+from mergevq_platform.sweeps.definition import Sweep, described, named
+from mergevq_platform.sweeps.objectives import Reference
+from mergevq_platform.sweeps.space import Params
+from mergevq_platform.tracking.recorder import LocalRecorder
+
+RECORD = "finished.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished trial leaves behind, whole or not at all."""
+
+    name: str
+    params: Params
+    seed: int
+    steps: int
+    objectives: dict[str, float]
+    curve: dict[str, Any]  # of `Curve`
+    drawn: dict[str, int]  # kept count -> steps that drew it
+    seconds: float
+    recipe: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, in one step."""
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(json.dumps(asdict(self), indent=1))
+        temporary.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Finished | None:
+        """The record at `path`, if there is one."""
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+    def tree(self) -> Curve:
+        """The curve."""
+        return Curve(**self.curve)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep and its trials keep their things; travels to the trials."""
+
+    name: str  # of the sweep
+    home: str
+    storage: str | None
+    tracking_uri: str | None
+    uid: str  # of the sweep's MLflow run
+    device: str
+    reference: Reference | None = None
+
+    def run(self, trial: str) -> Run:
+        """The run of a trial (or of the sweep itself)."""
+        home = Path(self.home)
+        return Run(name=trial, home=home, storage=self.storage or str((home / "ray").resolve()))
+
+
+@dataclass
+class TrialHost(LocalHost):
+    """The loop's host in a trial: metrics to the trial's journal, checkpoints and objectives to Ray Tune."""
+
+    recorder: LocalRecorder | None = None
+    measured: Callable[[Path, int], dict[str, float]] | None = None
+    handed: Path | None = None  # the checkpoint that Tune gave
+
+    def latest(self) -> Path | None:
+        """Tune's checkpoint: this trial's last one, or in a population another's that was copied."""
+        return self.handed
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Into the journal."""
+        assert self.recorder is not None
+        self.recorder.metrics(step, values)
+
+    def progress(self, status: dict[str, float]) -> None:
+        """Keep the latest."""
+        self.status = status
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write, measure the objectives, and report both; Tune may end the trial here."""
+        super().save(step, write)
+        directory = self.directory / checkpoints.directory_name(step)
+        for older in checkpoints.listed(str(self.directory))[1:]:
+            shutil.rmtree(older, ignore_errors=True)
+        values = self.measured(directory, step) if self.measured else {}
+        tune.report({"step": step, **values}, checkpoint=tune.Checkpoint.from_directory(str(directory)))
+
+
+def run_trial(config: dict[str, Any], *, sweep: Sweep, place: Place) -> None:
+    """Ray Tune's function of a trial."""
+    params, seed, name = chosen(config, sweep, place)
+    run = place.run(name)
+    record = run.directory / RECORD
+    if finished := Finished.load(record):
+        tune.report({"step": finished.steps, **finished.objectives, "finished": True})
+        return
+    recipe = sweep.recipe_of(params, seed=seed, name=name)
+    began = time.monotonic()
+    if recipe.cluster.workers > 1:
+        curve, steps, drawn = _in_group(sweep, place, run, recipe, params)
+    else:
+        curve, steps, drawn = _in_place(sweep, place, run, recipe, params)
+    objectives = measured(sweep, curve, place.reference)
+    Finished(
+        name=name,
+        params=params,
+        seed=seed,
+        steps=steps,
+        objectives=objectives,
+        curve=asdict(curve),
+        drawn={str(keep): count for keep, count in sorted(drawn.items())},
+        seconds=time.monotonic() - began,
+        recipe=to_tree(recipe),
+    ).save(record)
+    tune.report({"step": steps, **objectives, "finished": True})
+
+
+def chosen(config: dict[str, Any], sweep: Sweep, place: Place) -> tuple[Params, int, str]:
+    """(choice, seed, name of the run) of a trial's configuration."""
+    trial = config.get("trial")
+    if trial is None:  # Optuna: the choice lies flat beside the number
+        number, seed = config["number"], int(sweep.base().get("seed", 0))
+        params = {key: value for key, value in config.items() if key != "number"}
+    else:
+        number, seed, params = trial["number"], trial["seed"], trial["params"]
+    return params, seed, trial_name(place.name, number)
+
+
+def trial_name(sweep: str, number: int) -> str:
+    """The name of a trial's run."""
+    return f"{sweep}-{number:03d}"
+
+
+def measured(sweep: Sweep, curve: Curve, reference: Reference | None) -> dict[str, float]:
+    """The sweep's objectives of a curve."""
+    return {objective.name: objective.of(curve, reference) for objective in sweep.objectives}
+
+
+def _in_place(
+    sweep: Sweep, place: Place, run: Run, recipe: Recipe, params: Params
+) -> tuple[Curve, int, Counter[int]]:
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with _recorder(run, recipe, place, params) as recorder, _handed() as handed:
+        device = torch.device("cuda" if place.device == "cuda" else "cpu")
+        host = TrialHost(run.directory, recorder=recorder, handed=handed)
+        if sweep.rung_steps is not None:
+            host.measured = lambda directory, step: _rung(sweep, place, recipe, directory, step, recorder)
+        steps = loop.train(recipe, loop.Worker(device=device), host)
+        checkpoint = run.directory / checkpoints.directory_name(steps)
+        _kept(run, checkpoint)
+        curve = _final(recipe, place, run, str(checkpoint), steps, recorder)
+        drawn = _drawn(recipe, steps)
+        _record_drawn(drawn, recorder, run)
+        return curve, steps, drawn
+
+
+def _in_group(
+    sweep: Sweep, place: Place, run: Run, recipe: Recipe, params: Params
+) -> tuple[Curve, int, Counter[int]]:
+    begun = (run.directory / "recipe.yaml").is_file()
+    found: dict[str, Any] = {}
+
+    def watch(checkpoint: str, step: int, recorder: Any) -> None:
+        if sweep.rung_steps is not None and step < (recipe.steps or 0):
+            with checkpoints.newest(checkpoint) as directory:
+                tune.report({"step": step, **_rung(sweep, place, recipe, directory, step, recorder)})
+
+    def after(outcome: trainer.Outcome, recorder: Any) -> None:
+        with checkpoints.newest(outcome.run.newest_checkpoint()) as directory:
+            found["curve"] = _final(recipe, place, run, str(directory), outcome.step, recorder)
+        found["drawn"] = _drawn(recipe, outcome.step)
+        _record_drawn(found["drawn"], recorder, run)
+
+    outcome = trainer.train(
+        None if begun else recipe,
+        home=Path(place.home),
+        storage=place.storage,
+        name=run.name,
+        resume=run.name if begun else None,
+        tracking_uri=place.tracking_uri,
+        after=after,
+        watch=watch,
+        kind="trial",
+        parent=place.uid,
+        tags=_tags(place, params),
+    )
+    return found["curve"], outcome.step, found["drawn"]
+
+
+def _rung(
+    sweep: Sweep, place: Place, recipe: Recipe, directory: Path, step: int, recorder: Any
+) -> dict[str, float]:
+    """The objectives on few pictures; recorded as `rung/<objective>`."""
+    few = replace(
+        recipe,
+        evaluation=replace(
+            recipe.evaluation,
+            keeps=sweep.rung.keeps or recipe.evaluation.keeps,
+            images=_fewer(recipe.evaluation.images, sweep.rung.images),
+            probe_images=_fewer(recipe.evaluation.probe_images, sweep.rung.probe_images),
+            untrained_baseline=False,
+        ),
+    )
+    curve = curve_of(few, str(directory), step, place.device, run=recipe.name)
+    values = measured(sweep, curve, place.reference)
+    recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
+    return values
+
+
+def curve_of(recipe: Recipe, checkpoint: str | None, step: int, device: str, *, run: str) -> Curve:
+    """The curve of a checkpoint, measured in this process."""
+    subject = evaluation.Subject(
+        checkpoint, to_tree(recipe), recipe.data.path, "cuda" if device == "cuda" else "cpu"
+    )
+    keeps = evaluation.chosen_keeps(recipe, None)
+    return evaluation.measure(subject, keeps, evaluation.local_answers(subject), step=step, run=run)
+
+
+def _final(recipe: Recipe, place: Place, run: Run, checkpoint: str, step: int, recorder: Any) -> Curve:
+    curve = curve_of(recipe, checkpoint, step, place.device, run=run.name)
+    subject = evaluation.Subject(checkpoint, to_tree(recipe), recipe.data.path, "cpu")
+    evaluation.record(curve, evaluation.write(curve, subject, run.directory / "curve"), recorder)
+    return curve
+
+
+def _drawn(recipe: Recipe, steps: int) -> Counter[int]:
+    # A pure function of (seed, step), so a resumed trial counts the same steps.
+    return Counter(keep for step in range(steps) if (keep := loop.draw_keep(recipe, step)) is not None)
+
+
+def _record_drawn(drawn: Counter[int], recorder: Any, run: Run) -> None:
+    path = run.directory / "curve" / "kept_counts_drawn.png"
+    save_png(drawn_figure(drawn, run.name), path)
+    recorder.artifact(path, "curve")
+
+
+def _kept(run: Run, checkpoint: Path) -> None:
+    """Bring the last checkpoint to where the run's checkpoints belong, if that is not where it was written."""
+    filesystem, path = checkpoints.open_storage(checkpoints.inside(run.location, checkpoint.name))
+    if Path(path) != checkpoint.resolve():
+        pyarrow.fs.copy_files(str(checkpoint), path, destination_filesystem=filesystem)
+
+
+@contextlib.contextmanager
+def _recorder(run: Run, recipe: Recipe, place: Place, params: Params) -> Iterator[LocalRecorder]:
+    fingerprint = loop.preflight(recipe).fingerprint
+    (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+    recorder = run.recorder(
+        recipe, place.tracking_uri, fingerprint=fingerprint, kind="trial", parent=place.uid
+    )
+    recorder.tags(_tags(place, params))
+    try:
+        yield recorder
+    except BaseException as error:
+        recorder.tags({"mergevq.failure": f"{type(error).__name__}: {error}"[:500]})
+        recorder.close("FAILED")
+        raise
+    recorder.close("FINISHED")
+
+
+def _tags(place: Place, params: Params) -> dict[str, str]:
+    return {"mergevq.sweep": place.name, "mergevq.choice": described(params)[:500], **named(params)}
+
+
+@contextlib.contextmanager
+def _handed() -> Iterator[Path | None]:
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        yield None
+    else:
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
+
+
+def _fewer(one: int | None, other: int) -> int:
+    return other if one is None else min(one, other)
+
+
+def untrained_reference(sweep: Sweep, device: str) -> Reference:
+    """The untrained tokenizer of the base recipe, every token kept, on the rung's pictures: a fixed point of the sweep.
+
+    Raises `InputError` where the pictures have no labels.
+    """
+    recipe = resolve(sweep.base())
+    settings = replace(
+        recipe.evaluation,
+        keeps=(recipe.tokenizer.model.grid_tokens,),
+        images=sweep.rung.images,
+        probe_images=sweep.rung.probe_images,
+        untrained_baseline=False,
+    )
+    curve = curve_of(replace(recipe, evaluation=settings), None, 0, device, run="untrained")
+    row = curve.rows[0]
+    if "probe_top1_cls" not in row:
+        raise InputError(f"{recipe.data.path} has no labels: an objective of this sweep needs a probe")
+    return Reference(frechet=row[curve.frechet_key], probe=row["probe_top1_cls"])

@@ -1,0 +1,142 @@
+"""Sweep files: those shipped hold; mistakes are one line before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergevq.errors import InputError
+from mergevq_platform.sweeps import (
+    EarlyStopping,
+    Grid,
+    Population,
+    Random,
+    Sweep,
+    choice,
+    mean_psnr,
+    uniform,
+)
+from mergevq_platform.sweeps import definition as definitions
+
+SHIPPED = sorted((Path(__file__).parents[2] / "sweeps").glob("*.py"))
+KEY = "task.losses.entropy.weight"
+
+
+def made(**changes: Any) -> Sweep:
+    given: dict[str, Any] = {
+        "name": "s",
+        "question": "?",
+        "recipe": "demo",
+        "space": {KEY: choice(0.1, 0.2)},
+        "search": Grid(),
+        "objectives": (mean_psnr(),),
+    }
+    return Sweep(**(given | changes))
+
+
+def test_six_sweeps_are_shipped() -> None:
+    wanted = {"keep_distribution", "keep_counts", "merge_schedule", "alignment", "loss_weights", "smoke"}
+    assert {path.stem for path in SHIPPED} == wanted
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_sweep_is_one_question_whose_every_corner_is_a_recipe(path: Path) -> None:
+    sweep = definitions.load(path)
+    sweep.check()
+    assert sweep.name == path.stem
+    assert sweep.question.endswith(("?", ")"))
+    assert path.read_text().startswith('"""')
+
+
+def test_distributions_hold_at_another_resolution() -> None:
+    path = next(p for p in SHIPPED if p.stem == "keep_distribution")
+    at_256 = ("task.preset=gr_256_d32", "data.views.image_size=256", "task.losses.alignment={kind: none}")
+    sweep = definitions.changed(definitions.load(path), (*at_256, "evaluation.keeps=[64,256]"))
+    assert sweep.recipe_of(definitions.spaces.corners(sweep.space)[0]).tokenizer.model.grid_tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"task.losses.entropie": choice(1)}}, r"unknown key 'task\.losses\.entropie'"),
+        ({"space": {KEY: choice("strong")}}, r"'task\.losses\.entropy\.weight'"),
+        ({"space": {KEY: uniform(-1.0, 1.0)}}, r"task\.losses\.entropy\.weight"),
+        ({"space": {}}, "the search space is empty"),
+        ({"space": {"task.keep": choice({"kind": "list", "counts": [2]})}}, "task.keep"),
+        ({"search": Random(trials=0)}, "has no trials"),
+        ({"objectives": ()}, "names no objective"),
+        ({"family": "steps"}, "family 'steps' is not in the space"),
+        (
+            {"recipe": "shapes_teacher", "space": {"steps": choice(1, 2)}},
+            "trains a classifier, not a tokenizer",
+        ),
+        ({"recipe": "nothing"}, "no recipe 'nothing'"),
+        ({"search": Population(size=1, every_steps=5)}, "at least two members"),
+        (
+            {
+                "search": Population(size=2, every_steps=5),
+                "overrides": ("cluster.workers=2",),
+            },
+            "needs trials of one worker",
+        ),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        made(**changes).check()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SWEEP = 1 / 0", r"raises ZeroDivisionError: division by zero"),
+        ("import nothing_of_that_name", "raises ModuleNotFoundError"),
+        ("x = 1", "has no value SWEEP"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        definitions.load(file)
+    assert "broken.py" in str(error.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"no sweep file 'sweeps/none\.py'"):
+        definitions.load("sweeps/none.py")
+
+
+def test_every_choice_is_repeated_over_its_seeds() -> None:
+    trials = made(search=Grid(seeds=3), overrides=("seed=5",)).listed()
+    assert trials is not None
+    assert [seed for _, seed in trials] == [5, 6, 7] * 2
+    assert made().recipe_of({KEY: "0.2"}, seed=6).seed == 6
+
+
+def test_rungs_decide_the_checkpoints_of_a_trial() -> None:
+    sweep = made(stopping=EarlyStopping(every_steps=30))
+    assert sweep.recipe_of({KEY: "0.1"}).checkpoint_every == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [("a.b=1..4", 1, 4), ("a.b=0.5..2", 0.5, 2.0), ("a.b=0.01..1:log", 0.01, 1.0)],
+)
+def test_ranges_of_the_command_line(text: str, low: float, high: float) -> None:
+    key, domain = definitions.parse_domain(text)
+    assert (key, domain.low, domain.high) == ("a.b", low, high)
+
+
+def test_lists_of_the_command_line() -> None:
+    key, domain = definitions.parse_domain("a.b=1,off,[2,3],{kind: list}")
+    assert key == "a.b"
+    assert domain.options == (1, False, [2, 3], {"kind": "list"})
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a=", "a=1..x", "a=1..2:square", "a=[1"])
+def test_other_dimensions_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--over"):
+        definitions.parse_domain(text)
