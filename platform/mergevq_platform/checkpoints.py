@@ -216,5 +216,6 @@ def _local_copy(filesystem: pyarrow.fs.FileSystem, path: str, temporary: Path) -
         return Path(path)
     target = temporary / Path(path).name
     shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
     pyarrow.fs.copy_files(path, str(target), source_filesystem=filesystem)
     return target

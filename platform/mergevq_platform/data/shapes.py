@@ -22,7 +22,7 @@ from mergevq_platform.data.shards import Manifest, Record, write_set
 Array = np.ndarray
 CHUNK_PIXELS = 2**18
 AREA = (0.13, 0.28)  # share of the picture that the shape covers
-TILT = np.pi / 8  # a shape is turned by at most this, either way
+TILT = np.pi / 4  # a shape is turned by at most this, either way
 SPECKS = 4
 NOISE_CELLS = 6
 CONTRAST = 0.3  # of a background's two colours; more would drown the shape

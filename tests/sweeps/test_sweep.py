@@ -1,0 +1,263 @@
+"""Real sweeps of tiny trainings on the session's Ray cluster: early stopping, faults, populations, groups, MLflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from mergevq_platform import recipe as recipes
+from mergevq_platform.comparing import compare
+from mergevq_platform.sweeps import (
+    EarlyStopping,
+    Grid,
+    Population,
+    Rung,
+    Sweep,
+    Tpe,
+    choice,
+    driver,
+    mean_log_frechet,
+    mean_probe,
+    mean_psnr,
+    uniform,
+)
+from mergevq_platform.sweeps.trial import Finished
+from mergevq_platform.tracking.listing import list_runs
+from mergevq_platform.tracking.records import read_metrics
+from mergevq_platform.tracking.store import Store
+
+pytestmark = pytest.mark.ray
+
+FAMILIES = choice(
+    {"kind": "exponential", "merge_ratio": [0.0, 0.75], "rate": 1.0},
+    {"kind": "uniform", "merge_ratio": [0.0, 0.75]},
+    {"kind": "list", "merge_ratios": [0.0]},
+)
+
+
+@pytest.fixture
+def base(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
+    """The small recipe as a file: one worker, a curve of two counts."""
+    small_recipe["cluster"] = {"workers": 1, "device": "cpu"}
+    small_recipe["evaluation"] |= {"keeps": [4, 16], "untrained_baseline": False}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_recipe))
+    return path
+
+
+def made(base: Path, **changes: Any) -> Sweep:
+    given: dict[str, Any] = {
+        "name": "tiny",
+        "question": "Which family?",
+        "recipe": str(base),
+        "space": {"task.keep": FAMILIES},
+        "search": Grid(),
+        "objectives": (mean_psnr(), mean_log_frechet()),
+        "rung": Rung(keeps=(4,), images=32, probe_images=32),
+    }
+    return Sweep(**(given | changes))
+
+
+def test_a_sweep_ends_in_one_picture_with_its_trials_below_it_in_mlflow(
+    base: Path, ray_home: Path, tmp_path: Path
+) -> None:
+    sweep = made(base, objectives=(mean_log_frechet(), mean_probe()))
+    outcome = driver.sweep(sweep, home=ray_home, name="families")
+    assert outcome.complete
+    assert not outcome.failed
+    assert [trial.name for trial in outcome.finished] == ["families-000", "families-001", "families-002"]
+    assert all(sum(trial.drawn.values()) == trial.steps == 8 for trial in outcome.finished)
+    assert outcome.finished[2].drawn == {"16": 8}
+
+    store = Store.at(ray_home)
+    runs = {run.name: run for run in list_runs(store)}
+    parent = runs["families"]
+    assert (parent.kind, parent.status) == ("sweep", "FINISHED")
+    for trial in outcome.finished:
+        child = runs[trial.name]
+        assert (child.parent, child.status, child.has_curve) == (parent.uid, "FINISHED", True)
+        tags = store.client().get_run(child.run_id).data.tags
+        assert tags["mlflow.parentRunId"] == parent.run_id
+        assert tags["sweep.task.keep"] == trial.params["task.keep"]
+    artifacts = {file.path for file in store.client().list_artifacts(parent.run_id, "report")}
+    assert {"report/pareto.png", "report/curves.png", "report/pareto.html", "report/winner.yaml"} <= artifacts
+
+    winner = recipes.load(outcome.files["winner.yaml"])
+    best = min(outcome.finished, key=lambda trial: trial.objectives["mean_log_frechet"])
+    assert winner.tokenizer.keep.kind == best.recipe["task"]["keep"]["kind"]
+
+    # A finished sweep that is resumed does nothing again.
+    began = [trial.seconds for trial in outcome.finished]
+    again = driver.sweep(None, home=ray_home, resume="families")
+    assert [trial.seconds for trial in again.finished] == began
+
+    files = compare(["families", "families-001"], home=ray_home, out=tmp_path / "compared", paper=True)
+    assert all(path.stat().st_size > 1000 for path in files.values() if path.suffix == ".png")
+
+
+def test_hopeless_trials_stop_early_at_equal_budgets(base: Path, ray_home: Path) -> None:
+    sweep = made(
+        base,
+        space={"optimizer.learning_rate": choice(1e-3, 1e-8, 1e-9, 1e-10)},
+        stopping=EarlyStopping(every_steps=2, factor=2),
+        objectives=(mean_psnr(),),
+    )
+    outcome = driver.sweep(sweep, home=ray_home, name="stopping")
+    assert outcome.complete
+    assert outcome.stopped_early
+    assert "stopping-000" in [trial.name for trial in outcome.finished]
+    runs = {run.name: run for run in list_runs(Store.at(ray_home))}
+    for name in outcome.stopped_early:
+        assert runs[name].status == "KILLED"
+        rungs = read_metrics(ray_home / "ray" / name / "journal.jsonl", "rung/")["rung/mean_psnr"]
+        assert sorted(rungs) == list(range(2, max(rungs) + 1, 2))
+        assert max(rungs) < 8
+
+
+def kill_once(ray_home: Path, trial: str, killed: list[int]) -> threading.Thread:
+    """Kill the process of a trial as soon as it has a checkpoint."""
+
+    def work() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if list((ray_home / "ray" / trial).glob("checkpoint_*/checkpoint.json")):
+                for process in psutil.process_iter(["pid", "name", "cmdline"]):
+                    words = " ".join(process.info["cmdline"] or [])
+                    if "ImplicitFunc" in words or "run_trial" in words:
+                        os.kill(process.info["pid"], signal.SIGKILL)
+                        killed.append(process.info["pid"])
+                        return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(base: Path, ray_home: Path) -> None:
+    sweep = made(
+        base,
+        space={"task.keep": choice({"kind": "uniform", "merge_ratio": [0.0, 0.75]})},
+        overrides=("steps=40", "checkpoint_every=4"),
+    )
+    killed: list[int] = []
+    thread = kill_once(ray_home, "killed-000", killed)
+    outcome = driver.sweep(sweep, home=ray_home, name="killed")
+    thread.join()
+    assert killed
+    assert [trial.steps for trial in outcome.finished] == [40]
+    journal = read_metrics(ray_home / "ray" / "killed-000" / "journal.jsonl", "train/total")
+    assert sorted(journal["train/total"]) == list(range(1, 41))
+
+
+def test_a_trial_that_fails_for_good_is_named_and_the_sweep_goes_on(base: Path, ray_home: Path) -> None:
+    sweep = made(
+        base,
+        space={"optimizer.learning_rate": choice(1e-3, 1e30)},
+        overrides=("steps=12",),
+        max_failures=0,
+    )
+    outcome = driver.sweep(sweep, home=ray_home, name="failing")
+    assert outcome.complete
+    assert [trial.name for trial in outcome.finished] == ["failing-000"]
+    assert list(outcome.failed) == ["failing-001"]
+    assert "step " in outcome.failed["failing-001"]
+    assert {run.name: run.status for run in list_runs(Store.at(ray_home))}["failing-001"] == "FAILED"
+
+
+def test_a_population_exploits_its_better_half(base: Path, ray_home: Path) -> None:
+    sweep = made(
+        base,
+        space={
+            "optimizer.learning_rate": choice(1e-3, 1e-9),
+            "task.losses.entropy.weight": uniform(0.01, 0.1),
+        },
+        overrides=("steps=24",),
+        search=Population(size=2, every_steps=4, seed=2),
+        objectives=(mean_psnr(),),
+    )
+    begun = sweep.listed()
+    assert begun is not None
+    outcome = driver.sweep(sweep, home=ray_home, name="population")
+    assert outcome.complete
+    assert len(outcome.finished) == 2
+    first = {f"population-{i:03d}": params for i, (params, _) in enumerate(begun)}
+    changed = [trial for trial in outcome.finished if trial.params != first[trial.name]]
+    assert changed, "no member took over another's choices"
+
+
+def test_optuna_searches_two_objectives(base: Path, ray_home: Path) -> None:
+    sweep = made(
+        base,
+        space={"task.losses.entropy.weight": uniform(0.01, 0.1)},
+        search=Tpe(trials=3),
+        overrides=("steps=2",),
+    )
+    outcome = driver.sweep(sweep, home=ray_home, name="tpe")
+    assert [trial.name for trial in outcome.finished] == ["tpe-000", "tpe-001", "tpe-002"]
+    assert len({trial.params["task.losses.entropy.weight"] for trial in outcome.finished}) == 3
+
+
+def test_trials_with_groups_of_workers_never_wait_for_each_other(base: Path, ray_home: Path) -> None:
+    sweep = made(
+        base,
+        space={"task.losses.entropy.weight": choice(0.01, 0.1)},
+        overrides=("steps=4", "cluster.workers=2", "micro_batch=4"),
+    )
+    outcome = driver.sweep(sweep, home=ray_home, name="groups")
+    assert [trial.steps for trial in outcome.finished] == [4, 4]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from mergevq_platform.sweeps import driver, definition
+home, file, resume = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+sweep = None if resume else definition.load(file)
+driver.sweep(sweep, home=home, name=None if resume else "cut", resume="cut" if resume else None)
+"""
+
+
+def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "question.py"
+    file.write_text(
+        "from mergevq_platform.sweeps import *\n"
+        f"SWEEP = Sweep(name='cut', question='?', recipe={str(base)!r}, search=Grid(), "
+        "space={'task.losses.entropy.weight': choice(0.01, 0.02, 0.03)}, objectives=(mean_psnr(),))\n"
+    )
+    home = tmp_path / "home"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH_TOKEN")}
+    command = [sys.executable, "-c", DRIVER, str(home), str(file)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while not list((home / "ray").glob("cut-*/finished.json")):
+            assert process.poll() is None, "the sweep ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        psutil.wait_procs(family, timeout=30)
+        for left in family:
+            if left.is_running():
+                left.kill()
+    records = sorted((home / "ray").glob("cut-*/finished.json"))
+    before = {path: path.stat().st_mtime_ns for path in records}
+    assert 1 <= len(before) < 3
+    subprocess.run([*command, "resume"], env=environment, check=True, timeout=300)
+    after = sorted((home / "ray").glob("cut-*/finished.json"))
+    assert len(after) == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert all(Finished.load(path) for path in after)
