@@ -15,8 +15,6 @@ from mergevq.errors import InputError
 from mergevq_platform.failures import one_line, root_cause
 from mergevq_platform.places import places
 
-SHOW_CURVES = "see it in MLflow: mergevq ui"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit with its status."""
@@ -264,7 +262,7 @@ def _train(options: argparse.Namespace) -> None:
     print(f"checkpoints: {outcome.run.location}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
-    print(SHOW_CURVES)
+    print(_where(outcome.experiment))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -285,8 +283,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     if options.json:
         curve.save(options.json)
-    if not options.no_tracking:
-        print(SHOW_CURVES)
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
@@ -320,6 +316,13 @@ def _recipes(options: argparse.Namespace) -> None:
         return
     for name, path in recipe.packaged_recipes().items():
         print(f"{name:24} {recipe.read(path).get('description', '')}")
+
+
+def _where(experiment: str, run: str | None = None) -> str:
+    from mergevq_platform.tracking.store import Store
+    from mergevq_platform.tracking.ui import where_to_look
+
+    return where_to_look(Store.at(places().home, places().tracking_uri), experiment, run)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -362,7 +365,7 @@ def _sweep(options: argparse.Namespace) -> None:
         print(f"failed: {trial}: {reason}", file=sys.stderr)
     if not outcome.complete:
         print(f"stopped before its end; go on with: mergevq sweep --resume {name}")
-    print(SHOW_CURVES)
+    print(_where(outcome.experiment, outcome.place.name))
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
 

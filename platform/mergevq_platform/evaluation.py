@@ -45,6 +45,7 @@ from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import JOURNAL_NAME
 from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.ui import where_to_look
 
 BATCHES_PER_JOB = 4
 PICTURES_SHOWN = 8
@@ -411,6 +412,7 @@ def evaluate(
         recorder = LocalRecorder.around(open_for_curve(run.directory), Store.at(home, tracking_uri))
         with contextlib.closing(recorder):
             record(curve, files, recorder)
+        print(where_to_look(Store.at(home, tracking_uri), recipe.experiment))
     return curve
 
 

@@ -36,6 +36,7 @@ class Outcome:
 
     run: Run
     step: int
+    experiment: str
     stopped: bool  # someone asked it to stop before its last step
 
 
@@ -216,7 +217,7 @@ def train(
     try:
         step, stopped = _fit(trainer, recorder, recipe, run, watch)
         status = "KILLED" if stopped else "FINISHED"
-        outcome = Outcome(run=run, step=step, stopped=stopped)
+        outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
         if after is not None and not stopped:
             after(outcome, recorder)
         return outcome

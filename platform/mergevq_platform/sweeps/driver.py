@@ -44,6 +44,7 @@ class SweepOutcome:
 
     definition: Sweep
     place: Place
+    experiment: str
     finished: list[Finished]
     failed: dict[str, str]  # trial -> reason
     stopped_early: list[str]
@@ -357,7 +358,8 @@ def _gather(definition: Sweep, place: Place, results: Any, board: Board) -> Swee
         else:
             waiting += 1
     finished.sort(key=lambda record: record.name)
-    return SweepOutcome(definition, place, finished, failed, sorted(stopped), waiting == 0, {})
+    experiment = _first_recipe(definition).experiment
+    return SweepOutcome(definition, place, experiment, finished, failed, sorted(stopped), waiting == 0, {})
 
 
 def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str]) -> None:

@@ -160,6 +160,18 @@ def serve_ui(
             signal.signal(sign, handler)
 
 
+def where_to_look(store: Store, experiment: str, run: str | None = None) -> str:
+    """One line: the command that shows an experiment's curves (or one run's pages), and the address it will have."""
+    if store.is_server:  # not asked: it may be out of reach, and the end of a run must not wait for it
+        return f"see it in MLflow: {store.public_uri}"
+    runs = list_runs(store, experiment)
+    if not runs:
+        return "see it in MLflow: mergevq ui"
+    ids = {found.name: found.run_id for found in runs}
+    link = curve_link(f"http://{LOOPBACK}:5000", runs[0].experiment_id, ids.get(run) if run else None)
+    return f"see it in MLflow: mergevq ui, then {link}"
+
+
 def describe(store: Store, base_url: str) -> list[str]:
     """One line per experiment with runs of ours: its name, what it holds, and the address of its curves."""
     counts: dict[tuple[str, str], list[bool]] = {}
