@@ -151,12 +151,12 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(base: Path, ray_home: Path) 
         overrides=("steps=40", "checkpoint_every=4"),
     )
     killed: list[int] = []
-    thread = kill_once(ray_home, "killed-000", killed)
-    outcome = driver.sweep(sweep, home=ray_home, name="killed")
+    thread = kill_once(ray_home, "shot-000", killed)
+    outcome = driver.sweep(sweep, home=ray_home, name="shot")
     thread.join()
     assert killed
     assert [trial.steps for trial in outcome.finished] == [40]
-    journal = read_metrics(ray_home / "ray" / "killed-000" / "journal.jsonl", "train/total")
+    journal = read_metrics(ray_home / "ray" / "shot-000" / "journal.jsonl", "train/total")
     assert sorted(journal["train/total"]) == list(range(1, 41))
 
 

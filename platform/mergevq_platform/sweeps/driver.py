@@ -15,6 +15,7 @@ import cloudpickle
 import pyarrow.fs
 import ray
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints, cluster, loop
@@ -25,8 +26,17 @@ from mergevq_platform.sweeps import report
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import EarlyStopping, Population, Sweep, Tpe
 from mergevq_platform.sweeps.objectives import Reference
+from mergevq_platform.sweeps.space import Space
 from mergevq_platform.sweeps.terminal import Board, Watch
-from mergevq_platform.sweeps.trial import RECORD, Finished, Place, chosen, run_trial, untrained_reference
+from mergevq_platform.sweeps.trial import (
+    RECORD,
+    STOPPED,
+    Finished,
+    Place,
+    chosen,
+    run_trial,
+    untrained_reference,
+)
 from mergevq_platform.tracking.journal import Held, Journal
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, Status, read_identity
@@ -89,9 +99,9 @@ def sweep(
     _write(run.directory / PLACE_FILE, json.dumps(asdict(place), indent=1))
     status: Status = "FAILED"
     try:
-        with Board(definition, place.name, _expected(definition)) as board:
+        with Board(definition, place.name, _expected(definition)):
             results = _run_trials(definition, place, base, device, concurrent)
-        outcome = _gather(definition, place, results, board)
+        outcome = _gather(definition, place, results)
         if outcome.finished:
             outcome.files.update(report.write(definition, place, outcome.finished, run.directory / "report"))
             report.record(definition, place, outcome.finished, outcome.files, recorder)
@@ -212,6 +222,7 @@ def _run_trials(definition: Sweep, place: Place, base: Recipe, device: str, conc
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "2")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     filesystem, path = checkpoints.open_storage(
         checkpoints.inside(place.run(place.name).location, TUNE_FOLDER)
     )
@@ -239,6 +250,7 @@ def _run_trials(definition: Sweep, place: Place, base: Recipe, device: str, conc
                 scheduler=_scheduler(definition, base),
                 num_samples=_expected(definition) if isinstance(definition.search, Tpe) else 1,
                 max_concurrent_trials=trials_at_once(base, device, concurrent),
+                reuse_actors=True,  # a trial then starts in a process that has imported torch already
                 trial_name_creator=label,
                 trial_dirname_creator=label,
             ),
@@ -247,8 +259,8 @@ def _run_trials(definition: Sweep, place: Place, base: Recipe, device: str, conc
                 storage_path=parent,
                 storage_filesystem=filesystem,
                 failure_config=tune.FailureConfig(max_failures=definition.max_failures),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-                callbacks=[Watch(place.name)],
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
+                callbacks=[Watch(place), JsonLoggerCallback()],
                 verbose=0,
             ),
         )
@@ -282,15 +294,16 @@ def _search_algorithm(definition: Sweep) -> Any:
     names = [objective.name for objective in definition.objectives]
     modes: list[str] = [objective.mode for objective in definition.objectives]
     return OptunaSearch(
-        space=functools.partial(_suggested, definition),
+        space=functools.partial(_suggested, dict(definition.space)),
         metric=names if many else names[0],
         mode=modes if many else modes[0],
-        sampler=optuna.samplers.TPESampler(seed=definition.search.seed, multivariate=True, group=True),
+        sampler=optuna.samplers.TPESampler(seed=definition.search.seed),
     )
 
 
-def _suggested(definition: Sweep, chooser: Any) -> dict[str, Any]:
-    spaces.chosen(definition.space, chooser)
+def _suggested(space: Space, chooser: Any) -> dict[str, Any]:
+    # Of the space alone: Optuna's searcher saves this function by plain pickle, which a sweep's objectives may refuse.
+    spaces.chosen(space, chooser)
     return {"number": chooser.number}
 
 
@@ -303,6 +316,7 @@ def _scheduler(definition: Sweep, base: Recipe) -> Any:
         return PopulationBasedTraining(
             **compared,
             perturbation_interval=definition.search.every_steps,
+            synch=True,  # compared at equal budget, and no member's checkpoint is gone before another has taken it
             quantile_fraction=0.5,
             custom_explore_fn=functools.partial(_explored, definition),
             log_config=True,
@@ -317,8 +331,13 @@ def _scheduler(definition: Sweep, base: Recipe) -> Any:
         raise InputError(
             "early stopping compares trials at equal steps: give the recipe 'steps', not 'epochs'"
         )
+    # Trials end by themselves, after their final curve: the scheduler must not cut them off at their last step.
     return ASHAScheduler(
-        **compared, max_t=steps, grace_period=stopping.every_steps, reduction_factor=stopping.factor
+        **compared,
+        max_t=steps,
+        grace_period=stopping.every_steps,
+        reduction_factor=stopping.factor,
+        stop_last_trials=False,
     )
 
 
@@ -331,7 +350,7 @@ def _explored(definition: Sweep, config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "trial": {**trial, "params": params, "turn": turn}}
 
 
-def _gather(definition: Sweep, place: Place, results: Any, board: Board) -> SweepOutcome:
+def _gather(definition: Sweep, place: Place, results: Any) -> SweepOutcome:
     finished: list[Finished] = []
     failed: dict[str, str] = {}
     stopped: list[str] = []
@@ -346,9 +365,9 @@ def _gather(definition: Sweep, place: Place, results: Any, board: Board) -> Swee
         elif result.error is not None:
             failed[name] = one_line(result.error)
             _closed(directory, store, "FAILED", {"mergevq.failure": failed[name][:500]})
-        elif name in board.ended:
+        elif (directory / STOPPED).is_file():
             stopped.append(name)
-            step = int((result.metrics or {}).get("step", 0))
+            step = json.loads((directory / STOPPED).read_text())["step"]
             _closed(
                 directory,
                 store,

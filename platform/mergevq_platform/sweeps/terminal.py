@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from rich.table import Table
 
 from mergevq_platform.progress import duration
 from mergevq_platform.sweeps.definition import Sweep, described
+from mergevq_platform.sweeps.trial import STOPPED, Place
 
 _boards: dict[str, Board] = {}  # by sweep; Tune pickles its callbacks, a terminal cannot be pickled
 
@@ -37,7 +40,6 @@ class Board:
         self.console = Console(file=sys.stderr)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self.rows: dict[str, Row] = {}
-        self.ended: set[str] = set()  # by themselves or by the scheduler, not by a signal or an error
         self.began = time.monotonic()
 
     def __enter__(self) -> Board:
@@ -61,7 +63,8 @@ class Board:
         row.state, row.choice = state, choice or row.choice
         if result and "step" in result:
             row.step = int(result["step"])
-            row.values = {o.name: float(result[o.name]) for o in self.sweep.objectives if o.name in result}
+            told = {o.name: float(result.get(o.name, math.nan)) for o in self.sweep.objectives}
+            row.values = {name: value for name, value in told.items() if not math.isnan(value)}
         if self.live:
             self.live.update(Group(self.table(), self.time_left()), refresh=True)
         else:
@@ -99,10 +102,10 @@ class Board:
 
 
 class Watch(tune.Callback):
-    """Tune's callback: passes events on to the board of this process, if there is one."""
+    """Tune's callback: passes events on to the board of this process, and notes on disk which trials were stopped."""
 
-    def __init__(self, sweep: str) -> None:
-        self.sweep = sweep
+    def __init__(self, place: Place) -> None:
+        self.place = place
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or goes on."""
@@ -116,9 +119,14 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself or was stopped by the scheduler."""
-        if board := _boards.get(self.sweep):
-            board.ended.add(str(trial))
-        finished = bool((trial.last_result or {}).get("finished"))
+        result = trial.last_result or {}
+        finished = bool(result.get("finished"))
+        if not finished:
+            directory = self.place.run(str(trial)).directory
+            directory.mkdir(parents=True, exist_ok=True)
+            temporary = directory / f".{STOPPED}"
+            temporary.write_text(json.dumps({"step": int(result.get("step", 0))}))
+            temporary.rename(directory / STOPPED)
         self._tell(trial, "finished" if finished else "stopped early", trial.last_result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -126,7 +134,7 @@ class Watch(tune.Callback):
         self._tell(trial, "failed", trial.last_result)
 
     def _tell(self, trial: Any, state: str, result: dict[str, Any] | None) -> None:
-        if board := _boards.get(self.sweep):
+        if board := _boards.get(self.place.name):
             choice = trial.config.get("trial", {}).get("params") or {
                 key: value for key, value in trial.config.items() if key not in ("number", "trial")
             }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ from mergevq_platform.sweeps.space import Params
 from mergevq_platform.tracking.recorder import LocalRecorder
 
 RECORD = "finished.json"
+STOPPED = "stopped.json"  # of a trial that the scheduler ended early
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class TrialHost(LocalHost):
 
     recorder: LocalRecorder | None = None
     measured: Callable[[Path, int], dict[str, float]] | None = None
+    objectives: tuple[str, ...] = ()
     handed: Path | None = None  # the checkpoint that Tune gave
 
     def latest(self) -> Path | None:
@@ -112,7 +115,8 @@ class TrialHost(LocalHost):
         directory = self.directory / checkpoints.directory_name(step)
         for older in checkpoints.listed(str(self.directory))[1:]:
             shutil.rmtree(older, ignore_errors=True)
-        values = self.measured(directory, step) if self.measured else {}
+        # Search algorithms look for every objective in every report, measured yet or not.
+        values = self.measured(directory, step) if self.measured else dict.fromkeys(self.objectives, math.nan)
         tune.report({"step": step, **values}, checkpoint=tune.Checkpoint.from_directory(str(directory)))
 
 
@@ -172,7 +176,8 @@ def _in_place(
     run.directory.mkdir(parents=True, exist_ok=True)
     with _recorder(run, recipe, place, params) as recorder, _handed() as handed:
         device = torch.device("cuda" if place.device == "cuda" else "cpu")
-        host = TrialHost(run.directory, recorder=recorder, handed=handed)
+        names = tuple(objective.name for objective in sweep.objectives)
+        host = TrialHost(run.directory, recorder=recorder, handed=handed, objectives=names)
         if sweep.rung_steps is not None:
             host.measured = lambda directory, step: _rung(sweep, place, recipe, directory, step, recorder)
         steps = loop.train(recipe, loop.Worker(device=device), host)
@@ -281,6 +286,9 @@ def _recorder(run: Run, recipe: Recipe, place: Place, params: Params) -> Iterato
     recorder.tags(_tags(place, params))
     try:
         yield recorder
+    except SystemExit:  # Tune ends it: stopped early, or about to go on as another member of a population
+        recorder.close()
+        raise
     except BaseException as error:
         recorder.tags({"mergevq.failure": f"{type(error).__name__}: {error}"[:500]})
         recorder.close("FAILED")
