@@ -74,11 +74,26 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("source", type=Path)
     pack.add_argument("directory", type=Path)
     pack.add_argument("--size", type=int, help="resize the shorter side to this many pixels")
+    pack.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="file name (or stem) and class of each picture, where folders do not say",
+    )
+    pack.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="hold out this share of the training pictures where the source has no validation split",
+    )
+    pack.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")
     pack.add_argument("--serial", action="store_true", help="in this process, without Ray")
     pack.set_defaults(function=_data_pack)
     info = data.add_parser("info", help="rows, classes, shards; --sheet writes a contact sheet")
     info.add_argument("directory")
     info.add_argument("--sheet", type=Path, help="write a contact sheet PNG here")
+    info.add_argument("--verify", action="store_true", help="compare every shard with its checksum")
     info.set_defaults(function=_data_info)
 
     train = verbs.add_parser(
@@ -228,14 +243,22 @@ def _data_pack(options: argparse.Namespace) -> None:
 
     if not options.serial:
         cluster.connect(places().home)
-    data.pack(options.source, options.directory, size=options.size, parallel=not options.serial)
+    data.pack(
+        options.source,
+        options.directory,
+        size=options.size,
+        parallel=not options.serial,
+        labels=options.labels,
+        validation_fraction=options.validation_fraction,
+        seed=options.seed,
+    )
     print(data.describe(options.directory))
 
 
 def _data_info(options: argparse.Namespace) -> None:
     from mergevq_platform import data
 
-    print(data.describe(options.directory, sheet=options.sheet))
+    print(data.describe(options.directory, sheet=options.sheet, verify=options.verify))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -391,7 +414,7 @@ def _runs_list(options: argparse.Namespace) -> None:
 
     table = Table()
     for title in ("run", "kind", "state", "curve", "began"):
-        table.add_column(title, no_wrap=True)
+        table.add_column(title, no_wrap=title != "run", overflow="fold")
     for run in list_runs(Store.at(places().home, places().tracking_uri), options.experiment):
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
         table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)

@@ -22,7 +22,19 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(cause, InputError):
         return text
+    if ran_out_of_memory(cause):
+        return (
+            f"out of memory ({text[:160].rstrip('. ')}): lower micro_batch or evaluation.batch, or give the worker "
+            "a machine with more"
+        )
     if isinstance(cause, OSError) and cause.strerror:
         named = f" ({cause.filename})" if cause.filename else ""
         return f"{cause.strerror.lower()}{named}"
     return f"{type(cause).__name__}: {text[:500]} (--debug shows the traceback)"
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory, this machine's, or the share that Ray allows ran out."""
+    # By name: torch's and Ray's own errors, without importing either here.
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named or (isinstance(error, RuntimeError) and "not enough memory" in str(error))

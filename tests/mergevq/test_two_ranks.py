@@ -9,11 +9,18 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import mergevq
+from mergevq.classifier import StandInClassifier, StandInConfig, save_classifier
 from mergevq.train_step import build_training
 
-TREES = {
-    "self-distillation": {
+TERMS = ("self-distillation", "supervised")
+
+
+def _tree(terms, directory):
+    if terms == "supervised":
+        return {"adversarial": {"kind": "none"}, "alignment": {"kind": "supervised", "classes": 3}}
+    return {
         "reconstruction": {"kind": "l1_l2"},
+        "perceptual": {"kind": "stand_in", "directory": str(directory)},
         "adversarial": {
             "kind": "patch",
             "adaptive": True,
@@ -24,9 +31,9 @@ TREES = {
         },
         "entropy": {"weight": 1.0},
         "alignment": {"kind": "self", "prototypes": 16, "centre_momentum": 0.5},
-    },
-    "supervised": {"adversarial": {"kind": "none"}, "alignment": {"kind": "supervised", "classes": 3}},
-}
+    }
+
+
 GLOBAL_BATCH = 4
 MICRO_BATCHES = 2
 
@@ -82,7 +89,7 @@ def _rank(rank, directory):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
     try:
-        results = {name: _gradients(tree, rank, 2) for name, tree in TREES.items()}
+        results = {terms: _gradients(_tree(terms, directory), rank, 2) for terms in TERMS}
     finally:
         dist.destroy_process_group()
     torch.save(results, directory / f"{rank}.pt")
@@ -91,14 +98,17 @@ def _rank(rank, directory):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ranks")
+    torch.manual_seed(1)
+    save_classifier(StandInClassifier(StandInConfig(classes=3, width=8, num_stages=2)), directory)
     mp.spawn(_rank, args=(directory,), nprocs=2)
-    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return directory, [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("terms", TREES)
+@pytest.mark.parametrize("terms", TERMS)
 def test_two_ranks_have_the_gradients_of_one_rank_with_the_whole_batch(two_ranks, terms):
-    alone = _gradients(TREES[terms], 0, 1)
-    for results in two_ranks:
+    directory, ranks = two_ranks
+    alone = _gradients(_tree(terms, directory), 0, 1)
+    for results in ranks:
         together = results[terms]
         assert together.keys() == alone.keys()
         for name, expected in alone.items():
@@ -108,6 +118,7 @@ def test_two_ranks_have_the_gradients_of_one_rank_with_the_whole_batch(two_ranks
 
 
 def test_the_comparison_would_notice_a_rank_that_keeps_to_itself(two_ranks):
-    alone = _gradients(TREES["self-distillation"], 0, 2)
-    together = two_ranks[0]["self-distillation"]
+    directory, ranks = two_ranks
+    alone = _gradients(_tree("self-distillation", directory), 0, 2)
+    together = ranks[0]["self-distillation"]
     assert any((together[name] - value).abs().max() > 1e-3 for name, value in alone.items())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
@@ -76,6 +77,40 @@ def test_data_verbs_make_and_describe_pictures(at_home: Path, capsys: pytest.Cap
     assert cli.run(["data", "info", "pictures", "--sheet", "sheet.png"]) == 0
     assert "24" in capsys.readouterr().out
     assert (at_home / "sheet.png").stat().st_size > 1000
+
+
+def test_a_folder_is_packed_with_its_labels_file_and_verified(
+    at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (at_home / "photos").mkdir()
+    rows = ["file,class"]
+    for index in range(12):
+        Image.new("RGB", (20, 16), (20 * index, 0, 0)).save(at_home / "photos" / f"{index}.png")
+        rows.append(f"{index}.png,{'dark' if index < 6 else 'bright'}")
+    (at_home / "labels.csv").write_text("\n".join(rows))
+    pack = ["data", "pack", "photos", "packed", "--serial", "--labels", "labels.csv"]
+    assert cli.run([*pack, "--validation-fraction", "0.25", "--size", "8"]) == 0
+    assert cli.run(["data", "info", "packed", "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert "2 classes" in said or "bright" in said
+    assert "all shards match" in said
+    shard = next((at_home / "packed").glob("train-*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert shard.name in refused(["data", "info", "packed", "--verify"], capsys)
+
+
+def test_an_official_checkpoint_is_imported_and_used(
+    at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = Path(__file__).parents[1] / "parity" / "reference"
+    checkpoint = str(reference / "gr_tiny.weights.safetensors")
+    assert (
+        cli.run(["import-official", checkpoint, "imported", "--config", str(reference / "gr_tiny.yaml")]) == 0
+    )
+    assert "recovery" in capsys.readouterr().out
+    Image.linear_gradient("L").save(at_home / "gradient.png")
+    assert cli.run(["reconstruct", "imported", "gradient.png", "--keep", "144", "36", "--out", "out"]) == 0
+    assert all(Path(line).stat().st_size > 1000 for line in capsys.readouterr().out.split())
 
 
 def test_overrides_may_stand_after_options(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +185,21 @@ def test_the_cause_is_found_inside_rays_wrappers() -> None:
         worker_failures = {1: RuntimeError("later"), 0: InputError("the cause")}  # noqa: RUF012
 
     assert cli.one_line(Wrapper("noise")) == "the cause"
+
+
+def test_running_out_of_memory_says_what_to_lower() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**56)
+    for error in (
+        caught.value,
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    ):
+        line = cli.one_line(error)
+        assert line.startswith("out of memory")
+        assert "micro_batch" in line
 
 
 def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
