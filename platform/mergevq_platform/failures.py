@@ -37,4 +37,4 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's memory, this machine's, or the share that Ray allows ran out."""
     # By name: torch's and Ray's own errors, without importing either here.
     named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-    return named or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
+    return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
