@@ -53,6 +53,7 @@ class Page:
                 f"--user-data-dir={profile}",
                 "about:blank",
             ],
+            env={**os.environ, "TMPDIR": str(profile.parent)},  # it leaves folders there when it is killed
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
