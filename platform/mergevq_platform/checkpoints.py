@@ -164,6 +164,22 @@ def newest(run: str) -> Iterator[Path]:
     )
 
 
+def is_bare(place: str) -> bool:
+    """Whether `place` is a local directory with a tokenizer alone, such as `mergevq import-official` writes."""
+    directory = Path(place)
+    return (directory / "config.json").is_file() and not (directory / "checkpoint.json").is_file()
+
+
+@contextmanager
+def weights(place: str) -> Iterator[Path]:
+    """A local directory that `mergevq.load` reads: of a run, a checkpoint, a URI of either, or a tokenizer alone."""
+    if is_bare(place):
+        yield Path(place)
+    else:
+        with newest(place) as directory:
+            yield directory
+
+
 def listed(run: str) -> list[str]:
     """Locations of the whole checkpoints of a run, newest first; of a checkpoint, itself."""
     filesystem, root = open_storage(run)

@@ -112,12 +112,19 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--no-evaluation", action="store_true", help="do not measure the curve at the end")
     train.set_defaults(function=_train)
 
-    evaluate = verbs.add_parser("evaluate", help="measure the curve of a run or checkpoint")
-    evaluate.add_argument("run", help="a run's name, its directory, a checkpoint directory or a URI")
+    evaluate = verbs.add_parser(
+        "evaluate", help="measure the curve of a run, a checkpoint or an imported tokenizer"
+    )
+    evaluate.add_argument(
+        "run", help="a run's name, its directory, a checkpoint, an imported tokenizer's directory, or a URI"
+    )
     evaluate.add_argument(
         "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
     )
     evaluate.add_argument("--data", help="another data directory (default: the recipe's)")
+    evaluate.add_argument(
+        "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
+    )
     evaluate.add_argument(
         "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
     )
@@ -297,6 +304,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         home=home,
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
+        recipe=options.recipe,
         workers=options.workers,
         out=options.out,
         storage=options.storage,

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rich.table import Table
@@ -138,13 +138,20 @@ class Curve:
         ]
         return [column for column in every if any(column[0] in row for row in self.rows)]
 
+    def weights(self) -> str:
+        """Which weights were measured."""
+        p = self.protocol
+        if p["step"] is None:
+            return f"weights as saved in {PurePath(p['checkpoint']).name}"
+        return f"{'EMA' if p['ema'] else 'raw'} weights of step {p['step']:,}"
+
     def caption(self) -> str:
         """What the numbers are, in one paragraph: extractor, data, counts, teacher."""
         p = self.protocol
         parts = [
             f"{self.frechet_key}: Fréchet distance between {p['images']} pictures of '{p['split']}' and their reconstructions, "
             f"{p['extractor']['description']}; true source unless marked recovered (source predicted).",
-            f"{'EMA' if p['ema'] else 'Raw'} weights, step {p['step']}, data {p['data_fingerprint'][:12]}.",
+            f"Measured with {self.weights()}, on data {p['data_fingerprint'][:12]}.",
         ]
         if p.get("probe"):
             interval = "95% Wilson interval in the JSON"

@@ -35,11 +35,12 @@ from mergevq.metrics import (
     knn_classify,
     linear_probe,
 )
-from mergevq.tokenizer import MergeVQ
+from mergevq.tokenizer import MergeVQ, TokenizerConfig
+from mergevq.weights import read_config
 from mergevq_platform import checkpoints, cluster, figures, loop
 from mergevq_platform.curves import Curve, six_counts
 from mergevq_platform.data import Dataset, EvalBatches, decode, evaluation_view, open_dataset, to_unit_range
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, read, resolve
 from mergevq_platform.runs import Run
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -125,7 +126,7 @@ class Evaluator:
         """The trained tokenizer (averaged weights), in evaluation mode."""
         if self.subject.checkpoint is None:
             return self.untrained
-        with checkpoints.newest(self.subject.checkpoint) as directory:
+        with checkpoints.weights(self.subject.checkpoint) as directory:
             return mergevq.load(directory).to(self.device).eval()
 
     @cached_property
@@ -207,7 +208,13 @@ def features(model: MergeVQ, images: Tensor, keep: int) -> dict[str, np.ndarray]
 
 
 def measure(
-    subject: Subject, keeps: Sequence[int], answers: Any, *, step: int, run: str, say: Any = lambda text: None
+    subject: Subject,
+    keeps: Sequence[int],
+    answers: Any,
+    *,
+    step: int | None,
+    run: str,
+    say: Any = lambda text: None,
 ) -> Curve:
     """The curve of one tokenizer. `answers(jobs)` yields the answers in order (here, or on many workers)."""
     recipe = resolve(subject.recipe)
@@ -266,7 +273,7 @@ def measure(
         "data": subject.data,
         "data_fingerprint": dataset.fingerprint,
         "preprocessing": f"shorter side to {recipe.data.views.image_size} (bicubic), centre crop; reconstructions rounded to uint8",
-        "ema": True,
+        "ema": step is not None,
         "step": step,
         "checkpoint": subject.checkpoint,
         "batch": settings.batch,
@@ -357,16 +364,20 @@ def ray_answers(subject: Subject, workers: int) -> Any:
 def chosen_keeps(recipe: Recipe, keeps: Sequence[int] | None) -> tuple[int, ...]:
     """The kept counts to measure. Raises `InputError` for one that the encoder's layers cannot reach."""
     task = recipe.tokenizer
-    within = reachable(task.model.grid_tokens, task.model.encoder.depth)
-    chosen = tuple(
-        keeps
-        or recipe.evaluation.keeps
-        or six_counts(task.keep.candidates(task.model.grid_tokens), task.model.grid_tokens, within)
-    )
+    trained = task.keep.candidates(task.model.grid_tokens)
+    return reachable_keeps(task.model, keeps or recipe.evaluation.keeps, trained)
+
+
+def reachable_keeps(
+    model: TokenizerConfig, keeps: Sequence[int] | None, candidates: Sequence[int]
+) -> tuple[int, ...]:
+    """The wanted kept counts, or six spread over the candidates; `InputError` for one that is out of reach."""
+    within = reachable(model.grid_tokens, model.encoder.depth)
+    chosen = tuple(keeps or six_counts(candidates, model.grid_tokens, within))
     for keep in chosen:
         if keep not in within:
             raise InputError(
-                f"cannot keep {keep} tokens: this encoder reaches {within.start} to {within.stop - 1} of {task.model.grid_tokens}"
+                f"cannot keep {keep} tokens: this encoder reaches {within.start} to {within.stop - 1} of {model.grid_tokens}"
             )
     return chosen
 
@@ -377,6 +388,7 @@ def evaluate(
     home: Path,
     keeps: Sequence[int] | None = None,
     data: str | None = None,
+    recipe: str | None = None,
     workers: int = 1,
     out: Path | None = None,
     storage: str | None = None,
@@ -386,25 +398,32 @@ def evaluate(
 ) -> Curve:
     """Measure the curve of a run or checkpoint, write tables and figures to `out`, and record it in MLflow.
 
-    The run's own MLflow run takes its first curve; measuring again makes a linked run. Raises `InputError` for a
-    name that is neither a run nor a checkpoint, and for kept counts or data that do not fit.
+    The run's own MLflow run takes its first curve; measuring again makes a linked run. A tokenizer alone (imported,
+    or saved by `mergevq.save`) has no recipe: `recipe` then names one for data and protocol, whose model is replaced.
+    Raises `InputError` for a name that is none of these, and for kept counts or data that do not fit.
     """
     run, location = locate(name, home=home, storage=storage)
-    with checkpoints.newest(location) as directory:
-        recipe, step = checkpoints.recipe_of(directory), checkpoints.about(directory)["step"]
-    checkpoint = next(
-        place for place in checkpoints.listed(location) if checkpoints.directory_name(step) in place
-    )
+    checkpoint, step = location, None
+    if checkpoints.is_bare(location):
+        settings = _around(location, recipe)
+    elif recipe is not None:
+        raise InputError(f"{name} has its own recipe: leave --recipe out")
+    else:
+        with checkpoints.newest(location) as directory:
+            settings, step = checkpoints.recipe_of(directory), checkpoints.about(directory)["step"]
+        checkpoint = next(
+            place for place in checkpoints.listed(location) if checkpoints.directory_name(step) in place
+        )
     device: Literal["cpu", "cuda"] = "cpu"
     if workers > 1:
         cluster.connect(home, address=address)
         device = cluster.choose_device("auto", workers)
     elif torch.cuda.is_available():
         device = "cuda"
-    subject = Subject(checkpoint, to_tree(recipe), data or recipe.data.path, device)
+    subject = Subject(checkpoint, to_tree(settings), data or settings.data.path, device)
     answers = ray_answers(subject, workers) if workers > 1 else local_answers(subject)
     label = run.name if run else Path(checkpoint).name
-    curve = measure(subject, chosen_keeps(recipe, keeps), answers, step=step, run=label, say=note)
+    curve = measure(subject, chosen_keeps(settings, keeps), answers, step=step, run=label, say=note)
     folder = out or (run.directory if run else Path.cwd()) / f"curve-{time.strftime('%Y%m%d-%H%M%S')}"
     files = write(curve, subject, folder)
     show(curve, files)
@@ -412,8 +431,28 @@ def evaluate(
         recorder = LocalRecorder.around(open_for_curve(run.directory), Store.at(home, tracking_uri))
         with contextlib.closing(recorder):
             record(curve, files, recorder)
-        print(where_to_look(Store.at(home, tracking_uri), recipe.experiment))
+        print(where_to_look(Store.at(home, tracking_uri), settings.experiment))
     return curve
+
+
+def _around(directory: str, recipe: str | None) -> Recipe:
+    """The recipe named `recipe` with the model of a tokenizer's directory in place of its own."""
+    if recipe is None:
+        raise InputError(
+            f"{directory} is a tokenizer without a recipe: name one for data and protocol, such as --recipe gr_256_d64"
+        )
+    tree, config = read(recipe), read_config(directory)
+    data = tree.get("data") or {}
+    # Nothing of how that recipe trains is true of this tokenizer.
+    task = {
+        "kind": "tokenizer",
+        "model": to_tree(config),
+        "keep": {"kind": "list", "merge_ratios": [0.0]},
+        "losses": {"alignment": {"kind": "none"}, "recovery": {"weight": 0.0}},
+    }
+    views = {**(data.get("views") or {}), "image_size": config.image_size}
+    evaluation = {**(tree.get("evaluation") or {}), "keeps": None}
+    return resolve({**tree, "task": task, "data": {**data, "views": views}, "evaluation": evaluation})
 
 
 def after_training(outcome: Any, recorder: Any) -> None:
@@ -437,6 +476,8 @@ def after_training(outcome: Any, recorder: Any) -> None:
 
 def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:
     """(run, location) of a run's name, a run directory, a checkpoint directory or a URI; the run if it is one of ours."""
+    if checkpoints.is_bare(name):
+        return None, name
     if checkpoints.listed(name):
         path = Path(name).resolve()
         run_directory = path.parent if path.name.startswith(checkpoints.PREFIX) else path
@@ -516,10 +557,16 @@ def reconstruct(
 ) -> list[Path]:
     """Originals, reconstructions and cluster maps of picture files, side by side; returns the files written."""
     _, location = locate(name, home=home)
-    with checkpoints.newest(location) as directory:
-        recipe = checkpoints.recipe_of(directory)
+    with checkpoints.weights(location) as directory:
         tokenizer = mergevq.load(directory)
-    size = recipe.tokenizer.model.image_size
+        if keeps is None and not checkpoints.is_bare(location):
+            keeps = chosen_keeps(checkpoints.recipe_of(directory), None)
+    model = tokenizer.config
+    size = model.image_size
     views = [evaluation_view(decode(path.read_bytes()), size) for path in pictures]
     originals = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return list(picture_grids(tokenizer, originals, chosen_keeps(recipe, keeps), out).values())
+    return list(
+        picture_grids(
+            tokenizer, originals, reachable_keeps(model, keeps, range(1, model.grid_tokens + 1)), out
+        ).values()
+    )

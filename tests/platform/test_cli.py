@@ -99,8 +99,8 @@ def test_a_folder_is_packed_with_its_labels_file_and_verified(
     assert shard.name in refused(["data", "info", "packed", "--verify"], capsys)
 
 
-def test_an_official_checkpoint_is_imported_and_used(
-    at_home: Path, capsys: pytest.CaptureFixture[str]
+def test_an_official_checkpoint_is_imported_and_measured(
+    recipe_file: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reference = Path(__file__).parents[1] / "parity" / "reference"
     checkpoint = str(reference / "gr_tiny.weights.safetensors")
@@ -111,6 +111,13 @@ def test_an_official_checkpoint_is_imported_and_used(
     Image.linear_gradient("L").save(at_home / "gradient.png")
     assert cli.run(["reconstruct", "imported", "gradient.png", "--keep", "144", "36", "--out", "out"]) == 0
     assert all(Path(line).stat().st_size > 1000 for line in capsys.readouterr().out.split())
+
+    assert "--recipe" in refused(["evaluate", "imported"], capsys)
+    small = ["--recipe", str(recipe_file), "--keep", "64", "--json", "curve.json", "--out", "figures"]
+    assert cli.run(["evaluate", "imported", *small]) == 0
+    said = capsys.readouterr().out
+    assert "weights as saved in imported" in " ".join(said.split())
+    assert (at_home / "curve.json").is_file()
 
 
 def test_overrides_may_stand_after_options(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,11 +130,10 @@ def logarithmic_values(values: list[float]) -> bool:
 def notes(curve: Curve) -> list[str]:
     """What a reader must know to judge the figure: data, weights, interval, and the teacher's caveat last."""
     p = curve.protocol
-    weights = "EMA weights" if p.get("ema") else "raw weights"
     source = f"'{PurePath(p['data']).name}' " if p.get("data") else ""
     said = [
         f"{p['images']:,} pictures of '{p['split']}', data {source}{p['data_fingerprint'][:12]}; "
-        f"{weights} of step {p['step']:,}"
+        f"{curve.weights()}"
     ]
     if probed(curve):
         trained = p.get("probe", {}).get("train_images")
