@@ -1,0 +1,111 @@
+"""The platform: what feeding pictures and running on Ray cost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def loader() -> list[str]:
+    """Pictures per second of one core with all three views, decoding included."""
+    from mergevq_platform.data import TrainStream, ViewsConfig, open_dataset, write_shapes
+
+    lines = []
+    for size, count in ((64, 1024), (256, 256)):
+        with tempfile.TemporaryDirectory() as folder:
+            write_shapes(Path(folder), images=count, val_images=16, size=size, seed=0)
+            dataset = open_dataset(folder, "train")
+            views = ViewsConfig(image_size=size, student_size=size, teacher_size=size)
+            rates = []
+            for _ in range(3):
+                stream = TrainStream(
+                    dataset,
+                    views,
+                    global_batch=64,
+                    micro_batch=64,
+                    seed=0,
+                    rank=0,
+                    world_size=1,
+                    start_step=0,
+                    workers=0,
+                    bad_picture_limit=0,
+                )
+                with stream:
+                    batches = iter(stream)
+                    next(batches)
+                    cpu, steps = time.process_time(), 6
+                    for _ in range(steps):
+                        next(batches)
+                    rates.append(steps * 64 / (time.process_time() - cpu))
+            lines.append(
+                f"loader, {size} px, three views: {statistics.median(rates):.0f} pictures/s per core"
+            )
+    return lines
+
+
+def ray_overhead() -> list[str]:
+    """Seconds per step of the loop as a Ray Train worker against the same loop in a bare process, one worker each."""
+    ratios, bares = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MERGEVQ_HOME"] = folder
+        from mergevq_platform.data import write_shapes
+
+        write_shapes(Path(folder) / "data", images=2048, val_images=64, size=32, seed=0)
+        for index in range(3):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                bare = pool.apply(_bare, (folder, index))
+            through_ray = _through_ray(folder, index)
+            ratios.append(through_ray / bare)
+            bares.append(bare)
+    return [
+        f"training loop, {statistics.median(bares) * 1e3:.0f} ms a step bare: on Ray {statistics.median(ratios):.3f} of that "
+        f"(runs: {', '.join(f'{r:.3f}' for r in ratios)}; target: at most 1.03)"
+    ]
+
+
+def _overhead_recipe(folder: str) -> Any:
+    from mergevq_platform import recipe
+
+    return recipe.load(
+        "demo",
+        [
+            f"data.path={folder}/data",
+            *("task.losses.alignment.kind=none", "cluster.workers=1", "cluster.device=cpu"),
+            *("steps=80", "checkpoint_every=1000", "log_every=20"),
+        ],
+    )
+
+
+def _bare(folder: str, index: int) -> float:
+    from mergevq_platform import local, loop
+
+    torch.set_num_threads(1)
+    os.nice(15)  # as Ray's workers
+    host = local.LocalHost(Path(folder) / f"bare-{index}")
+    host.directory.mkdir()
+    loop.train(_overhead_recipe(folder), loop.Worker(), host)
+    return host.status["seconds_per_step"]
+
+
+def _through_ray(folder: str, index: int) -> float:
+    from mergevq_platform import trainer
+
+    seen: list[float] = []
+
+    def remember(outcome: Any, recorder: Any) -> None:
+        import ray
+
+        seen.append(ray.get(recorder.actor.latest.remote())[0]["seconds_per_step"])
+
+    trainer.train(_overhead_recipe(folder), home=Path(folder), name=f"ray-{index}", after=remember)
+    return seen[0]
+
+
+MEASUREMENTS = {f.__name__: f for f in (loader, ray_overhead)}

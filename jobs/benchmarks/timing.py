@@ -1,0 +1,51 @@
+"""Medians of interleaved runs, and peaks of memory."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+MEBIBYTE = 1024**2
+
+
+def interleaved(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each way, taken in turn so that a machine that slows down slows all of them."""
+    for way in ways.values():
+        way()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            synchronise()
+            began = time.perf_counter()
+            way()
+            synchronise()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def synchronise() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device() -> torch.device:
+    """The device measured."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """Extra memory that `work` needs at its peak: on the GPU as allocated, on the CPU of a fresh process's high-water mark."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before

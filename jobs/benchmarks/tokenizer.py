@@ -1,0 +1,161 @@
+"""The model library: merging saves work, quantizing saves memory, a training step is fast."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import MEBIBYTE, device, interleaved, peak_bytes
+
+
+def encoder() -> list[str]:
+    """Encoder time and counted FLOPs at keep = N, N/2, N/4: merging must save work, not mask it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import mergevq
+
+    tokenizer = mergevq.create("gr_256_d32").to(device()).eval()
+    images = torch.rand(1, 3, 256, 256, device=device()) * 2 - 1
+    transformer = tokenizer.encoder
+    flops = {}
+    with torch.inference_mode():
+        for keep in (256, 128, 64):
+            with FlopCounterMode(display=False) as counter:
+                transformer(images, keep)
+            flops[keep] = counter.get_total_flops()
+        times = interleaved({str(keep): lambda k=keep: transformer(images, k) for keep in flops}, rounds=5)
+    base_time, base_flops = times["256"], flops[256]
+    return [
+        f"encoder gr_256_d32, 1 x 256 px, keep {keep}: {times[str(keep)] * 1e3:.0f} ms ({times[str(keep)] / base_time:.2f} of keep N), "
+        f"{flops[keep] / 1e9:.1f} GFLOP ({flops[keep] / base_flops:.2f})"
+        for keep in flops
+    ]
+
+
+def lfq() -> list[str]:
+    """LFQ's exact entropy: memory at 4,096 tokens of 2^18 codes, and time against the materialised form where that fits."""
+    from mergevq.quantize import LFQ, LFQConfig
+
+    def ours(tokens: int, bits: int) -> Callable[[], None]:
+        quantizer = LFQ(LFQConfig(bits=bits)).to(device())
+        latents = (torch.randn(1, tokens, bits, device=device()) * 0.05).requires_grad_()
+
+        def work() -> None:
+            losses = quantizer.losses(latents)
+            (losses["sample_entropy"] - losses["codebook_entropy"]).backward()
+            latents.grad = None
+
+        return work
+
+    def materialised(tokens: int, bits: int) -> Callable[[], None]:
+        powers = torch.arange(bits, device=device())
+        codebook = ((torch.arange(2**bits, device=device())[:, None] >> powers & 1) * 2 - 1).float()
+        latents = (torch.randn(tokens, bits, device=device()) * 0.05).requires_grad_()
+
+        def work() -> None:
+            log_p = (2 * latents @ codebook.T / 0.01).log_softmax(-1)
+            p = log_p.exp()
+            mean = p.mean(0)
+            (-(p * log_p).sum(-1).mean() + (mean * (mean + 1e-5).log()).sum()).backward()
+            latents.grad = None
+
+        return work
+
+    ours(16, 18)()  # libraries' own memory comes first
+    extra = peak_bytes(ours(4096, 18))
+    tokens, bits = 128, 18
+    times = interleaved({"ours": ours(tokens, bits), "materialised": materialised(tokens, bits)}, rounds=3)
+    return [
+        f"LFQ entropy, 4096 tokens, 2^18 codes: {extra / MEBIBYTE:.0f} MiB extra at the peak (target: under 200)",
+        f"LFQ entropy, {tokens} tokens, 2^18 codes: {times['ours'] * 1e3:.0f} ms, materialised {times['materialised'] * 1e3:.0f} ms: "
+        f"{times['materialised'] / times['ours']:.0f} x (target: 20)",
+    ]
+
+
+def unmerge() -> list[str]:
+    """Unmerge by gather against the dense product with the source matrix."""
+    from mergevq.merging import Source, sizes, unmerge
+
+    batch, cells, kept, width = 16, 1024, 256, 512
+    tokens = torch.randn(batch, kept, width, device=device())
+    assignment = torch.randint(0, kept, (batch, cells), device=device())
+    matrix = Source(assignment, sizes(assignment, kept)).matrix()
+    times = interleaved(
+        {"gather": lambda: unmerge(tokens, assignment), "dense": lambda: matrix.transpose(1, 2) @ tokens},
+        rounds=9,
+    )
+    return [
+        f"unmerge {batch} x {kept} -> {cells} x {width}: gather {times['gather'] * 1e3:.1f} ms, dense {times['dense'] * 1e3:.1f} ms: "
+        f"{times['dense'] / times['gather']:.1f} x; source kept as {cells * 8} bytes a picture, not {cells * kept * 4}"
+    ]
+
+
+def step() -> list[str]:
+    """A whole stage-1 step: both forward passes, all losses, both updates; time, and peak memory of a fresh process."""
+    return [
+        _step(
+            "gr_128_d32",
+            batch=4,
+            keep=36,
+            target="4.5 s / 1.8 GB; the official code on 2 cores: 10.1-11.4 s / 5.5 GB",
+        ),
+        _step(
+            "gr_256_d32",
+            batch=2,
+            keep=144,
+            target="10 s / 2.5 GB; the official code on 2 cores: 23.3-25.8 s / 7.4 GB",
+        ),
+    ]
+
+
+def _step(preset: str, *, batch: int, keep: int, target: str) -> str:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        seconds, peak = pool.apply(_timed_step, (preset, batch, keep))
+    return f"stage-1 step {preset}, batch {batch}, keep {keep}: {seconds:.2f} s, {peak / 1e9:.2f} GB at the peak (target: {target})"
+
+
+def _timed_step(preset: str, batch: int, keep: int) -> tuple[float, int]:
+    import mergevq
+    from mergevq.train_step import build_training
+
+    torch.manual_seed(0)
+    tokenizer = mergevq.create(preset)
+    size = tokenizer.config.image_size
+    losses = {"alignment": {"kind": "supervised", "classes": 1000}, "perceptual": {"kind": "none"}}
+    training = build_training(losses, tokenizer).to(device())
+    fused = torch.cuda.is_available()
+    optimizers = {
+        name: torch.optim.AdamW(
+            [p for p in phase.parameters() if p.requires_grad], lr=1e-4, betas=(0.5, 0.9), fused=fused or None
+        )
+        for name, phase in training.phases.items()
+    }
+    pictures = {
+        "image": torch.rand(batch, 3, size, size, device=device()) * 2 - 1,
+        "student": torch.rand(batch, 3, size, size, device=device()) * 2 - 1,
+        "label": torch.arange(batch, device=device()),
+    }
+
+    def one_step() -> None:
+        carry: dict[str, Tensor] = {}
+        for name, phase in training.phases.items():
+            output = phase(pictures, carry, keep=keep, step=10**6)  # the adversarial terms have begun
+            output.total.backward()
+            carry = output.carry
+            optimizers[name].step()
+            optimizers[name].zero_grad(set_to_none=True)
+
+    seconds = interleaved({"step": one_step}, rounds=3)["step"]
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if fused
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return seconds, peak
+
+
+MEASUREMENTS = {f.__name__: f for f in (encoder, lfq, unmerge, step)}

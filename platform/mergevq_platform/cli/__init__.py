@@ -1,0 +1,57 @@
+"""The command line: `mergevq VERB …`. Every verb is a thin call of a function that Python can call as well.
+
+Exit status: 0 done, 1 a failure of ours or of the machine, 2 something the user can put right, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from mergevq.errors import InputError
+from mergevq_platform.cli import data, evaluation, store, sweeps, training
+from mergevq_platform.failures import one_line, root_cause
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb and exit with its status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status. Errors are one line on stderr unless `--debug` asks for the traceback."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse does not take up a verb's positional words again after an option; a.b=c may stand anywhere.
+    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    try:
+        options.function(options)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        else:
+            print(f"mergevq: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(root_cause(error), InputError | FileNotFoundError | PermissionError) else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="mergevq",
+        description="Train MergeVQ tokenizers on a Ray cluster and read what every kept token buys in MLflow.",
+        epilog="Things are kept under runs/ (or MERGEVQ_HOME). MLFLOW_TRACKING_URI and RAY_ADDRESS point elsewhere.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for room in (data, training, evaluation, sweeps, store):
+        room.add(verbs)
+    return parser

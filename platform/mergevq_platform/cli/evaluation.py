@@ -1,0 +1,78 @@
+"""`mergevq evaluate` and `reconstruct`: what a tokenizer does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mergevq_platform.places import places
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this room to the command line's."""
+    evaluate = verbs.add_parser(
+        "evaluate", help="measure the curve of a run, a checkpoint or an imported tokenizer"
+    )
+    evaluate.add_argument(
+        "run", help="a run's name, its directory, a checkpoint, an imported tokenizer's directory, or a URI"
+    )
+    evaluate.add_argument(
+        "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
+    )
+    evaluate.add_argument("--data", help="another data directory (default: the recipe's)")
+    evaluate.add_argument(
+        "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
+    )
+    evaluate.add_argument(
+        "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
+    )
+    evaluate.add_argument("--json", type=Path, help="write the curve as JSON here")
+    evaluate.add_argument(
+        "--out", type=Path, help="write figures and tables here (default: the run's curve-* folder)"
+    )
+    evaluate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
+    evaluate.add_argument("--no-tracking", action="store_true", help="do not record in MLflow")
+    evaluate.set_defaults(function=_evaluate)
+
+    reconstruct = verbs.add_parser(
+        "reconstruct", help="originals, reconstructions and cluster maps side by side"
+    )
+    reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
+    reconstruct.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    reconstruct.add_argument(
+        "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: six)"
+    )
+    reconstruct.add_argument("--out", type=Path, default=Path("reconstructions"))
+    reconstruct.set_defaults(function=_reconstruct)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from mergevq_platform import evaluation
+
+    home = places().home
+    curve = evaluation.evaluate(
+        options.run,
+        home=home,
+        keeps=tuple(options.keep) if options.keep else None,
+        data=options.data,
+        recipe=options.recipe,
+        workers=options.workers,
+        out=options.out,
+        storage=options.storage,
+        address=options.address,
+        tracking_uri=None if options.no_tracking else places().tracking_uri,
+        track=not options.no_tracking,
+    )
+    if options.json:
+        curve.save(options.json)
+
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    from mergevq_platform import evaluation
+
+    for path in evaluation.reconstruct(
+        options.checkpoint, options.images, home=places().home, keeps=options.keep, out=options.out
+    ):
+        print(path)

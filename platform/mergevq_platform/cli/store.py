@@ -1,0 +1,102 @@
+"""`mergevq runs`, `sync` and `ui`: what the store holds."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mergevq_platform.places import places
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this room to the command line's."""
+    runs = verbs.add_parser("runs", help="the runs of the store").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    listing = runs.add_parser("list", help="all runs, newest first")
+    listing.add_argument("--experiment", help="only of this experiment")
+    listing.set_defaults(function=_runs_list)
+    showing = runs.add_parser("show", help="a run's choices, state and curve")
+    showing.add_argument("run", help="name or id")
+    showing.set_defaults(function=_runs_show)
+    removing = runs.add_parser(
+        "rm", help="move runs to the store's trash; --files deletes their checkpoints too"
+    )
+    removing.add_argument("runs", nargs="+", metavar="RUN", help="names or ids")
+    removing.add_argument("--files", action="store_true", help="also delete runs/ray/NAME (for good)")
+    removing.set_defaults(function=_runs_rm)
+
+    sync = verbs.add_parser("sync", help="deliver to MLflow what an unreachable server missed")
+    sync.add_argument("run", help="a run's name or directory")
+    sync.set_defaults(function=_sync)
+
+    ui = verbs.add_parser("ui", help="MLflow's pages over the store in use, opening on the curves")
+    ui.add_argument("--port", type=int, help="default: 5000, or a free one")
+    ui.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1; the pages have no login")
+    ui.set_defaults(function=_ui)
+
+
+def _runs_list(options: argparse.Namespace) -> None:
+    import time
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from mergevq_platform.tracking.listing import list_runs
+    from mergevq_platform.tracking.store import Store
+
+    table = Table()
+    for title in ("run", "kind", "state", "curve", "began"):
+        table.add_column(title, no_wrap=title != "run", overflow="fold")
+    for run in list_runs(Store.at(places().home, places().tracking_uri), options.experiment):
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
+        table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)
+    Console().print(table)
+
+
+def _runs_show(options: argparse.Namespace) -> None:
+    from mergevq_platform.tracking.listing import find_run, stored_curve
+    from mergevq_platform.tracking.store import Store
+
+    store = Store.at(places().home, places().tracking_uri)
+    run = find_run(store, options.run)
+    print(f"{run.name}  {run.kind}  {run.status.lower()}  experiment {run.experiment}  id {run.run_id}")
+    for key, value in sorted(run.params.items()):
+        print(f"  {key} = {value}")
+    for key, points in stored_curve(store, run).items():
+        print(f"  {key}: " + "  ".join(f"{keep}: {value:.4g}" for keep, value in points.items()))
+
+
+def _runs_rm(options: argparse.Namespace) -> None:
+    import shutil
+
+    from mergevq_platform.tracking.listing import find_run, remove_run
+    from mergevq_platform.tracking.store import Store
+
+    home = places().home
+    store = Store.at(home, places().tracking_uri)
+    for run in [find_run(store, name) for name in options.runs]:
+        remove_run(store, run)
+        print(f"{run.name}: in the store's trash")
+        directory = home / "ray" / run.name
+        if options.files and directory.is_dir():
+            shutil.rmtree(directory)
+            print(f"{directory}: deleted")
+
+
+def _sync(options: argparse.Namespace) -> None:
+    from mergevq_platform.runs import Run
+    from mergevq_platform.tracking.store import Store
+    from mergevq_platform.tracking.writer import sync
+
+    run = Run.find(options.run, home=places().home)
+    print(sync(run.directory, Store.at(places().home, places().tracking_uri)))
+
+
+def _ui(options: argparse.Namespace) -> None:
+    from mergevq_platform.tracking.store import Store
+    from mergevq_platform.tracking.ui import serve_ui
+
+    status = serve_ui(Store.at(places().home, places().tracking_uri), host=options.host, port=options.port)
+    if status:
+        raise RuntimeError("MLflow's server ended by itself")

@@ -1,0 +1,105 @@
+"""`mergevq sweep` and `compare`: many trainings, one picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mergevq.errors import InputError
+from mergevq_platform.cli.where import where_to_look
+from mergevq_platform.places import places
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this room to the command line's."""
+    sweep = verbs.add_parser(
+        "sweep",
+        help="many trainings that differ in one question; ends with their Pareto picture",
+        description="Run a sweep file (sweeps/*.py), or vary a recipe's keys from here with --over. "
+        "Ctrl-C leaves a resumable sweep.",
+    )
+    sweep.add_argument("sweep", nargs="?", help="a sweep file; with --over: a recipe's file or name")
+    sweep.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change in every trial")
+    sweep.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="KEY=…",
+        help="vary this key: A,B,C or LOW..HIGH or LOW..HIGH:log (again for more keys)",
+    )
+    sweep.add_argument("--trials", type=int, help="number of trials (default: the file's; --over ranges: 16)")
+    sweep.add_argument("--seeds", type=int, help="repeat every choice over this many seeds")
+    sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
+    sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")
+    sweep.add_argument("--name", help="the sweep's name (default: file, time, four letters)")
+    sweep.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    sweep.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
+    sweep.add_argument(
+        "--concurrent", type=int, help="trials at once (default: as many as the cluster holds)"
+    )
+    sweep.set_defaults(function=_sweep)
+
+    compare = verbs.add_parser("compare", help="curves of several runs and sweeps in one figure")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="runs, sweeps or curve.json files")
+    compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder (default comparison/)")
+    compare.add_argument(
+        "--paper", action="store_true", help="the paper's Table 4 beside them, on axes of its own"
+    )
+    compare.set_defaults(function=_compare)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from mergevq_platform.sweeps import definition, driver, report
+
+    home = places().home
+    given = [text for text in [options.sweep, *options.overrides] if text]
+    overrides = [text for text in given if "=" in text]
+    names = [text for text in given if "=" not in text]
+    if bool(names) == bool(options.resume) or len(names) > 1:
+        raise InputError(
+            "give one sweep file (those in sweeps/ to begin with), a recipe with --over, or --resume NAME"
+        )
+    chosen = None
+    if names:
+        chosen = (
+            definition.from_dimensions(names[0], options.over) if options.over else definition.load(names[0])
+        )
+        chosen = definition.changed(
+            chosen, overrides, recipe=options.recipe, trials=options.trials, seeds=options.seeds
+        )
+    outcome = driver.sweep(
+        chosen,
+        home=home,
+        name=options.name,
+        resume=options.resume,
+        storage=options.storage,
+        address=options.address,
+        tracking_uri=places().tracking_uri,
+        concurrent=options.concurrent,
+    )
+    name = outcome.place.name
+    if outcome.finished:
+        report.show(outcome.definition, outcome.finished)
+        print(f"pictures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
+        print(f"winner: mergevq train {outcome.files['winner.yaml']}")
+    if outcome.stopped_early:
+        print(f"stopped early: {', '.join(outcome.stopped_early)}")
+    for trial, reason in outcome.failed.items():
+        print(f"failed: {trial}: {reason}", file=sys.stderr)
+    if not outcome.complete:
+        print(f"stopped before its end; go on with: mergevq sweep --resume {name}")
+    print(where_to_look(outcome.experiment, outcome.place.name))
+    if outcome.complete and not outcome.finished:
+        raise RuntimeError(f"no trial of sweep '{name}' finished")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from mergevq_platform import comparing
+
+    home = places().home
+    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper)
+    comparing.show(options.runs, home=home)
+    for path in files.values():
+        print(path)

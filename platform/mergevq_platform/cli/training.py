@@ -1,0 +1,96 @@
+"""`mergevq train`, `recipes` and `import-official`: where tokenizers come from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mergevq.errors import InputError
+from mergevq_platform.cli.where import where_to_look
+from mergevq_platform.places import places
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this room to the command line's."""
+    train = verbs.add_parser(
+        "train",
+        help="train on Ray, measure the curve, record it in MLflow",
+        description="Train a recipe on this machine or on the cluster of RAY_ADDRESS. Ctrl-C leaves a resumable run.",
+    )
+    train.add_argument(
+        "recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)"
+    )
+    train.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run; its stored recipe is used")
+    train.add_argument("--name", help="the run's name (default: recipe, time, four letters)")
+    train.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    train.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
+    train.add_argument("--no-evaluation", action="store_true", help="do not measure the curve at the end")
+    train.set_defaults(function=_train)
+
+    official = verbs.add_parser(
+        "import-official", help="a checkpoint of the official MergeVQ release -> ours"
+    )
+    official.add_argument("checkpoint", type=Path)
+    official.add_argument("out", type=Path)
+    official.add_argument("--config", type=Path, help="the release's own YAML of that checkpoint")
+    official.add_argument("--preset", help="instead of --config: one of our presets")
+    official.add_argument("--raw", action="store_true", help="take the raw weights, not the EMA ones")
+    official.set_defaults(function=_import_official)
+
+    recipes = verbs.add_parser("recipes", help="list the packaged recipes, or print one complete")
+    recipes.add_argument("recipe", nargs="?", help="print this recipe, resolved")
+    recipes.add_argument("overrides", nargs="*", metavar="a.b=c")
+    recipes.set_defaults(function=_recipes)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from mergevq_platform import evaluation, recipe, trainer
+
+    # With --resume the positional recipe is left out, so its slot may hold the first override.
+    given = [text for text in [options.recipe, *options.overrides] if text]
+    overrides = tuple(text for text in given if "=" in text)
+    names = [text for text in given if "=" not in text]
+    if bool(names) == bool(options.resume) or len(names) > 1:
+        raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
+    home = places().home
+    outcome = trainer.train(
+        recipe.load(names[0], overrides) if names else None,
+        home=home,
+        storage=options.storage,
+        name=options.name,
+        resume=options.resume,
+        overrides=overrides,
+        address=options.address,
+        tracking_uri=places().tracking_uri,
+        after=None if options.no_evaluation else evaluation.after_training,
+    )
+    print(f"checkpoints: {outcome.run.location}")
+    if outcome.stopped:
+        print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
+    print(where_to_look(outcome.experiment))
+
+
+def _import_official(options: argparse.Namespace) -> None:
+    from mergevq.official import import_official
+
+    print(
+        import_official(
+            options.checkpoint,
+            options.out,
+            yaml=options.config,
+            preset=options.preset,
+            use_ema=not options.raw,
+        )
+    )
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from mergevq_platform import checkpoints, recipe
+
+    if options.recipe:
+        print(checkpoints.recipe_yaml(recipe.load(options.recipe, options.overrides)), end="")
+        return
+    for name, path in recipe.packaged_recipes().items():
+        print(f"{name:24} {recipe.read(path).get('description', '')}")
