@@ -10,23 +10,29 @@ verbs.py      all of it by a run's name
 
 from mergevq_platform.evaluation.answering import local_answers, ray_answers
 from mergevq_platform.evaluation.evaluator import Evaluator
-from mergevq_platform.evaluation.measuring import CAVEATS, measure
+from mergevq_platform.evaluation.finding import find, locate
+from mergevq_platform.evaluation.measuring import CAVEATS, SUITES, measure
 from mergevq_platform.evaluation.recording import record, write
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps
-from mergevq_platform.evaluation.verbs import after_training, evaluate, locate, reconstruct
+from mergevq_platform.evaluation.verbs import after_training, evaluate, reconstruct, register
+from mergevq_platform.evaluation.weights import parse_extractor
 
 __all__ = [
     "CAVEATS",
+    "SUITES",
     "Evaluator",
     "Subject",
     "after_training",
     "chosen_keeps",
     "evaluate",
+    "find",
     "local_answers",
     "locate",
     "measure",
+    "parse_extractor",
     "ray_answers",
     "reconstruct",
     "record",
+    "register",
     "write",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -14,16 +14,15 @@ import mergevq
 from mergevq.metrics import (
     CodeUsage,
     FeatureStatistics,
-    Psnr,
-    RecoveryAccuracy,
-    Ssim,
     extractor,
     knn_classify,
     linear_probe,
+    to_uint8,
 )
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform import checkpoints, loop
 from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.evaluation.answers import Reconstruction, merge
 from mergevq_platform.evaluation.subject import Subject, split_batches
 from mergevq_platform.recipe import resolve
 
@@ -37,6 +36,7 @@ class Job(NamedTuple):
     split: str
     keep: int
     batches: tuple[int, ...]
+    seed: int = 0  # of an untrained tokenizer, counted up from the recipe's
 
 
 class ProbeJob(NamedTuple):
@@ -49,27 +49,6 @@ class ProbeJob(NamedTuple):
     test_y: np.ndarray
 
 
-@dataclass
-class Reconstruction:
-    """Accumulators of one kept count over the evaluation split."""
-
-    true: FeatureStatistics = field(default_factory=FeatureStatistics)
-    recovered: FeatureStatistics = field(default_factory=FeatureStatistics)
-    psnr: Psnr = field(default_factory=Psnr)
-    psnr_recovered: Psnr = field(default_factory=Psnr)
-    ssim: Ssim = field(default_factory=Ssim)
-    codes: CodeUsage | None = None
-    recovery: RecoveryAccuracy = field(default_factory=RecoveryAccuracy)
-
-    def merge(self, other: Reconstruction) -> Reconstruction:
-        """The accumulators over both sets of pictures."""
-        parts = {}
-        for name, mine in vars(self).items():
-            theirs = getattr(other, name)
-            parts[name] = theirs if mine is None else mine if theirs is None else mine.merge(theirs)
-        return Reconstruction(**parts)
-
-
 class Evaluator:
     """One process's models and data; answers jobs."""
 
@@ -80,23 +59,25 @@ class Evaluator:
         self.extractor = extractor(self.recipe.evaluation.extractor).to(self.device)
         self.decoded: dict[tuple[str, int], dict[str, Tensor]] = {}
         self.room = DECODED_BYTES
+        self._untrained: dict[int, MergeVQ] = {}
 
     @cached_property
     def tokenizer(self) -> MergeVQ:
         """The trained tokenizer (averaged weights), in evaluation mode."""
         if self.subject.checkpoint is None:
-            return self.untrained
+            return self.untrained()
         with checkpoints.weights(self.subject.checkpoint) as directory:
             return mergevq.load(directory).to(self.device).eval()
 
-    @cached_property
-    def untrained(self) -> MergeVQ:
-        """The tokenizer as it was before its first step: same seed, same initialisation."""
-        torch.manual_seed(self.recipe.seed)
-        dataset = open_dataset(self.subject.data, self.recipe.data.train_split)
-        model = loop.build(self.recipe, dataset).model()
-        assert isinstance(model, MergeVQ)
-        return model.to(self.device).eval()
+    def untrained(self, seed: int = 0) -> MergeVQ:
+        """The tokenizer as it was before its first step: same seed (and the ones after it), same initialisation."""
+        if seed not in self._untrained:
+            torch.manual_seed(self.recipe.seed + seed)
+            dataset = open_dataset(self.subject.data, self.recipe.data.train_split)
+            model = loop.build(self.recipe, dataset).model()
+            assert isinstance(model, MergeVQ)
+            self._untrained = {seed: model.to(self.device).eval()}  # jobs of one seed follow each other
+        return self._untrained[seed]
 
     def batches(self, split: str) -> EvalBatches:
         """The fixed batches of a split."""
@@ -113,18 +94,17 @@ class Evaluator:
             self.decoded[split, index] = batch
         return to_unit_range(self.decoded[split, index], self.device)
 
+    def pictures(self, split: str, rows: Iterable[int]) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] of a split by their rows, on the device."""
+        size = self.batches(split).batch_size
+        return torch.stack([self.batch(split, int(row) // size)["image"][int(row) % size] for row in rows])
+
     @torch.no_grad()
     def answer(self, job: Job | ProbeJob) -> Any:
         """Do one job; see the module's docstring."""
         if isinstance(job, ProbeJob):
             return probe_metrics(job, self.device)
-        answers = [self._batch(job, index) for index in job.batches]
-        if job.kind in ("features", "untrained"):
-            return {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
-        merged = answers[0]
-        for part in answers[1:]:
-            merged = merged.merge(part)
-        return merged
+        return merge(self._batch(job, index) for index in job.batches)
 
     def _batch(self, job: Job, index: int) -> Any:
         batch = self.batch(job.split, index)
@@ -137,7 +117,7 @@ class Evaluator:
             case "reconstruction":
                 return self._reconstruct(images, keep)
             case "features" | "untrained":
-                model = self.tokenizer if job.kind == "features" else self.untrained
+                model = self.tokenizer if job.kind == "features" else self.untrained(job.seed)
                 return features(model, images, keep) | {"label": batch["label"].cpu().numpy()}
 
     def _reconstruct(self, images: Tensor, keep: int) -> Reconstruction:
@@ -146,6 +126,9 @@ class Evaluator:
         painted = self.tokenizer.decode(encoded)
         result.true.update(self.extractor(painted))
         result.psnr.update(images, painted)
+        result.each_psnr = (
+            result.psnr.scores(to_uint8(images).double(), to_uint8(painted).double()).cpu().numpy()
+        )
         result.ssim.update(images, painted)
         assert result.codes is not None
         result.codes.update(encoded.indices)

@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import torch
+
+from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.keep import reachable
 from mergevq.tokenizer import TokenizerConfig
+from mergevq_platform import checkpoints
 from mergevq_platform.curves import six_counts
 from mergevq_platform.data import Dataset, EvalBatches, open_dataset
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.recipe import Recipe, resolve
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, in a form that travels to workers."""
+    """What is measured, in a form that travels to workers.
 
-    checkpoint: (
-        str | None
-    )  # a directory or URI that holds one checkpoint; none: the tokenizer before its first step
+    `checkpoint` is a directory or URI that holds one; none: the tokenizer as it was before its first step.
+    """
+
+    checkpoint: str | None
     recipe: dict[str, Any]
     data: str
     device: Literal["cpu", "cuda"]
+
+
+def identity(subject: Subject) -> dict[str, str]:
+    """What tells a tokenizer from every other: the hash of its weights, or how it would be initialised."""
+    if subject.checkpoint is None:
+        return untrained_identity(resolve(subject.recipe), 0)
+    with checkpoints.weights(subject.checkpoint) as directory:
+        return {
+            "weights_sha256": checkpoints.sha256(directory / "model.safetensors"),
+            "config_sha256": checkpoints.sha256(directory / "config.json"),
+        }
+
+
+def untrained_identity(recipe: Recipe, seed: int) -> dict[str, str]:
+    """What tells an untrained tokenizer from every other; `seed` counts up from the recipe's own."""
+    task = json.dumps(to_tree(recipe.tokenizer), sort_keys=True)
+    return {
+        "initialisation": f"seed {recipe.seed + seed}, torch {torch.__version__}",
+        "task_sha256": hashlib.sha256(task.encode()).hexdigest(),
+    }
 
 
 @lru_cache(maxsize=8)

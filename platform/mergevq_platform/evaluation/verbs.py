@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,19 +15,23 @@ import torch
 import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.weights import read_config
+from mergevq.metrics import FeaturesConfig
 from mergevq_platform import checkpoints, cluster
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import decode, evaluation_view
 from mergevq_platform.evaluation.answering import local_answers, ray_answers
-from mergevq_platform.evaluation.measuring import measure
+from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.finding import find, locate
+from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
 from mergevq_platform.evaluation.recording import note, picture_grids, record, show, write
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
-from mergevq_platform.recipe import Recipe, read, resolve
-from mergevq_platform.runs import Run
-from mergevq_platform.tracking.curve import open_for_curve
+from mergevq_platform.evaluation.weights import with_file
+from mergevq_platform.places import places
+from mergevq_platform.recipe import Recipe
+from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
+from mergevq_platform.tracking.models import Registered, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder
-from mergevq_platform.tracking.records import JOURNAL_NAME
+from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import where_to_look
 
@@ -38,49 +43,47 @@ def evaluate(
     keeps: Sequence[int] | None = None,
     data: str | None = None,
     recipe: str | None = None,
+    suites: Sequence[Suite] = SUITES,
+    extractor: FeaturesConfig | None = None,
+    seeds: int = 1,
     workers: int = 1,
     out: Path | None = None,
     storage: str | None = None,
     address: str | None = None,
     tracking_uri: str | None = None,
     track: bool = True,
+    cache: bool = True,
 ) -> Curve:
-    """Measure the curve of a run or checkpoint, write tables and figures to `out`, and record it in MLflow.
+    """Measure the curve of what `name` means, write tables and figures to `out`, and record it in MLflow.
 
-    The run's own MLflow run takes its first curve; measuring again makes a linked run. A tokenizer alone (imported,
-    or saved by `mergevq.save`) has no recipe: `recipe` then names one for data and protocol, whose model is replaced.
-    Raises `InputError` for a name that is none of these, and for kept counts or data that do not fit.
+    `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`)
+    or a tokenizer's directory, for which `recipe` then names one for data and protocol. The run's own MLflow run takes
+    its first curve; measuring again makes a linked run. `extractor` takes the place of the recipe's; `seeds`: see
+    `Measurement`. Raises `InputError` for a name that is none of these, and for kept counts or data that do not fit.
     """
-    run, location = locate(name, home=home, storage=storage)
-    checkpoint, step = location, None
-    if checkpoints.is_bare(location):
-        settings = _around(location, recipe)
-    elif recipe is not None:
-        raise InputError(f"{name} has its own recipe: leave --recipe out")
-    else:
-        with checkpoints.newest(location) as directory:
-            settings, step = checkpoints.recipe_of(directory), checkpoints.about(directory)["step"]
-        checkpoint = next(
-            place for place in checkpoints.listed(location) if checkpoints.directory_name(step) in place
-        )
+    store = Store.at(home, tracking_uri)
+    found = find(name, home=home, store=store, storage=storage, recipe=recipe)
+    settings = with_extractor(found.recipe, extractor)
     device: Literal["cpu", "cuda"] = "cpu"
     if workers > 1:
         cluster.connect(home, address=address)
         device = cluster.choose_device("auto", workers)
     elif torch.cuda.is_available():
         device = "cuda"
-    subject = Subject(checkpoint, to_tree(settings), data or settings.data.path, device)
+    subject = Subject(found.checkpoint, to_tree(settings), data or settings.data.path, device)
     answers = ray_answers(subject, workers) if workers > 1 else local_answers(subject)
-    label = run.name if run else Path(checkpoint).name
-    curve = measure(subject, chosen_keeps(settings, keeps), answers, step=step, run=label, say=note)
-    folder = out or (run.directory if run else Path.cwd()) / f"curve-{time.strftime('%Y%m%d-%H%M%S')}"
-    files = write(curve, subject, folder)
+    measurement = Measurement(subject, answers, Cache.at(home) if cache else None, seeds)
+    curve = measurement.curve(
+        chosen_keeps(settings, keeps), step=found.step, run=found.label, suites=suites, say=note
+    )
+    folder = out or (found.directory or Path.cwd()) / f"curve-{time.strftime('%Y%m%d-%H%M%S')}"
+    files = write(curve, subject, folder, measurement.findings)
     show(curve, files)
-    if track and run is not None and (run.directory / JOURNAL_NAME).is_file():
-        recorder = LocalRecorder.around(open_for_curve(run.directory), Store.at(home, tracking_uri))
+    if track and (journal := found.journal(home)):
+        recorder = LocalRecorder.around(journal, store)
         with contextlib.closing(recorder):
             record(curve, files, recorder)
-        print(where_to_look(Store.at(home, tracking_uri), settings.experiment))
+        print(where_to_look(store, settings.experiment))
     return curve
 
 
@@ -91,23 +94,29 @@ def after_training(outcome: Any, recorder: Any) -> None:
         recipe = checkpoints.recipe_of(directory)
     if recipe.task.kind != "tokenizer":
         return
+    recipe = with_extractor(recipe)
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
     answers = ray_answers(subject, recipe.cluster.workers)
-    curve = measure(
-        subject, chosen_keeps(recipe, None), answers, step=outcome.step, run=outcome.run.name, say=note
-    )
-    files = write(curve, subject, outcome.run.directory / "curve")
+    measurement = Measurement(subject, answers, Cache.at(outcome.run.home))
+    curve = measurement.curve(chosen_keeps(recipe, None), step=outcome.step, run=outcome.run.name, say=note)
+    files = write(curve, subject, outcome.run.directory / "curve", measurement.findings)
     show(curve, files)
     record(curve, files, recorder)
     recorder.flush()
 
 
 def reconstruct(
-    name: str, pictures: Sequence[Path], *, home: Path, keeps: Sequence[int] | None, out: Path
+    name: str,
+    pictures: Sequence[Path],
+    *,
+    home: Path,
+    keeps: Sequence[int] | None,
+    out: Path,
+    tracking_uri: str | None = None,
 ) -> list[Path]:
     """Originals, reconstructions and cluster maps of picture files, side by side; returns the files written."""
-    _, location = locate(name, home=home)
+    location = locate(name, home=home, store=Store.at(home, tracking_uri))
     with checkpoints.weights(location) as directory:
         tokenizer = mergevq.load(directory)
         if keeps is None and not checkpoints.is_bare(location):
@@ -123,36 +132,46 @@ def reconstruct(
     )
 
 
-def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:
-    """(run, location) of a run's name, a run directory, a checkpoint directory or a URI; the run if it is one of ours."""
-    if checkpoints.is_bare(name):
-        return None, name
-    if checkpoints.listed(name):
-        path = Path(name).resolve()
-        run_directory = path.parent if path.name.startswith(checkpoints.PREFIX) else path
-        inside = (run_directory / "recipe.yaml").is_file() and run_directory.parent == (
-            home / "ray"
-        ).resolve()
-        return (Run(run_directory.name, home, str(run_directory.parent)) if inside else None), name
-    run = Run.find(name, home=home, storage=storage)
-    return run, run.location
+def register(
+    name: str,
+    model: str,
+    *,
+    home: Path,
+    alias: str | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+) -> Registered:
+    """Register the newest checkpoint of a run as the MLflow model `model`, under `alias`, with its curve and data.
 
-
-def _around(directory: str, recipe: str | None) -> Recipe:
-    """The recipe named `recipe` with the model of a tokenizer's directory in place of its own."""
-    if recipe is None:
-        raise InputError(
-            f"{directory} is a tokenizer without a recipe: name one for data and protocol, such as --recipe gr_256_d64"
+    Raises `InputError` for a name that is no run of the store.
+    """
+    store = Store.at(home, tracking_uri)
+    found = find(name, home=home, store=store, storage=storage)
+    tracked = found.tracked
+    if found.run is not None:
+        tracked = find_run(store, read_identity(found.run.directory / JOURNAL_NAME).uid)
+    if tracked is None:
+        raise InputError(f"{name} has no run in {store.public_uri}: only a run's tokenizer can be registered")
+    again = [run for run in list_runs(store, tracked.experiment) if run.evaluates == tracked.uid]
+    measured = next((run for run in [tracked, *again] if run.has_curve), None)
+    dataset = None
+    if measured is not None and "protocol.data" in measured.tags:
+        dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
+    with checkpoints.newest(found.checkpoint) as directory:
+        return register_model(
+            store,
+            tracked,
+            directory,
+            name=model,
+            alias=alias,
+            step=found.step,
+            image_size=found.recipe.tokenizer.model.image_size,
+            curve=stored_curve(store, measured) if measured else {},
+            dataset=dataset,
         )
-    tree, config = read(recipe), read_config(directory)
-    data = tree.get("data") or {}
-    # Nothing of how that recipe trains is true of this tokenizer.
-    task = {
-        "kind": "tokenizer",
-        "model": to_tree(config),
-        "keep": {"kind": "list", "merge_ratios": [0.0]},
-        "losses": {"alignment": {"kind": "none"}, "recovery": {"weight": 0.0}},
-    }
-    views = {**(data.get("views") or {}), "image_size": config.image_size}
-    evaluation = {**(tree.get("evaluation") or {}), "keeps": None}
-    return resolve({**tree, "task": task, "data": {**data, "views": views}, "evaluation": evaluation})
+
+
+def with_extractor(recipe: Recipe, extractor: FeaturesConfig | None = None) -> Recipe:
+    """The recipe with another extractor, or its own, whose weights file is found."""
+    found = with_file(extractor or recipe.evaluation.extractor, places().weights)
+    return replace(recipe, evaluation=replace(recipe.evaluation, extractor=found))
