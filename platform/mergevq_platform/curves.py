@@ -48,7 +48,7 @@ class Curve:
     @property
     def frechet_key(self) -> str:
         """The name of the Fréchet distance of reconstructions with the true source."""
-        return f"rfd_{self.protocol['extractor']['name']}"
+        return self.protocol.get("frechet_key") or f"rfd_{self.protocol['extractor']['name']}"
 
     def column(self, key: str) -> list[float]:
         """The metric's value at each kept count, ascending."""
@@ -129,6 +129,7 @@ class Curve:
             (f"{frechet}_recovered", "… recovered", ".3f"),
             ("psnr", "PSNR dB", ".2f"),
             ("ssim", "SSIM", ".3f"),
+            ("lpips_vgg", "LPIPS", ".3f"),
             ("probe_top1_cls", "probe cls %", ".1f"),
             ("probe_top1_mean", "probe mean %", ".1f"),
             ("knn_top1_cls", "k-NN cls %", ".1f"),
@@ -136,6 +137,7 @@ class Curve:
             ("recovery_accuracy", "recovery %", ".1f"),
             ("recovery_baseline", "baseline %", ".1f"),
             ("code_entropy_bits", "code bits", ".2f"),
+            ("bits", "bits/picture", ".0f"),
         ]
         return [column for column in every if any(column[0] in row for row in self.rows)]
 

@@ -20,6 +20,7 @@ from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution, merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.metrics import FeaturesConfig, RandomFeatures
+from mergevq.metrics.lpips import LpipsFiles
 from mergevq.presets import preset
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
@@ -101,6 +102,7 @@ class EvaluationConfig:
     images: Count | None = None  # pictures of the evaluation split; none: all
     probe_images: Count | None = None  # pictures of the train split that the probe learns from; none: all
     extractor: FeaturesConfig = Field(default_factory=RandomFeatures)
+    lpips: LpipsFiles | None = None  # weight files of LPIPS; none: it is not measured
     untrained_baseline: bool = True  # also probe the encoder as it was before training
     every: Count | None = None  # steps between validations during training; none: only at the end
     validation_images: Count = 256  # pictures of a validation during training

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mergevq.errors import InputError
 from mergevq_platform.places import places
 
 
@@ -16,14 +17,15 @@ def add(verbs: Any) -> None:
     )
     evaluate.add_argument(
         "run",
+        nargs="?",
         help="a run's name or id (also of a run that only the tracking store knows), a directory or URI of one, a "
         "checkpoint, a registered model (models:/NAME@alias), or an imported tokenizer's directory",
     )
     evaluate.add_argument(
         "--suite",
-        choices=["reconstruction", "representation", "all"],
+        choices=["reconstruction", "representation", "generation", "all"],
         default="all",
-        help="what to measure (default all)",
+        help="what to measure of a tokenizer (default all: reconstruction and representation); generation goes with --images",
     )
     evaluate.add_argument(
         "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
@@ -39,11 +41,34 @@ def add(verbs: Any) -> None:
         "files without a folder are looked for in MERGEVQ_WEIGHTS too",
     )
     evaluate.add_argument(
+        "--inception",
+        metavar="FILE",
+        help="short for --extractor '{kind: inception, weights: FILE}': pt_inception-2015-12-05-6726825d.pth makes it FID",
+    )
+    evaluate.add_argument(
+        "--images",
+        metavar="PLACE",
+        help="instead of a run: judge these pictures (a folder of files, a Parquet set, or an npz with arr_0)",
+    )
+    evaluate.add_argument(
+        "--reference",
+        metavar="PLACE",
+        help="with --images: the pictures, or the npz of statistics (pytorch-fid's, the ADM suite's), to compare with",
+    )
+    evaluate.add_argument("--size", type=int, help="with --images: bring all pictures to this size first")
+    evaluate.add_argument("--split", help="with --images: of Parquet sets")
+    evaluate.add_argument(
+        "--save-statistics",
+        type=Path,
+        metavar="NPZ",
+        help="with --images: write their statistics, for others",
+    )
+    evaluate.add_argument(
         "--seeds",
         type=int,
         default=1,
         help="repeat what is random over so many seeds and give mean and deviation: the initialisation of the untrained "
-        "baseline (probe and k-NN of a trained tokenizer have nothing random in them)",
+        "baseline, and the subsets of an extrapolated distance (nothing else here is random)",
     )
     evaluate.add_argument(
         "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
@@ -78,6 +103,25 @@ def add(verbs: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from mergevq_platform import evaluation
 
+    extractor = evaluation.parse_extractor(options.extractor) if options.extractor else None
+    if options.inception:
+        extractor = evaluation.parse_extractor(f"{{kind: inception, weights: '{options.inception}'}}")
+    if bool(options.run) == bool(options.images):
+        raise InputError("give a run (mergevq runs list names them), or --images PLACE")
+    if options.images:
+        _evaluate_pictures(options, extractor)
+        return
+    if (
+        options.suite == "generation"
+        or options.reference
+        or options.size
+        or options.split
+        or options.save_statistics
+    ):
+        raise InputError(
+            "--suite generation, --reference, --size, --split and --save-statistics go with --images PLACE: a tokenizer "
+            "generates no pictures"
+        )
     suites = evaluation.SUITES if options.suite == "all" else (options.suite,)
     curve = evaluation.evaluate(
         options.run,
@@ -86,7 +130,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         data=options.data,
         recipe=options.recipe,
         suites=suites,
-        extractor=evaluation.parse_extractor(options.extractor) if options.extractor else None,
+        extractor=extractor,
         seeds=options.seeds,
         workers=options.workers,
         out=options.out,
@@ -96,10 +140,36 @@ def _evaluate(options: argparse.Namespace) -> None:
         track=not options.no_tracking,
         cache=not options.no_cache,
     )
+    _write(curve, options)
+
+
+def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
+    from rich.console import Console
+
+    from mergevq_platform import evaluation
+
+    scores = evaluation.evaluate_pictures(
+        options.images,
+        options.reference,
+        home=places().home,
+        extractor=extractor,
+        size=options.size,
+        split=options.split,
+        seeds=options.seeds,
+        workers=options.workers,
+        statistics=options.save_statistics,
+        address=options.address,
+        cache=not options.no_cache,
+    )
+    Console().print(scores.table())
+    _write(scores, options)
+
+
+def _write(measured: Any, options: argparse.Namespace) -> None:
     if options.json:
-        curve.save(options.json)
+        measured.save(options.json)
     if options.markdown:
-        options.markdown.write_text(curve.markdown() + "\n")
+        options.markdown.write_text(measured.markdown() + "\n")
 
 
 def _reconstruct(options: argparse.Namespace) -> None:

@@ -26,8 +26,14 @@ class Pictures(Protocol):
 
     images: int
     size: int
-    fingerprint: str
-    classes: tuple[str, ...]  # none: without labels
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the set from others."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; none without labels."""
 
     @property
     def num_batches(self) -> int:
@@ -59,7 +65,7 @@ class FolderPictures:
         self.size = size or self._one_size()
         inside = [path.relative_to(self.folder).parts for path in self.files]
         labelled = all(len(parts) > 1 for parts in inside)
-        self.classes = tuple(sorted({parts[0] for parts in inside})) if labelled else ()
+        self.classes: tuple[str, ...] = tuple(sorted({parts[0] for parts in inside})) if labelled else ()
         self.labels = [self.classes.index(parts[0]) if labelled else -1 for parts in inside]
         status = [path.stat() for path in self.files]
         listing = [(*parts, s.st_size, s.st_mtime_ns) for parts, s in zip(inside, status, strict=True)]
@@ -121,7 +127,9 @@ class ArrayPictures:
             )
         self.pictures, self.images, self.size = pictures, len(pictures), pictures.shape[1]
         self.labels = np.full(len(pictures), -1) if labels is None else labels
-        self.classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
+        self.classes: tuple[str, ...] = (
+            () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
+        )
         self.fingerprint = hashlib.sha256(pictures.tobytes()).hexdigest()
 
     @property
@@ -143,7 +151,7 @@ class PackedPictures(EvalBatches):
 
     @property
     def fingerprint(self) -> str:
-        """Of the split."""
+        """What tells the split from others."""
         return self.dataset.fingerprint
 
     @property

@@ -14,7 +14,13 @@ from mergevq_platform.evaluation.finding import find, locate
 from mergevq_platform.evaluation.measuring import CAVEATS, SUITES, measure
 from mergevq_platform.evaluation.recording import record, write
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps
-from mergevq_platform.evaluation.verbs import after_training, evaluate, reconstruct, register
+from mergevq_platform.evaluation.verbs import (
+    after_training,
+    evaluate,
+    evaluate_pictures,
+    reconstruct,
+    register,
+)
 from mergevq_platform.evaluation.weights import parse_extractor
 
 __all__ = [
@@ -25,6 +31,7 @@ __all__ = [
     "after_training",
     "chosen_keeps",
     "evaluate",
+    "evaluate_pictures",
     "find",
     "local_answers",
     "locate",

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mergevq.metrics import CodeUsage, FeatureStatistics, Psnr, RecoveryAccuracy, Ssim
+from mergevq.metrics import CodeUsage, FeatureStatistics, Mean, Psnr, RecoveryAccuracy, Ssim
+from mergevq.metrics.pixels import MsSsim
 
 
 @dataclass
@@ -20,13 +21,15 @@ class Reconstruction:
     psnr: Psnr = field(default_factory=Psnr)
     psnr_recovered: Psnr = field(default_factory=Psnr)
     ssim: Ssim = field(default_factory=Ssim)
+    ms_ssim: MsSsim | None = None  # none: the pictures are too small
+    lpips: Mean | None = None
     codes: CodeUsage | None = None
     recovery: RecoveryAccuracy = field(default_factory=RecoveryAccuracy)
     each_psnr: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (B,) of every picture, in order
 
     def merge(self, other: Reconstruction) -> Reconstruction:
         """The accumulators over both sets of pictures."""
-        parts = {}
+        parts: dict[str, Any] = {}
         for name, mine in vars(self).items():
             theirs = getattr(other, name)
             if isinstance(mine, np.ndarray):

@@ -14,11 +14,14 @@ import mergevq
 from mergevq.metrics import (
     CodeUsage,
     FeatureStatistics,
+    Mean,
     extractor,
     knn_classify,
     linear_probe,
     to_uint8,
 )
+from mergevq.metrics.lpips import LpipsDistance
+from mergevq.metrics.pixels import MsSsim
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform import checkpoints, loop
 from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
@@ -57,6 +60,8 @@ class Evaluator:
         self.recipe = resolve(subject.recipe)
         self.device = torch.device(subject.device)
         self.extractor = extractor(self.recipe.evaluation.extractor).to(self.device)
+        lpips = self.recipe.evaluation.lpips
+        self.lpips = LpipsDistance(lpips).to(self.device) if lpips else None
         self.decoded: dict[tuple[str, int], dict[str, Tensor]] = {}
         self.room = DECODED_BYTES
         self._untrained: dict[int, MergeVQ] = {}
@@ -130,6 +135,12 @@ class Evaluator:
             result.psnr.scores(to_uint8(images).double(), to_uint8(painted).double()).cpu().numpy()
         )
         result.ssim.update(images, painted)
+        if scales := MsSsim.most_scales(*images.shape[-2:]):
+            result.ms_ssim = MsSsim(scales)
+            result.ms_ssim.update(images, painted)
+        if self.lpips is not None:
+            result.lpips = Mean(self.lpips.name)
+            result.lpips.update(self.lpips(images, painted))
         assert result.codes is not None
         result.codes.update(encoded.indices)
         if self.tokenizer.config.recovery is not None:

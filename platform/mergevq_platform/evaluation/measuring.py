@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 import mergevq
-from mergevq.metrics import FeatureStatistics, extractor, frechet_distance
+from mergevq.metrics import FeatureStatistics, bits_per_picture, distance_name, extractor, frechet_distance
 from mergevq.metrics.extractors import Extractor
+from mergevq.metrics.lpips import LpipsDistance, LpipsFiles
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.evaluation.answers import merge
@@ -137,11 +138,19 @@ class Measurement:
     def reconstruction(self, keep: int) -> dict[str, float]:
         """Fréchet distance, pixels, codes and recovery at a kept count."""
         part = self._pass("reconstruction", "test", keep)
-        frechet = f"rfd_{self.network.name}"
+        frechet, model = distance_name(self.network, "reconstruction"), self.recipe.tokenizer.model
         row = {frechet: frechet_distance(self.reference, part.true)}
         row |= part.psnr.compute() | part.ssim.compute() | part.codes.compute()
+        for optional in (part.ms_ssim, part.lpips):
+            row |= optional.compute() if optional is not None else {}
+        row |= bits_per_picture(
+            keep,
+            model.grid_tokens,
+            code_bits=math.log2(model.quantizer.vocabulary),
+            entropy_bits=row["code_entropy_bits"],
+        )
         self.findings.each_psnr[keep] = part.each_psnr
-        self.findings.code_counts[keep] = part.codes.counts.numpy()
+        self.findings.code_counts[keep] = part.codes.checked().numpy()
         if part.recovery.count:
             row[f"{frechet}_recovered"] = frechet_distance(self.reference, part.recovered)
             row["psnr_recovered"] = part.psnr_recovered.compute()["psnr"]
@@ -191,6 +200,8 @@ class Measurement:
         }
         if kind in ("reference", "reconstruction"):
             key["extractor"] = {"name": self.network.name, **self.network.identity}
+        if kind == "reconstruction" and self.recipe.evaluation.lpips:
+            key["lpips"] = lpips_identity(self.recipe.evaluation.lpips)
         if kind == "untrained":
             key |= {"keep": keep, **untrained_identity(self.recipe, seed)}
         elif kind != "reference":
@@ -203,7 +214,9 @@ class Measurement:
         evaluated = self.splits["test"]
         protocol: dict[str, Any] = {
             "suites": list(suites),
+            "frechet_key": distance_name(self.network, "reconstruction"),
             "extractor": {"name": self.network.name, **self.network.identity},
+            **({"lpips": lpips_identity(settings.lpips)} if settings.lpips else {}),
             "images": evaluated.images,
             "split": recipe.data.evaluation_split,
             "data": self.subject.data,
@@ -229,6 +242,12 @@ class Measurement:
                 "untrained_seeds": self.seeds if settings.untrained_baseline else 0,
             }
         return protocol
+
+
+@lru_cache(maxsize=4)
+def lpips_identity(files: LpipsFiles) -> dict[str, Any]:
+    """What numbers of LPIPS with these files must share to be compared."""
+    return LpipsDistance(files).identity
 
 
 def nearest(bank: np.ndarray, queries: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:

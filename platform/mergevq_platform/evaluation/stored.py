@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergevq import metrics
 from mergevq.metrics.accumulate import Accumulator
 from mergevq_platform.evaluation.answers import Reconstruction
 
@@ -63,7 +62,7 @@ def _restored(value: Any, file: Any) -> Any:
         case {"array": name}:
             return file.get_tensor(name).numpy()
         case {"accumulator": name, "state": state}:
-            kind = getattr(metrics, name)
+            kind = _accumulators()[name]
             accumulator = kind.__new__(kind)
             accumulator.__setstate__({key: _restored(part, file) for key, part in state.items()})
             return accumulator
@@ -75,3 +74,10 @@ def _restored(value: Any, file: Any) -> Any:
             return [_restored(part, file) for part in value]
         case _:
             return value
+
+
+def _accumulators(base: type[Accumulator] = Accumulator) -> dict[str, type[Accumulator]]:
+    found: dict[str, type[Accumulator]] = {}
+    for kind in base.__subclasses__():
+        found |= {kind.__name__: kind, **_accumulators(kind)}
+    return found

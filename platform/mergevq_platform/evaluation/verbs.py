@@ -15,19 +15,26 @@ import torch
 import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.metrics import FeaturesConfig
+from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq_platform import checkpoints, cluster
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import decode, evaluation_view
-from mergevq_platform.evaluation.answering import local_answers, ray_answers
+from mergevq_platform.evaluation.answering import answers_of, ray_answers
 from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.finding import find, locate
 from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
+from mergevq_platform.evaluation.pictures import (
+    PictureEvaluator,
+    PictureMeasurement,
+    PictureScores,
+    PictureTask,
+)
 from mergevq_platform.evaluation.recording import note, picture_grids, record, show, write
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
-from mergevq_platform.evaluation.weights import with_file
+from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.places import places
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.recipe import EvaluationConfig, Recipe
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -64,14 +71,9 @@ def evaluate(
     store = Store.at(home, tracking_uri)
     found = find(name, home=home, store=store, storage=storage, recipe=recipe)
     settings = with_extractor(found.recipe, extractor)
-    device: Literal["cpu", "cuda"] = "cpu"
-    if workers > 1:
-        cluster.connect(home, address=address)
-        device = cluster.choose_device("auto", workers)
-    elif torch.cuda.is_available():
-        device = "cuda"
+    device = _device(home, workers, address)
     subject = Subject(found.checkpoint, to_tree(settings), data or settings.data.path, device)
-    answers = ray_answers(subject, workers) if workers > 1 else local_answers(subject)
+    answers = answers_of(Evaluator, subject, workers)
     measurement = Measurement(subject, answers, Cache.at(home) if cache else None, seeds)
     curve = measurement.curve(
         chosen_keeps(settings, keeps), step=found.step, run=found.label, suites=suites, say=note
@@ -132,6 +134,45 @@ def reconstruct(
     )
 
 
+def evaluate_pictures(
+    images: str,
+    reference: str | None,
+    *,
+    home: Path,
+    extractor: FeaturesConfig | None = None,
+    size: int | None = None,
+    split: str | None = None,
+    seeds: int = 1,
+    workers: int = 1,
+    statistics: Path | None = None,
+    address: str | None = None,
+    cache: bool = True,
+) -> PictureScores:
+    """Judge pictures without a checkpoint: any folder, picture set or npz, against another or against statistics.
+
+    `statistics` writes those of the judged pictures as npz, for others to be compared with. Raises `InputError` for
+    places that hold no pictures, several sizes, and statistics of another extractor.
+    """
+    device = _device(home, workers, address)
+    settings = EvaluationConfig(extractor=extractor) if extractor else EvaluationConfig()
+    settings = with_files(settings, places().weights)
+    task = PictureTask(
+        images=images,
+        reference=reference,
+        extractor=to_tree(settings.extractor),
+        device=device,
+        size=size,
+        split=split,
+    )
+    measurement = PictureMeasurement(
+        task, answers_of(PictureEvaluator, task, workers), Cache.at(home) if cache else None, seeds
+    )
+    scores = measurement.scores()
+    if statistics is not None:
+        write_reference(statistics, measurement.statistics())
+    return scores
+
+
 def register(
     name: str,
     model: str,
@@ -172,6 +213,13 @@ def register(
 
 
 def with_extractor(recipe: Recipe, extractor: FeaturesConfig | None = None) -> Recipe:
-    """The recipe with another extractor, or its own, whose weights file is found."""
-    found = with_file(extractor or recipe.evaluation.extractor, places().weights)
-    return replace(recipe, evaluation=replace(recipe.evaluation, extractor=found))
+    """The recipe with another extractor, or its own; its weight files are found."""
+    settings = recipe.evaluation if extractor is None else replace(recipe.evaluation, extractor=extractor)
+    return replace(recipe, evaluation=with_files(settings, places().weights))
+
+
+def _device(home: Path, workers: int, address: str | None) -> Literal["cpu", "cuda"]:
+    if workers > 1:
+        cluster.connect(home, address=address)
+        return cluster.choose_device("auto", workers)
+    return "cuda" if torch.cuda.is_available() else "cpu"

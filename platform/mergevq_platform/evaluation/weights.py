@@ -32,17 +32,32 @@ def parse_extractor(text: str) -> FeaturesConfig:
     return parse(EvaluationConfig, {"extractor": tree}, where="--").extractor
 
 
-def with_file(extractor: FeaturesConfig, folder: Path | None) -> FeaturesConfig:
-    """The extractor with the path of its weights file written out: a bare name is looked for in `folder`."""
-    settings: Any = extractor  # a kind without weights has no such field
-    name = getattr(settings, "weights", None)
-    if not name or Path(name).is_file():
-        return extractor
+def with_files(settings: EvaluationConfig, folder: Path | None) -> EvaluationConfig:
+    """The settings with the paths of weight files written out; bare names are looked for in `folder` too.
+
+    Raises `InputError`, naming the key, for a file that is in neither place.
+    """
+    extractor: Any = settings.extractor
+    if hasattr(extractor, "weights"):
+        found = _found(extractor.weights, folder, "evaluation.extractor.weights")
+        settings = replace(settings, extractor=replace(extractor, weights=found))
+    if settings.lpips is not None:
+        files = {
+            name: _found(getattr(settings.lpips, name), folder, f"evaluation.lpips.{name}")
+            for name in ("backbone", "heads")
+        }
+        settings = replace(settings, lpips=replace(settings.lpips, **files))
+    return settings
+
+
+def _found(name: str, folder: Path | None, key: str) -> str:
+    if Path(name).is_file():
+        return name
     if folder is not None and (folder / name).is_file():
-        return replace(settings, weights=str((folder / name).absolute()))
-    where = (
+        return str(folder / name)
+    also = (
         f" nor in MERGEVQ_WEIGHTS ({folder})"
         if folder
         else "; MERGEVQ_WEIGHTS may name a folder of such files"
     )
-    raise InputError(f"evaluation.extractor.weights: no file '{name}' here{where}")
+    raise InputError(f"{key}: no file '{name}' here{also}")

@@ -1,0 +1,284 @@
+"""Pictures against pictures: Fréchet distance, Inception score, precision and recall of any folder, without a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from rich.table import Table
+
+import mergevq
+from mergevq.config import parse
+from mergevq.errors import InputError
+from mergevq.metrics import (
+    ClassBalance,
+    FeaturesConfig,
+    FeatureStatistics,
+    InceptionExtractor,
+    InceptionScore,
+    Moments,
+    Reference,
+    distance_name,
+    extractor,
+    extrapolated_distance,
+    frechet_distance,
+    precision_recall,
+    read_reference,
+    score_name,
+)
+from mergevq_platform.data import Pictures, open_pictures, to_unit_range
+from mergevq_platform.evaluation.answers import merge
+from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.measuring import BATCHES_PER_JOB, JOBS_PER_PASS, averaged
+from mergevq_platform.recipe import EvaluationConfig
+
+SPLITS = 10  # of the Inception score
+FEWEST_FOR_TREND = 100  # pictures below which no distance is extrapolated
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureTask:
+    """Which pictures are looked at by whom; travels to workers."""
+
+    images: str
+    reference: str | None  # none: nothing to compare with
+    extractor: dict[str, Any]
+    device: Literal["cpu", "cuda"]
+    batch: int = 64
+    size: int | None = None
+    split: str | None = None
+
+    def open(self, which: Literal["images", "reference"]) -> Pictures:
+        """The pictures, or those that they are compared with."""
+        return open_pictures(getattr(self, which), self.batch, size=self.size, split=self.split)
+
+    @property
+    def settings(self) -> FeaturesConfig:
+        """The extractor's configuration."""
+        return parse(EvaluationConfig, {"extractor": self.extractor}).extractor
+
+
+class PictureJob(NamedTuple):
+    """Some batches of one of the sets."""
+
+    which: Literal["images", "reference"]
+    batches: tuple[int, ...]
+
+
+class PictureEvaluator:
+    """One process's extractor and pictures; answers jobs with features (B, D) float32 by name, and labels."""
+
+    def __init__(self, task: PictureTask) -> None:
+        self.task, self.device = task, torch.device(task.device)
+        self.network = extractor(task.settings, key="--extractor").to(self.device)
+        self.opened: dict[str, Pictures] = {}
+
+    def answer(self, job: PictureJob) -> dict[str, np.ndarray]:
+        """Do one job."""
+        if job.which not in self.opened:
+            self.opened[job.which] = self.task.open(job.which)
+        return merge(self._batch(self.opened[job.which].batch(index)) for index in job.batches)
+
+    def _batch(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        images = to_unit_range({"image": batch["image"]}, self.device)["image"]
+        match self.network:
+            case InceptionExtractor() as inception:
+                found = inception.outputs(images)._asdict()
+            case network:
+                found = {"pool": network(images)}
+        return {name: value.cpu().numpy() for name, value in found.items()} | {
+            "label": batch["label"].numpy()
+        }
+
+
+@dataclass(frozen=True)
+class PictureScores:
+    """What pictures are worth against a reference, with the protocol of every number."""
+
+    images: str
+    values: dict[str, float]
+    protocol: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    def table(self) -> Table:
+        """For the terminal."""
+        table = Table(title=self.images, caption=self.caption())
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        for key, value in self.values.items():
+            table.add_row(key, f"{value:.4g}")
+        return table
+
+    def markdown(self) -> str:
+        """As a Markdown table of one row."""
+        keys = list(self.values)
+        rows = ["| pictures | " + " | ".join(keys) + " |", "|---|" + "---:|" * len(keys)]
+        rows.append(f"| {self.images} | " + " | ".join(f"{self.values[key]:.4g}" for key in keys) + " |")
+        return "\n".join([*rows, "", self.caption()])
+
+    def caption(self) -> str:
+        """Counts, reference and extractor in one sentence."""
+        p = self.protocol
+        count = p["reference_images"]
+        against = f"{count:,} pictures" if count else "an unknown number of pictures"
+        against = f" against {against} of {p['reference']}" if p["reference"] else ""
+        biased = (
+            " No more pictures than features: the distance is strongly biased upwards." if p["biased"] else ""
+        )
+        return (
+            f"{p['images']:,} pictures of {p['size']} px{against}; "
+            f"{p['extractor']['description']}, {p['extractor']['resize']}.{biased}"
+        )
+
+
+@dataclass
+class PictureMeasurement:
+    """Two sets of pictures under measurement, or one and the statistics of another; `ask(jobs)` yields the answers."""
+
+    task: PictureTask
+    ask: Callable[[Sequence[Any]], Iterable[Any]]
+    cache: Cache | None = None
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        self.network = extractor(self.task.settings, key="--extractor")
+        self.identity = {"name": self.network.name, **self.network.identity}
+
+    def scores(self) -> PictureScores:
+        """All that these features allow: what cannot be had (an npz has no features for recall) is left out."""
+        return PictureScores(self.task.images, self._distances() | self._alone(), self._protocol())
+
+    def statistics(self) -> Reference:
+        """The moments of the judged pictures, for others to be compared with."""
+        return self._moments(self.found)
+
+    def _distances(self) -> dict[str, float]:
+        if self.reference is None:
+            return {}
+        pool, values = torch.from_numpy(self.found["pool"]), {}
+        mine = self.statistics()
+        values[self._name("fd")] = frechet_distance(mine.pool, self.reference.pool)
+        if mine.spatial is not None and self.reference.spatial is not None:
+            values[self._name("sfd")] = frechet_distance(mine.spatial, self.reference.spatial)
+        if len(pool) >= FEWEST_FOR_TREND:
+            limits = [
+                {self._name("fd_inf"): extrapolated_distance(pool, self.reference.pool, seed=seed).distance}
+                for seed in range(self.seeds)
+            ]
+            values |= averaged(limits)
+        if self.compared is not None:
+            manifold = precision_recall(pool, torch.from_numpy(self.compared["pool"]))
+            for name in ("precision", "recall"):
+                values[score_name(self.network, name)] = getattr(manifold, name)
+        return values
+
+    def _alone(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        count = len(self.found["pool"])
+        if "logits" in self.found and count >= SPLITS:
+            score = InceptionScore(count, splits=SPLITS)
+            score.update(torch.from_numpy(self.found["logits"]), torch.arange(count))
+            result, name = score.compute(), score_name(self.network, "inception_score")
+            values |= {name: result.mean, f"{name}_std": result.std}
+        if self.pictures.classes:
+            balance = ClassBalance(len(self.pictures.classes))
+            balance.update(torch.from_numpy(self.found["label"]))
+            values |= balance.compute()
+        return values
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """Those that are judged."""
+        return self.task.open("images")
+
+    @cached_property
+    def found(self) -> dict[str, np.ndarray]:
+        """Their features."""
+        return self._features("images", self.pictures)
+
+    @cached_property
+    def compared(self) -> dict[str, np.ndarray] | None:
+        """The features of the reference; none where there is none, or statistics alone."""
+        if self.task.reference is None or _is_statistics(self.task.reference):
+            return None
+        other = self.task.open("reference")
+        if other.size != self.pictures.size:
+            raise InputError(
+                f"{self.task.images} has pictures of {self.pictures.size} px, {self.task.reference} of {other.size}: "
+                "--size S brings both to one size"
+            )
+        return self._features("reference", other)
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """The moments that distances are measured from. Raises `InputError` for another extractor's."""
+        if self.compared is not None:
+            return self._moments(self.compared)
+        if self.task.reference is None:
+            return None
+        read = read_reference(self.task.reference, key="--reference")
+        read.require_extractor(self.identity)
+        return read
+
+    def _moments(self, found: dict[str, np.ndarray]) -> Reference:
+        spatial = _moments(found["spatial"]) if "spatial" in found else None
+        return Reference(_moments(found["pool"]), spatial, self.identity)
+
+    def _features(self, which: Literal["images", "reference"], pictures: Pictures) -> dict[str, np.ndarray]:
+        size = max(BATCHES_PER_JOB, math.ceil(pictures.num_batches / JOBS_PER_PASS))
+        every = range(pictures.num_batches)
+        jobs = [PictureJob(which, tuple(every[start : start + size])) for start in every[::size]]
+        if self.cache is None:
+            return merge(self.ask(jobs))
+        key = {
+            "kind": "pictures",
+            "data": pictures.fingerprint,
+            "images": pictures.images,
+            "batch": self.task.batch,
+            "size": pictures.size,
+            "extractor": self.identity,
+        }
+        return self.cache.through(key, jobs, self.ask)
+
+    def _name(self, measure: Any) -> str:
+        return distance_name(self.network, "generation", measure)
+
+    def _protocol(self) -> dict[str, Any]:
+        images, dim = self.found["pool"].shape
+        count = self.reference.pool.count if self.reference else None
+        return {
+            "images": images,
+            "size": self.pictures.size,
+            "data_fingerprint": self.pictures.fingerprint,
+            "reference": self.task.reference,
+            "reference_images": count,
+            "extractor": self.identity,
+            "biased": self.reference is not None and min(images, count or images) <= dim,
+            "seeds": self.seeds,
+            "inception_score": f"{SPLITS} splits, shuffled",
+            "precision_recall": "3 nearest neighbours",
+            "mergevq": mergevq.__version__,
+        }
+
+
+def _moments(features: np.ndarray) -> Moments:
+    statistics = FeatureStatistics()
+    statistics.update(torch.from_numpy(features))
+    return statistics.moments()
+
+
+def _is_statistics(place: str) -> bool:
+    if Path(place).suffix != ".npz" or not Path(place).is_file():
+        return False
+    with np.load(place, allow_pickle=False) as arrays:
+        return {"mu", "sigma"} <= set(arrays.files)

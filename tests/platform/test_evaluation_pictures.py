@@ -1,0 +1,173 @@
+"""Pictures against pictures: any folder as a person has it, the same numbers from every kind of source, and bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mergevq.errors import InputError
+from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, precision_recall
+from mergevq.metrics.extractors import RandomFeatures
+from mergevq_platform import cli, evaluation
+from mergevq_platform.data import EvalBatches, open_dataset, open_pictures, to_unit_range
+
+
+@pytest.fixture(scope="module")
+def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 64 pictures of the validation split as files, in a folder of each class."""
+    root = tmp_path_factory.mktemp("files")
+    batch = EvalBatches(open_dataset(pictures, "val"), 16, 64).batch(0)
+    for index, (image, label) in enumerate(zip(batch["image"], batch["label"], strict=True)):
+        (root / f"class_{int(label):02d}").mkdir(exist_ok=True)
+        array = image.permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(root / f"class_{int(label):02d}" / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MERGEVQ_HOME", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def judged(arguments: list[str]) -> dict[str, Any]:
+    assert cli.run(["evaluate", "--json", "scores.json", "--markdown", "scores.md", *arguments]) == 0
+    return json.loads(Path("scores.json").read_text())
+
+
+def test_files_and_their_packed_copy_are_the_same_set(folder: Path, pictures: Path, at_home: Path) -> None:
+    scores = judged(["--images", str(folder), "--reference", str(pictures), "--split", "val"])
+    values, protocol = scores["values"], scores["protocol"]
+    assert values["gfd_random_v1"] == pytest.approx(0, abs=1e-6)
+    assert (values["precision_random_v1"], values["recall_random_v1"]) == (1, 1)
+    assert values["class_coverage"] == 100
+    assert (protocol["images"], protocol["reference_images"], protocol["size"]) == (64, 64, 16)
+    assert protocol["biased"], "64 pictures for 200 features"
+    text = Path("scores.md").read_text()
+    assert "strongly biased" in text
+    assert "gfd_random_v1" in text
+    assert not any("fid" in key for key in values), "no Inception measured this"
+
+
+def test_the_numbers_are_those_of_the_library(folder: Path, pictures: Path, at_home: Path) -> None:
+    scores = judged(["--images", str(folder), "--reference", str(pictures), "--split", "train", "--no-cache"])
+    network = extractor(RandomFeatures())
+    found = []
+    for split in ("val", "train"):
+        batches = EvalBatches(open_dataset(pictures, split), 16, 192)
+        found.append(network(to_unit_range(batches.batch(0), torch.device("cpu"))["image"]))
+    statistics = [FeatureStatistics() for _ in found]
+    for one, features in zip(statistics, found, strict=True):
+        one.update(features)
+    values = scores["values"]
+    assert values["gfd_random_v1"] == pytest.approx(frechet_distance(*statistics), rel=1e-5)
+    manifold = precision_recall(found[0], found[1])
+    assert values["precision_random_v1"] == pytest.approx(manifold.precision, abs=0.02)
+    assert values["recall_random_v1"] == pytest.approx(manifold.recall, abs=0.01)
+
+
+def test_statistics_stand_in_for_the_pictures_and_know_their_extractor(
+    folder: Path, pictures: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged(["--images", str(pictures), "--split", "train", "--save-statistics", "train.npz"])
+    direct = judged(["--images", str(folder), "--reference", str(pictures), "--split", "train"])["values"]
+    stored = judged(["--images", str(folder), "--reference", "train.npz"])
+    assert stored["values"]["gfd_random_v1"] == pytest.approx(direct["gfd_random_v1"], rel=1e-9)
+    assert "recall_random_v1" not in stored["values"], "moments have no neighbours"
+    assert stored["protocol"]["reference_images"] == 192
+    with np.load("train.npz") as arrays:
+        kept = dict(arrays)
+    kept["mergevq_extractor"] = np.array(json.dumps({"name": "another"}))
+    np.savez("other.npz", **kept)
+    assert cli.run(["evaluate", "--images", str(folder), "--reference", "other.npz"]) == 2
+    assert "use one extractor for both" in capsys.readouterr().err
+
+
+def test_an_npz_of_samples_is_read_as_the_adm_suite_writes_it(folder: Path, at_home: Path) -> None:
+    files = sorted(folder.rglob("*.png"))
+    np.savez("samples.npz", np.stack([np.asarray(Image.open(file)) for file in files]))
+    values = judged(["--images", "samples.npz", "--reference", str(folder)])["values"]
+    assert values["gfd_random_v1"] == pytest.approx(0, abs=1e-6)
+    assert "class_coverage" not in values
+
+
+@pytest.mark.ray
+def test_one_two_and_five_workers_agree(folder: Path, pictures: Path, ray_home: Path) -> None:
+    found = [
+        evaluation.evaluate_pictures(
+            str(folder), str(pictures), home=ray_home, split="train", workers=workers, cache=False
+        ).values
+        for workers in (1, 2, 5)
+    ]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-6, abs=1e-9)
+
+
+def test_what_cannot_be_judged_is_said_in_one_line(
+    folder: Path, pictures: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (at_home / "empty").mkdir()
+    (at_home / "mixed").mkdir()
+    (at_home / "broken").mkdir()
+    Image.new("RGB", (16, 16)).save("mixed/a.png")
+    Image.new("RGB", (20, 16)).save("mixed/b.png")
+    (at_home / "broken" / "a.png").write_bytes(b"no picture")
+    np.savez("wrong.npz", a=np.zeros(3))
+    for arguments, message in (
+        (["--images", "empty"], "empty holds no pictures"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--images", "mixed"], "b.png has 20 x 16 pixels, a.png 16 x 16.*--size"),
+        (["--images", "broken"], "a.png cannot be read"),
+        (["--images", "wrong.npz"], "arr_0"),
+        (["--images", str(pictures)], "splits train, val.*--split"),
+        (["--images", str(folder), "--reference", "wrong.npz"], "arr_0"),
+        (["--images", str(folder), "--inception", "nowhere.pth"], "no file 'nowhere.pth'.*MERGEVQ_WEIGHTS"),
+        (["--images", str(folder), "--extractor", "{kind: timm}"], "missing key"),
+        (["--images", str(folder), "a_run"], "give a run .*or --images"),
+        (["a_run", "--size", "8"], "go with --images"),
+        (["a_run", "--suite", "generation"], "generates no pictures"),
+    ):
+        assert cli.run(["evaluate", *arguments]) == 2, arguments
+
+        assert re.search(message, capsys.readouterr().err), arguments
+    assert judged(["--images", "mixed", "--size", "16"])["protocol"]["images"] == 2
+
+
+def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save("whole.png")
+    (at_home / "cut").mkdir()
+    data = Path("whole.png").read_bytes()
+    Path("cut/a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"a\.png .*a metric needs every picture"):
+        open_pictures("cut", 8).batch(0)
+
+
+def test_weight_files_named_without_a_folder_are_looked_for_in_one(tmp_path: Path) -> None:
+    from mergevq.metrics import InceptionFeatures
+    from mergevq.metrics.lpips import LpipsFiles
+    from mergevq_platform.evaluation.weights import with_files
+    from mergevq_platform.recipe import EvaluationConfig
+
+    settings = EvaluationConfig(
+        extractor=InceptionFeatures(weights="inception.pth"),
+        lpips=LpipsFiles(backbone="vgg.pth", heads="heads.pth"),
+    )
+    for name in ("inception.pth", "vgg.pth"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(
+        InputError, match=r"evaluation\.lpips\.heads: no file 'heads\.pth' here nor in MERGEVQ_WEIGHTS"
+    ):
+        with_files(settings, tmp_path)
+    (tmp_path / "heads.pth").write_text("")
+    found: Any = with_files(settings, tmp_path)
+    assert found.extractor.weights == str(tmp_path / "inception.pth")
+    assert found.lpips.heads == str(tmp_path / "heads.pth")
+    assert with_files(EvaluationConfig(), None) == EvaluationConfig()
