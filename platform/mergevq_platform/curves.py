@@ -132,6 +132,7 @@ class Curve:
             ("lpips_vgg", "LPIPS", ".3f"),
             ("probe_top1_cls", "probe cls %", ".1f"),
             ("probe_top1_mean", "probe mean %", ".1f"),
+            *((f"probe_{name}_top1_cls", f"{name} probe %", ".1f") for name in ("mergevq", "mae", "dinov2")),
             ("knn_top1_cls", "k-NN cls %", ".1f"),
             ("probe_top1_untrained", "untrained %", ".1f"),
             ("recovery_accuracy", "recovery %", ".1f"),

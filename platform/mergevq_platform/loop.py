@@ -19,11 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import mergevq
 from mergevq import keep as kept
 from mergevq import schedules
 from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.ema import Ema
 from mergevq.errors import InputError
+from mergevq.finetune import FineTuneTraining
 from mergevq.initialisation import select_weights
 from mergevq.tokenizer import MergeVQ
 from mergevq.train_step import build_training
@@ -31,7 +33,7 @@ from mergevq.training import Output, Training
 from mergevq_platform import checkpoints
 from mergevq_platform.checkpoints import TrainingState
 from mergevq_platform.data import Dataset, TrainStream, open_dataset, to_unit_range
-from mergevq_platform.recipe import ClassifierTask, OptimizerConfig, Recipe, TokenizerTask
+from mergevq_platform.recipe import ClassifierTask, FineTuneTask, OptimizerConfig, Recipe, TokenizerTask
 from mergevq_platform.tracking.system import SystemSampler
 from mergevq_platform.validation import validate
 
@@ -221,6 +223,17 @@ def build(recipe: Recipe, dataset: Dataset) -> Training:
                     f"task.model.classes is {task.model.classes} but {recipe.data.path} has {dataset.num_classes} classes: make them equal"
                 )
             return ClassifierTraining(StandInClassifier(task.model))
+        case FineTuneTask() as task:
+            if not dataset.labelled:
+                raise InputError(f"{recipe.data.path} has no labels: nothing can be fine-tuned on it")
+            with checkpoints.weights(task.tokenizer) as directory:
+                tokenizer = mergevq.load(directory)
+            size = tokenizer.config.image_size
+            if recipe.data.views.image_size != size:
+                raise InputError(
+                    f"data.views.image_size is {recipe.data.views.image_size} but {task.tokenizer} works at {size}: make them equal"
+                )
+            return FineTuneTraining(tokenizer, task.settings, classes=dataset.num_classes)
 
 
 def compile_model(recipe: Recipe, training: Training) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field
 from mergevq.classifier import StandInConfig
 from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
+from mergevq.finetune import FineTuneConfig
 from mergevq.keep import KeepDistribution, merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.metrics import FeaturesConfig, RandomFeatures
@@ -52,7 +53,16 @@ class ClassifierTask:
     model: StandInConfig
 
 
-Task = Annotated[TokenizerTask | ClassifierTask, Field(discriminator="kind")]
+@config
+class FineTuneTask:
+    """Fine-tune a tokenizer's encoder for classification (paper, A.4)."""
+
+    kind: Literal["finetune"] = "finetune"
+    tokenizer: str  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    settings: FineTuneConfig = Field(default_factory=FineTuneConfig)
+
+
+Task = Annotated[TokenizerTask | ClassifierTask | FineTuneTask, Field(discriminator="kind")]
 
 
 @config
@@ -103,6 +113,7 @@ class EvaluationConfig:
     probe_images: Count | None = None  # pictures of the train split that the probe learns from; none: all
     extractor: FeaturesConfig = Field(default_factory=RandomFeatures)
     lpips: LpipsFiles | None = None  # weight files of LPIPS; none: it is not measured
+    probes: tuple[Literal["mergevq", "mae", "dinov2"], ...] = ()  # published protocols beside the exact probe
     untrained_baseline: bool = True  # also probe the encoder as it was before training
     every: Count | None = None  # steps between validations during training; none: only at the end
     validation_images: Count = 256  # pictures of a validation during training

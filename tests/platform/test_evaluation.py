@@ -73,7 +73,13 @@ def test_every_row_has_the_metrics_that_the_design_names(run: Run, recipe: Recip
     expected |= {"code_usage", "code_entropy_bits", "recovery_accuracy", "recovery_baseline", "majority_top1"}
     for feature in ("cls", "mean", "untrained"):
         expected |= {f"probe_top1_{feature}", f"probe_top1_{feature}_low", f"probe_top1_{feature}_high"}
-        expected |= {f"knn_top1_{feature}"}
+        expected |= {
+            f"knn_top1_{feature}",
+            f"knn_k_{feature}",
+            f"probe_C_{feature}",
+            f"knn_top1_{feature}_k10",
+        }
+    expected |= {"ms_ssim_1_scales", "bits", "bits_entropy", "bits_source"}
     for row in rows:
         assert expected <= row.keys()
         assert row["probe_top1_cls_low"] <= row["probe_top1_cls"] <= row["probe_top1_cls_high"]

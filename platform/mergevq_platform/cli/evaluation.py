@@ -41,6 +41,13 @@ def add(verbs: Any) -> None:
         "files without a folder are looked for in MERGEVQ_WEIGHTS too",
     )
     evaluate.add_argument(
+        "--probe",
+        nargs="+",
+        default=[],
+        choices=["exact", "mergevq", "mae", "dinov2"],
+        help="published probes beside the exact one: the MergeVQ paper's (A.4), MAE's, DINOv2's many heads",
+    )
+    evaluate.add_argument(
         "--inception",
         metavar="FILE",
         help="short for --extractor '{kind: inception, weights: FILE}': pt_inception-2015-12-05-6726825d.pth makes it FID",
@@ -68,7 +75,7 @@ def add(verbs: Any) -> None:
         type=int,
         default=1,
         help="repeat what is random over so many seeds and give mean and deviation: the initialisation of the untrained "
-        "baseline, and the subsets of an extrapolated distance (nothing else here is random)",
+        "baseline, order and start of published probes, the subsets of an extrapolated distance; nothing else is random",
     )
     evaluate.add_argument(
         "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
@@ -131,6 +138,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         recipe=options.recipe,
         suites=suites,
         extractor=extractor,
+        probes=tuple(name for name in options.probe if name != "exact"),
         seeds=options.seeds,
         workers=options.workers,
         out=options.out,

@@ -1,8 +1,8 @@
 """The views of a picture that a training step reads, keyed by (seed, epoch, sample) alone.
 
 Three views after the official release (`data/base.py`): the reconstruction view, resized and cropped at random, never
-flipped; the teacher's, likewise at its own size; the student's, a random resized crop (scale 0.08 to 1), flipped half
-the time. All resampling is bicubic with antialiasing.
+flipped (unless a classifier's recipe says otherwise); the teacher's, likewise at its own size; the student's, a random
+resized crop (scale 0.08 to 1), flipped half the time. All resampling is bicubic with antialiasing.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ class ViewsConfig:
     student_size: Side | None = None
     teacher_size: Side | None = None
     image_flip: Fraction = 0.0
+    image_scale: tuple[Positive, Positive] | None = (
+        None  # none: resized and cropped; else a random resized crop, for classifiers
+    )
     student_scale: tuple[Positive, Positive] = (0.08, 1.0)  # share of the picture's area that a crop covers
     student_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)  # width over height of a crop
     student_flip: Fraction = 0.5
 
     def __post_init__(self) -> None:
-        for name, (low, high) in (
-            ("student_scale", self.student_scale),
-            ("student_ratio", self.student_ratio),
-        ):
+        scales = {"student_scale": self.student_scale} | (
+            {"image_scale": self.image_scale} if self.image_scale else {}
+        )
+        for name, (low, high) in (scales | {"student_ratio": self.student_ratio}).items():
             if low > high:
                 raise ValueError(f"{name} is [{low}, {high}]: give the lower bound first")
-        if self.student_scale[1] > 1:
-            raise ValueError(
-                f"student_scale is {list(self.student_scale)}: a crop cannot cover more than 1 of the picture"
-            )
+        for name, scale in scales.items():
+            if scale[1] > 1:
+                raise ValueError(f"{name} is {list(scale)}: a crop cannot cover more than 1 of the picture")
 
 
 def make_views(
@@ -56,15 +58,19 @@ def make_views(
     """The views of an RGB picture (uint8 (H, W, 3)), each uint8 (S, S, 3): `image`, and `student`, `teacher` where
     the configuration gives their sizes."""
     pixels = np.array(picture)
-    image = uniforms(3, seed, Stream.IMAGE_VIEW, epoch, sample)
-    views = {"image": _flipped(_random_crop(pixels, config.image_size, image), image[2] < config.image_flip)}
+    if config.image_scale is None:
+        image = uniforms(3, seed, Stream.IMAGE_VIEW, epoch, sample)
+        view = _random_crop(pixels, config.image_size, image)
+    else:
+        image = uniforms(2 * CROP_TRIES + 3, seed, Stream.IMAGE_VIEW, epoch, sample)
+        view = _random_resized_crop(
+            pixels, config.image_size, config.image_scale, config.student_ratio, image
+        )
+    views = {"image": _flipped(view, image[-1] < config.image_flip)}
     if config.student_size is not None:
         student = uniforms(2 * CROP_TRIES + 3, seed, Stream.STUDENT_VIEW, epoch, sample)
-        top, left, height, width = _crop_box(
-            pixels.shape, config.student_scale, config.student_ratio, student
-        )
-        crop = _resized(
-            pixels[top : top + height, left : left + width], config.student_size, config.student_size
+        crop = _random_resized_crop(
+            pixels, config.student_size, config.student_scale, config.student_ratio, student
         )
         views["student"] = _flipped(crop, student[-1] < config.student_flip)
     if config.teacher_size is not None:
@@ -85,6 +91,17 @@ def _random_crop(pixels: np.ndarray, size: int, random: np.ndarray) -> np.ndarra
     top = int(random[0] * (pixels.shape[0] - size + 1))
     left = int(random[1] * (pixels.shape[1] - size + 1))
     return pixels[top : top + size, left : left + size]
+
+
+def _random_resized_crop(
+    pixels: np.ndarray,
+    size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    random: np.ndarray,
+) -> np.ndarray:
+    top, left, height, width = _crop_box(pixels.shape, scale, ratio, random)
+    return _resized(pixels[top : top + height, left : left + width], size, size)
 
 
 def _shorter_side(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from mergevq.metrics import (
 )
 from mergevq.metrics.lpips import LpipsDistance
 from mergevq.metrics.pixels import MsSsim
+from mergevq.metrics.sgd_probe import PUBLISHED, sgd_probe
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform import checkpoints, loop
 from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
@@ -50,6 +51,8 @@ class ProbeJob(NamedTuple):
     train_y: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
+    protocol: str = "exact"  # or one of `PUBLISHED`
+    seed: int = 0  # of a published protocol's order and start
 
 
 class Evaluator:
@@ -162,12 +165,31 @@ def features(model: MergeVQ, images: Tensor, keep: int) -> dict[str, np.ndarray]
 
 
 def probe_metrics(job: ProbeJob, device: torch.device) -> dict[str, float]:
-    """Linear-probe and k-NN top-1 (percent), with the probe's 95% interval."""
-    arrays = [torch.from_numpy(array).to(device) for array in job[1:]]
-    probe = linear_probe(*arrays)
+    """Top-1 (percent) with its 95% interval: of the exact probe and of k-NN, or of a published protocol's probe.
+
+    Beside each the setting that was chosen without the test split: C, k, the learning rate.
+    """
+    train_x, train_y, test_x, test_y = (
+        torch.from_numpy(array).to(device) for array in (job.train_x, job.train_y, job.test_x, job.test_y)
+    )
+    name = job.suffix
+    if job.protocol != "exact":
+        sgd = sgd_probe(train_x, train_y, test_x, test_y, PUBLISHED[job.protocol], seed=job.seed)
+        key = f"probe_{job.protocol}_top1_{name}"
+        return {
+            key: sgd.top1,
+            f"{key}_low": sgd.interval[0],
+            f"{key}_high": sgd.interval[1],
+            f"probe_{job.protocol}_rate_{name}": sgd.learning_rate,
+        }
+    probe = linear_probe(train_x, train_y, test_x, test_y)
+    knn = knn_classify(train_x, train_y, test_x, test_y)
     return {
-        f"probe_top1_{job.suffix}": probe.top1,
-        f"probe_top1_{job.suffix}_low": probe.interval[0],
-        f"probe_top1_{job.suffix}_high": probe.interval[1],
-        f"knn_top1_{job.suffix}": knn_classify(*arrays).top1,
+        f"probe_top1_{name}": probe.top1,
+        f"probe_top1_{name}_low": probe.interval[0],
+        f"probe_top1_{name}_high": probe.interval[1],
+        f"probe_C_{name}": probe.C,
+        f"knn_top1_{name}": knn.top1,
+        f"knn_k_{name}": float(knn.k),
+        **{f"knn_top1_{name}_k{k}": top1 for k, top1 in knn.by_k.items()},
     }

@@ -16,9 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 import mergevq
+from mergevq.config import to_tree
 from mergevq.metrics import FeatureStatistics, bits_per_picture, distance_name, extractor, frechet_distance
 from mergevq.metrics.extractors import Extractor
 from mergevq.metrics.lpips import LpipsDistance, LpipsFiles
+from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.evaluation.answers import merge
@@ -158,25 +160,41 @@ class Measurement:
         return row
 
     def representation(self, keep: int) -> dict[str, float]:
-        """Probe and nearest neighbours of every feature at a kept count, with their baselines."""
-        row = self._probes("features", keep, {name: name for name in FEATURES})
+        """Probes and nearest neighbours of every feature at a kept count, with their baselines."""
+        own = {name: name for name in FEATURES}
+        row = self._probes("features", keep, own)
+        for protocol in self.recipe.evaluation.probes:
+            row |= averaged(
+                [self._probes("features", keep, own, protocol, order=seed) for seed in range(self.seeds)]
+            )
         if self.recipe.evaluation.untrained_baseline:
             suffixes = {"cls": "untrained", "mean": "untrained_mean"}
-            row |= averaged([self._probes("untrained", keep, suffixes, seed) for seed in range(self.seeds)])
+            row |= averaged(
+                [self._probes("untrained", keep, suffixes, seed=seed) for seed in range(self.seeds)]
+            )
         return row
 
-    def _probes(self, kind: Any, keep: int, suffixes: dict[str, str], seed: int = 0) -> dict[str, float]:
+    def _probes(
+        self,
+        kind: Any,
+        keep: int,
+        suffixes: dict[str, str],
+        protocol: str = "exact",
+        *,
+        seed: int = 0,
+        order: int = 0,
+    ) -> dict[str, float]:
         train, test = (self._pass(kind, part, keep, seed) for part in ("train", "test"))
         jobs = [
-            ProbeJob(suffix, train[name], train["label"], test[name], test["label"])
+            ProbeJob(suffix, train[name], train["label"], test[name], test["label"], protocol, order)
             for name, suffix in suffixes.items()
         ]
-        learned_from = [self._key(kind, part, keep, seed) for part in ("train", "test")]
         if kind == "features":
             queries = test["cls"][:QUERIES]
             self.findings.neighbours, self.findings.neighbours_keep = nearest(train["cls"], queries), keep
-        found = self._through({"kind": "probes", "suffixes": suffixes, "of": learned_from}, jobs)
-        return found | {"majority_top1": majority_top1(train["label"], test["label"])}
+        learned_from = [self._key(kind, part, keep, seed) for part in ("train", "test")]
+        key = {"kind": "probes", "suffixes": suffixes, "of": learned_from, "protocol": [protocol, order]}
+        return self._through(key, jobs) | {"majority_top1": majority_top1(train["label"], test["label"])}
 
     def _pass(self, kind: Any, part: str, keep: int, seed: int = 0) -> Any:
         batches = self.splits[part]
@@ -239,6 +257,7 @@ class Measurement:
                     "mean": "kept tokens before quantization, averaged over grid cells",
                 },
                 "tokens": "as many as the row keeps, in training and test pictures alike",
+                "published": {name: to_tree(PUBLISHED[name]) for name in settings.probes},
                 "untrained_seeds": self.seeds if settings.untrained_baseline else 0,
             }
         return protocol

@@ -21,6 +21,7 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.data import decode, evaluation_view
 from mergevq_platform.evaluation.answering import answers_of, ray_answers
 from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.classifying import ClassifierEvaluator, classify
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.finding import find, locate
 from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
@@ -34,7 +35,7 @@ from mergevq_platform.evaluation.recording import note, picture_grids, record, s
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.places import places
-from mergevq_platform.recipe import EvaluationConfig, Recipe
+from mergevq_platform.recipe import EvaluationConfig, FineTuneTask, Recipe, TokenizerTask
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -52,6 +53,7 @@ def evaluate(
     recipe: str | None = None,
     suites: Sequence[Suite] = SUITES,
     extractor: FeaturesConfig | None = None,
+    probes: Sequence[Any] = (),
     seeds: int = 1,
     workers: int = 1,
     out: Path | None = None,
@@ -65,12 +67,14 @@ def evaluate(
 
     `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`)
     or a tokenizer's directory, for which `recipe` then names one for data and protocol. The run's own MLflow run takes
-    its first curve; measuring again makes a linked run. `extractor` takes the place of the recipe's; `seeds`: see
+    its first curve; measuring again makes a linked run. `extractor` and `probes` take the place of the recipe's; `seeds`: see
     `Measurement`. Raises `InputError` for a name that is none of these, and for kept counts or data that do not fit.
     """
     store = Store.at(home, tracking_uri)
     found = find(name, home=home, store=store, storage=storage, recipe=recipe)
     settings = with_extractor(found.recipe, extractor)
+    if probes:
+        settings = replace(settings, evaluation=replace(settings.evaluation, probes=tuple(probes)))
     device = _device(home, workers, address)
     subject = Subject(found.checkpoint, to_tree(settings), data or settings.data.path, device)
     answers = answers_of(Evaluator, subject, workers)
@@ -90,12 +94,22 @@ def evaluate(
 
 
 def after_training(outcome: Any, recorder: Any) -> None:
-    """Measure the curve of a finished training and record it in the training's own MLflow run."""
+    """Measure a finished training and record it in its own MLflow run: a tokenizer's curve, a fine-tuned one's top-1."""
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location) as directory:
         recipe = checkpoints.recipe_of(directory)
-    if recipe.task.kind != "tokenizer":
-        return
+    match recipe.task:
+        case TokenizerTask():
+            _curve_after_training(outcome, recorder, recipe, location)
+        case FineTuneTask():
+            device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+            subject = Subject(location, to_tree(recipe), recipe.data.path, device)
+            found = classify(subject, answers_of(ClassifierEvaluator, subject, recipe.cluster.workers))
+            recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
+            print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
+
+
+def _curve_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:
     recipe = with_extractor(recipe)
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
