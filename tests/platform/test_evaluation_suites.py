@@ -1,0 +1,120 @@
+"""What can be asked of an evaluation: suites, published probes, seeds; and what it says of numbers that mean little."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq.metrics import linear_probe
+from mergevq.metrics import sgd_probe as heads
+from mergevq_platform import evaluation
+from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.evaluator import ProbeJob, probe_metrics
+from mergevq_platform.evaluation.measuring import Findings, Measurement, nearest
+from mergevq_platform.recipe import Recipe, resolve
+
+
+@pytest.fixture
+def recipe(small_recipe: dict[str, Any]) -> Recipe:
+    small_recipe["evaluation"] |= {"batch": 24, "probe_images": 96, "untrained_baseline": False}
+    return resolve(small_recipe)
+
+
+def measurement(recipe: Recipe, **options: Any) -> Measurement:
+    subject = evaluation.Subject(None, to_tree(recipe), recipe.data.path, "cpu")
+    return Measurement(subject, evaluation.local_answers(subject), **options)
+
+
+def test_suites_part_the_table_and_the_files(recipe: Recipe, tmp_path: Path) -> None:
+    one = measurement(recipe)
+    keys = {}
+    for suite in evaluation.SUITES:
+        curve = one.curve((4, 9, 16), step=0, run="x", suites=(suite,))
+        keys[suite] = set(curve.rows[0]) - {"keep", "merge_ratio"}
+        files = evaluation.write(curve, one.subject, tmp_path / suite, one.findings)
+        one.findings = Findings()
+        assert Curve.load(files["curve.json"]) == curve
+        assert {path.name for path in (tmp_path / suite).iterdir()} == set(files)
+        assert curve.verdict()
+        for name, path in files.items():
+            if name.endswith(".png"):
+                assert min(Image.open(path).size) > 200, name
+        expected = (
+            {"tradeoff.png", "reconstructions.png", "clusters.png", "worst.png", "codes.png"}
+            if suite == "reconstruction"
+            else {"neighbours.png"}
+        )
+        assert {name for name in files if name.endswith(".png")} == expected
+        one.subject = dataclasses.replace(one.subject)
+    assert not keys["reconstruction"] & keys["representation"]
+    assert "psnr" in keys["reconstruction"]
+    assert "probe_top1_cls" in keys["representation"]
+
+
+def test_seeds_repeat_what_is_random_and_nothing_else(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = dataclasses.replace(heads.PUBLISHED["mergevq"], epochs=2)
+    monkeypatch.setitem(heads.PUBLISHED, "mergevq", quick)
+    settings = dataclasses.replace(recipe.evaluation, untrained_baseline=True, probes=("mergevq",))
+    recipe = dataclasses.replace(recipe, evaluation=settings)
+    many, once = measurement(recipe, seeds=2), measurement(recipe)
+    row, single = many.representation(9), once.representation(9)
+    repeated = {key.removesuffix("_std") for key in row if key.endswith("_std")}
+    assert repeated
+    assert all("untrained" in key or "mergevq" in key for key in repeated)
+    assert not any(key.endswith("_std") for key in single)
+    for key in ("probe_top1_cls", "knn_top1_cls"):
+        assert row[key] == single[key]
+    protocol = many.protocol(0, evaluation.SUITES)
+    assert protocol["probe"]["untrained_seeds"] == 2
+    assert protocol["probe"]["published"]["mergevq"]["optimizer"] == "adamw"
+
+
+def test_the_probes_of_a_job_are_the_librarys_with_what_was_chosen() -> None:
+    generator = np.random.default_rng(0)
+    train_y, test_y = generator.integers(0, 3, 60), generator.integers(0, 3, 30)
+    means = generator.normal(size=(3, 8))
+    train_x, test_x = (
+        (means[y] + generator.normal(size=(len(y), 8))).astype(np.float32) for y in (train_y, test_y)
+    )
+    found = probe_metrics(ProbeJob("cls", train_x, train_y, test_x, test_y), torch.device("cpu"))
+    expected = linear_probe(*map(torch.from_numpy, (train_x, train_y, test_x, test_y)))
+    assert (found["probe_top1_cls"], found["probe_C_cls"]) == (expected.top1, expected.C)
+    assert found["knn_top1_cls"] == found[f"knn_top1_cls_k{found['knn_k_cls']:.0f}"]
+
+
+def test_one_class_and_broken_features_are_said() -> None:
+    x, y = np.zeros((10, 4), np.float32), np.arange(10) % 2
+    for job, message in (
+        (ProbeJob("cls", x, np.zeros_like(y), x, y), "holds one class"),
+        (ProbeJob("cls", x * math.nan, y, x, y), "hold NaN or infinity: the tokenizer diverged"),
+    ):
+        with pytest.raises(InputError, match=message):
+            probe_metrics(job, torch.device("cpu"))
+
+
+def test_fewer_pictures_than_features_are_said_loudly(recipe: Recipe) -> None:
+    with pytest.warns(UserWarning, match="64 pictures for 200 features"):
+        curve = measurement(recipe).curve((16,), step=0, run="x", suites=("reconstruction",))
+    from mergevq_platform.figures.series import notes
+
+    assert any("strongly biased upwards" in note for note in notes(curve))
+
+
+def test_nearest_pictures_are_those_of_the_largest_cosine() -> None:
+    generator = np.random.default_rng(0)
+    bank, queries = generator.normal(size=(50, 6)), generator.normal(size=(4, 6))
+    found = nearest(bank, queries * 100, 3)
+    for query, rows in zip(queries, found, strict=True):
+        cosines = [float(query @ row) / np.linalg.norm(query) / np.linalg.norm(row) for row in bank]
+        assert list(rows) == sorted(range(50), key=lambda i: -cosines[i])[:3]
