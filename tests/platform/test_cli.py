@@ -180,7 +180,7 @@ def test_failures_of_ours_have_exit_status_1_and_point_to_debug(
     def broken(options: object) -> None:
         raise ZeroDivisionError("integer division")
 
-    monkeypatch.setattr(cli, "_recipes", broken)
+    monkeypatch.setattr(cli.training, "_recipes", broken)
     line = refused(["recipes"], capsys, status=1)
     assert "ZeroDivisionError: integer division (--debug shows the traceback)" in line
     assert cli.run(["--debug", "recipes"]) == 1
@@ -215,5 +215,5 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     def full(options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/shard")
 
-    monkeypatch.setattr(cli, "_recipes", full)
+    monkeypatch.setattr(cli.training, "_recipes", full)
     assert "no space left on device (/data/shard)" in refused(["recipes"], capsys, status=1)
