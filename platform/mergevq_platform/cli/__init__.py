@@ -1,6 +1,7 @@
 """The command line: `mergevq VERB …`. Every verb is a thin call of a function that Python can call as well.
 
-Exit status: 0 done, 1 a failure of ours or of the machine, 2 something the user can put right, 130 interrupted.
+Exit status: 0 done, 1 a failure of ours or of the machine, 2 something the user can put right, 130 interrupted or stopped
+before its end (what is left to do then can be resumed, and nothing that waits for the end should go on).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from mergevq.errors import InputError
 from mergevq_platform.cli import data, evaluation, store, sweeps, training
 from mergevq_platform.failures import one_line, root_cause
+
+INTERRUPTED = 130  # as a shell counts a program that SIGINT ended
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,11 +33,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
-        options.function(options)
-        return 0
+        stopped = options.function(options)
+        return INTERRUPTED if stopped else 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if options.debug:
             traceback.print_exc()

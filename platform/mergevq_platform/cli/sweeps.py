@@ -50,7 +50,7 @@ def add(verbs: Any) -> None:
     compare.set_defaults(function=_compare)
 
 
-def _sweep(options: argparse.Namespace) -> None:
+def _sweep(options: argparse.Namespace) -> bool:
     from mergevq_platform.sweeps import definition, driver, report
 
     home = places().home
@@ -93,6 +93,7 @@ def _sweep(options: argparse.Namespace) -> None:
     print(where_to_look(outcome.experiment, outcome.place.name))
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
+    return not outcome.complete
 
 
 def _compare(options: argparse.Namespace) -> None:

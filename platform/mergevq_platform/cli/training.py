@@ -45,7 +45,7 @@ def add(verbs: Any) -> None:
     recipes.set_defaults(function=_recipes)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> bool:
     from mergevq_platform import evaluation, recipe, trainer
 
     # With --resume the positional recipe is left out, so its slot may hold the first override.
@@ -70,6 +70,7 @@ def _train(options: argparse.Namespace) -> None:
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
     print(where_to_look(outcome.experiment))
+    return outcome.stopped
 
 
 def _import_official(options: argparse.Namespace) -> None:
