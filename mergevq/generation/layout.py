@@ -113,7 +113,8 @@ class Compressed:
         if cell % self.look_every == 0:
             self.bound = int(self.distinct.count.max()) + self.look_every - 1
         visible = self.base + min(_rounded(min(self.bound, self.most), self.bucket), self.most)
-        self.slots = max(self.slots, self.base + min(_rounded(visible - self.base, 32), self.most))
+        if visible > self.slots:
+            self.slots = self.base + min(_rounded(visible - self.base, 32), self.most)
         filled = self.index[: visible - self.base] < self.distinct.count[:, None]
         mask = torch.cat([self.front, self.ring, filled], 1)
         return Place(slot, visible, mask[:, None])
