@@ -41,6 +41,11 @@ class Curve:
             raise InputError(f"{path} is not a curve written by mergevq evaluate ({error})") from None
 
     @property
+    def suites(self) -> list[str]:
+        """What was measured; files from before there was a choice have both."""
+        return self.protocol.get("suites", ["reconstruction", "representation"])
+
+    @property
     def frechet_key(self) -> str:
         """The name of the Fréchet distance of reconstructions with the true source."""
         return f"rfd_{self.protocol['extractor']['name']}"
@@ -54,18 +59,14 @@ class Curve:
         keeps = self.column("keep")
         if len(keeps) < 3:
             return ["fewer than three kept counts: no trend can be told"]
-        sentences = [
-            _trend(
-                "the Fréchet distance falls with more kept tokens",
-                keeps,
-                self.column(self.frechet_key),
-                -1,
-                0.02,
-            ),
-            _trend("PSNR rises with more kept tokens", keeps, self.column("psnr"), 1, 0.005),
-        ]
+        sentences = []
+        if self.frechet_key in self.rows[0]:
+            claim = "the Fréchet distance falls with more kept tokens"
+            sentences.append(_trend(claim, keeps, self.column(self.frechet_key), -1, 0.02))
+        if "psnr" in self.rows[0]:
+            sentences.append(_trend("PSNR rises with more kept tokens", keeps, self.column("psnr"), 1, 0.005))
         if "probe_top1_cls" not in self.rows[0]:
-            return [*sentences, "no labels: no probe"]
+            return [*sentences, *([] if "representation" not in self.suites else ["no labels: no probe"])]
         sentences.append(
             _trend(
                 "the probe rises with fewer kept tokens, as in the paper",
@@ -148,11 +149,13 @@ class Curve:
     def caption(self) -> str:
         """What the numbers are, in one paragraph: extractor, data, counts, teacher."""
         p = self.protocol
-        parts = [
-            f"{self.frechet_key}: Fréchet distance between {p['images']} pictures of '{p['split']}' and their reconstructions, "
-            f"{p['extractor']['description']}; true source unless marked recovered (source predicted).",
-            f"Measured with {self.weights()}, on data {p['data_fingerprint'][:12]}.",
-        ]
+        parts = []
+        if "reconstruction" in self.suites:
+            parts.append(
+                f"{self.frechet_key}: Fréchet distance between {p['images']} pictures of '{p['split']}' and their reconstructions, "
+                f"{p['extractor']['description']}; true source unless marked recovered (source predicted)."
+            )
+        parts.append(f"Measured with {self.weights()}, on data {p['data_fingerprint'][:12]}.")
         if p.get("probe"):
             interval = "95% Wilson interval in the JSON"
             parts.append(

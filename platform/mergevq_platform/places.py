@@ -1,7 +1,8 @@
 """Where runs, the tracking store and checkpoints live; the one file that reads these variables.
 
 `MERGEVQ_HOME` moves everything, `MLFLOW_TRACKING_URI` the tracking store, `MERGEVQ_STORAGE` the checkpoints;
-a recipe mentions none of them.
+`MERGEVQ_WEIGHTS` is a folder of published weights, where files named without a folder are looked for. A recipe
+mentions none of them.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """The places of one process: home, the tracking store (None: sqlite in home), the checkpoint root."""
+    """The places of one process: home, the tracking store (None: sqlite in home), the checkpoint root, weights."""
 
     home: Path
     tracking_uri: str | None = None
     storage: str
+    weights: Path | None = None
 
     @property
     def data(self) -> Path:
@@ -36,6 +38,7 @@ def places(
         home=home,
         tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
         storage=storage or environ.get("MERGEVQ_STORAGE") or str(home / "ray"),
+        weights=Path(folder).expanduser().absolute() if (folder := environ.get("MERGEVQ_WEIGHTS")) else None,
     )
 
 

@@ -134,7 +134,7 @@ def test_an_unreachable_count_names_the_reachable_ones(recipe: Recipe) -> None:
 
 def test_the_untrained_baseline_is_the_initialisation_of_that_very_run(run: Run, recipe: Recipe) -> None:
     subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
-    first, again = evaluation.Evaluator(subject).untrained, evaluation.Evaluator(subject).untrained
+    first, again = evaluation.Evaluator(subject).untrained(), evaluation.Evaluator(subject).untrained()
     trained = evaluation.Evaluator(subject).tokenizer
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])

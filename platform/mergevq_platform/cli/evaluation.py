@@ -15,7 +15,15 @@ def add(verbs: Any) -> None:
         "evaluate", help="measure the curve of a run, a checkpoint or an imported tokenizer"
     )
     evaluate.add_argument(
-        "run", help="a run's name, its directory, a checkpoint, an imported tokenizer's directory, or a URI"
+        "run",
+        help="a run's name or id (also of a run that only the tracking store knows), a directory or URI of one, a "
+        "checkpoint, a registered model (models:/NAME@alias), or an imported tokenizer's directory",
+    )
+    evaluate.add_argument(
+        "--suite",
+        choices=["reconstruction", "representation", "all"],
+        default="all",
+        help="what to measure (default all)",
     )
     evaluate.add_argument(
         "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
@@ -25,15 +33,34 @@ def add(verbs: Any) -> None:
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )
     evaluate.add_argument(
+        "--extractor",
+        metavar="YAML",
+        help="features of the Fréchet distance, as in a recipe: random, or {kind: timm, name: …, weights: FILE}; "
+        "files without a folder are looked for in MERGEVQ_WEIGHTS too",
+    )
+    evaluate.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="repeat what is random over so many seeds and give mean and deviation: the initialisation of the untrained "
+        "baseline (probe and k-NN of a trained tokenizer have nothing random in them)",
+    )
+    evaluate.add_argument(
         "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
     )
-    evaluate.add_argument("--json", type=Path, help="write the curve as JSON here")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the curve as JSON here")
+    evaluate.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the table, with its protocol, as Markdown here"
+    )
     evaluate.add_argument(
         "--out", type=Path, help="write figures and tables here (default: the run's curve-* folder)"
     )
     evaluate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
     evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     evaluate.add_argument("--no-tracking", action="store_true", help="do not record in MLflow")
+    evaluate.add_argument(
+        "--no-cache", action="store_true", help="measure all of it again (mergevq cache says what is kept)"
+    )
     evaluate.set_defaults(function=_evaluate)
 
     reconstruct = verbs.add_parser(
@@ -51,28 +78,39 @@ def add(verbs: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from mergevq_platform import evaluation
 
-    home = places().home
+    suites = evaluation.SUITES if options.suite == "all" else (options.suite,)
     curve = evaluation.evaluate(
         options.run,
-        home=home,
+        home=places().home,
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
+        suites=suites,
+        extractor=evaluation.parse_extractor(options.extractor) if options.extractor else None,
+        seeds=options.seeds,
         workers=options.workers,
         out=options.out,
         storage=options.storage,
         address=options.address,
-        tracking_uri=None if options.no_tracking else places().tracking_uri,
+        tracking_uri=places().tracking_uri,
         track=not options.no_tracking,
+        cache=not options.no_cache,
     )
     if options.json:
         curve.save(options.json)
+    if options.markdown:
+        options.markdown.write_text(curve.markdown() + "\n")
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
     from mergevq_platform import evaluation
 
     for path in evaluation.reconstruct(
-        options.checkpoint, options.images, home=places().home, keeps=options.keep, out=options.out
+        options.checkpoint,
+        options.images,
+        home=places().home,
+        keeps=options.keep,
+        out=options.out,
+        tracking_uri=places().tracking_uri,
     ):
         print(path)

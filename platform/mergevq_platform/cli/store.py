@@ -1,4 +1,4 @@
-"""`mergevq runs`, `sync` and `ui`: what the store holds."""
+"""`mergevq runs`, `register`, `cache`, `sync` and `ui`: what is kept, and what the store holds."""
 
 from __future__ import annotations
 
@@ -25,6 +25,23 @@ def add(verbs: Any) -> None:
     removing.add_argument("runs", nargs="+", metavar="RUN", help="names or ids")
     removing.add_argument("--files", action="store_true", help="also delete runs/ray/NAME (for good)")
     removing.set_defaults(function=_runs_rm)
+
+    registering = verbs.add_parser(
+        "register", help="a run's newest checkpoint as an MLflow model, with its curve and data"
+    )
+    registering.add_argument("run", help="a run's name, id or directory")
+    registering.add_argument("--name", required=True, help="of the registered model")
+    registering.add_argument(
+        "--alias", help="such as champion: then models:/NAME@champion names this version"
+    )
+    registering.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    registering.set_defaults(function=_register)
+
+    cache = verbs.add_parser(
+        "cache", help="what evaluations keep so as not to measure twice: show it, clear it"
+    )
+    cache.add_argument("what", nargs="?", choices=["show", "clear"], default="show")
+    cache.set_defaults(function=_cache)
 
     sync = verbs.add_parser("sync", help="deliver to MLflow what an unreachable server missed")
     sync.add_argument("run", help="a run's name or directory")
@@ -82,6 +99,29 @@ def _runs_rm(options: argparse.Namespace) -> None:
         if options.files and directory.is_dir():
             shutil.rmtree(directory)
             print(f"{directory}: deleted")
+
+
+def _register(options: argparse.Namespace) -> None:
+    from mergevq_platform import evaluation
+
+    made = evaluation.register(
+        options.run,
+        options.name,
+        home=places().home,
+        alias=options.alias,
+        storage=options.storage,
+        tracking_uri=places().tracking_uri,
+    )
+    print(f"{made.uri}  version {made.version}, model {made.model_id}")
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from mergevq_platform.evaluation.cache import Cache
+
+    cache = Cache.at(places().home)
+    size = cache.clear() if options.what == "clear" else cache.bytes
+    done = "deleted from" if options.what == "clear" else f"of at most {cache.limit_bytes / 1e9:.0f} GB in"
+    print(f"{size / 1e6:,.1f} MB {done} {cache.directory}")
 
 
 def _sync(options: argparse.Namespace) -> None:

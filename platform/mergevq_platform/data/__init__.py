@@ -3,6 +3,7 @@
 from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import EvalBatches
+from mergevq_platform.data.folders import Pictures, open_pictures
 from mergevq_platform.data.info import contact_sheet, describe
 from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.order import SampleOrder
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "EvalBatches",
+    "Pictures",
     "Row",
     "SampleOrder",
     "TrainStream",
@@ -27,6 +29,7 @@ __all__ = [
     "evaluation_view",
     "make_views",
     "open_dataset",
+    "open_pictures",
     "pack",
     "to_unit_range",
     "write_digits",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -16,6 +16,7 @@ from mergevq.metrics import to_uint8
 CELL = 128  # screen pixels that a small picture is enlarged to, about: the factor is whole
 LEAST = 96  # screen pixels that a picture has at least
 GAP = 8  # screen pixels between pictures
+CAPTION = 14  # screen pixels of a line under a picture
 HEAD, FOOT, SIDE = 30, 12, 12  # screen pixels around them
 TINT = 0.5  # share of the cluster's colour over the grey picture
 DPI = 100
@@ -58,6 +59,27 @@ def cluster_grid(originals: Tensor, assigned: Mapping[int, Tensor]) -> Figure:
     return _grid(columns, foot="Cells of one colour are one kept token; cells in grey were not merged.")
 
 
+def worst_grid(
+    originals: Tensor, painted: Mapping[int, Tensor], rows: Sequence[int], psnr: Mapping[int, np.ndarray]
+) -> Figure:
+    """`reconstruction_grid` of the pictures that come out worst, their PSNR under each; `rows` number them in the split."""
+    columns = {"original": _screen(originals)}
+    captions = {"original": [f"row {row}" for row in rows]}
+    for keep in sorted(painted, reverse=True):
+        columns[_label(keep)] = _screen(painted[keep])
+        captions[_label(keep)] = [f"{value:.1f} dB" for value in psnr[keep]]
+    foot = f"The lowest PSNR of the split at {max(painted)} kept tokens, lowest first."
+    return _grid(columns, foot=foot, captions=captions)
+
+
+def neighbour_grid(queries: Tensor, found: Tensor, keep: int) -> Figure:
+    """A row per picture of the evaluation split (B, 3, H, W): itself, then its nearest training pictures (B, k, …)."""
+    columns = {"picture": _screen(queries)}
+    columns |= {f"nearest {rank + 1}": _screen(found[:, rank]) for rank in range(found.shape[1])}
+    foot = f"Training pictures whose [CLS] feature has the largest cosine with the picture's, {keep} kept tokens."
+    return _grid(columns, foot=foot)
+
+
 def _label(keep: int) -> str:
     return f"{keep} kept"
 
@@ -72,18 +94,24 @@ def _screen(pictures: Tensor) -> np.ndarray:
     return array.repeat(factor, 1).repeat(factor, 2)
 
 
-def _grid(columns: Mapping[str, np.ndarray], foot: str = "") -> Figure:
+def _grid(
+    columns: Mapping[str, np.ndarray], foot: str = "", captions: Mapping[str, Sequence[str]] | None = None
+) -> Figure:
     rows, height, width = next(iter(columns.values())).shape[:3]
+    gap = GAP + (CAPTION if captions else 0)  # below each picture
     foot_height = FOOT + (18 if foot else 0)
     total_width = 2 * SIDE + len(columns) * (width + GAP) - GAP
-    total_height = HEAD + rows * (height + GAP) - GAP + foot_height
+    total_height = HEAD + rows * (height + gap) - GAP + foot_height
     canvas = np.full((total_height, total_width, 3), 255, np.uint8)
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
     for column, (label, pictures) in enumerate(columns.items()):
         x = SIDE + column * (width + GAP)
         for row, picture in enumerate(pictures):
-            y = HEAD + row * (height + GAP)
+            y = HEAD + row * (height + gap)
             canvas[y : y + height, x : x + width] = picture
+            if captions:
+                place = (x + width / 2) / total_width, 1 - (y + height + 3) / total_height
+                figure.text(*place, captions[label][row], ha="center", va="top", size=8.5, color="#333333")
         figure.text(
             (x + width / 2) / total_width, 1 - (HEAD - 8) / total_height, label, ha="center", va="bottom", size=10.5,
             weight="bold" if column == 0 else "normal",

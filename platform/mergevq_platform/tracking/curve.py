@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mergevq_platform.tracking.journal import Held, Journal
 from mergevq_platform.tracking.records import (
@@ -18,6 +19,9 @@ from mergevq_platform.tracking.records import (
     read_identity,
     read_metrics,
 )
+
+if TYPE_CHECKING:
+    from mergevq_platform.tracking.listing import TrackedRun
 
 Curve = dict[str, dict[int, float]]
 
@@ -58,17 +62,38 @@ def open_for_curve(run_dir: Path, *, fresh: bool = False) -> Journal:
             return own
         if own is not None:
             own.close()
+    return _linked(
+        Path(run_dir) / "evaluations",
+        evaluates=identity.uid,
+        name=identity.name,
+        experiment=identity.experiment,
+        parent=identity.parent,
+        user=identity.user,
+    )
+
+
+def open_for_evaluation(folder: Path, run: TrackedRun) -> Journal:
+    """The journal, below `folder`, of a new run that measures `run`, of which only the store knows."""
+    user = run.tags.get("mlflow.user")
+    return _linked(
+        folder, evaluates=run.uid, name=run.name, experiment=run.experiment, parent=run.parent, user=user
+    )
+
+
+def _linked(
+    folder: Path, *, evaluates: str, name: str, experiment: str, parent: str | None, user: str | None
+) -> Journal:
     uid = new_uid()
     again = RunIdentity(
         uid=uid,
-        name=f"{identity.name}-evaluation-{uid[:6]}",
-        experiment=identity.experiment,
+        name=f"{name}-evaluation-{uid[:6]}",
+        experiment=experiment,
         kind="evaluation",
-        parent=identity.parent,
-        evaluates=identity.uid,
-        user=identity.user,
+        parent=parent,
+        evaluates=evaluates,
+        user=user,
     )
-    return Journal(Path(run_dir) / "evaluations" / uid[:12] / JOURNAL_NAME, again)
+    return Journal(folder / uid[:12] / JOURNAL_NAME, again)
 
 
 def _unless_held(path: Path) -> Journal | None:

@@ -33,6 +33,7 @@ class TrackedRun:
     parent: str | None
     evaluates: str | None
     params: dict[str, str]
+    tags: dict[str, str]
     metrics: dict[str, float]
 
     @property
@@ -118,5 +119,6 @@ def _tracked(run: Run, experiment: str) -> TrackedRun:
         parent=tags.get(PARENT_TAG),
         evaluates=tags.get(EVALUATES_TAG),
         params=dict(run.data.params),
+        tags=dict(tags),
         metrics=dict(run.data.metrics),
     )

@@ -1,0 +1,162 @@
+"""One process's models and data, which answer jobs of whole evaluation batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mergevq
+from mergevq.metrics import (
+    CodeUsage,
+    FeatureStatistics,
+    extractor,
+    knn_classify,
+    linear_probe,
+    to_uint8,
+)
+from mergevq.tokenizer import MergeVQ
+from mergevq_platform import checkpoints, loop
+from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.evaluation.answers import Reconstruction, merge
+from mergevq_platform.evaluation.subject import Subject, split_batches
+from mergevq_platform.recipe import resolve
+
+DECODED_BYTES = 512 * 1024**2  # decoded pictures that one process keeps
+
+
+class Job(NamedTuple):
+    """A piece of work: some batches of a split at one kept count."""
+
+    kind: Literal["reference", "reconstruction", "features", "untrained"]
+    split: str
+    keep: int
+    batches: tuple[int, ...]
+    seed: int = 0  # of an untrained tokenizer, counted up from the recipe's
+
+
+class ProbeJob(NamedTuple):
+    """Features of one kind, (B, D) float32, with labels (B,): learn on the first two, score on the last two."""
+
+    suffix: str  # of the metrics' names
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+
+
+class Evaluator:
+    """One process's models and data; answers jobs."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.recipe = resolve(subject.recipe)
+        self.device = torch.device(subject.device)
+        self.extractor = extractor(self.recipe.evaluation.extractor).to(self.device)
+        self.decoded: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self.room = DECODED_BYTES
+        self._untrained: dict[int, MergeVQ] = {}
+
+    @cached_property
+    def tokenizer(self) -> MergeVQ:
+        """The trained tokenizer (averaged weights), in evaluation mode."""
+        if self.subject.checkpoint is None:
+            return self.untrained()
+        with checkpoints.weights(self.subject.checkpoint) as directory:
+            return mergevq.load(directory).to(self.device).eval()
+
+    def untrained(self, seed: int = 0) -> MergeVQ:
+        """The tokenizer as it was before its first step: same seed (and the ones after it), same initialisation."""
+        if seed not in self._untrained:
+            torch.manual_seed(self.recipe.seed + seed)
+            dataset = open_dataset(self.subject.data, self.recipe.data.train_split)
+            model = loop.build(self.recipe, dataset).model()
+            assert isinstance(model, MergeVQ)
+            self._untrained = {seed: model.to(self.device).eval()}  # jobs of one seed follow each other
+        return self._untrained[seed]
+
+    def batches(self, split: str) -> EvalBatches:
+        """The fixed batches of a split."""
+        return split_batches(self.recipe, self.subject.data, split)
+
+    def batch(self, split: str, index: int) -> dict[str, Tensor]:
+        """One batch on the device; pictures are decoded once for all kept counts, as far as memory is set aside."""
+        if (split, index) not in self.decoded:
+            batch = self.batches(split).batch(index)
+            size = batch["image"].nbytes
+            if size > self.room:
+                return to_unit_range(batch, self.device)
+            self.room -= size
+            self.decoded[split, index] = batch
+        return to_unit_range(self.decoded[split, index], self.device)
+
+    def pictures(self, split: str, rows: Iterable[int]) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] of a split by their rows, on the device."""
+        size = self.batches(split).batch_size
+        return torch.stack([self.batch(split, int(row) // size)["image"][int(row) % size] for row in rows])
+
+    @torch.no_grad()
+    def answer(self, job: Job | ProbeJob) -> Any:
+        """Do one job; see the module's docstring."""
+        if isinstance(job, ProbeJob):
+            return probe_metrics(job, self.device)
+        return merge(self._batch(job, index) for index in job.batches)
+
+    def _batch(self, job: Job, index: int) -> Any:
+        batch = self.batch(job.split, index)
+        images, keep = batch["image"], job.keep
+        match job.kind:
+            case "reference":
+                statistics = FeatureStatistics()
+                statistics.update(self.extractor(images))
+                return statistics
+            case "reconstruction":
+                return self._reconstruct(images, keep)
+            case "features" | "untrained":
+                model = self.tokenizer if job.kind == "features" else self.untrained(job.seed)
+                return features(model, images, keep) | {"label": batch["label"].cpu().numpy()}
+
+    def _reconstruct(self, images: Tensor, keep: int) -> Reconstruction:
+        result = Reconstruction(codes=CodeUsage(self.tokenizer.config.quantizer.vocabulary))
+        encoded = self.tokenizer.encode(images, keep)
+        painted = self.tokenizer.decode(encoded)
+        result.true.update(self.extractor(painted))
+        result.psnr.update(images, painted)
+        result.each_psnr = (
+            result.psnr.scores(to_uint8(images).double(), to_uint8(painted).double()).cpu().numpy()
+        )
+        result.ssim.update(images, painted)
+        assert result.codes is not None
+        result.codes.update(encoded.indices)
+        if self.tokenizer.config.recovery is not None:
+            slots = self.tokenizer.recover(encoded.codes).argmax(-1)
+            result.recovery.update(slots, encoded.source.assignment)
+            repainted = self.tokenizer.decode_indices(encoded.indices)
+            result.recovered.update(self.extractor(repainted))
+            result.psnr_recovered.update(images, repainted)
+        return result
+
+
+def features(model: MergeVQ, images: Tensor, keep: int) -> dict[str, np.ndarray]:
+    """Features of pictures (B, 3, H, W): `cls`, the summary token, and `mean`, the kept tokens averaged over the
+    cells they stand for, before quantization; each (B, D) float32."""
+    encoded = model.encode(images, keep)
+    share = encoded.source.size / encoded.source.size.sum(1, keepdim=True)
+    mean = torch.einsum("bk,bkd->bd", share.to(encoded.kept_tokens.dtype), encoded.kept_tokens)
+    return {"cls": encoded.summary.float().cpu().numpy(), "mean": mean.float().cpu().numpy()}
+
+
+def probe_metrics(job: ProbeJob, device: torch.device) -> dict[str, float]:
+    """Linear-probe and k-NN top-1 (percent), with the probe's 95% interval."""
+    arrays = [torch.from_numpy(array).to(device) for array in job[1:]]
+    probe = linear_probe(*arrays)
+    return {
+        f"probe_top1_{job.suffix}": probe.top1,
+        f"probe_top1_{job.suffix}_low": probe.interval[0],
+        f"probe_top1_{job.suffix}_high": probe.interval[1],
+        f"knn_top1_{job.suffix}": knn_classify(*arrays).top1,
+    }

@@ -1,0 +1,87 @@
+"""What is measured, over which pictures, at which kept counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq.keep import reachable
+from mergevq.tokenizer import TokenizerConfig
+from mergevq_platform import checkpoints
+from mergevq_platform.curves import six_counts
+from mergevq_platform.data import Dataset, EvalBatches, open_dataset
+from mergevq_platform.recipe import Recipe, resolve
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, in a form that travels to workers.
+
+    `checkpoint` is a directory or URI that holds one; none: the tokenizer as it was before its first step.
+    """
+
+    checkpoint: str | None
+    recipe: dict[str, Any]
+    data: str
+    device: Literal["cpu", "cuda"]
+
+
+def identity(subject: Subject) -> dict[str, str]:
+    """What tells a tokenizer from every other: the hash of its weights, or how it would be initialised."""
+    if subject.checkpoint is None:
+        return untrained_identity(resolve(subject.recipe), 0)
+    with checkpoints.weights(subject.checkpoint) as directory:
+        return {
+            "weights_sha256": checkpoints.sha256(directory / "model.safetensors"),
+            "config_sha256": checkpoints.sha256(directory / "config.json"),
+        }
+
+
+def untrained_identity(recipe: Recipe, seed: int) -> dict[str, str]:
+    """What tells an untrained tokenizer from every other; `seed` counts up from the recipe's own."""
+    task = json.dumps(to_tree(recipe.tokenizer), sort_keys=True)
+    return {
+        "initialisation": f"seed {recipe.seed + seed}, torch {torch.__version__}",
+        "task_sha256": hashlib.sha256(task.encode()).hexdigest(),
+    }
+
+
+@lru_cache(maxsize=8)
+def _opened(data: str, split: str) -> Dataset:
+    return open_dataset(data, split)
+
+
+def split_batches(recipe: Recipe, data: str, split: str) -> EvalBatches:
+    """The fixed evaluation batches of a split, up to the recipe's limits."""
+    settings = recipe.evaluation
+    limit = settings.probe_images if split == recipe.data.train_split else settings.images
+    return EvalBatches(_opened(data, split), recipe.data.views.image_size, settings.batch, limit=limit)
+
+
+def chosen_keeps(recipe: Recipe, keeps: Sequence[int] | None) -> tuple[int, ...]:
+    """The kept counts to measure. Raises `InputError` for one that the encoder's layers cannot reach."""
+    task = recipe.tokenizer
+    trained = task.keep.candidates(task.model.grid_tokens)
+    return reachable_keeps(task.model, keeps or recipe.evaluation.keeps, trained)
+
+
+def reachable_keeps(
+    model: TokenizerConfig, keeps: Sequence[int] | None, candidates: Sequence[int]
+) -> tuple[int, ...]:
+    """The wanted kept counts, or six spread over the candidates; `InputError` for one that is out of reach."""
+    within = reachable(model.grid_tokens, model.encoder.depth)
+    chosen = tuple(keeps or six_counts(candidates, model.grid_tokens, within))
+    for keep in chosen:
+        if keep not in within:
+            raise InputError(
+                f"cannot keep {keep} tokens: this encoder reaches {within.start} to {within.stop - 1} of {model.grid_tokens}"
+            )
+    return chosen

@@ -1,0 +1,177 @@
+"""Evaluating by name: a run, a checkpoint or an imported tokenizer, found, measured, written down and recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import mergevq
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq.metrics import FeaturesConfig
+from mergevq_platform import checkpoints, cluster
+from mergevq_platform.curves import Curve
+from mergevq_platform.data import decode, evaluation_view
+from mergevq_platform.evaluation.answering import local_answers, ray_answers
+from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.finding import find, locate
+from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
+from mergevq_platform.evaluation.recording import note, picture_grids, record, show, write
+from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
+from mergevq_platform.evaluation.weights import with_file
+from mergevq_platform.places import places
+from mergevq_platform.recipe import Recipe
+from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
+from mergevq_platform.tracking.models import Registered, register_model
+from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
+from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.ui import where_to_look
+
+
+def evaluate(
+    name: str,
+    *,
+    home: Path,
+    keeps: Sequence[int] | None = None,
+    data: str | None = None,
+    recipe: str | None = None,
+    suites: Sequence[Suite] = SUITES,
+    extractor: FeaturesConfig | None = None,
+    seeds: int = 1,
+    workers: int = 1,
+    out: Path | None = None,
+    storage: str | None = None,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    track: bool = True,
+    cache: bool = True,
+) -> Curve:
+    """Measure the curve of what `name` means, write tables and figures to `out`, and record it in MLflow.
+
+    `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`)
+    or a tokenizer's directory, for which `recipe` then names one for data and protocol. The run's own MLflow run takes
+    its first curve; measuring again makes a linked run. `extractor` takes the place of the recipe's; `seeds`: see
+    `Measurement`. Raises `InputError` for a name that is none of these, and for kept counts or data that do not fit.
+    """
+    store = Store.at(home, tracking_uri)
+    found = find(name, home=home, store=store, storage=storage, recipe=recipe)
+    settings = with_extractor(found.recipe, extractor)
+    device: Literal["cpu", "cuda"] = "cpu"
+    if workers > 1:
+        cluster.connect(home, address=address)
+        device = cluster.choose_device("auto", workers)
+    elif torch.cuda.is_available():
+        device = "cuda"
+    subject = Subject(found.checkpoint, to_tree(settings), data or settings.data.path, device)
+    answers = ray_answers(subject, workers) if workers > 1 else local_answers(subject)
+    measurement = Measurement(subject, answers, Cache.at(home) if cache else None, seeds)
+    curve = measurement.curve(
+        chosen_keeps(settings, keeps), step=found.step, run=found.label, suites=suites, say=note
+    )
+    folder = out or (found.directory or Path.cwd()) / f"curve-{time.strftime('%Y%m%d-%H%M%S')}"
+    files = write(curve, subject, folder, measurement.findings)
+    show(curve, files)
+    if track and (journal := found.journal(home)):
+        recorder = LocalRecorder.around(journal, store)
+        with contextlib.closing(recorder):
+            record(curve, files, recorder)
+        print(where_to_look(store, settings.experiment))
+    return curve
+
+
+def after_training(outcome: Any, recorder: Any) -> None:
+    """Measure the curve of a finished training and record it in the training's own MLflow run."""
+    location = outcome.run.newest_checkpoint()
+    with checkpoints.newest(location) as directory:
+        recipe = checkpoints.recipe_of(directory)
+    if recipe.task.kind != "tokenizer":
+        return
+    recipe = with_extractor(recipe)
+    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    subject = Subject(location, to_tree(recipe), recipe.data.path, device)
+    answers = ray_answers(subject, recipe.cluster.workers)
+    measurement = Measurement(subject, answers, Cache.at(outcome.run.home))
+    curve = measurement.curve(chosen_keeps(recipe, None), step=outcome.step, run=outcome.run.name, say=note)
+    files = write(curve, subject, outcome.run.directory / "curve", measurement.findings)
+    show(curve, files)
+    record(curve, files, recorder)
+    recorder.flush()
+
+
+def reconstruct(
+    name: str,
+    pictures: Sequence[Path],
+    *,
+    home: Path,
+    keeps: Sequence[int] | None,
+    out: Path,
+    tracking_uri: str | None = None,
+) -> list[Path]:
+    """Originals, reconstructions and cluster maps of picture files, side by side; returns the files written."""
+    location = locate(name, home=home, store=Store.at(home, tracking_uri))
+    with checkpoints.weights(location) as directory:
+        tokenizer = mergevq.load(directory)
+        if keeps is None and not checkpoints.is_bare(location):
+            keeps = chosen_keeps(checkpoints.recipe_of(directory), None)
+    model = tokenizer.config
+    size = model.image_size
+    views = [evaluation_view(decode(path.read_bytes()), size) for path in pictures]
+    originals = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return list(
+        picture_grids(
+            tokenizer, originals, reachable_keeps(model, keeps, range(1, model.grid_tokens + 1)), out
+        ).values()
+    )
+
+
+def register(
+    name: str,
+    model: str,
+    *,
+    home: Path,
+    alias: str | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+) -> Registered:
+    """Register the newest checkpoint of a run as the MLflow model `model`, under `alias`, with its curve and data.
+
+    Raises `InputError` for a name that is no run of the store.
+    """
+    store = Store.at(home, tracking_uri)
+    found = find(name, home=home, store=store, storage=storage)
+    tracked = found.tracked
+    if found.run is not None:
+        tracked = find_run(store, read_identity(found.run.directory / JOURNAL_NAME).uid)
+    if tracked is None:
+        raise InputError(f"{name} has no run in {store.public_uri}: only a run's tokenizer can be registered")
+    again = [run for run in list_runs(store, tracked.experiment) if run.evaluates == tracked.uid]
+    measured = next((run for run in [tracked, *again] if run.has_curve), None)
+    dataset = None
+    if measured is not None and "protocol.data" in measured.tags:
+        dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
+    with checkpoints.newest(found.checkpoint) as directory:
+        return register_model(
+            store,
+            tracked,
+            directory,
+            name=model,
+            alias=alias,
+            step=found.step,
+            image_size=found.recipe.tokenizer.model.image_size,
+            curve=stored_curve(store, measured) if measured else {},
+            dataset=dataset,
+        )
+
+
+def with_extractor(recipe: Recipe, extractor: FeaturesConfig | None = None) -> Recipe:
+    """The recipe with another extractor, or its own, whose weights file is found."""
+    found = with_file(extractor or recipe.evaluation.extractor, places().weights)
+    return replace(recipe, evaluation=replace(recipe.evaluation, extractor=found))

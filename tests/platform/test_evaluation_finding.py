@@ -1,0 +1,164 @@
+"""What a name means: runs here, runs that only the tracking store knows, registered models; and models in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mergevq
+from mergevq.errors import InputError
+from mergevq_platform import checkpoints, cli, evaluation, loop
+from mergevq_platform.local import LocalHost
+from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.runs import Run
+from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
+from mergevq_platform.tracking.models import fetch_model
+from mergevq_platform.tracking.serving import ServedTokenizer
+from mergevq_platform.tracking.store import Store
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The home that trained, and another that has nothing but the address of the same tracking store."""
+    root = tmp_path_factory.mktemp("homes")
+    return root / "trained", root / "elsewhere"
+
+
+@pytest.fixture
+def recipe(small_recipe: dict[str, Any]) -> Recipe:
+    small_recipe["evaluation"] |= {"images": 32, "probe_images": 48, "untrained_baseline": False}
+    return resolve(small_recipe | {"steps": 1, "checkpoint_every": 1})
+
+
+@pytest.fixture
+def run(recipe: Recipe, homes: tuple[Path, Path]) -> Run:
+    """A run in the store, trained without Ray; made once, with its curve."""
+    home = homes[0]
+    run = Run("tokens", home, str(home / "ray"))
+    if not run.directory.exists():
+        run.directory.mkdir(parents=True)
+        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+        loop.train(recipe, loop.Worker(), LocalHost(run.directory))
+        run.recorder(recipe, None).close("FINISHED")
+        evaluation.evaluate("tokens", home=home, keeps=(4, 16), out=home / "first")
+    return run
+
+
+def test_a_run_is_measured_again_from_the_tracking_store_alone(
+    run: Run, homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, elsewhere = homes
+    store = Store.at(trained)
+    monkeypatch.setenv("MERGEVQ_HOME", str(elsewhere))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    monkeypatch.chdir(homes[0].parent)
+    origin = find_run(store, "tokens")
+    before = stored_curve(store, origin)
+    options = ["--keep", "9", "--suite", "reconstruction", "--json", "again.json"]
+    assert cli.run(["evaluate", origin.run_id[:10], *options]) == 0
+    row = json.loads(Path("again.json").read_text())["rows"][0]
+    assert not any("probe" in key for key in row)
+    (again,) = [found for found in list_runs(store) if found.evaluates == origin.uid]
+    assert stored_curve(store, again)["psnr"] == {9: pytest.approx(row["psnr"])}
+    assert stored_curve(store, origin) == before, "the training's own curve stays as it is"
+    assert cli.run(["evaluate", again.name, *options, "--no-tracking"]) == 0, (
+        capsys.readouterr().err
+    )
+    capsys.readouterr()
+    assert cli.run(["evaluate", "nobody"]) == 2
+    assert "none of that name or id in sqlite" in capsys.readouterr().err
+
+
+def test_a_registered_model_loads_in_a_fresh_process_and_is_measured_by_its_name(
+    run: Run, homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = homes[0]
+    store = Store.at(home)
+    monkeypatch.setenv("MERGEVQ_HOME", str(home))
+    monkeypatch.chdir(home)
+    assert cli.run(["register", "tokens", "--name", "shapes", "--alias", "champion"]) == 0
+    assert "models:/shapes@champion  version 1" in capsys.readouterr().out
+
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    np.save("pictures.npy", pictures)
+    script = (
+        "import sys, numpy, mlflow\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model('models:/shapes@champion')\n"
+        "pictures = numpy.load('pictures.npy')\n"
+        "answer = model.predict(pictures, params={'keep': 9, 'output': 'all'})\n"
+        "numpy.savez('answer.npz', all=model.predict(pictures)['indices'], **answer)\n"
+        "assert 'ray' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script, store.uri], check=True, timeout=300)
+    answer = np.load("answer.npz")
+    tokenizer = mergevq.load(run.newest_checkpoint())
+    encoded = tokenizer.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1, 9)
+    assert np.array_equal(answer["indices"], encoded.indices.numpy())
+    assert np.array_equal(answer["source"], encoded.source.assignment.numpy())
+    assert np.allclose(answer["features"], encoded.summary.detach().numpy(), atol=1e-5)
+    assert answer["reconstructions"].dtype == np.uint8
+    assert answer["all"].shape == (3, 16)
+
+    client = store.client()
+    model = client.get_logged_model(
+        client.get_model_version_by_alias("shapes", "champion").tags["mergevq.model"]
+    )
+    measured = {metric.key: metric for metric in model.metrics if metric.step == 16}
+    assert measured["model/psnr"].value == pytest.approx(
+        stored_curve(store, find_run(store, "tokens"))["psnr"][16]
+    )
+    assert measured["model/psnr"].dataset_name == Path(loop_data(run)).name
+    assert model.source_run_id == find_run(store, "tokens").run_id
+
+    assert cli.run(["evaluate", "models:/shapes@champion", "--keep", "4", "--suite", "reconstruction"]) == 0
+    said = capsys.readouterr().out
+    assert "models:/shapes@champion: what every kept token buys" in " ".join(said.split())
+    again = next(found for found in list_runs(store) if found.evaluates == find_run(store, "tokens").uid)
+    assert 4 in stored_curve(store, again)["psnr"], "recorded as a run linked to the one that trained it"
+    for wrong in ("models:/shapes@nobody", "models:/nothing/1", "models:/m-nothing"):
+        assert cli.run(["evaluate", wrong]) == 2
+        assert "mergevq register" in capsys.readouterr().err
+
+
+def loop_data(run: Run) -> str:
+    return checkpoints.recipe_of(Path(run.newest_checkpoint())).data.path
+
+
+def test_nothing_in_a_model_is_pickled(run: Run, homes: tuple[Path, Path]) -> None:
+    store = Store.at(homes[0])
+    if not store.client().search_registered_models("name = 'plain'"):
+        evaluation.register("tokens", "plain", home=homes[0])
+    fetched = fetch_model(store, "models:/plain/1", homes[0] / "models")
+    assert {path.name for path in fetched.path.iterdir()} == {
+        "config.json", "model.safetensors", "recipe.yaml", "origin.json",
+    }  # fmt: skip
+    assert fetched.step == 1
+
+
+@pytest.mark.parametrize(
+    ("pictures", "params", "message"),
+    [
+        (np.zeros((1, 16, 16, 3), np.float32), {}, r"float32 .*uint8 \(B, 16, 16, 3\)"),
+        (np.zeros((1, 8, 8, 3), np.uint8), {}, r"\(1, 8, 8, 3\)"),
+        (
+            np.zeros((1, 16, 16, 3), np.uint8),
+            {"output": "logits"},
+            "'logits' is unknown: use all, or some of",
+        ),
+        (np.zeros((1, 16, 16, 3), np.uint8), {"keep": 17}, "17"),
+    ],
+)
+def test_a_model_says_what_it_takes(
+    pictures: np.ndarray, params: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    mergevq.save(mergevq.create("test_gr"), tmp_path)
+    with pytest.raises(InputError, match=message):
+        ServedTokenizer(tmp_path).predict(pictures, params)
