@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mergevq.errors import InputError
+from mergevq_platform.credentials import without_credentials
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -17,9 +18,9 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line: what broke and, for failures of ours, of what kind."""
+    """The error as one line, without credentials: what broke and, for failures of ours, of what kind."""
     cause = root_cause(error)
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    text = without_credentials(" ".join(str(cause).split())) or type(cause).__name__
     if isinstance(cause, InputError):
         return text
     if ran_out_of_memory(cause):

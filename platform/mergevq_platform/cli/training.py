@@ -8,6 +8,7 @@ from typing import Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.where import where_to_look
+from mergevq_platform.credentials import without_credentials
 from mergevq_platform.places import places
 
 
@@ -66,7 +67,7 @@ def _train(options: argparse.Namespace) -> None:
         tracking_uri=places().tracking_uri,
         after=None if options.no_evaluation else evaluation.after_training,
     )
-    print(f"checkpoints: {outcome.run.location}")
+    print(f"checkpoints: {without_credentials(outcome.run.location)}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
     print(where_to_look(outcome.experiment))
