@@ -15,7 +15,6 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -206,7 +205,6 @@ def started(folder: Path, *arguments: str) -> Iterator[BareCluster]:
 
 
 @pytest.fixture
-def shared_recipe(small_recipe: dict[str, Any]) -> dict[str, Any]:
-    """The small recipe; its pictures have an absolute path, which the cluster sees too."""
-    assert Path(small_recipe["data"]["path"]).is_absolute()
-    return small_recipe
+def unused_ports() -> list[int]:
+    """Four ports that nobody listens on now."""
+    return [free_port() for _ in range(4)]

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from mergevq.errors import InputError
-from mergevq_platform.cli import cluster, data, evaluation, store, sweeps, training
+from mergevq_platform.cli import cluster, data, evaluation, preflight, store, sweeps, training
 from mergevq_platform.failures import one_line, root_cause
 
 
@@ -57,6 +57,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for room in (data, training, evaluation, sweeps, store, cluster):
+    for room in (data, training, evaluation, sweeps, store, cluster, preflight):
         room.add(verbs)
     return parser
