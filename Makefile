@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test soak check format setup clean
+.PHONY: demo test test-cluster soak check format setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -19,6 +19,9 @@ demo: setup  ## pictures, a stand-in teacher, a tokenizer, its curve: about ten 
 
 test: setup  ## the ordinary suite
 	$(RUN)/python -m pytest
+
+test-cluster: setup  ## jobs of real clusters: submission, lost nodes, doctor, plan; minutes
+	$(RUN)/python -m pytest -m cluster
 
 soak: setup  ## the long suite: many trials through one sweep
 	$(RUN)/python -m pytest -m soak

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mergevq.errors import InputError
 
+INTERRUPTED = 130  # exit status, as a shell counts a program that SIGINT ended
+from mergevq_platform.credentials import without_credentials
+
 
 def root_cause(error: BaseException) -> BaseException:
     """The error that a user can act on: out of Ray's wrappers, the exception of the worker that failed first."""
@@ -17,9 +20,9 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line: what broke and, for failures of ours, of what kind."""
+    """The error as one line, without credentials: what broke and, for failures of ours, of what kind."""
     cause = root_cause(error)
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    text = without_credentials(" ".join(str(cause).split())) or type(cause).__name__
     if isinstance(cause, InputError):
         return text
     if ran_out_of_memory(cause):

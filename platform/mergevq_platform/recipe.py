@@ -23,6 +23,7 @@ from mergevq.metrics import FeaturesConfig, RandomFeatures
 from mergevq.presets import preset
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
+from mergevq_platform.credentials import keys_with_credentials
 from mergevq_platform.data import ViewsConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -207,6 +208,11 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
                 loss_preset(task["loss_preset"], _variant(task)), task.get("losses") or {}
             )
     recipe = parse(Recipe, {**tree, "task": task})
+    for key, cleaned in keys_with_credentials(to_tree(recipe)):
+        raise InputError(
+            f"{key}: '{cleaned}' was given with credentials, and a recipe is stored with every run: leave them out and set them in "
+            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+        )
     settled: Tree = {}
     if recipe.micro_batch is None:
         if recipe.global_batch % recipe.cluster.workers:

@@ -11,6 +11,7 @@ import pyarrow.fs
 from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints
+from mergevq_platform.credentials import without_credentials
 from mergevq_platform.recipe import Recipe, TokenizerTask
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
@@ -175,7 +176,7 @@ def tags(recipe: Recipe, run: Run) -> dict[str, str]:
     found = {
         "mergevq.kind": recipe.task.kind,
         "mergevq.run": run.name,
-        "mergevq.checkpoints": run.location,
+        "mergevq.checkpoints": without_credentials(run.location),
         "mlflow.note.content": recipe.description,
     }
     if isinstance(recipe.task, TokenizerTask):

@@ -219,7 +219,7 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "no space left on device (/data/shard)" in refused(["recipes"], capsys, status=1)
 
 
-def test_what_was_stopped_before_its_end_has_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for stopped, status in ((True, 130), (False, 0)):
-        monkeypatch.setattr(cli.training, "_recipes", lambda options, stopped=stopped: stopped)
+def test_a_verb_may_return_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for returned, status in ((130, 130), (0, 0), (None, 0)):
+        monkeypatch.setattr(cli.training, "_recipes", lambda options, returned=returned: returned)
         assert cli.run(["recipes"]) == status

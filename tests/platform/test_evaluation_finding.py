@@ -68,9 +68,7 @@ def test_a_run_is_measured_again_from_the_tracking_store_alone(
     (again,) = [found for found in list_runs(store) if found.evaluates == origin.uid]
     assert stored_curve(store, again)["psnr"] == {9: pytest.approx(row["psnr"])}
     assert stored_curve(store, origin) == before, "the training's own curve stays as it is"
-    assert cli.run(["evaluate", again.name, *options, "--no-tracking"]) == 0, (
-        capsys.readouterr().err
-    )
+    assert cli.run(["evaluate", again.name, *options, "--no-tracking"]) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert cli.run(["evaluate", "nobody"]) == 2
     assert "none of that name or id in sqlite" in capsys.readouterr().err

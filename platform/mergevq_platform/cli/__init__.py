@@ -12,10 +12,8 @@ import traceback
 from collections.abc import Sequence
 
 from mergevq.errors import InputError
-from mergevq_platform.cli import data, evaluation, store, sweeps, training
-from mergevq_platform.failures import one_line, root_cause
-
-INTERRUPTED = 130  # as a shell counts a program that SIGINT ended
+from mergevq_platform.cli import cluster, data, evaluation, preflight, store, sweeps, training
+from mergevq_platform.failures import INTERRUPTED, one_line, root_cause
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,16 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status. Errors are one line on stderr unless `--debug` asks for the traceback."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    # argparse does not take up a verb's positional words again after an option; a.b=c may stand anywhere.
-    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and "overrides" not in options):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]
+    options = parse(arguments)
     try:
-        stopped = options.function(options)
-        return INTERRUPTED if stopped else 0
+        return (
+            options.function(options) or 0
+        )  # a verb that returns a status: of a job, or of a run that was stopped
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -46,6 +39,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(root_cause(error), InputError | FileNotFoundError | PermissionError) else 1
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of one verb; exits with status 2 and a usage line where they are wrong."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse does not take up a verb's positional words again after an option; a.b=c may stand anywhere.
+    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
@@ -55,6 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for room in (data, training, evaluation, sweeps, store):
+    for room in (data, training, evaluation, sweeps, store, cluster, preflight):
         room.add(verbs)
     return parser
