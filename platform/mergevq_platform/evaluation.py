@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -37,11 +37,11 @@ from mergevq.metrics import (
 )
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
 from mergevq.weights import read_config
-from mergevq_platform import checkpoints, cluster, figures, loop
+from mergevq_platform import checkpoints, cluster, figures, generation, loop, pool
 from mergevq_platform.curves import Curve, six_counts
 from mergevq_platform.data import Dataset, EvalBatches, decode, evaluation_view, open_dataset, to_unit_range
 from mergevq_platform.recipe import Recipe, read, resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.runs import locate
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import JOURNAL_NAME
@@ -339,26 +339,12 @@ def stack(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def local_answers(subject: Subject) -> Any:
     """A function that does jobs in this process."""
-    evaluator = Evaluator(subject)
-    return lambda jobs: (evaluator.answer(job) for job in jobs)
+    return pool.answers(Evaluator, subject)
 
 
 def ray_answers(subject: Subject, workers: int) -> Any:
     """A function that does jobs on `workers` Ray actors, and yields the answers in the order of the jobs."""
-    import ray
-    from ray.util import ActorPool
-
-    remote: Any = ray.remote(Evaluator)
-    gpus = 1 if subject.device == "cuda" else 0
-    # No CPU is reserved: an evaluation must not wait for those that a training or a sweep holds.
-    place = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
-    actors = [remote.options(**place).remote(subject) for _ in range(workers)]
-    pool: Any = ActorPool(actors)
-
-    def answers(jobs: Sequence[Job | ProbeJob]) -> Iterator[Any]:
-        return pool.map(lambda actor, job: actor.answer.remote(job), jobs)
-
-    return answers
+    return pool.answers(Evaluator, subject, workers=workers, device=subject.device)
 
 
 def chosen_keeps(recipe: Recipe, keeps: Sequence[int] | None) -> tuple[int, ...]:
@@ -460,6 +446,8 @@ def after_training(outcome: Any, recorder: Any) -> None:
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location) as directory:
         recipe = checkpoints.recipe_of(directory)
+    if recipe.task.kind == "generator":
+        generation.after_training(outcome, recorder, recipe)
     if recipe.task.kind != "tokenizer":
         return
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
@@ -472,21 +460,6 @@ def after_training(outcome: Any, recorder: Any) -> None:
     show(curve, files)
     record(curve, files, recorder)
     recorder.flush()
-
-
-def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:
-    """(run, location) of a run's name, a run directory, a checkpoint directory or a URI; the run if it is one of ours."""
-    if checkpoints.is_bare(name):
-        return None, name
-    if checkpoints.listed(name):
-        path = Path(name).resolve()
-        run_directory = path.parent if path.name.startswith(checkpoints.PREFIX) else path
-        inside = (run_directory / "recipe.yaml").is_file() and run_directory.parent == (
-            home / "ray"
-        ).resolve()
-        return (Run(run_directory.name, home, str(run_directory.parent)) if inside else None), name
-    run = Run.find(name, home=home, storage=storage)
-    return run, run.location
 
 
 def write(curve: Curve, subject: Subject, folder: Path) -> dict[str, Path]:

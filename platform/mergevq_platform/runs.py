@@ -11,7 +11,7 @@ import pyarrow.fs
 from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints
-from mergevq_platform.recipe import Recipe, TokenizerTask
+from mergevq_platform.recipe import GeneratorTask, Recipe, TokenizerTask
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
 from mergevq_platform.tracking.store import Store
@@ -159,6 +159,21 @@ class Run:
             ) from None
 
 
+def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:
+    """(run, location) of a run's name, a run directory, a checkpoint directory or a URI; the run if it is one of ours."""
+    if checkpoints.is_bare(name):
+        return None, name
+    if checkpoints.listed(name):
+        path = Path(name).resolve()
+        run_directory = path.parent if path.name.startswith(checkpoints.PREFIX) else path
+        inside = (run_directory / "recipe.yaml").is_file() and run_directory.parent == (
+            home / "ray"
+        ).resolve()
+        return (Run(run_directory.name, home, str(run_directory.parent)) if inside else None), name
+    run = Run.find(name, home=home, storage=storage)
+    return run, run.location
+
+
 def parameters(recipe: Recipe) -> dict[str, object]:
     """The flattened recipe for MLflow, with the kept counts as merge ratios beside the counts."""
     flat = flattened(to_tree(recipe))
@@ -181,6 +196,9 @@ def tags(recipe: Recipe, run: Run) -> dict[str, str]:
     if isinstance(recipe.task, TokenizerTask):
         found["mergevq.variant"] = recipe.task.preset or recipe.task.model.encoder.kind
         found["mergevq.alignment"] = recipe.task.losses.alignment.kind
+    if isinstance(recipe.task, GeneratorTask):
+        found["mergevq.variant"] = recipe.task.preset or recipe.task.model.kind
+        found["mergevq.tokenizer"] = recipe.task.tokenizer_sha256 or ""
     commit = git_commit()
     if commit:
         found["mlflow.source.git.commit"] = commit

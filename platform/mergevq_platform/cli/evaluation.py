@@ -6,19 +6,31 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mergevq.errors import InputError
 from mergevq_platform.places import places
 
 
 def add(verbs: Any) -> None:
     """Add the verbs of this room to the command line's."""
     evaluate = verbs.add_parser(
-        "evaluate", help="measure the curve of a run, a checkpoint or an imported tokenizer"
+        "evaluate",
+        help="measure the curve of a run, a checkpoint or an imported tokenizer; of a generator, over guidance scales",
     )
     evaluate.add_argument(
         "run", help="a run's name, its directory, a checkpoint, an imported tokenizer's directory, or a URI"
     )
     evaluate.add_argument(
         "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
+    )
+    evaluate.add_argument(
+        "--cfg",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="generators: guidance scales (1, no guidance, is always measured)",
+    )
+    evaluate.add_argument(
+        "--images", type=int, help="generators: pictures of each scale (default: the recipe's)"
     )
     evaluate.add_argument("--data", help="another data directory (default: the recipe's)")
     evaluate.add_argument(
@@ -52,6 +64,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mergevq_platform import evaluation
 
     home = places().home
+    if _is_generator(options.run, home=home, storage=options.storage):
+        _evaluate_generator(options)
+        return
+    if options.cfg or options.images:
+        raise InputError(
+            f"--cfg and --images are for generators; {options.run} is a tokenizer: leave them out"
+        )
     curve = evaluation.evaluate(
         options.run,
         home=home,
@@ -67,6 +86,42 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     if options.json:
         curve.save(options.json)
+
+
+def _is_generator(name: str, *, home: Path, storage: str | None) -> bool:
+    from mergevq_platform import checkpoints
+    from mergevq_platform.runs import locate
+
+    _, location = locate(name, home=home, storage=storage)
+    if checkpoints.is_bare(location):
+        return False
+    with checkpoints.newest(location) as directory:
+        return checkpoints.about(directory)["task"] == "generator"
+
+
+def _evaluate_generator(options: argparse.Namespace) -> None:
+    from mergevq_platform import generation
+
+    if options.recipe or len(options.keep or ()) > 1:
+        raise InputError(
+            "a generator is judged by its own recipe at one kept count: leave --recipe out, give one --keep"
+        )
+    report = generation.evaluate(
+        options.run,
+        home=places().home,
+        scales=options.cfg,
+        images=options.images,
+        keep=options.keep[0] if options.keep else None,
+        data=options.data,
+        workers=options.workers,
+        out=options.out,
+        storage=options.storage,
+        address=options.address,
+        tracking_uri=None if options.no_tracking else places().tracking_uri,
+        track=not options.no_tracking,
+    )
+    if options.json:
+        report.save(options.json)
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
