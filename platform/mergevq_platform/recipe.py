@@ -101,7 +101,7 @@ class GeneratorTask:
             raise ValueError(
                 "give codes (a code set made by `mergevq tokenize`), or a tokenizer to encode pictures with"
             )
-        known = trained_keeps(self.model)
+        known = known_keeps(self.model)
         candidates = self.keep.candidates(self.model.grid_tokens)
         for key, wanted in (("keep", candidates), ("generation.keep", (self.generation.keep,))):
             for count in wanted:
@@ -309,7 +309,7 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
     return parse(Recipe, merged(to_tree(recipe), settled)) if settled else recipe
 
 
-def trained_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
+def known_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
     """The kept counts that a generator can be trained at; a raster generator is not told, so it takes any."""
     return range(1, model.grid_tokens + 1) if isinstance(model, RasterConfig) else model.keeps
 
