@@ -1,6 +1,6 @@
 """What a task trains and validates on: the one seam between the training loop and its data.
 
-A tokenizer and a classifier see pictures; a generator sees codes, from a code set or, with `EncodedPictures`, from pictures
+A tokenizer and a classifier see pictures; a generator sees codes, from a code set or, with `EncodedPictureFeed`, from pictures
 that the frozen tokenizer encodes inside each step. Whatever it is, the loop asks for a stream of micro-batches, turns each into
 what the model takes, and now and then for a validation.
 """
@@ -82,10 +82,10 @@ def open_feed(recipe: Recipe, samples: Dataset | CodeSet, worker: Worker) -> Fee
     """The feed of a recipe's task. Raises `InputError` for data that do not belong to its model."""
     if isinstance(samples, CodeSet):
         require_maker(recipe, samples.manifest.tokenizer)
-        return Codes(recipe, samples, worker)
+        return CodeFeed(recipe, samples, worker)
     if isinstance(recipe.task, GeneratorTask):
-        return EncodedPictures(recipe, samples, worker)
-    return Pictures(recipe, samples, worker)
+        return EncodedPictureFeed(recipe, samples, worker)
+    return PictureFeed(recipe, samples, worker)
 
 
 def draw_keep(recipe: Recipe, step: int) -> int | None:
@@ -103,7 +103,7 @@ def micro_batch_of(recipe: Recipe, worker: Worker) -> int:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureFeed:
     """Pictures and their views, in [-1, 1]."""
 
     recipe: Recipe
@@ -157,7 +157,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class EncodedPictures:
+class EncodedPictureFeed:
     """Codes of pictures that the frozen tokenizer encodes as they come."""
 
     recipe: Recipe
@@ -165,9 +165,9 @@ class EncodedPictures:
     worker: Worker
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def pictures(self) -> PictureFeed:
         """The pictures below."""
-        return Pictures(self.recipe, self.samples, self.worker)
+        return PictureFeed(self.recipe, self.samples, self.worker)
 
     @cached_property
     def tokenizer(self) -> MergeVQ:
@@ -202,7 +202,7 @@ class EncodedPictures:
 
 
 @dataclass(frozen=True)
-class Codes:
+class CodeFeed:
     """Codes of a code set."""
 
     recipe: Recipe
@@ -333,6 +333,10 @@ def require_maker(recipe: Recipe, made_by: FrozenTokenizer) -> None:
 def require_fit(recipe: Recipe, tokenizer: FrozenTokenizer) -> None:
     """Raise `InputError` if a generator's codes are not those of the tokenizer: other bits, another grid, another size."""
     model = recipe.generator.model
+    if tokenizer.vocabulary.bit_count() != 1:
+        raise InputError(
+            f"the tokenizer at {tokenizer.location} has {tokenizer.vocabulary} codes, not a power of two: generators take LFQ's codes"
+        )
     if 2**model.bits != tokenizer.vocabulary:
         raise InputError(
             f"task.model.bits is {model.bits} (2^{model.bits} codes), but the tokenizer at {tokenizer.location} has "

@@ -45,7 +45,7 @@ from mergevq_platform.pool import Answers, answers
 from mergevq_platform.progress import counted
 
 GROUP_ROWS = 256
-SHARD_GROUPS = 8  # blocks of pictures in a shard
+SHARD_GROUPS = 4  # blocks of pictures in a shard
 ENCODE_BATCH = 32  # fixed: codes near a sign change may depend on it
 DECODING_THREADS = 8
 
@@ -192,7 +192,7 @@ def tokenize(
     `keep`: counts, at each of which every view is stored; or a distribution, from which every block of pictures draws the one
     that it is stored at. `crops`: views of each training picture. Run again after an interruption, it goes on; run again after
     its end, it does nothing. Pictures that cannot be decoded are left out and listed. Raises `InputError` for counts that the
-    tokenizer cannot reach, and for a directory that holds something else.
+    tokenizer cannot reach, and for a directory that holds something else. Every node must see both places.
     """
     directory = Path(directory).expanduser().absolute()
     if crops < 1:
@@ -200,8 +200,10 @@ def tokenize(
     with checkpoints.weights(tokenizer.location) as place:
         model = read_config(place)
     within = reachable(model.grid_tokens, model.encoder.depth)
-    drawn = not isinstance(keep, Sequence)
-    wanted = keep.candidates(model.grid_tokens) if drawn else tuple(sorted(set(keep)))
+    if isinstance(keep, Sequence):
+        distribution, wanted = None, tuple(sorted(set(keep)))
+    else:
+        distribution, wanted = keep, keep.candidates(model.grid_tokens)
     for tokens in wanted:
         if tokens not in within:
             raise InputError(
@@ -211,7 +213,9 @@ def tokenize(
     opened = {name: open_dataset(data, name) for name in names}
 
     def stored(block: int) -> tuple[int, ...]:
-        return (kept.draw(keep, model.grid_tokens, seed=seed, step=block),) if drawn else wanted
+        if distribution is None:
+            return wanted
+        return (kept.draw(distribution, model.grid_tokens, seed=seed, step=block),)
 
     jobs = [
         job
@@ -234,33 +238,17 @@ def tokenize(
     (directory / PARTS).mkdir(parents=True, exist_ok=True)
     parts = _all_parts(subject, jobs, answers(Worker, subject, workers=workers, device=device), progress)
 
-    manifest = CodeManifest(
-        tokenizer=tokenizer,
-        classes=next(iter(opened.values())).classes if all(d.labelled for d in opened.values()) else (),
-        splits={
-            name: tuple(
-                part.shard for job, part in zip(jobs, parts, strict=True) if job.split == name and part.shard
-            )
-            for name in names
-        },
-        views={
-            name: sum(part.views for job, part in zip(jobs, parts, strict=True) if job.split == name)
-            for name in names
-        },
-        keeps=tuple(sorted({tokens for job in jobs for block in job.blocks for tokens in block.keeps})),
-        plan={
-            "data": data,
-            "data_fingerprints": fingerprints,
-            "crops": crops,
-            "seed": seed,
-            "distribution": to_tree(keep) if drawn else None,
-            "digest": digest,
-        },
-        skipped=tuple(reason for part in parts for reason in part.skipped),
-    )
-    for name, views in manifest.views.items():
-        if not views:
-            raise InputError(f"{data} has no usable picture in split '{name}': pack it again")
+    plan = {
+        "data": data,
+        "data_fingerprints": fingerprints,
+        "crops": crops,
+        "seed": seed,
+        "distribution": to_tree(distribution) if distribution else None,
+        "digest": digest,
+    }
+    labelled = all(dataset.labelled for dataset in opened.values())
+    classes = next(iter(opened.values())).classes if labelled else ()
+    manifest = _manifest(tokenizer, names, classes, jobs, parts, plan)
     for leftover in directory.glob(".*.parquet.*.tmp"):
         leftover.unlink(missing_ok=True)
     write_text(directory / MANIFEST, manifest.to_json())
@@ -278,6 +266,34 @@ def planned(split: str, rows: int, crops: int, stored: Callable[[int], tuple[int
                 for start in starts[first : first + SHARD_GROUPS]
             )
             yield Job(split, f"{split}-crop{crop}-{shard:05d}.parquet", crop, blocks)
+
+
+def _manifest(
+    tokenizer: FrozenTokenizer,
+    names: Sequence[str],
+    classes: tuple[str, ...],
+    jobs: Sequence[Job],
+    parts: Sequence[Part],
+    plan: dict[str, Any],
+) -> CodeManifest:
+    splits: dict[str, tuple[CodeShard, ...]] = {}
+    views: dict[str, int] = {}
+    for name in names:
+        mine = [part for job, part in zip(jobs, parts, strict=True) if job.split == name]
+        splits[name] = tuple(part.shard for part in mine if part.shard)
+        views[name] = sum(part.views for part in mine)
+        if not views[name]:
+            raise InputError(f"{plan['data']} has no usable picture in split '{name}': pack it again")
+    stored = {group.keep for shards in splits.values() for shard in shards for group in shard.groups}
+    return CodeManifest(
+        tokenizer=tokenizer,
+        classes=classes,
+        splits=splits,
+        views=views,
+        keeps=tuple(sorted(stored)),
+        plan=plan,
+        skipped=tuple(reason for part in parts for reason in part.skipped),
+    )
 
 
 def _all_parts(subject: Subject, jobs: list[Job], done: Answers, progress: bool) -> list[Part]:

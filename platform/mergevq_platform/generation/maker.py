@@ -88,8 +88,9 @@ def open_sampler(
     checkpoint = next(place for place in checkpoints.listed(location) if name in place)
     settings = task.generation
     chosen = chosen_keep(recipe, keep)
-    steps = settings.steps if steps is None else steps
     tokens = chosen or task.model.grid_tokens
+    if steps is None and settings.steps is not None:
+        steps = min(settings.steps, tokens)
     if steps is not None and not isinstance(task.model, RandomOrderConfig):
         raise InputError(
             f"--steps {steps}: a {task.model.kind} generator makes one token after the other: leave --steps out"
