@@ -55,10 +55,11 @@ class Generator(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile` the transformer blocks in place; from then on sampling pads its steps to few shapes.
 
-        Takes the arguments of `torch.compile`; `dynamic=False` unless given.
+        A step reads its cache in quarters, at least 64 slots at a time, so that a generation needs few graphs. Takes the
+        arguments of `torch.compile`; `dynamic=False` unless given.
         """
         kwargs.setdefault("dynamic", False)
-        self.bucket = 64
+        self.bucket = max(64, self.config.grid_tokens // 4)
         for block in (*self.transformer.blocks, *self.tokens.intra.blocks):
             block.compile(*args, **kwargs)
 

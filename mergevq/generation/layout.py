@@ -13,6 +13,9 @@ from torch import Tensor
 
 from mergevq.generation.masks import first_occurrences, mergear_mask
 
+# The host looks once in so many cells how full a compressed cache is; where it is the device, looking costs nothing.
+LOOK_EVERY = {"cpu": 1}
+
 
 class Place(NamedTuple):
     """Of one new cell."""
@@ -62,7 +65,7 @@ class Whole:
             self.lasting[:, slot] = self.distinct.observe(codes)
             recent = self.index[:visible] > slot - self.window
             mask = (self.lasting[:, :visible] | recent) & (self.index[:visible] <= slot)
-        elif visible > slot + 1:
+        elif self.bucket > 1:
             mask = (self.index[:visible] <= slot)[None]
         return Place(slots, visible, None if mask is None else mask[:, None])
 
@@ -92,8 +95,7 @@ class Compressed:
     ) -> None:
         self.prefix, self.window, self.bucket = prefix, window, bucket
         self.most = min(most, cells - 1)
-        # Looking costs nothing where the host is the device.
-        self.look_every = 1 if device.type == "cpu" else 32
+        self.look_every = LOOK_EVERY.get(device.type, 32)
         self.bound = 0
         self.base = prefix + window
         self.slots = self.base + min(expected, self.most)
@@ -113,7 +115,8 @@ class Compressed:
         if cell % self.look_every == 0:
             self.bound = int(self.distinct.count.max()) + self.look_every - 1
         visible = self.base + min(_rounded(min(self.bound, self.most), self.bucket), self.most)
-        self.slots = max(self.slots, self.base + min(_rounded(visible - self.base, 32), self.most))
+        if visible > self.slots:
+            self.slots = self.base + min(_rounded(visible - self.base, 32), self.most)
         filled = self.index[: visible - self.base] < self.distinct.count[:, None]
         mask = torch.cat([self.front, self.ring, filled], 1)
         return Place(slot, visible, mask[:, None])

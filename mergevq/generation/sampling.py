@@ -52,7 +52,7 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top
         return logits.argmax(-1)
     values, names = logits.double() / temperature, None
     if top_k or top_p < 1:
-        values, names = values.sort(-1, descending=True, stable=True)
+        values, names = values.sort(dim=-1, descending=True, stable=True)
         values = values[..., : top_k or None]
     cumulative = values.softmax(-1).cumsum(-1)
     if top_p < 1:
