@@ -45,8 +45,7 @@ def read_weights(path: str, *, key: str, sha256: str | None = None) -> dict[str,
     if not file.is_file():
         raise InputError(f"{key}: there is no weights file '{path}': download it there, or give its path")
     if sha256 is not None:
-        with file.open("rb") as stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        actual = file_sha256(file)
         if actual != sha256.lower():
             raise InputError(
                 f"{key}: '{path}' has SHA-256 {actual}, expected {sha256}: fetch it again or correct it"
@@ -66,6 +65,12 @@ def read_weights(path: str, *, key: str, sha256: str | None = None) -> dict[str,
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{key}: '{path}' does not hold a state dict (names and tensors)")
     return state
+
+
+def file_sha256(path: str | Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_strictly(

@@ -97,10 +97,14 @@ class PerceptualDistance(Frozen):
         return torch.stack([difference.sum(1).mean() for difference in differences]).mean()
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        return self.distances(self.differences(reconstruction, images))
+
+    def differences(self, reconstruction: Tensor, images: Tensor) -> list[Tensor]:
+        """Squared differences (B, C, h, w) of unit-normalised feature maps, one per layer."""
         with torch.no_grad():
             wanted = [_unit(features) for features in self.feature_maps(images)]
         found = [_unit(features) for features in self.feature_maps(reconstruction)]
-        return self.distances([(a - b).square() for a, b in zip(found, wanted, strict=True)])
+        return [(a - b).square() for a, b in zip(found, wanted, strict=True)]
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -152,11 +156,15 @@ class Lpips(PerceptualDistance):
         return maps
 
     def distances(self, differences: list[Tensor]) -> Tensor:
+        return self.per_picture(differences).mean()
+
+    def per_picture(self, differences: list[Tensor]) -> Tensor:
+        """The distance (B,) of each pair, for squared differences as `distances` takes them."""
         weighted = [
-            (difference * head.get_parameter("weight").float()).sum(1).mean()
+            (difference * head.get_parameter("weight").float()).sum(1).mean((1, 2))
             for head, difference in zip(self.heads, differences, strict=True)
         ]
-        return torch.stack(weighted).sum()
+        return torch.stack(weighted).sum(0)
 
 
 def _vgg16_features() -> nn.Sequential:

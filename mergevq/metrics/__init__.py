@@ -1,31 +1,61 @@
 """Metrics as accumulators (update, merge, compute), and probes of features. PyTorch, NumPy and nothing of a cluster."""
 
-from mergevq.metrics.codes import CodeUsage
-from mergevq.metrics.extractors import Extractor, FeaturesConfig, RandomFeatures, TimmFeatures, extractor
-from mergevq.metrics.frechet import FeatureStatistics, frechet_distance, require_same_identity
+from mergevq.metrics.codes import ClassBalance, CodeUsage, bits_per_picture
+from mergevq.metrics.extractors import (
+    Extractor,
+    FeaturesConfig,
+    InceptionExtractor,
+    InceptionFeatures,
+    RandomFeatures,
+    TimmFeatures,
+    distance_name,
+    extractor,
+    score_name,
+)
+from mergevq.metrics.extrapolate import Extrapolated, extrapolated_distance
+from mergevq.metrics.frechet import FeatureStatistics, Moments, frechet_distance, require_same_identity
+from mergevq.metrics.inception_score import InceptionScore, InceptionScoreResult
 from mergevq.metrics.knn import KnnResult, knn_classify
+from mergevq.metrics.manifold import PrecisionRecall, precision_recall
 from mergevq.metrics.mean import Mean
 from mergevq.metrics.pixels import Psnr, Ssim, to_uint8
 from mergevq.metrics.probe import ProbeResult, linear_probe
 from mergevq.metrics.recovery import RecoveryAccuracy
+from mergevq.metrics.references import Reference, read_reference, write_reference
 
 __all__ = [
+    "ClassBalance",
     "CodeUsage",
     "Extractor",
+    "Extrapolated",
     "FeatureStatistics",
     "FeaturesConfig",
+    "InceptionExtractor",
+    "InceptionFeatures",
+    "InceptionScore",
+    "InceptionScoreResult",
     "KnnResult",
     "Mean",
+    "Moments",
+    "PrecisionRecall",
     "ProbeResult",
     "Psnr",
     "RandomFeatures",
     "RecoveryAccuracy",
+    "Reference",
     "Ssim",
     "TimmFeatures",
+    "bits_per_picture",
+    "distance_name",
     "extractor",
+    "extrapolated_distance",
     "frechet_distance",
     "knn_classify",
     "linear_probe",
+    "precision_recall",
+    "read_reference",
     "require_same_identity",
+    "score_name",
     "to_uint8",
+    "write_reference",
 ]

@@ -20,9 +20,12 @@ class Accumulator:
         vars(self).update(state)
 
     def at_rest(self) -> Self:
-        """A copy whose tensors lie on the CPU."""
+        """A copy whose tensors lie on the CPU and share no memory with these."""
         copy = type(self).__new__(type(self))
-        copy.__setstate__(self.__getstate__())
+        state = self.__getstate__()
+        copy.__setstate__(
+            {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+        )
         return copy
 
 

@@ -1,8 +1,9 @@
-"""How much of the vocabulary a tokenizer uses."""
+"""How much of the vocabulary a tokenizer uses, and how many bits a picture takes."""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -12,48 +13,146 @@ from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator, added, percent
 
 
-class CodeUsage(Accumulator):
-    """Counts of every code of a vocabulary. Few tokens cannot use a large vocabulary: compare at one token count."""
+class Counts(Accumulator):
+    """How often each of the integers 0 to size - 1 was seen, counted without waiting for the device."""
 
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
-        self.counts: Tensor | None = None  # (V,) int64
+    what = "values"
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.counts: Tensor | None = None  # (size + 1,) int64; the last counts what is outside
+        self.reach: Tensor | None = None  # (2,) int64: the least and the negated greatest
 
     @property
     def count(self) -> int:
-        """Tokens seen."""
+        """Integers seen."""
         return 0 if self.counts is None else int(self.counts.sum())
 
-    def update(self, indices: Tensor) -> None:
-        """Add code indices, integers of any shape. Raises `InputError` for one outside the vocabulary."""
-        if indices.is_floating_point() or indices.is_complex():
-            raise InputError(f"code indices are {indices.dtype}: they must be integers")
-        indices = indices.detach().flatten().long()
-        if indices.numel() and not 0 <= int(indices.amin()) <= int(indices.amax()) < self.vocabulary:
-            raise InputError(
-                f"code indices reach from {int(indices.amin())} to {int(indices.amax())} "
-                f"but the vocabulary holds 0 to {self.vocabulary - 1}"
-            )
-        self.counts = added(self.counts, torch.bincount(indices, minlength=self.vocabulary))
+    def update(self, values: Tensor) -> None:
+        """Add integers of any shape. Raises `InputError` for another dtype; one outside is said when it is computed."""
+        if values.is_floating_point() or values.is_complex():
+            raise InputError(f"{self.what} are {values.dtype}: they must be integers")
+        values = values.detach().flatten().long()
+        if not len(values):
+            return
+        if self.counts is None:
+            self.counts = values.new_zeros(self.size + 1)
+        self.counts = self.counts.to(values.device)
+        inside = torch.where((values >= 0) & (values < self.size), values, self.size)
+        self.counts.index_add_(0, inside, torch.ones_like(values))
+        self.reach = _least(self.reach, torch.stack([values.amin(), -values.amax()]))
 
-    def merge(self, other: CodeUsage) -> Self:
-        """The counts over both sets, on the CPU. Raises `InputError` for different vocabularies."""
-        if self.vocabulary != other.vocabulary:
-            raise InputError(f"vocabularies of {self.vocabulary} and {other.vocabulary} codes do not merge")
-        merged = self.at_rest()
-        merged.counts = added(merged.counts, other.at_rest().counts)
+    def merge(self, other: Self) -> Self:
+        """The counts over both sets, on the CPU. Raises `InputError` for different sizes."""
+        if self.size != other.size:
+            raise InputError(f"counts of {self.size} and of {other.size} {self.what} do not merge")
+        merged, other = self.at_rest(), other.at_rest()
+        merged.counts = added(merged.counts, other.counts)
+        merged.reach = _least(merged.reach, other.reach)
         return merged
+
+    def checked(self) -> Tensor | None:
+        """The counts (size,) int64, None before the first. Raises `InputError` where some were outside."""
+        if self.counts is None or self.reach is None:
+            return None
+        if int(self.counts[-1]):
+            raise InputError(
+                f"{self.what} reach from {int(self.reach[0])} to {-int(self.reach[1])}: "
+                f"they must be 0 to {self.size - 1}"
+            )
+        return self.counts[:-1]
+
+
+class CodeUsage(Counts):
+    """Counts of every code of a vocabulary. Few tokens cannot use a large vocabulary: compare at one token count."""
+
+    what = "code indices"
 
     def compute(self) -> dict[str, float]:
         """`code_usage`: percent of the vocabulary seen at least once; `code_entropy_bits`: entropy of the empirical
-        distribution; `code_perplexity`: 2 to that power. NaN before the first token."""
-        if self.counts is None or not self.count:
+        distribution; `code_perplexity`: 2 to that power. NaN before the first token.
+
+        Raises `InputError` where an index was outside the vocabulary.
+        """
+        counts = self.checked()
+        if counts is None:
             return dict.fromkeys(("code_usage", "code_entropy_bits", "code_perplexity"), math.nan)
-        counts = self.counts.double()
-        shares = counts / counts.sum()
-        bits = -float(torch.xlogy(shares, shares).sum()) / math.log(2) + 0.0  # no -0.0
+        bits = entropy_bits(counts)
         return {
-            "code_usage": percent((counts > 0).sum(), self.vocabulary),
+            "code_usage": percent((counts > 0).sum(), self.size),
             "code_entropy_bits": bits,
             "code_perplexity": 2.0**bits,
         }
+
+
+class ClassBalance(Counts):
+    """How evenly pictures, real or generated, are spread over the classes: a distance between sets depends on it."""
+
+    what = "class labels"
+
+    def compute(self) -> dict[str, float]:
+        """`class_coverage`: percent of the classes seen; `class_evenness`: entropy over that of equal shares, at most 1;
+        `class_fewest`, `class_most`: pictures of the rarest and of the most frequent class. NaN before the first.
+
+        Raises `InputError` where a label was outside the classes.
+        """
+        counts = self.checked()
+        if counts is None:
+            names = ("coverage", "evenness", "fewest", "most")
+            return {f"class_{name}": math.nan for name in names}
+        return {
+            "class_coverage": percent((counts > 0).sum(), self.size),
+            "class_evenness": entropy_bits(counts) / math.log2(self.size) if self.size > 1 else 1.0,
+            "class_fewest": float(counts.amin()),
+            "class_most": float(counts.amax()),
+        }
+
+
+def entropy_bits(counts: Tensor) -> float:
+    """The entropy in bits of the empirical distribution with these counts."""
+    shares = counts.double() / counts.sum()
+    return -float(torch.xlogy(shares, shares).sum()) / math.log(2) + 0.0  # no -0.0
+
+
+def bits_per_picture(
+    keep: int, grid_tokens: int, *, code_bits: float, entropy_bits: float
+) -> dict[str, float]:
+    """What a picture of `keep` codes takes, in bits.
+
+    `bits`: codes of `code_bits` each (log2 of the vocabulary); `bits_entropy`: if an ideal coder knew how often each
+    code comes (`code_entropy_bits`); `bits_source`: to say which grid cell goes to which kept token, any assignment
+    being as likely as another. Decoding with the true source needs `bits` and `bits_source`, with the recovered one
+    `bits` alone.
+    """
+    return {
+        "bits": keep * code_bits,
+        "bits_entropy": keep * entropy_bits,
+        "bits_source": partitions_bits(grid_tokens, keep),
+    }
+
+
+@lru_cache
+def partitions_bits(cells: int, parts: int) -> float:
+    """log2 of the number of ways to part so many cells into so many non-empty clusters (Stirling, second kind).
+
+    Kept tokens are ordered by their first cell, so that clusters have no names and a source is such a partition.
+    """
+    row = [1] + [0] * parts  # S(0, k)
+    for n in range(1, cells + 1):
+        for k in range(min(n, parts), 0, -1):
+            row[k] = k * row[k] + row[k - 1]
+        row[0] = 0
+    if not row[parts]:
+        raise InputError(f"{cells} cells cannot be parted into {parts} clusters")
+    return _log2(row[parts])
+
+
+def _log2(number: int) -> float:
+    shift = max(0, number.bit_length() - 64)  # beyond a float's range, keep the leading bits
+    return math.log2(number >> shift) + shift
+
+
+def _least(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return torch.minimum(a.to(b.device), b)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
+import zipfile
+from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,6 +18,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mergevq.config import config, parse
+from mergevq.errors import InputError
+from mergevq.metrics.inception import (
+    RESIZES,
+    STANDARD_SHA256,
+    Inception,
+    InceptionOutputs,
+    Resize,
+    resized,
+)
 from mergevq.metrics.pixels import to_uint8
 
 RANDOM_V1_SHA256 = "94ed8e012e5ec5807d75e78813b6ed2492f1fdcb02781b51815e3eba1b08270e"
@@ -40,18 +51,34 @@ class TimmFeatures:
     image_size: Annotated[int, Field(ge=1)] = 224  # pictures are resized to this before the network
 
 
-FeaturesConfig = Annotated[RandomFeatures | TimmFeatures, Field(discriminator="kind")]
+@config
+class InceptionFeatures:
+    """The Inception of FID, with weights from a file in pytorch-fid's and torch-fidelity's layout.
+
+    `weights`: `pt_inception-2015-12-05-6726825d.pth`, which torch-fidelity calls
+    `weights-inception-2015-12-05-6726825d.pth`; with any other weights the metrics are not called FID. `resize`: what
+    the implementation of this name does to pictures; numbers of different ones do not compare.
+    """
+
+    kind: Literal["inception"] = "inception"
+    weights: str
+    sha256: str | None = None  # what the file must hash to; none: whatever it hashes to is recorded
+    resize: Resize = "torch_fidelity"
+
+
+FeaturesConfig = Annotated[RandomFeatures | TimmFeatures | InceptionFeatures, Field(discriminator="kind")]
 
 
 class Extractor(nn.Module):
     """A frozen network of features: pictures (B, 3, H, W) in [-1, 1] to (B, dim) float32.
 
     Pictures are rounded to 8 bits first. `name` is part of the metrics' names; `identity` says what else numbers must
-    share to be compared.
+    share to be compared; `standard` is whether they may be called FID.
     """
 
     name: str
     identity: dict[str, Any]
+    standard: bool = False
 
     def train(self, mode: bool = True) -> Extractor:
         del mode
@@ -60,21 +87,44 @@ class Extractor(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         # Numbers must not depend on whether the caller runs under autocast.
-        with torch.autocast(images.device.type, enabled=False):
-            return self.features(to_uint8(images).float() / 127.5 - 1).float()
+        with torch.autocast(images.device.type, enabled=False), _full_float32():
+            return self.features(to_uint8(images)).float()
 
-    def features(self, images: Tensor) -> Tensor:
-        """Features (B, dim) of pictures (B, 3, H, W) in [-1, 1], float32."""
+    def features(self, pictures: Tensor) -> Tensor:
+        """Features (B, dim) of pictures (B, 3, H, W) uint8, float32."""
         raise NotImplementedError
 
 
-def extractor(settings: RandomFeatures | TimmFeatures) -> Extractor:
-    """The extractor that a configuration names, on the CPU. Raises `InputError` for weights that cannot be had."""
+def extractor(
+    settings: RandomFeatures | TimmFeatures | InceptionFeatures, *, key: str = "evaluation.extractor"
+) -> Extractor:
+    """The extractor that a configuration names, on the CPU. Raises `InputError` for weights that cannot be had.
+
+    `key` is the configuration key of `settings`.
+    """
     match settings:
         case RandomFeatures():
             return RandomExtractor()
         case TimmFeatures():
-            return TimmExtractor(settings)
+            return TimmExtractor(settings, key=key)
+        case InceptionFeatures():
+            return InceptionExtractor(settings, key=key)
+
+
+Measured = Literal["reconstruction", "generation"]
+
+
+def distance_name(network: Extractor, of: Measured, measure: Literal["fd", "sfd", "fd_inf"] = "fd") -> str:
+    """What a Fréchet distance (of inner maps: `sfd`; extrapolated: `fd_inf`) is called: `rfid`, `gsfid`, `rfid_inf` for
+    the standard Inception's, `rfd_NAME`, `gsfd_NAME`, `rfd_inf_NAME` for those of any other features."""
+    if network.standard:
+        return of[0] + measure.replace("fd", "fid")
+    return f"{of[0]}{measure}_{network.name}"
+
+
+def score_name(network: Extractor, measure: str) -> str:
+    """What a score (`inception_score`, `precision`, ...) is called: with the features' name unless they are standard."""
+    return measure if network.standard else f"{measure}_{network.name}"
 
 
 class RandomExtractor(Extractor):
@@ -104,14 +154,13 @@ class RandomExtractor(Extractor):
             "preprocessing": "rounded to uint8, then to [-1, 1]",
         }
 
-    def features(self, images: Tensor) -> Tensor:
-        pooled, x = [], images
-        with _full_float32():
-            for stage in range(self.stages):
-                # Replicated borders: a frame of zeros would be an edge in every picture.
-                padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-                x = F.conv2d(padded, getattr(self, f"weight_{stage}"), stride=1 if stage == 0 else 2).relu()
-                pooled += [x.mean((2, 3)), x.std((2, 3), correction=0)]
+    def features(self, pictures: Tensor) -> Tensor:
+        pooled, x = [], _unit_range(pictures)
+        for stage in range(self.stages):
+            # Replicated borders: a frame of zeros would be an edge in every picture.
+            padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+            x = F.conv2d(padded, getattr(self, f"weight_{stage}"), stride=1 if stage == 0 else 2).relu()
+            pooled += [x.mean((2, 3)), x.std((2, 3), correction=0)]
         return torch.cat(pooled, 1)
 
 
@@ -120,10 +169,10 @@ class TimmExtractor(Extractor):
 
     network: Any  # timm's interface is more than nn.Module's
 
-    def __init__(self, settings: TimmFeatures, *, key: str = "evaluation.extractor") -> None:
+    def __init__(self, settings: TimmFeatures, *, key: str) -> None:
         super().__init__()
         # timm takes seconds to import and only this extractor needs it.
-        from mergevq.frozen import Renormalise, TimmNetwork, timm_network
+        from mergevq.frozen import Renormalise, TimmNetwork, file_sha256, timm_network
 
         network = parse(
             TimmNetwork,
@@ -137,26 +186,69 @@ class TimmExtractor(Extractor):
         self.renormalise = Renormalise(cfg["mean"], cfg["std"])
         self.image_size = settings.image_size
         self.name = safe_name(settings.name)
-        with Path(settings.weights).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         self.identity = {
             "description": f"features of timm's {settings.name} (not ImageNet FID)",
-            "weights_sha256": digest,
+            "weights_sha256": file_sha256(settings.weights),
             "dim": int(getattr(self.network, "head_hidden_size", None) or self.network.num_features),
             "resize": f"bicubic, antialiased, to {settings.image_size} x {settings.image_size}",
             "preprocessing": f"rounded to uint8, then to mean {tuple(cfg['mean'])}, std {tuple(cfg['std'])}",
         }
 
-    def features(self, images: Tensor) -> Tensor:
-        size = (self.image_size, self.image_size)
+    def features(self, pictures: Tensor) -> Tensor:
+        images, size = _unit_range(pictures), (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(
                 -1, 1
             )
-        with _full_float32():
-            return self.network.forward_head(
-                self.network.forward_features(self.renormalise(images)), pre_logits=True
+        return self.network.forward_head(
+            self.network.forward_features(self.renormalise(images)), pre_logits=True
+        )
+
+
+class InceptionExtractor(Extractor):
+    """The Inception of FID (Heusel et al. 2017): 2048 pooled features; `outputs` for those of sFID and IS as well."""
+
+    def __init__(self, settings: InceptionFeatures, *, key: str) -> None:
+        super().__init__()
+        from mergevq.frozen import (
+            file_sha256,
+            load_strictly,
+            read_weights,
+        )  # imports timm, which takes seconds
+
+        if _is_torchscript(settings.weights):
+            raise InputError(
+                f"{key}.weights: '{settings.weights}' is a TorchScript program, which is not run: give "
+                "pt_inception-2015-12-05-6726825d.pth, the same weights without the program"
             )
+        state = read_weights(settings.weights, key=f"{key}.weights", sha256=settings.sha256)
+        self.network = Inception()
+        for name in self.network.state_dict():
+            if name.endswith("num_batches_tracked"):  # means nothing here, and converted files leave it out
+                state.setdefault(name, torch.tensor(0))
+        load_strictly(self.network, state, key=f"{key}.weights", source=settings.weights)
+        digest = file_sha256(settings.weights)
+        self.resize: Resize = settings.resize
+        self.standard = digest == STANDARD_SHA256
+        self.name = "inception" if self.standard else f"inception_{digest[:8]}"
+        self.identity = {
+            "description": "the standard Inception of FID (2015-12-05)"
+            if self.standard
+            else "FID's Inception with other weights than the standard ones (not FID)",
+            "weights_sha256": digest,
+            "dim": 2048,
+            "resize": RESIZES[settings.resize],
+            "preprocessing": f"rounded to uint8, then as {settings.resize.replace('_', '-')}",
+        }
+
+    @torch.no_grad()
+    def outputs(self, images: Tensor) -> InceptionOutputs:
+        """All features of pictures (B, 3, H, W) in [-1, 1] in one pass; `pool` is what calling the extractor gives."""
+        with torch.autocast(images.device.type, enabled=False), _full_float32():
+            return self.network(resized(to_uint8(images), self.resize))
+
+    def features(self, pictures: Tensor) -> Tensor:
+        return self.network(resized(pictures, self.resize)).pool
 
 
 def safe_name(model: str) -> str:
@@ -188,6 +280,24 @@ def weights_sha256(weights: list[np.ndarray]) -> str:
     return hashlib.sha256(b"".join(weight.astype("<f4").tobytes() for weight in weights)).hexdigest()
 
 
-def _full_float32() -> Any:
-    # TF32 convolutions, cuDNN's default, would make the distance depend on the GPU.
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+def _unit_range(pictures: Tensor) -> Tensor:
+    return pictures.float() / 127.5 - 1
+
+
+def _is_torchscript(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    # TF32, cuDNN's default for convolutions and often chosen for products, would make the distance depend on the GPU.
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

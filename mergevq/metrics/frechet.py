@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -12,27 +12,39 @@ from torch import Tensor
 from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator, added, float64
 
+PIECE = 1024  # pictures at least that go into the sums at once
+BLOCK = 256  # columns of the outer products that are computed together
+
+
+class Moments(NamedTuple):
+    """What a Fréchet distance reads of a set of pictures: the Gaussian with its features' moments."""
+
+    mean: Tensor  # (D,) float64
+    covariance: Tensor  # (D, D) float64, unbiased
+    count: int | None  # pictures; none: from a file that does not say
+
 
 class FeatureStatistics(Accumulator):
     """The count, sum and sum of outer products of features, in float64: what mean and covariance need.
 
-    In float32 the sums are off by 1e-5, and by 1e-3 where the mean is large.
+    In float32 the sums are off by 1e-5, and by 1e-3 where the mean is large. Memory is O(D²), whatever the count.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.waiting: list[Tensor] = []  # features not yet in the sums, which take large pieces faster
         self.sum: Tensor | None = None  # (D,)
-        self.outer: Tensor | None = None  # (D, D)
+        self.outer: Tensor | None = None  # (D, D), of which blocks above the diagonal stay empty
 
     def update(self, features: Tensor) -> None:
         """Add features (B, D) of any float dtype. Raises `InputError` for another shape or another D than before."""
         if features.ndim != 2:
             raise InputError(f"features have shape {tuple(features.shape)}: give one row per picture (B, D)")
         self._check_dim(features.shape[1])
-        features = float64(features)
         self.count += len(features)
-        self.sum = added(self.sum, features.sum(0))
-        self.outer = added(self.outer, features.T @ features)
+        self.waiting.append(features.detach().clone())
+        if sum(map(len, self.waiting)) >= PIECE:
+            self._settle()
 
     def merge(self, other: FeatureStatistics) -> Self:
         """The statistics of both sets, on the CPU. Raises `InputError` where the features differ in width."""
@@ -44,29 +56,50 @@ class FeatureStatistics(Accumulator):
         merged.outer = added(merged.outer, other.outer)
         return merged
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """The mean (D,) and the unbiased covariance (D, D), float64 on the CPU.
+    def moments(self) -> Moments:
+        """The mean and the unbiased covariance, on the CPU.
 
         Raises `InputError` for fewer than two pictures, and for features that are not finite.
         """
+        self._settle()
         if self.count < 2 or self.sum is None or self.outer is None:
             raise InputError(f"a Fréchet distance needs at least 2 pictures in each set, got {self.count}")
-        mean, outer = self.sum.cpu() / self.count, self.outer.cpu()
+        mean, outer = self.sum.cpu() / self.count, self.outer.cpu().tril()
         if not (mean.isfinite().all() and outer.isfinite().all()):
             raise InputError(
                 "the features hold NaN or infinity: look at the pictures and the extractor's weights"
             )
-        covariance = (outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
-        return mean, (covariance + covariance.T) / 2
+        outer += outer.tril(-1).T
+        return Moments(mean, outer.addr_(mean, mean, alpha=-self.count).div_(self.count - 1), self.count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return super().__getstate__() | {"waiting": []}
+
+    def _settle(self) -> None:
+        if not self.waiting:
+            return
+        first = float64(self.waiting[0])
+        x = torch.cat([first, *(float64(part).to(first.device) for part in self.waiting[1:])])
+        self.waiting = []
+        dim = x.shape[1]
+        if self.sum is None or self.outer is None:
+            self.sum, self.outer = x.new_zeros(dim), x.new_zeros(dim, dim)
+        self.sum, self.outer = self.sum.to(x.device), self.outer.to(x.device)
+        self.sum += x.sum(0)
+        for start in range(0, dim, BLOCK):  # the matrix is symmetric: half of it is half the work
+            stop = min(start + BLOCK, dim)
+            self.outer[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
 
     def _check_dim(self, dim: int) -> None:
-        if self.sum is not None and len(self.sum) != dim:
+        known = self.waiting[0].shape[1] if self.waiting else None if self.sum is None else len(self.sum)
+        if known not in (None, dim):
             raise InputError(
-                f"features of {dim} numbers do not go with features of {len(self.sum)}: use one extractor"
+                f"features of {dim} numbers do not go with features of {known}: use one extractor"
             )
 
 
-def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+def frechet_distance(a: FeatureStatistics | Moments, b: FeatureStatistics | Moments) -> float:
     """The squared Fréchet (2-Wasserstein) distance of the Gaussians with these moments, at least 0.
 
     |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1 S2)^½ (Dowson & Landau 1982; Heusel et al. 2017, eq. 6). The last trace is
@@ -75,21 +108,21 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     Raises `InputError` for sets of different width, fewer than two pictures, or features that are not finite; warns
     where a set has no more pictures than features, so that its covariance has no full rank.
     """
-    mean_a, covariance_a = a.moments()
-    mean_b, covariance_b = b.moments()
-    if len(mean_a) != len(mean_b):
+    a, b = (x.moments() if isinstance(x, FeatureStatistics) else x for x in (a, b))
+    dim = len(a.mean)
+    if dim != len(b.mean):
         raise InputError(
-            f"features of {len(mean_a)} and of {len(mean_b)} numbers have no distance: use one extractor for both sets"
+            f"features of {dim} and of {len(b.mean)} numbers have no distance: use one extractor for both sets"
         )
-    fewest = min(a.count, b.count)
-    if fewest <= len(mean_a):
+    fewest = min((x.count for x in (a, b) if x.count is not None), default=dim + 1)
+    if fewest <= dim:
         warnings.warn(
-            f"{fewest} pictures for {len(mean_a)} features: the covariance has no full rank, and the Fréchet distance "
+            f"{fewest} pictures for {dim} features: the covariance has no full rank, and the Fréchet distance "
             "is strongly biased upwards; use more pictures",
             stacklevel=2,
         )
-    overlap = torch.linalg.svdvals(_factor(covariance_a).T @ _factor(covariance_b)).sum()
-    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * overlap
+    overlap = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(0.0, float(distance))
 
 
@@ -117,7 +150,7 @@ def _identity(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {f"extractor.{key}": value for key, value in extractor.items()} | {"images": images}
 
 
-def _factor(covariance: Tensor) -> Tensor:
+def _factor(covariance: Tensor) -> Tensor:  # (D, rank)
     # Cholesky is several times faster, but fails, or loses digits, without full rank (fewer pictures than features).
     factor, failed = torch.linalg.cholesky_ex(covariance)
     diagonal = factor.diagonal()
@@ -125,4 +158,4 @@ def _factor(covariance: Tensor) -> Tensor:
         return factor
     values, vectors = torch.linalg.eigh(covariance)
     noise = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
-    return vectors * torch.where(values > noise, values, 0).sqrt()
+    return vectors[:, values > noise] * values[values > noise].sqrt()

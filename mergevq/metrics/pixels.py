@@ -1,4 +1,4 @@
-"""PSNR and SSIM as papers report them: on 8-bit pictures, per picture, then the mean."""
+"""PSNR, SSIM and MS-SSIM as papers report them: on 8-bit pictures, per picture, then the mean."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from typing import ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mergevq.errors import InputError
@@ -13,6 +14,7 @@ from mergevq.metrics.accumulate import Accumulator, added, float64, total
 
 WINDOW = 11  # pixels; 3.5 sigma either side
 SIGMA = 1.5  # pixels
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, finest first
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -84,18 +86,82 @@ class Ssim(PictureMean):
         height, width = x.shape[-2:]
         if min(height, width) < WINDOW:
             raise InputError(f"SSIM needs pictures of at least {WINDOW} px, got {height} x {width}")
-        down, across = _blur(height, x), _blur(width, x).T
+        luminance, contrast = _similarity(x, y)
+        return (luminance * contrast).mean((1, 2, 3))
 
-        def local(values: Tensor) -> Tensor:
-            return down @ values @ across
 
-        mean_x, mean_y = local(x), local(y)
-        product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
-        covariance, variances = local(x * y) - product, local(x.square() + y.square()) - squares
-        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-        return ((2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))).mean(
-            (1, 2, 3)
-        )
+class MsSsim(PictureMean):
+    """SSIM over scales (Wang, Simoncelli & Bovik 2003), at most 1, mean over channels.
+
+    Contrast and structure are compared at five scales, each half as large as the one before, luminance at the last;
+    every one is a mean over the picture, raised to its published weight. Negative ones, of pictures that contradict
+    each other, count as 0. `scales` under five leave the coarsest out, share the weights among the others, and are in
+    the metric's name. Pictures that do not fill the window at the last scale raise `InputError`.
+    """
+
+    def __init__(self, scales: int = 5) -> None:
+        super().__init__()
+        if not 1 <= scales <= len(SCALE_WEIGHTS):
+            raise InputError(f"MS-SSIM has 1 to {len(SCALE_WEIGHTS)} scales, not {scales}")
+        self.scales = scales
+
+    @property
+    def key(self) -> str:  # type: ignore[override]  # of this one, the scales decide
+        """The metric's name."""
+        return "ms_ssim" if self.scales == len(SCALE_WEIGHTS) else f"ms_ssim_{self.scales}_scales"
+
+    @staticmethod
+    def most_scales(height: int, width: int) -> int:
+        """How many scales pictures of this size have, 0 to 5."""
+        return sum(min(height, width) > (WINDOW - 1) * 2**scale for scale in range(len(SCALE_WEIGHTS)))
+
+    def merge(self, other: Self) -> Self:
+        """As every mean's; raises `InputError` for different numbers of scales."""
+        if self.scales != other.scales:
+            raise InputError(f"MS-SSIM of {self.scales} and of {other.scales} scales do not merge")
+        return super().merge(other)
+
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        most = self.most_scales(height, width)
+        if self.scales > most:
+            need = (WINDOW - 1) * 2 ** (self.scales - 1) + 1
+            fix = f"use at most {most} scales" if most else "use larger pictures"
+            raise InputError(
+                f"MS-SSIM of {self.scales} scales needs pictures of at least {need} px, got {height} x {width}: {fix}"
+            )
+        weights = torch.tensor(SCALE_WEIGHTS[: self.scales], dtype=x.dtype, device=x.device)
+        weights = weights / weights.sum()
+        score = x.new_ones(x.shape[:2])
+        for scale, weight in enumerate(weights):
+            luminance, contrast = _similarity(x, y)
+            last = scale == self.scales - 1
+            part = (luminance * contrast if last else contrast).mean((2, 3)).clamp(min=0)
+            score = score * part**weight
+            if not last:
+                x, y = _halved(x), _halved(y)
+        return score.mean(1)
+
+
+def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    # Luminance, and contrast with structure, of every whole window: (B, C, H - 10, W - 10) each.
+    height, width = x.shape[-2:]
+    down, across = _blur(height, x), _blur(width, x).T
+
+    def local(values: Tensor) -> Tensor:
+        return down @ values @ across
+
+    mean_x, mean_y = local(x), local(y)
+    product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
+    covariance, variances = local(x * y) - product, local(x.square() + y.square()) - squares
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return (2 * product + c1) / (squares + c1), (2 * covariance + c2) / (variances + c2)
+
+
+def _halved(x: Tensor) -> Tensor:
+    # Means of 2 x 2 pixels; an odd side's last line is used twice.
+    height, width = x.shape[-2:]
+    return F.avg_pool2d(F.pad(x, (0, width % 2, 0, height % 2), mode="replicate"), 2)
 
 
 def _blur(size: int, like: Tensor) -> Tensor:

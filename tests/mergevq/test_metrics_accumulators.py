@@ -175,8 +175,14 @@ def test_one_code_alone_has_no_entropy():
 
 @pytest.mark.parametrize("index", [-1, 16])
 def test_a_code_outside_the_vocabulary_is_refused(index):
-    with pytest.raises(InputError, match="vocabulary holds 0 to 15"):
-        CodeUsage(16).update(torch.tensor([[3, index]]))
+    wrong = CodeUsage(16)
+    wrong.update(torch.tensor([[3, index]]))  # nothing waits for the device here
+    reach = f"from {min(3, index)} to {max(3, index)}: they must be 0 to 15"
+    for codes in (wrong, CodeUsage(16).merge(wrong)):
+        with pytest.raises(InputError, match=reach):
+            codes.compute()
+    with pytest.raises(InputError, match="must be integers"):
+        CodeUsage(16).update(torch.ones(3))
     with pytest.raises(InputError, match="do not merge"):
         CodeUsage(16).merge(CodeUsage(8))
 

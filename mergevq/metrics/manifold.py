@@ -1,0 +1,92 @@
+"""Precision and recall: which pictures lie on the other set's manifold (Kynkäänniemi et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mergevq.errors import InputError
+
+K = 3
+CHUNK = 4096
+
+
+class PrecisionRecall(NamedTuple):
+    """Fractions in [0, 1], and of how many pictures they are."""
+
+    precision: float  # generated pictures that lie on the manifold of the reference
+    recall: float  # reference pictures that lie on the manifold of the generated ones
+    images: int
+    reference_images: int
+    k: int
+
+
+def precision_recall(
+    generated: Tensor, reference: Tensor, *, k: int = K, chunk: int = CHUNK
+) -> PrecisionRecall:
+    """Precision and recall of features (M, D) against (N, D): balls to the k-th nearest neighbour stand for a manifold.
+
+    Works on the features' device, `chunk` x `chunk` distances at a time, which changes memory only. Raises
+    `InputError` for features that are not finite, of different width, or too few to have k neighbours. Many workers
+    share the work through `radii` and `covered`, whose rows are independent.
+    """
+    generated, reference = checked_features(generated, reference, k)
+    on_reference = covered(generated, reference, radii(reference, reference, k=k, chunk=chunk), chunk=chunk)
+    on_generated = covered(reference, generated, radii(generated, generated, k=k, chunk=chunk), chunk=chunk)
+    return PrecisionRecall(
+        float(on_reference.double().mean()),
+        float(on_generated.double().mean()),
+        len(generated),
+        len(reference),
+        k,
+    )
+
+
+def checked_features(generated: Tensor, reference: Tensor, k: int = K) -> tuple[Tensor, Tensor]:
+    """Both sets in float32, moved so that the reference's mean is the origin, where products cost the fewest digits."""
+    if generated.ndim != 2 or reference.ndim != 2 or generated.shape[1] != reference.shape[1]:
+        raise InputError(
+            f"features {tuple(generated.shape)} and {tuple(reference.shape)}: they must be (M, D) and (N, D) of one extractor"
+        )
+    for name, features in (("generated", generated), ("reference", reference)):
+        if len(features) <= k:
+            raise InputError(f"{len(features)} {name} pictures do not have {k} neighbours: use more")
+        if not features.isfinite().all():
+            raise InputError(
+                f"the {name} features hold NaN or infinity: look at the pictures and the extractor's weights"
+            )
+    origin = reference.double().mean(0)
+    return (generated.double() - origin).float(), (reference.double() - origin).float()
+
+
+def radii(rows: Tensor, bank: Tensor, *, k: int = K, chunk: int = CHUNK) -> Tensor:
+    """The squared distance (B,) of each row (B, D), a member of the bank (N, D), to its k-th nearest other member."""
+    found = []
+    for part in rows.split(chunk):
+        nearest = part.new_full((len(part), k + 1), torch.inf)  # with itself
+        for other in bank.split(chunk):
+            distances = squared_distances(part, other)
+            few = distances.topk(min(k + 1, len(other)), largest=False).values
+            nearest = torch.cat([nearest, few], 1).topk(k + 1, largest=False).values
+        found.append(nearest.amax(1))
+    return torch.cat(found)
+
+
+def covered(rows: Tensor, bank: Tensor, bank_radii: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """Whether each row (B, D) lies in the ball of any member of the bank (N, D): (B,) bool."""
+    found = []
+    for part in rows.split(chunk):
+        inside = torch.zeros(len(part), dtype=torch.bool, device=part.device)
+        for other, radius in zip(bank.split(chunk), bank_radii.split(chunk), strict=True):
+            inside |= (squared_distances(part, other) <= radius).any(1)
+        found.append(inside)
+    return torch.cat(found)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """|a_i - b_j|² (M, N) of features (M, D) and (N, D) float32, by one product."""
+    return torch.addmm(b.square().sum(1).expand(len(a), -1), a, b.T, alpha=-2).add_(
+        a.square().sum(1, keepdim=True)
+    )
