@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-cluster soak check format setup clean
+.PHONY: demo demo-generate test test-cluster soak check format setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -16,6 +16,9 @@ $(VENV)/installed: pyproject.toml
 
 demo: setup  ## pictures, a stand-in teacher, a tokenizer, its curve: about ten minutes on two cores
 	$(RUN)/python jobs/demo.py
+
+demo-generate: setup  ## after `make demo`: two small generators on its tokenizer's codes, judged: under twelve minutes
+	$(RUN)/python jobs/demo_generate.py
 
 test: setup  ## the ordinary suite
 	$(RUN)/python -m pytest

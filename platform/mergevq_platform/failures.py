@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mergevq.errors import InputError
+from mergevq_platform.credentials import without_credentials
 
 INTERRUPTED = 130  # exit status, as a shell counts a program that SIGINT ended
-from mergevq_platform.credentials import without_credentials
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,34 +18,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mergevq import keep as kept
 from mergevq import schedules
 from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.ema import Ema
 from mergevq.errors import InputError
+from mergevq.generation import GeneratorTraining, build_generator
 from mergevq.initialisation import select_weights
 from mergevq.tokenizer import MergeVQ
 from mergevq.train_step import build_training
 from mergevq.training import Output, Training
 from mergevq_platform import checkpoints
 from mergevq_platform.checkpoints import TrainingState
-from mergevq_platform.data import Dataset, TrainStream, open_dataset, to_unit_range
-from mergevq_platform.recipe import ClassifierTask, OptimizerConfig, Recipe, TokenizerTask
+from mergevq_platform.data import open_dataset
+from mergevq_platform.feeding import (
+    Samples,
+    Worker,
+    draw_keep,
+    open_feed,
+    open_samples,
+    pinned,
+    require_codes,
+)
+from mergevq_platform.recipe import ClassifierTask, GeneratorTask, OptimizerConfig, Recipe, TokenizerTask
 from mergevq_platform.tracking.system import SystemSampler
-from mergevq_platform.validation import validate
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EARLY_STEPS = 100  # before these, few codes in use mean nothing
 LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Who this process is among the workers of a run."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Host(Protocol):
@@ -80,11 +78,12 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     torch.manual_seed(recipe.seed)
     if worker.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    dataset = open_dataset(recipe.data.path, recipe.data.train_split)
-    total_steps, _ = length(recipe, dataset)
+    recipe = pinned(recipe)
+    samples = open_samples(recipe)
+    total_steps, _ = length(recipe, samples)
 
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
-    training = build(recipe, dataset).to(worker.device).to(memory_format=layout)
+    training = build(recipe, samples).to(worker.device).to(memory_format=layout)
     state = TrainingState(
         training,
         Ema(training.model(), recipe.ema_decay),
@@ -93,9 +92,9 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     )
     if latest := host.latest():
         checkpoints.restore(latest, state)
-        if checkpoints.about(latest)["data_fingerprint"] != dataset.fingerprint:
+        if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:
             host.warn(
-                f"the pictures at {recipe.data.path} are not those that this run began with (fingerprint differs)"
+                f"the data at {samples.path} are not those that this run began with (fingerprint differs)"
             )
     if recipe.compile:
         compile_model(recipe, training)
@@ -112,23 +111,11 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         meter.flush()
         host.save(
             state.step,
-            lambda directory: checkpoints.write(directory, state, recipe, fingerprint=dataset.fingerprint),
+            lambda directory: checkpoints.write(directory, state, recipe, fingerprint=samples.fingerprint),
         )
 
-    stream = TrainStream(
-        dataset,
-        recipe.data.views,
-        global_batch=recipe.global_batch,
-        micro_batch=recipe.micro_batch or recipe.global_batch // worker.world_size,
-        seed=recipe.seed,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        start_step=state.step,
-        workers=recipe.data.loader_workers,
-        bad_picture_limit=recipe.data.bad_picture_limit,
-        window_blocks=recipe.data.window_blocks,
-    )
-    with stream:
+    feed = open_feed(recipe, samples, worker)
+    with feed.stream(state.step) as stream:
         saved_at = state.step
         batches = iter(stream)
         while state.step < total_steps:
@@ -140,12 +127,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
 
             losses: list[dict[str, Tensor]] = []
             for index, micro_batch in enumerate(micro_batches):
-                batch = to_unit_range(micro_batch, worker.device)
-                if recipe.channels_last:
-                    batch = {
-                        name: value.contiguous(memory_format=layout) if value.ndim == 4 else value
-                        for name, value in batch.items()
-                    }
+                batch = feed.batch(micro_batch, keep)
                 last = index == len(micro_batches) - 1
                 losses.append(
                     accumulate(
@@ -161,7 +143,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             stopping = _agreed(host.stop_requested() if worker.rank == 0 else False, control)
             if recipe.evaluation.every and state.step % recipe.evaluation.every == 0:
                 meter.flush()
-                values = validate(state.ema.averaged, recipe, worker)
+                values = feed.validate(state.ema.averaged)
                 if worker.rank == 0:
                     host.record(state.step, {f"val/{name}": value for name, value in values.items()})
             if stopping or state.step % recipe.checkpoint_every == 0 or state.step == total_steps:
@@ -179,12 +161,12 @@ def address(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def length(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
+def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
     """(optimizer steps of the whole run, steps of an epoch)."""
-    steps_per_epoch = dataset.rows // recipe.global_batch
+    steps_per_epoch = samples.rows // recipe.global_batch
     if steps_per_epoch == 0:
         raise InputError(
-            f"data.path has {dataset.rows} pictures, fewer than global_batch {recipe.global_batch}: lower global_batch"
+            f"data.path has {samples.rows} pictures, fewer than global_batch {recipe.global_batch}: lower global_batch"
         )
     if recipe.steps is not None:
         return recipe.steps, steps_per_epoch
@@ -192,20 +174,22 @@ def length(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
     return max(1, round(recipe.epochs * steps_per_epoch)), steps_per_epoch
 
 
-def preflight(recipe: Recipe) -> Dataset:
+def preflight(recipe: Recipe) -> Samples:
     """Open the data and build the model as every worker will, so that what is missing is said before a run starts.
 
     Returns the training split.
     """
-    dataset = open_dataset(recipe.data.path, recipe.data.train_split)
-    length(recipe, dataset)
+    samples = open_samples(recipe)
+    length(recipe, samples)
+    if isinstance(recipe.task, GeneratorTask):
+        require_codes(recipe)
     if recipe.evaluation.every:
         open_dataset(recipe.data.path, recipe.data.evaluation_split)
-    build(recipe, dataset)
-    return dataset
+    build(recipe, samples)
+    return samples
 
 
-def build(recipe: Recipe, dataset: Dataset) -> Training:
+def build(recipe: Recipe, samples: Samples) -> Training:
     """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
     match recipe.task:
         case TokenizerTask() as task:
@@ -214,13 +198,20 @@ def build(recipe: Recipe, dataset: Dataset) -> Training:
                 select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
             return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
         case ClassifierTask() as task:
-            if not dataset.labelled:
-                raise InputError(f"{recipe.data.path} has no labels: a classifier cannot be trained on it")
-            if task.model.classes != dataset.num_classes:
-                raise InputError(
-                    f"task.model.classes is {task.model.classes} but {recipe.data.path} has {dataset.num_classes} classes: make them equal"
-                )
+            _require_classes(samples, task.model.classes, "a classifier")
             return ClassifierTraining(StandInClassifier(task.model))
+        case GeneratorTask() as task:
+            _require_classes(samples, task.model.classes, "a class-conditional generator")
+            return GeneratorTraining(build_generator(task.model), task.losses)
+
+
+def _require_classes(samples: Samples, classes: int, what: str) -> None:
+    if not samples.labelled:
+        raise InputError(f"{samples.path} has no labels: {what} cannot be trained on it")
+    if classes != samples.num_classes:
+        raise InputError(
+            f"task.model.classes is {classes} but {samples.path} has {samples.num_classes} classes: make them equal"
+        )
 
 
 def compile_model(recipe: Recipe, training: Training) -> None:
@@ -265,13 +256,6 @@ def set_learning_rates(
         rate = config.learning_rate * schedules.scale(config.schedule, step, total_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-
-
-def draw_keep(recipe: Recipe, step: int) -> int | None:
-    """The kept-token count of a step: a function of (seed, step), the same on all ranks."""
-    if not isinstance(recipe.task, TokenizerTask):
-        return None
-    return kept.draw(recipe.task.keep, recipe.task.model.grid_tokens, seed=recipe.seed, step=step)
 
 
 def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:

@@ -17,6 +17,14 @@ from pydantic import Field
 from mergevq.classifier import StandInConfig
 from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
+from mergevq.generation import (
+    GeneratorConfig,
+    GeneratorTrainingConfig,
+    GuidanceConfig,
+    RasterConfig,
+    SamplingConfig,
+    generator_preset,
+)
 from mergevq.keep import KeepDistribution, merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.metrics import FeaturesConfig, RandomFeatures
@@ -28,6 +36,7 @@ from mergevq_platform.data import ViewsConfig
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(ge=0)]
 
 
 @config
@@ -52,7 +61,66 @@ class ClassifierTask:
     model: StandInConfig
 
 
-Task = Annotated[TokenizerTask | ClassifierTask, Field(discriminator="kind")]
+@config
+class GenerationConfig:
+    """How a generator's pictures are made where it is measured; the settings of Table 3's rows."""
+
+    keep: Count | None = None  # kept count; none: the most often trained
+    steps: Count | None = None  # random order: decoding steps; none: one for every token
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)  # its scale is one of `scales`, in turn
+    scales: tuple[Scale, ...] = (
+        1.0,
+        1.5,
+        2.0,
+        3.0,
+    )  # the curve; the point without guidance (1) is always in it
+    images: Count = 1000  # pictures of each point, classes in turn
+    batch: Count = 50  # pictures made together, whatever the number of workers
+    baselines: bool = True  # also measure codes drawn by position, and the untrained generator
+
+
+@config
+class GeneratorTask:
+    """Train a generator on the codes of a frozen tokenizer (stage 2).
+
+    `codes` is a code set (`mergevq tokenize`); without one, pictures of `data.path` are encoded inside each step.
+    """
+
+    kind: Literal["generator"] = "generator"
+    preset: str | None = None  # the named preset that `model` starts from
+    model: GeneratorConfig
+    losses: GeneratorTrainingConfig = Field(default_factory=GeneratorTrainingConfig)
+    keep: KeepDistribution  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
+    codes: str | None = None  # a directory or URI
+    tokenizer: str | None = None  # a run directory, a checkpoint or a URI; none: the one that made the codes
+    tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        if self.codes is None and self.tokenizer is None:
+            raise ValueError(
+                "give codes (a code set made by `mergevq tokenize`), or a tokenizer to encode pictures with"
+            )
+        known = known_keeps(self.model)
+        candidates = self.keep.candidates(self.model.grid_tokens)
+        for key, wanted in (("keep", candidates), ("generation.keep", (self.generation.keep,))):
+            for count in wanted:
+                if count is not None and count not in known:
+                    raise ValueError(
+                        f"{key}: {count} kept tokens are not among those that the model knows ({_listed(known)}): "
+                        f"add {count} to model.keeps, or change {key}"
+                    )
+        steps, tokens = self.generation.steps, self.generation.keep or min(candidates)
+        if steps is not None and self.model.kind != "random_order":
+            raise ValueError(
+                f"generation.steps: a {self.model.kind} generator makes one token after the other: leave it out"
+            )
+        if steps is not None and steps > tokens:
+            raise ValueError(f"generation.steps is {steps}, more than the {tokens} tokens to make: lower it")
+
+
+Task = Annotated[TokenizerTask | ClassifierTask | GeneratorTask, Field(discriminator="kind")]
 
 
 @config
@@ -175,6 +243,13 @@ class Recipe:
             raise InputError(f"recipe '{self.name}' trains a {self.task.kind}; this needs a tokenizer")
         return self.task
 
+    @property
+    def generator(self) -> GeneratorTask:
+        """The task, where only a generator makes sense. Raises `InputError` for other tasks."""
+        if not isinstance(self.task, GeneratorTask):
+            raise InputError(f"recipe '{self.name}' trains a {self.task.kind}; this needs a generator")
+        return self.task
+
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The resolved recipe of a file, or of a packaged recipe by name, with `a.b=c` overrides laid over it."""
@@ -207,6 +282,11 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
             task["losses"] = merged(
                 loss_preset(task["loss_preset"], _variant(task)), task.get("losses") or {}
             )
+    elif task["kind"] == "generator":
+        if task.get("preset"):
+            task["model"] = merged(to_tree(generator_preset(task["preset"])), task.get("model") or {})
+        if not task.get("keep"):
+            task["keep"] = {"kind": "list", "counts": _known_counts(task)}
     recipe = parse(Recipe, {**tree, "task": task})
     for key, cleaned in keys_with_credentials(to_tree(recipe)):
         raise InputError(
@@ -233,6 +313,20 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
             student, teacher = views.student_size or student, views.teacher_size or teacher
         settled["data"] = {"views": {"student_size": student, "teacher_size": teacher}}
     return parse(Recipe, merged(to_tree(recipe), settled)) if settled else recipe
+
+
+def known_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
+    """The kept counts that a generator can be trained at; a raster generator is not told, so it takes any."""
+    return range(1, model.grid_tokens + 1) if isinstance(model, RasterConfig) else model.keeps
+
+
+def _known_counts(task: Tree) -> list[int]:
+    model: Any = task.get("model") or {}
+    return list(model.get("keeps") or [model.get("grid_tokens", 1)])
+
+
+def _listed(counts: tuple[int, ...] | range) -> str:
+    return f"1 to {counts[-1]}" if isinstance(counts, range) else ", ".join(map(str, counts))
 
 
 def _variant(task: Tree) -> Literal["g", "gr", "r"]:

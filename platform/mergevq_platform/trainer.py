@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 
 from mergevq.config import to_tree, with_overrides
 from mergevq_platform import checkpoints, cluster, loop
+from mergevq_platform.feeding import pinned
 from mergevq_platform.progress import Progress
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.runs import Run
@@ -244,6 +245,7 @@ def _begin(
         tree = yaml.safe_load(run.read("recipe.yaml"))
         return run, resolve(with_overrides(tree, overrides))
     assert recipe is not None
+    recipe = pinned(recipe)
     unique = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     run = Run.new(unique, home=home, storage=storage)
     return run, recipe

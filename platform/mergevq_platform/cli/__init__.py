@@ -12,7 +12,16 @@ import traceback
 from collections.abc import Sequence
 
 from mergevq.errors import InputError
-from mergevq_platform.cli import cluster, data, evaluation, preflight, store, sweeps, training
+from mergevq_platform.cli import (
+    cluster,
+    data,
+    evaluation,
+    generation,
+    preflight,
+    store,
+    sweeps,
+    training,
+)
 from mergevq_platform.failures import INTERRUPTED, one_line, root_cause
 
 
@@ -55,11 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="mergevq",
-        description="Train MergeVQ tokenizers on a Ray cluster and read what every kept token buys in MLflow.",
+        description="Train MergeVQ tokenizers and generators on a Ray cluster and read what every kept token buys in MLflow.",
         epilog="Things are kept under runs/ (or MERGEVQ_HOME). MLFLOW_TRACKING_URI and RAY_ADDRESS point elsewhere.",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for room in (data, training, evaluation, sweeps, store, cluster, preflight):
+    for room in (data, training, evaluation, generation, sweeps, store, cluster, preflight):
         room.add(verbs)
     return parser

@@ -6,13 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mergevq.errors import InputError
 from mergevq_platform.places import places
 
 
 def add(verbs: Any) -> None:
     """Add the verbs of this room to the command line's."""
     evaluate = verbs.add_parser(
-        "evaluate", help="measure the curve of a run, a checkpoint or an imported tokenizer"
+        "evaluate",
+        help="measure the curve of a run, a checkpoint or an imported tokenizer; of a generator, over guidance scales",
     )
     evaluate.add_argument(
         "run",
@@ -27,6 +29,16 @@ def add(verbs: Any) -> None:
     )
     evaluate.add_argument(
         "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
+    )
+    evaluate.add_argument(
+        "--cfg",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="generators: guidance scales (1, no guidance, is always measured)",
+    )
+    evaluate.add_argument(
+        "--num", type=int, help="generators: pictures of each scale (default: the recipe's)"
     )
     evaluate.add_argument("--data", help="another data directory (default: the recipe's)")
     evaluate.add_argument(
@@ -78,6 +90,11 @@ def add(verbs: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from mergevq_platform import evaluation
 
+    if _is_generator(options.run, storage=options.storage):
+        _evaluate_generator(options)
+        return
+    if options.cfg or options.num:
+        raise InputError(f"--cfg and --num are for generators; {options.run} is a tokenizer: leave them out")
     suites = evaluation.SUITES if options.suite == "all" else (options.suite,)
     curve = evaluation.evaluate(
         options.run,
@@ -100,6 +117,45 @@ def _evaluate(options: argparse.Namespace) -> None:
         curve.save(options.json)
     if options.markdown:
         options.markdown.write_text(curve.markdown() + "\n")
+
+
+def _is_generator(name: str, *, storage: str | None) -> bool:
+    from mergevq_platform import checkpoints, evaluation
+    from mergevq_platform.tracking.store import Store
+
+    home = places().home
+    location = evaluation.locate(
+        name, home=home, store=Store.at(home, places().tracking_uri), storage=storage
+    )
+    if checkpoints.is_bare(location):
+        return False
+    with checkpoints.newest(location) as directory:
+        return checkpoints.about(directory)["task"] == "generator"
+
+
+def _evaluate_generator(options: argparse.Namespace) -> None:
+    from mergevq_platform import generation
+
+    if options.recipe or len(options.keep or ()) > 1:
+        raise InputError(
+            "a generator is judged by its own recipe at one kept count: leave --recipe out, give one --keep"
+        )
+    report = generation.evaluate(
+        options.run,
+        home=places().home,
+        scales=options.cfg,
+        images=options.num,
+        keep=options.keep[0] if options.keep else None,
+        data=options.data,
+        workers=options.workers,
+        out=options.out,
+        storage=options.storage,
+        address=options.address,
+        tracking_uri=None if options.no_tracking else places().tracking_uri,
+        track=not options.no_tracking,
+    )
+    if options.json:
+        report.save(options.json)
 
 
 def _reconstruct(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig
-from mergevq_platform import checkpoints, cluster
+from mergevq_platform import checkpoints, cluster, generation
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import decode, evaluation_view
 from mergevq_platform.evaluation.answering import local_answers, ray_answers
@@ -92,6 +92,8 @@ def after_training(outcome: Any, recorder: Any) -> None:
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location) as directory:
         recipe = checkpoints.recipe_of(directory)
+    if recipe.task.kind == "generator":
+        generation.after_training(outcome, recorder, recipe)
     if recipe.task.kind != "tokenizer":
         return
     recipe = with_extractor(recipe)
