@@ -202,8 +202,8 @@ class Generator(nn.Module):
         `limit_distinct` lets no new code appear after `keep` different ones. Random order: `steps` is the number of
         passes, on the arccosine schedule, one token each where it is None; `order` (B, K) gives the order of
         decoding in place of a random one; codes `fixed` (B, K) stay where `fixed_mask` (B, K) bool is set and come
-        first. Raises `InputError` for a label or kept count that was not trained, more steps than tokens, and
-        options of another kind.
+        first, the steps being spread over the others. Raises `InputError` for a label or kept count that was not
+        trained, more steps than tokens, and options of another kind.
         """
         # Compiled blocks have their own ways.
         with contextlib.nullcontext() if self.bucket > 1 else packed_for(self, 2 * len(labels)):

@@ -33,6 +33,8 @@ def packed_for(model: nn.Module, rows: int) -> Iterator[None]:
     What PyTorch's own compiler does to frozen weights; packing takes about as long as one step.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, Linear) and _packable(layer.weight)]
+    if torch.is_autocast_enabled("cpu"):  # inputs may then have another precision than the weights
+        layers = []
     for layer in layers:
         layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
     try:
