@@ -6,23 +6,20 @@ aligns a tokenizer with it measures distillation and not self-supervision; its e
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import pydantic
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mergevq.config import config, parse, to_tree
-from mergevq.errors import InputError
-from mergevq.frozen import load_strictly, read_weights
+from mergevq.exports import load_export, read_description, write_export
 from mergevq.quantize import average_over_ranks
 from mergevq.training import Output, Training
 
-_CONFIG, _WEIGHTS, _FORMAT = "config.json", "model.safetensors", "mergevq stand-in classifier"
+_FORMAT = "mergevq stand-in classifier"
 
 
 @config
@@ -118,14 +115,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def save_classifier(classifier: StandInClassifier, directory: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `directory`, which is made where it is missing."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()},
-        directory / _WEIGHTS,
-    )
-    description = {"format": _FORMAT, "sees_labels": True, "config": to_tree(classifier.config)}
-    (directory / _CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    write_export(directory, classifier, _FORMAT, {"sees_labels": True, "config": to_tree(classifier.config)})
 
 
 def load_classifier(directory: str | Path, *, key: str = "stand_in") -> StandInClassifier:
@@ -134,23 +124,9 @@ def load_classifier(directory: str | Path, *, key: str = "stand_in") -> StandInC
     `key` is the configuration key that named the directory. Raises `InputError` when it is not such an
     export.
     """
-    directory = Path(directory)
-    if not (directory / _CONFIG).is_file():
-        raise InputError(
-            f"{key}: '{directory}' holds no trained stand-in teacher: train one, then name its export"
-        )
-    try:
-        description = json.loads((directory / _CONFIG).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{key}: '{directory / _CONFIG}' is not JSON ({error})") from None
-    if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise InputError(f"{key}: '{directory}' holds something other than a stand-in teacher")
-    classifier = StandInClassifier(
-        parse(StandInConfig, description["config"], where=f"{directory / _CONFIG}: ")
-    )
-    state = read_weights(str(directory / _WEIGHTS), key=key)
-    load_strictly(classifier, state, key=key, source=str(directory / _WEIGHTS))
-    return classifier.eval()
+    description, where = read_description(directory, _FORMAT, what="a trained stand-in teacher", key=key)
+    classifier = StandInClassifier(parse(StandInConfig, description["config"], where=where))
+    return load_export(directory, classifier, key=key)
 
 
 @config

@@ -41,6 +41,9 @@ class HybridEncoderConfig:
     layer_scale: Positive = 1e-5  # initial value; short trainings want more
     initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
     summary_std: Positive = 1e-6  # of the summary token's start
+    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] = (
+        0.0  # of the last block, rising from 0 at the first
+    )
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -70,6 +73,9 @@ class ViTEncoderConfig:
     layer_scale: Positive = 1e-5  # initial value; short trainings want more
     initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
     summary_std: Positive = 1e-6  # of the summary token's start
+    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] = (
+        0.0  # of the last block, rising from 0 at the first
+    )
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -91,6 +97,11 @@ class Encoded(NamedTuple):
     tokens: Tensor
     source: merging.Source
 
+    def mean(self) -> Tensor:
+        """The kept tokens (B, D) averaged over the grid cells that they stand for."""
+        share = self.source.size / self.source.size.sum(1, keepdim=True)
+        return torch.einsum("bk,bkd->bd", share.to(self.tokens.dtype), self.tokens)
+
 
 class Encoder(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
@@ -102,8 +113,9 @@ class Encoder(nn.Module):
         self.summary_token = nn.Parameter(torch.randn(1, 1, config.width) * config.summary_std)
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(1, grid * grid, config.width) * 0.02)
+        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
-            MergeBlock(config.width, config.heads, config.layer_scale) for _ in range(config.depth)
+            MergeBlock(config.width, config.heads, config.layer_scale, rate) for rate in rates
         )
         self.blocks.apply(partial(init_transformer, std=config.initial_std))
 

@@ -57,6 +57,20 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class DropPath(nn.Module):
+    """In training, leaves a branch out of whole pictures, and makes up for it in the others (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
+
+
 class Mlp(nn.Module):
     """Linear, GELU, Linear."""
 
@@ -72,8 +86,9 @@ class Mlp(nn.Module):
 class MergeBlock(nn.Module):
     """Pre-norm transformer block that merges r tokens between attention and MLP."""
 
-    def __init__(self, width: int, heads: int, layer_scale: float = 1e-5) -> None:
+    def __init__(self, width: int, heads: int, layer_scale: float = 1e-5, drop_path: float = 0.0) -> None:
         super().__init__()
+        self.drop_path = DropPath(drop_path)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.mlp = Attention(width, heads), Mlp(width, 4 * width)
         self.scale1, self.scale2 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
@@ -81,7 +96,7 @@ class MergeBlock(nn.Module):
     def forward(self, x: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens (B, T, D), sizes (B, T) or None -> tokens (B, T - r, D), sizes, and the slot of each token."""
         attended, metric = self.attention(self.norm1(x), size)
-        x = x + self.scale1(attended)
+        x = x + self.drop_path(self.scale1(attended))
         slot = None
         if r:
             num_tokens = x.shape[1]
@@ -89,7 +104,7 @@ class MergeBlock(nn.Module):
             ones = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
             x, size = merging.merge(chosen, x, ones)
             slot = merging.slots(chosen, num_tokens)
-        return x + self.scale2(self.mlp(self.norm2(x))), size, slot
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x)))), size, slot
 
 
 def sincos(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:

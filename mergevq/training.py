@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,24 @@ class Output:
     carry: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass
+class ParameterGroup:
+    """Parameters that an optimizer treats alike: at `rate_factor` times the learning rate, with or without weight decay."""
+
+    parameters: list[nn.Parameter]
+    decays: bool
+    rate_factor: float = 1.0
+
+
+def decayed_and_not(parameters: Iterable[nn.Parameter]) -> list[ParameterGroup]:
+    """The trainable ones in two groups: weights of two and more dimensions decay, biases, norms and scales do not."""
+    trainable = [p for p in parameters if p.requires_grad]
+    return [
+        ParameterGroup([p for p in trainable if p.ndim >= 2], decays=True),
+        ParameterGroup([p for p in trainable if p.ndim < 2], decays=False),
+    ]
+
+
 class Training(nn.Module):
     """A model with its losses, to be driven by a loop that knows devices, optimizers and data.
 
@@ -45,6 +63,10 @@ class Training(nn.Module):
     def export(self, model: nn.Module, directory: str | Path) -> None:
         """Write `model`, which is `model()` or its average, into `directory` for the library to load."""
         raise NotImplementedError
+
+    def parameter_groups(self, phase: str) -> list[ParameterGroup]:
+        """How the trainable parameters of a phase are optimised; each is in one group."""
+        return decayed_and_not(self.phases[phase].parameters())
 
     def after_step(self, step: int) -> None:
         """To be called on every rank after the optimizers' step `step`."""

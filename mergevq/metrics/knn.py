@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mergevq.errors import InputError
+from mergevq.metrics.accumulate import Accumulator
 from mergevq.metrics.probe import checked, class_numbers, held_out_part
 
 NEIGHBOURS = (10, 20, 100, 200)
@@ -19,6 +22,96 @@ class KnnResult(NamedTuple):
 
     top1: float
     k: int
+    by_k: dict[int, float]  # top-1 on the test set for every k; reported, never chosen by
+
+
+class Nearest(Accumulator):
+    """The nearest train features of fixed queries, over train features that come in pieces, from many workers.
+
+    Cosines are compared, of equal ones the lower position wins: merging pieces in any order gives what all of train
+    at once would give, but for the last bit that products of other shapes differ in. What was pickled or merged can
+    be merged and read but not updated: it has left the queries, which are large, behind.
+    """
+
+    def __init__(self, queries: Tensor, *, k: int = max(NEIGHBOURS)) -> None:
+        """`queries`: features (Q, D)."""
+        self.queries: Tensor | None = F.normalize(queries.detach().float())
+        self.k = k
+        self.best = torch.empty(
+            len(queries), 0, dtype=torch.int64, device=queries.device
+        )  # (Q, up to k), see _ranks
+        self.labels = self.best  # (Q, up to k) int64
+
+    def update(self, features: Tensor, labels: Tensor, first: int, *, chunk: int = 1024) -> None:
+        """Add train features (B, D) with labels (B,) int64; `first` is the position of the first in the train set.
+
+        `chunk` queries are compared at a time, which changes memory only. Raises `InputError` for a width that is not
+        the queries', and for labels that do not fit.
+        """
+        assert self.queries is not None, "these neighbours have travelled: give the features to the original"
+        if (
+            features.ndim != 2
+            or features.shape[1] != self.queries.shape[1]
+            or labels.shape != features.shape[:1]
+        ):
+            raise InputError(
+                f"train features {tuple(features.shape)}, labels {tuple(labels.shape)} and queries "
+                f"{tuple(self.queries.shape)}: they must be (B, D), (B,) and (Q, D)"
+            )
+        bank = F.normalize(features.detach().to(self.queries.device).float())
+        labels = labels.to(bank.device).long()
+        positions = torch.arange(first, first + len(bank), device=bank.device)
+        best, found = [], []
+        for part, old, old_labels in zip(
+            self.queries.split(chunk), self.best.split(chunk), self.labels.split(chunk), strict=True
+        ):
+            ranks, order = _ranks(part @ bank.T, positions).topk(min(self.k, len(bank)), dim=1)
+            ranks, chosen = self._nearest(
+                torch.cat([old, ranks], 1), torch.cat([old_labels, labels[order]], 1)
+            )
+            best.append(ranks)
+            found.append(chosen)
+        self.best, self.labels = torch.cat(best), torch.cat(found)
+
+    def merge(self, other: Nearest) -> Self:
+        """The nearest over both pieces of train, on the CPU. Raises `InputError` for other queries or another k."""
+        if self.k != other.k or len(self.best) != len(other.best):
+            raise InputError(
+                f"the {self.k} nearest of {len(self.best)} queries and the {other.k} of {len(other.best)} do not merge"
+            )
+        merged, other = self.at_rest(), other.at_rest()
+        merged.best, merged.labels = merged._nearest(
+            torch.cat([merged.best, other.best], 1), torch.cat([merged.labels, other.labels], 1)
+        )
+        return merged
+
+    def right(self, answers: Tensor, ks: Sequence[int], num_classes: int, *, chunk: int = 1024) -> Tensor:
+        """How many queries are classified as `answers` (Q,) by k neighbours, each voting exp(cosine / 0.07): (len(ks),) int64.
+
+        Labels and answers are in [0, num_classes); an answer outside is never right. Raises `InputError` where
+        fewer than k train features were seen.
+        """
+        if max(ks) > self.best.shape[1]:
+            raise InputError(f"{max(ks)} neighbours were asked for but only {self.best.shape[1]} kept")
+        weights = (_cosines(self.best) / TEMPERATURE).exp()
+        right = torch.zeros(len(ks), dtype=torch.int64, device=self.best.device)
+        answers = answers.to(self.best.device)
+        for weight, label, answer in zip(
+            weights.split(chunk), self.labels.split(chunk), answers.split(chunk), strict=True
+        ):
+            votes, counted = weight.new_zeros(len(weight), num_classes), 0
+            for row, k in sorted(enumerate(ks), key=lambda pair: pair[1]):
+                votes.scatter_add_(1, label[:, counted:k], weight[:, counted:k])
+                right[row] += (votes.argmax(1) == answer).sum()
+                counted = k
+        return right
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"queries": None}
+
+    def _nearest(self, ranks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        ranks, order = ranks.topk(min(self.k, ranks.shape[1]), dim=1)
+        return ranks, labels.gather(1, order)
 
 
 def knn_classify(
@@ -33,27 +126,34 @@ def knn_classify(
     train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
     classes, train_y = train_y.unique(return_inverse=True)
     test_y = class_numbers(classes, test_y)
-    train_x, test_x = F.normalize(train_x), F.normalize(test_x)
     held_out = held_out_part(train_y)
-    inner = int((~held_out).sum())
-    ks = [k for k in NEIGHBOURS if k <= inner] or [inner]
-    right = votes_right(
-        train_x[~held_out], train_y[~held_out], train_x[held_out], train_y[held_out], ks, len(classes), chunk
-    )
-    k = ks[int(right.argmax())]
-    top1 = votes_right(train_x, train_y, test_x, test_y, [k], len(classes), chunk)
-    return KnnResult(100 * int(top1) / len(test_y), k)
+    ks = neighbour_counts(int((~held_out).sum()))
+
+    def right(bank: Tensor, labels: Tensor, queries: Tensor, answers: Tensor) -> Tensor:
+        nearest = Nearest(queries, k=max(ks))
+        nearest.update(bank, labels, 0, chunk=chunk)
+        return nearest.right(answers, ks, len(classes), chunk=chunk)
+
+    inner = right(train_x[~held_out], train_y[~held_out], train_x[held_out], train_y[held_out])
+    top1 = 100 * right(train_x, train_y, test_x, test_y).double() / len(test_y)
+    best = int(inner.argmax())
+    return KnnResult(float(top1[best]), ks[best], dict(zip(ks, top1.tolist(), strict=True)))
 
 
-def votes_right(
-    bank: Tensor, bank_y: Tensor, x: Tensor, y: Tensor, ks: list[int], num_classes: int, chunk: int
-) -> Tensor:
-    """How many of x (B, D) the bank (M, D) classifies as y (B,), for each k: (len(ks),) int64. Rows have length 1."""
-    right = torch.zeros(len(ks), dtype=torch.int64, device=x.device)
-    for part, labels in zip(x.split(chunk), y.split(chunk), strict=True):
-        similarity, nearest = (part @ bank.T).topk(max(ks), dim=1)
-        weight, voted = (similarity / TEMPERATURE).exp(), bank_y[nearest]
-        for row, k in enumerate(ks):
-            votes = weight.new_zeros(len(part), num_classes).scatter_add_(1, voted[:, :k], weight[:, :k])
-            right[row] += (votes.argmax(1) == labels).sum()
-    return right
+def neighbour_counts(train_images: int) -> list[int]:
+    """Those of `NEIGHBOURS` that so many train features have; all of them, where they are fewer than the least."""
+    return [k for k in NEIGHBOURS if k <= train_images] or [train_images]
+
+
+def _ranks(cosines: Tensor, positions: Tensor) -> Tensor:
+    # One int64 that orders by (cosine, then lower position): the float's bits as an integer of the same order, above
+    # the position. top-k of floats would take any of equals.
+    bits = cosines.contiguous().view(torch.int32).long()
+    ordered = torch.where(bits >= 0, bits, -0x80000000 - bits)
+    return (ordered << 32) + (0xFFFFFFFF - positions)
+
+
+def _cosines(ranks: Tensor) -> Tensor:
+    ordered = ranks >> 32
+    bits = torch.where(ordered >= 0, ordered, -0x80000000 - ordered)
+    return bits.to(torch.int32).view(torch.float32)

@@ -226,16 +226,19 @@ def compile_model(recipe: Recipe, training: Training) -> None:
 
 
 def make_optimizers(recipe: Recipe, training: Training) -> dict[str, torch.optim.Optimizer]:
-    """One AdamW per phase; weight decay only on weights of two and more dimensions."""
+    """One AdamW per phase, with the groups that its training makes."""
     optimizers: dict[str, torch.optim.Optimizer] = {}
-    for name, phase in training.phases.items():
+    for name in training.phases:
         config = optimizer_config(recipe, name)
-        parameters = [p for p in phase.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {
+                "params": group.parameters,
+                "weight_decay": config.weight_decay if group.decays else 0.0,
+                "rate_factor": group.rate_factor,
+            }
+            for group in training.parameter_groups(name)
         ]
-        fused = parameters[0].device.type == "cuda"
+        fused = next(training.phases[name].parameters()).device.type == "cuda"
         optimizers[name] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
     return optimizers
 
@@ -255,7 +258,7 @@ def set_learning_rates(
         config = optimizer_config(recipe, name)
         rate = config.learning_rate * schedules.scale(config.schedule, step, total_steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
 
 
 def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:
