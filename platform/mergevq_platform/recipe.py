@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field
 
 from mergevq.classifier import StandInConfig
-from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
+from mergevq.config import Tree, config, flattened, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution, merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
@@ -233,6 +233,18 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
             student, teacher = views.student_size or student, views.teacher_size or teacher
         settled["data"] = {"views": {"student_size": student, "teacher_size": teacher}}
     return parse(Recipe, merged(to_tree(recipe), settled)) if settled else recipe
+
+
+def weights_files(recipe: Recipe) -> dict[str, str]:
+    """The weights that a recipe names, key path → file (of a directory: its model.safetensors)."""
+    found = {}
+    for key, value in flattened(to_tree(recipe)).items():
+        last = key.rpartition(".")[2]
+        if isinstance(value, str) and last in ("weights", "backbone", "heads", "initial_weights"):
+            found[key] = value
+        elif isinstance(value, str) and last == "directory":
+            found[key] = str(Path(value) / "model.safetensors")
+    return found
 
 
 def _variant(task: Tree) -> Literal["g", "gr", "r"]:

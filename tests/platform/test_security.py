@@ -35,6 +35,7 @@ WITH_SECRET = [
     f"s3://bucket/runs?region=eu&secret_key={SECRET}",
     f"https://user:{SECRET}@mlflow.example/path",
     f"postgresql+psycopg2://mlflow:{SECRET}@db:5432/mlflow",
+    f"git+https://{SECRET}@github.com/me/private",
     f"abfss://box@account/x?sig={SECRET}&v=1",
 ]
 
