@@ -124,5 +124,7 @@ def _use_token(home: Path) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
             stream.write(secrets.token_hex(32))
+    elif path.stat().st_mode & 0o077:  # copied by hand, perhaps
+        path.chmod(0o600)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

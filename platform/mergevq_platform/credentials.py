@@ -12,7 +12,9 @@ from typing import Any
 
 from mergevq.errors import InputError
 
-_PASSWORD = re.compile(r"(?<=://)[^\s/?#'\"]*:[^\s/?#'\"]*@")
+_PASSWORD = re.compile(
+    r"(?<=://)[^\s/?#'\"]*:[^\s/?#'\"]*@|(?<=https://)[^\s/?#'\"]+@"  # alone before a web host it is a token
+)
 _SECRET = (
     r"secret|password|passwd|token|signature|credential|access_?key|api_?key|sig(?==)|pwd(?==)|sslpassword"
 )
@@ -28,7 +30,7 @@ def without_credentials(text: str) -> str:
 
 
 def holds_credentials(text: str) -> bool:
-    """Whether a URI in `text` carries a password or a secret query value. A user's name alone is none."""
+    """Whether a URI in `text` carries a password or a secret query value. A database user's name alone is none."""
     return "://" in text and bool(_PASSWORD.search(text) or _QUERY.search(text))
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field
 
 from mergevq.classifier import StandInConfig
-from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
+from mergevq.config import Tree, config, flattened, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
 from mergevq.generation import (
     GeneratorConfig,
@@ -327,6 +327,18 @@ def _known_counts(task: Tree) -> list[int]:
 
 def _listed(counts: tuple[int, ...] | range) -> str:
     return f"1 to {counts[-1]}" if isinstance(counts, range) else ", ".join(map(str, counts))
+
+
+def weights_files(recipe: Recipe) -> dict[str, str]:
+    """The weights that a recipe names, key path → file (of a directory: its model.safetensors)."""
+    found = {}
+    for key, value in flattened(to_tree(recipe)).items():
+        last = key.rpartition(".")[2]
+        if isinstance(value, str) and last in ("weights", "backbone", "heads", "initial_weights"):
+            found[key] = value
+        elif isinstance(value, str) and last == "directory":
+            found[key] = str(Path(value) / "model.safetensors")
+    return found
 
 
 def _variant(task: Tree) -> Literal["g", "gr", "r"]:

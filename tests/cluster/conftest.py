@@ -72,7 +72,7 @@ class BareCluster:
     def wait(self) -> None:
         """Wait until the dashboard answers (with 401: it wants a token)."""
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self.processes[0].poll() is None:
             try:
                 urllib.request.urlopen(f"{self.address}/api/version", timeout=5)
             except urllib.error.HTTPError as error:
@@ -146,10 +146,19 @@ def interpreter_without_us(folder: Path) -> Path:
     python = folder / "bin" / "python"
     site = next((folder / "lib").glob("python*/site-packages"))
     (site / "shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    missing = subprocess.run(
-        [python, "-c", "import ray, torch\nimport mergevq"], cwd=folder, capture_output=True, text=True
-    )
-    if "No module named 'mergevq'" not in missing.stderr:
+    there = subprocess.run(
+        [
+            python,
+            "-c",
+            "import importlib.util as u; print(*(bool(u.find_spec(n)) for n in ('ray', 'mergevq')))",
+        ],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    if there != ["True", "False"]:
         pytest.skip(
             "mergevq is installed here as a copy, not as an editable checkout: no interpreter lacks it"
         )
@@ -193,7 +202,7 @@ def started(folder: Path, *arguments: str) -> Iterator[BareCluster]:
             f"--port={gcs}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard}",
-            "--ray-client-server-port=0",
+            f"--ray-client-server-port={free_port()}",
             f"--temp-dir={ray_folder}",
             *arguments,
         )
@@ -206,5 +215,5 @@ def started(folder: Path, *arguments: str) -> Iterator[BareCluster]:
 
 @pytest.fixture
 def unused_ports() -> list[int]:
-    """Four ports that nobody listens on now."""
-    return [free_port() for _ in range(4)]
+    """Five ports that nobody listens on now."""
+    return [free_port() for _ in range(5)]

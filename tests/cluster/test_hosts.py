@@ -39,7 +39,7 @@ def test_the_ssh_recipe_starts_a_cluster_whose_nodes_the_doctor_examines(
         "MERGEVQ_RAY_PORT": str(gcs),
         "MERGEVQ_DASHBOARD_PORT": str(dashboard),
         "MERGEVQ_RAY_FOLDER": str(folder),
-        "MERGEVQ_HEAD_OPTIONS": small.format(agents[0]) + " --ray-client-server-port=0",
+        "MERGEVQ_HEAD_OPTIONS": small.format(agents[0]) + f" --ray-client-server-port={agents[2]}",
         "MERGEVQ_WORKER_OPTIONS": small.format(agents[1]),
         "MERGEVQ_DOWN": f"pkill -KILL -f {folder}",  # `ray stop` would end every cluster of this machine
     }

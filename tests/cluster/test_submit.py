@@ -101,7 +101,7 @@ def test_a_job_that_is_stopped_writes_a_checkpoint_and_goes_on(
         cwd=fresh,
     )
     assert started.returncode == 0, started.stderr
-    wait_for(lambda: "step" in signed_in.jobs.get_job_logs("long"), 120, "a step")
+    wait_for(lambda: re.search(r"step \d+/100000", signed_in.jobs.get_job_logs("long")), 240, "a step")
     stopped = bare_cluster.mergevq("jobs", "stop", "long", cwd=fresh)
     assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (0, "job long: stopped"), stopped.stderr
     run = Run.find("long", home=bare_cluster.home)

@@ -43,12 +43,38 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         cli.run(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for verb in ("data", "train", "evaluate", "reconstruct", "import-official", "recipes", "sync", "ui"):
+    for verb in (
+        "data",
+        "train",
+        "evaluate",
+        "reconstruct",
+        "import-official",
+        "recipes",
+        "sync",
+        "ui",
+        "submit",
+        "jobs",
+        "doctor",
+        "plan",
+    ):
         assert verb in text
 
 
 @pytest.mark.parametrize(
-    "verb", ["data shapes", "data pack", "train", "evaluate", "reconstruct", "sync", "ui"]
+    "verb",
+    [
+        "data shapes",
+        "data pack",
+        "train",
+        "evaluate",
+        "reconstruct",
+        "sync",
+        "ui",
+        "submit",
+        "jobs stop",
+        "doctor",
+        "plan",
+    ],
 )
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

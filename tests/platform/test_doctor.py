@@ -13,7 +13,7 @@ from mergevq_platform.bandwidth import MESSAGE_BYTES, AllReduce
 from mergevq_platform.doctor import judging, node, summary
 from mergevq_platform.doctor.judging import Finding
 from mergevq_platform.doctor.node import Answer, Question
-from mergevq_platform.doctor.visit import ThisMachine, _skews, weights_files
+from mergevq_platform.doctor.visit import ThisMachine, _skews
 
 GIB = 2**30
 GOOD = Answer(
@@ -168,4 +168,7 @@ def test_weights_are_found_wherever_a_recipe_names_them(small_recipe: dict[str, 
     losses = small_recipe["task"]["losses"]
     losses["alignment"] = {"kind": "stand_in", "directory": "/teacher"}
     small_recipe["task"]["initial_weights"] = "/dino.safetensors"
-    assert weights_files(recipe.resolve(small_recipe)) == ("/dino.safetensors", "/teacher/model.safetensors")
+    assert recipe.weights_files(recipe.resolve(small_recipe)) == {
+        "task.initial_weights": "/dino.safetensors",
+        "task.losses.alignment.directory": "/teacher/model.safetensors",
+    }

@@ -35,6 +35,7 @@ WITH_SECRET = [
     f"s3://bucket/runs?region=eu&secret_key={SECRET}",
     f"https://user:{SECRET}@mlflow.example/path",
     f"postgresql+psycopg2://mlflow:{SECRET}@db:5432/mlflow",
+    f"git+https://{SECRET}@github.com/me/private",
     f"abfss://box@account/x?sig={SECRET}&v=1",
 ]
 
@@ -136,8 +137,10 @@ def test_a_token_is_made_once_and_readable_by_its_owner_only(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     first = path.read_text()
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    path.chmod(0o644)
     cluster._use_token(tmp_path)
     assert path.read_text() == first
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:

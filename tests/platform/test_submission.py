@@ -128,6 +128,10 @@ def test_an_included_folder_of_a_checkout_leaves_out_what_git_ignores(here: Path
         ([], "name a verb"),
         (["jobs", "list"], "is not a verb that runs as a job"),
         (["train", "demo"], r"data\.path is 'runs/data/shapes', a relative path"),
+        (
+            ["train", "small.yaml", "task.losses.alignment={kind: stand_in, directory: runs/teacher}"],
+            r"task\.losses\.alignment\.directory is 'runs/teacher', a relative path",
+        ),
         (["train", "nothing"], "no recipe 'nothing'"),
         (["train", "small.yaml", "stepss=4"], "unknown key 'stepss'"),
         (["train", "small.yaml", "--storage", "s3://k:hunter2@b/x"], "open to all who see the cluster"),
@@ -147,6 +151,17 @@ def test_a_training_without_a_name_is_named_as_its_job(here: Path) -> None:
     assert _name(verb).startswith("small-20")
     assert not read_verb(["train", "small.yaml", "--name", "mine"]).names_a_run
     assert _name(read_verb(["train", "--resume", "mine"])).startswith("train-mine-20")
+
+
+def test_small_weights_beside_a_recipe_go_along(here: Path) -> None:
+    (here / "dino.safetensors").write_bytes(b"x")
+    words = ["train", "small.yaml", "task.initial_weights=dino.safetensors"]
+    assert read_verb(words).include == [Path("dino.safetensors")]
+
+
+def test_an_image_of_another_version_is_said() -> None:
+    other = Facts(**{**vars(HAS_ALL), "versions": {"mergevq": "0.0.1"}, "holds_mergevq": True})
+    assert "the image holds mergevq 0.0.1" in packages.of_image(other).warnings[0]
 
 
 def test_a_sweep_takes_the_recipe_file_that_it_names_along(here: Path) -> None:

@@ -6,10 +6,8 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Protocol
 
-from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import bandwidth, cluster
 from mergevq_platform.credentials import without_credentials
@@ -18,11 +16,10 @@ from mergevq_platform.doctor.judging import Finding
 from mergevq_platform.doctor.node import Answer, Question
 from mergevq_platform.failures import one_line
 from mergevq_platform.places import Places
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.recipe import Recipe, weights_files
 from mergevq_platform.tracking.store import Store
 
 ANSWER_SECONDS = 180
-WEIGHTS_KEYS = ("weights", "backbone", "heads", "initial_weights", "directory")
 CLOCK_TRIES = 3
 
 
@@ -150,7 +147,7 @@ def examine(
             findings.append(finding)
             say(str(finding))
 
-    files = weights_files(recipe) if recipe else ()
+    files = tuple(sorted(weights_files(recipe).values())) if recipe else ()
     question = Question(
         storage=places.storage,
         home=str(places.home),
@@ -184,15 +181,6 @@ def examine(
         problem = one_line(error)
     add(judging.network(reduced, problem, measured.gradient_bytes if measured else None))
     return findings
-
-
-def weights_files(recipe: Recipe) -> tuple[str, ...]:
-    """The weights that a recipe names: files, or `model.safetensors` of the directories."""
-    found = []
-    for key, value in flattened(to_tree(recipe)).items():
-        if key.rpartition(".")[2] in WEIGHTS_KEYS and isinstance(value, str):
-            found.append(str(Path(value) / "model.safetensors") if key.endswith("directory") else value)
-    return tuple(sorted(found))
 
 
 def _skews(nodes: Nodes) -> dict[str, tuple[float, float]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def measure(
         times: dict[str, list[float]] = {"large": [], "small": [], "update": []}
         for repeat in range(repeats):
             full = batches[repeat % len(batches)]
-            times["large"].append(_seconds(lambda b=full: micro_step(b, keep), device))
+            times["large"].append(_seconds(partial(micro_step, full, keep), device))
             times["small"].append(_seconds(lambda: micro_step(fewer, keep), device))
             times["update"].append(_seconds(update, device))
         with saved_for_backward() as saved:
@@ -243,7 +244,7 @@ def _tensors_of(tree: Any) -> list[Tensor]:
     )
 
 
-def _bytes(tensors: list[Tensor]) -> int:
+def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -150,10 +150,10 @@ async def _tail(cluster: Cluster, job: str, position: int, write: Callable[[str]
 def _is_network(error: Exception) -> bool:
     # Ray raises RuntimeError for a closed connection and for what the server answers while it restarts.
     import aiohttp
-    import requests
 
-    kinds = (OSError, RuntimeError, ConnectionError, aiohttp.ClientError, requests.RequestException)
-    return isinstance(error, kinds) and "does not exist" not in str(error)
+    return isinstance(error, OSError | RuntimeError | aiohttp.ClientError) and "does not exist" not in str(
+        error
+    )
 
 
 def _note(text: str) -> None:

@@ -102,6 +102,13 @@ def compare(facts: Facts, requirements: list[Requirement]) -> Plan:
     return plan
 
 
+def of_image(facts: Facts) -> Plan:
+    """What there is to say of a cluster whose image holds mergevq: whether it is another version than this one."""
+    there, here = facts.versions.get("mergevq"), _version_here("mergevq")
+    differ = there is not None and here is not None and there != here
+    return Plan(warnings=[f"the image holds mergevq {there}, this is {here}"] if differ else [])
+
+
 def requirements() -> list[Requirement]:
     """What our distribution needs, without its extras: from its metadata, or from pyproject.toml of a checkout."""
     pyproject = _pyproject()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
-from mergevq_platform.credentials import holds_credentials, refuse_credentials
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.credentials import refuse_credentials
+from mergevq_platform.recipe import Recipe, weights_files
 from mergevq_platform.runs import git_commit
 from mergevq_platform.submission import packages, staging
 from mergevq_platform.submission.client import LOOPBACK, Cluster
@@ -84,12 +84,14 @@ def submit(
     install besides those that are missing; `image_has_mergevq` uploads no code of ours. Raises `InputError`, before anything is
     uploaded, for paths that only this machine has, for packages that cannot be made to fit, and for secrets.
     """
+    for package in pip:
+        refuse_credentials(package, "--pip", "what a job installs is open to all who see the cluster")
     facts = packages.ask(cluster, local_home)
     environment = _environment(cluster, facts, home, verb.words[0])
     if image_has_mergevq:
         if not facts.holds_mergevq:
             raise InputError("the cluster's image holds no mergevq: leave out --image-has-mergevq")
-        plan = packages.Plan()
+        plan = packages.of_image(facts)
     else:
         plan = packages.compare(facts, packages.requirements())
     for warning in plan.warnings:
@@ -110,17 +112,22 @@ def submit(
         if install:
             say(f"to be installed on the cluster: {', '.join(install)}")
         entrypoint = shlex.join(["python", "-m", "mergevq_platform.cli", *staged.words])
-        cluster.jobs.submit_job(
-            entrypoint=entrypoint,
-            submission_id=job,
-            runtime_env={"env_vars": environment, "config": {"setup_timeout_seconds": 1800}}
-            | ({"working_dir": folder} if staged.files else {})
-            | ({"pip": install} if install else {}),
-            metadata=_metadata(verb, asked),
-            entrypoint_num_cpus=asked.cpus,
-            entrypoint_num_gpus=asked.gpus,
-            entrypoint_memory=asked.memory_bytes,
-        )
+        try:
+            cluster.jobs.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job,
+                runtime_env={"env_vars": environment, "config": {"setup_timeout_seconds": 1800}}
+                | ({"working_dir": folder} if staged.files else {})
+                | ({"pip": install} if install else {}),
+                metadata=_metadata(verb, asked),
+                entrypoint_num_cpus=asked.cpus,
+                entrypoint_num_gpus=asked.gpus,
+                entrypoint_memory=asked.memory_bytes,
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise
+            raise InputError(f"the cluster has a job '{job}' already: choose another --name") from None
     say(f"job {job}: mergevq {shlex.join(staged.words)}")
     return job
 
@@ -151,8 +158,13 @@ def read_verb(words: Sequence[str]) -> Verb:
     match words[0]:
         case "train" if names:
             recipe = recipes.load(names[0], overrides)
-            _require_shared(recipe)
-            return Verb(words=words, recipe=recipe.name, name=named, names_a_run=takes_name)
+            return Verb(
+                words=words,
+                recipe=recipe.name,
+                name=named,
+                names_a_run=takes_name,
+                include=_uploaded_weights(recipe),
+            )
         case "sweep" if options.sweep:
             return _read_sweep(words, options, named, takes_name)
     label = options.resume if getattr(options, "resume", None) else None
@@ -175,23 +187,36 @@ def _read_sweep(words: list[str], options: Any, named: str | None, takes_name: b
         trials=options.trials,
         seeds=options.seeds,
     )
-    _require_shared(chosen.recipe_of(spaces.corners(chosen.space)[0]))
+    weights = _uploaded_weights(chosen.recipe_of(spaces.corners(chosen.space)[0]))
     # The recipe that a sweep file names may be a file beside it.
     beside = [Path(chosen.recipe)] if Path(chosen.recipe).is_file() and not options.over else []
     if beside and beside[0].is_absolute():
         raise InputError(
             f"{options.sweep} names the recipe {beside[0]}: name it relative to the working directory"
         )
-    return Verb(words=words, recipe=chosen.name, name=named, names_a_run=takes_name, include=beside)
+    return Verb(
+        words=words, recipe=chosen.name, name=named, names_a_run=takes_name, include=[*beside, *weights]
+    )
 
 
-def _require_shared(recipe: Recipe) -> None:
+def _uploaded_weights(recipe: Recipe) -> list[Path]:
+    # A relative path means this machine's: small weights go along, pictures and runs do not.
     path = recipe.data.path
     if "://" not in path and not Path(path).expanduser().is_absolute():
         raise InputError(
             f"data.path is '{path}', a relative path: a job runs in a folder of its own, so name the pictures where the cluster sees "
             "them, data.path=/shared/… or a URI"
         )
+    found = []
+    for key, file in weights_files(recipe).items():
+        if Path(file).is_absolute():
+            continue
+        if not Path(file).is_file() or key.endswith("directory"):
+            raise InputError(
+                f"{key} is '{file.removesuffix('/model.safetensors')}', a relative path: name it where the cluster sees it"
+            )
+        found.append(Path(file))
+    return found
 
 
 def _environment(cluster: Cluster, facts: packages.Facts, home: str | None, verb: str) -> dict[str, str]:
@@ -212,13 +237,12 @@ def _environment(cluster: Cluster, facts: packages.Facts, home: str | None, verb
         found["MERGEVQ_STORAGE"] = storage
     tracking = os.environ.get("MLFLOW_TRACKING_URI")
     if tracking and not facts.tracking:
-        if holds_credentials(tracking):
-            refuse_credentials(
-                tracking,
-                "MLFLOW_TRACKING_URI",
-                "a job's environment is open to all who see the cluster; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
-                "in the cluster's environment, and give the URI without them",
-            )
+        refuse_credentials(
+            tracking,
+            "MLFLOW_TRACKING_URI",
+            "a job's environment is open to all who see the cluster; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+            "in the cluster's environment, and give the URI without them",
+        )
         parts = urllib.parse.urlsplit(tracking)
         if parts.scheme in ("http", "https") and parts.hostname in LOOPBACK and not cluster.is_local:
             raise InputError(
