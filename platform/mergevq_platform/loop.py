@@ -118,8 +118,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     stream = TrainStream(
         dataset,
         recipe.data.views,
-        global_batch=recipe.global_batch,
-        micro_batch=recipe.micro_batch or recipe.global_batch // worker.world_size,
+        deal=recipe.deal,
         seed=recipe.seed,
         rank=worker.rank,
         world_size=worker.world_size,
@@ -138,7 +137,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             keep = draw_keep(recipe, step)
             set_learning_rates(recipe, state.optimizers, step, total_steps)
 
-            losses: list[dict[str, Tensor]] = []
+            losses: list[tuple[float, dict[str, Tensor]]] = []
             for index, micro_batch in enumerate(micro_batches):
                 batch = to_unit_range(micro_batch, worker.device)
                 if recipe.channels_last:
@@ -146,11 +145,11 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
                         name: value.contiguous(memory_format=layout) if value.ndim == 4 else value
                         for name, value in batch.items()
                     }
+                # The ranks' gradients are averaged: a rank with more pictures than the others must weigh more.
+                share = worker.world_size * len(batch["sample"]) / recipe.global_batch
                 last = index == len(micro_batches) - 1
                 losses.append(
-                    accumulate(
-                        phases, batch, keep, step, 1 / len(micro_batches), last, autocast, state.scaler
-                    )
+                    (share, accumulate(phases, batch, keep, step, share, last, autocast, state.scaler))
                 )
             norms = update(recipe, training, state)
             training.after_step(step)
@@ -356,15 +355,19 @@ class Meter:
         self,
         step: int,
         keep: int | None,
-        losses: list[dict[str, Tensor]],
+        losses: list[tuple[float, dict[str, Tensor]]],
         norms: dict[str, Tensor],
         bad_pictures: int,
     ) -> None:
-        """Remember one step; report when the cadence says so."""
-        self.names = [*losses[0], *norms, "bad_pictures"]
-        mean = [torch.stack([part[name].detach().float() for part in losses]).mean() for name in losses[0]]
+        """Remember one step, whose micro-batches have (share of the step, losses); report when the cadence says so."""
+        names = list(losses[0][1])
+        self.names = [*names, *norms, "bad_pictures"]
+        parts = [
+            share * torch.stack([part[name].detach().float() for name in names]) for share, part in losses
+        ]
         extra = [norm.detach().float() for norm in norms.values()]
-        self.rows.append((step, keep, torch.stack([*mean, *extra, mean[0].new_tensor(float(bad_pictures))])))
+        extra.append(parts[0].new_tensor(float(bad_pictures)))
+        self.rows.append((step, keep, torch.cat([torch.stack(parts).sum(0), torch.stack(extra)])))
         if step % self.recipe.log_every == 0 or step == self.total_steps:
             self.flush()
 
