@@ -93,6 +93,11 @@ class ClusterConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: Count = 1
     max_failures: int = Field(default=3, ge=-1)  # worker-group restarts before the run fails; -1: no limit
+    hang_timeout_seconds: Seconds = (
+        300.0  # without progress of a worker before it is ended and the group restarted
+    )
+    storage_timeout_seconds: Seconds = 600.0  # of trying to save a checkpoint before the run fails
+
     @property
     def least_workers(self) -> int:
         """The fewest workers that the run goes on with."""
