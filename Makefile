@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test soak check format setup clean
+.PHONY: demo test faults soak check format setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -20,7 +20,10 @@ demo: setup  ## pictures, a stand-in teacher, a tokenizer, its curve: about ten 
 test: setup  ## the ordinary suite
 	$(RUN)/python -m pytest
 
-soak: setup  ## the long suite: many trials through one sweep
+faults: setup  ## every fault on clusters of its own, as root also on hosts in network namespaces; writes docs/faults.md
+	$(RUN)/python -m pytest -m faults tests/faults
+
+soak: setup  ## the long suite: many trials through one sweep, and a long training under random faults
 	$(RUN)/python -m pytest -m soak
 
 check: setup  ## format, lint, types, import directions

@@ -17,8 +17,8 @@ import psutil
 
 BEATS_PER_TIMEOUT = 8
 SLOWEST_BEAT_SECONDS = 10.0
-# What may lawfully take several times as long as a forward pass: loading, compiling, a whole validation, an upload.
-PATIENCE = {"starting": 3.0, "validating": 3.0, "saving": 3.0}
+# What may lawfully take many times as long as a forward pass: the first one with a kept count compiles every layer.
+PATIENCE = {"starting": 3.0, "compiling": 10.0, "validating": 3.0, "saving": 3.0}
 END_SECONDS = 60.0
 
 
@@ -119,7 +119,9 @@ class Ward:
         beats = [beat for _, beat in self._heard.values()]
         if not beats or any(beat.still_seconds <= self._allowed(beat) for beat in beats):
             return None
-        beat = min(beats, key=lambda beat: (beat.step, beat.doing == "training", -beat.still_seconds))
+        beat = min(
+            beats, key=lambda beat: (beat.step, beat.doing in ("training", "compiling"), -beat.still_seconds)
+        )
         return beat, self._line(beat, f"has not moved for {beat.still_seconds:.0f} s")
 
     def _allowed(self, beat: Beat) -> float:

@@ -144,6 +144,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     )
     with stream:
         saved_at, asked_at = state.step, time.monotonic()
+        compiled: set[int | None] = set()
         batches = iter(stream)
         while state.step < total_steps:
             step = state.step
@@ -155,7 +156,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
 
             losses: list[tuple[float, dict[str, Tensor]]] = []
             for index, micro_batch in enumerate(micro_batches):
-                host.at(step, "training")
+                host.at(step, "compiling" if recipe.compile and keep not in compiled else "training")
                 batch = to_unit_range(micro_batch, worker.device)
                 if recipe.channels_last:
                     batch = {
@@ -168,6 +169,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
                 losses.append(
                     (share, accumulate(phases, batch, keep, step, share, last, autocast, state.scaler))
                 )
+            compiled.add(keep)
             norms = update(recipe, training, state)
             training.after_step(step)
             state.ema.update()
