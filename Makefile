@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo demo-generate test test-cluster soak check format setup clean
+.PHONY: demo demo-generate test test-cluster faults soak check format setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -26,7 +26,10 @@ test: setup  ## the ordinary suite
 test-cluster: setup  ## jobs of real clusters: submission, lost nodes, doctor, plan; minutes
 	$(RUN)/python -m pytest -m cluster
 
-soak: setup  ## the long suite: many trials through one sweep
+faults: setup  ## every fault on clusters of its own, as root also on hosts in network namespaces; writes docs/faults.md
+	$(RUN)/python -m pytest -m faults tests/faults
+
+soak: setup  ## the long suite: many trials through one sweep, and a long training under random faults
 	$(RUN)/python -m pytest -m soak
 
 check: setup  ## format, lint, types, import directions

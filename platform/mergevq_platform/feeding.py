@@ -97,11 +97,6 @@ def draw_keep(recipe: Recipe, step: int) -> int | None:
             return None
 
 
-def micro_batch_of(recipe: Recipe, worker: Worker) -> int:
-    """Samples of one forward pass."""
-    return recipe.micro_batch or recipe.global_batch // worker.world_size
-
-
 @dataclass(frozen=True)
 class PictureFeed:
     """Pictures and their views, in [-1, 1]."""
@@ -116,8 +111,7 @@ class PictureFeed:
         return TrainStream(
             self.samples,
             recipe.data.views,
-            global_batch=recipe.global_batch,
-            micro_batch=micro_batch_of(recipe, self.worker),
+            deal=recipe.deal,
             seed=recipe.seed,
             rank=self.worker.rank,
             world_size=self.worker.world_size,
@@ -215,8 +209,7 @@ class CodeFeed:
         return CodeStream(
             self.samples,
             _keeps(recipe),
-            global_batch=recipe.global_batch,
-            micro_batch=micro_batch_of(recipe, self.worker),
+            deal=recipe.deal,
             seed=recipe.seed,
             rank=self.worker.rank,
             world_size=self.worker.world_size,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,13 +46,15 @@ from mergevq_platform.tracking.system import SystemSampler
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EARLY_STEPS = 100  # before these, few codes in use mean nothing
 LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
+NOTICE_SECONDS = 5.0  # how often the workers ask whether one of their nodes is about to be taken away
+MEETING_TIMEOUT = timedelta(days=1)  # who waits for a slow save is watched by the host, not by a time-out
 
 
 class Host(Protocol):
     """What the loop needs from whoever runs it: one process alone, or Ray Train."""
 
     def latest(self) -> Path | None:
-        """The checkpoint to go on from, as a local directory."""
+        """The newest whole checkpoint, the same on all ranks, as a local directory."""
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Rank 0's metrics of `step`."""
@@ -63,10 +66,16 @@ class Host(Protocol):
         """Something the user should know, said once."""
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint: every rank calls it, on rank 0 `write(directory)` fills it."""
+        """Keep a checkpoint, which `write(directory)` fills; rank 0 calls it, the others wait for it."""
 
     def stop_requested(self) -> bool:
         """Whether someone asked the run to stop; read by rank 0 at step boundaries."""
+
+    def losing_node(self) -> bool:
+        """Whether notice was given, since the last call, that a node will be taken away: every rank calls it, and hears the same."""
+
+    def at(self, step: int, doing: str) -> None:
+        """This rank begins something; every rank calls it, very often."""
 
 
 class BrokenTraining(RuntimeError):
@@ -99,7 +108,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     if recipe.compile:
         compile_model(recipe, training)
     phases = distribute(training, worker)
-    control = dist.new_group(backend="gloo") if worker.world_size > 1 else None
+    control: Any = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT) if worker.world_size > 1 else None
     autocast = (
         nullcontext
         if recipe.precision == "float32"
@@ -109,44 +118,63 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
 
     def save() -> None:
         meter.flush()
-        host.save(
-            state.step,
-            lambda directory: checkpoints.write(directory, state, recipe, fingerprint=samples.fingerprint),
-        )
+        host.at(state.step, "saving")
+        if worker.rank == 0:
+            host.save(
+                state.step,
+                lambda directory: checkpoints.write(
+                    directory, state, recipe, fingerprint=samples.fingerprint
+                ),
+            )
+        if control is not None:
+            dist.barrier(group=control)
 
     feed = open_feed(recipe, samples, worker)
     with feed.stream(state.step) as stream:
-        saved_at = state.step
+        saved_at, asked_at = state.step, time.monotonic()
+        compiled: set[int | None] = set()
         batches = iter(stream)
         while state.step < total_steps:
             step = state.step
+            host.at(step, "waiting for data")
             micro_batches = meter.waiting(lambda: next(batches))
             torch.manual_seed(address(recipe.seed, step, worker.rank))  # dropout and drop path of this step
             keep = draw_keep(recipe, step)
             set_learning_rates(recipe, state.optimizers, step, total_steps)
 
-            losses: list[dict[str, Tensor]] = []
+            losses: list[tuple[float, dict[str, Tensor]]] = []
             for index, micro_batch in enumerate(micro_batches):
+                host.at(step, "compiling" if recipe.compile and keep not in compiled else "training")
                 batch = feed.batch(micro_batch, keep)
+                # The ranks' gradients are averaged: a rank with more samples than the others must weigh more.
+                share = worker.world_size * len(batch["label"]) / recipe.global_batch
                 last = index == len(micro_batches) - 1
                 losses.append(
-                    accumulate(
-                        phases, batch, keep, step, 1 / len(micro_batches), last, autocast, state.scaler
-                    )
+                    (share, accumulate(phases, batch, keep, step, share, last, autocast, state.scaler))
                 )
+            compiled.add(keep)
             norms = update(recipe, training, state)
             training.after_step(step)
             state.ema.update()
             state.step += 1
 
             meter.add(state.step, keep, losses, norms, stream.bad_pictures)
-            stopping = _agreed(host.stop_requested() if worker.rank == 0 else False, control)
+            first = worker.rank == 0
+            stopping, asking = _agreed(
+                [first and host.stop_requested(), first and time.monotonic() - asked_at > NOTICE_SECONDS],
+                control,
+            )
+            leaving = asking and host.losing_node()
+            if asking:
+                asked_at = time.monotonic()
             if recipe.evaluation.every and state.step % recipe.evaluation.every == 0:
                 meter.flush()
+                host.at(state.step, "validating")
                 values = feed.validate(state.ema.averaged)
                 if worker.rank == 0:
                     host.record(state.step, {f"val/{name}": value for name, value in values.items()})
-            if stopping or state.step % recipe.checkpoint_every == 0 or state.step == total_steps:
+            due = state.step % recipe.checkpoint_every == 0 or state.step == total_steps
+            if due or stopping or leaving:
                 save()
                 saved_at = state.step
             if stopping:
@@ -343,15 +371,19 @@ class Meter:
         self,
         step: int,
         keep: int | None,
-        losses: list[dict[str, Tensor]],
+        losses: list[tuple[float, dict[str, Tensor]]],
         norms: dict[str, Tensor],
         bad_pictures: int,
     ) -> None:
-        """Remember one step; report when the cadence says so."""
-        self.names = [*losses[0], *norms, "bad_pictures"]
-        mean = [torch.stack([part[name].detach().float() for part in losses]).mean() for name in losses[0]]
+        """Remember one step, whose micro-batches have (share of the step, losses); report when the cadence says so."""
+        names = list(losses[0][1])
+        self.names = [*names, *norms, "bad_pictures"]
+        parts = [
+            share * torch.stack([part[name].detach().float() for name in names]) for share, part in losses
+        ]
         extra = [norm.detach().float() for norm in norms.values()]
-        self.rows.append((step, keep, torch.stack([*mean, *extra, mean[0].new_tensor(float(bad_pictures))])))
+        extra.append(parts[0].new_tensor(float(bad_pictures)))
+        self.rows.append((step, keep, torch.cat([torch.stack(parts).sum(0), torch.stack(extra)])))
         if step % self.recipe.log_every == 0 or step == self.total_steps:
             self.flush()
 
@@ -385,6 +417,7 @@ class Meter:
             "images_per_second": steps * self.recipe.global_batch / seconds,
             "waiting_share": min(1.0, waited / seconds),
             "seconds_per_step": seconds / steps,
+            "workers": float(self.worker.world_size),
         }
         assert self.system is not None
         measured = {f"system/{name}": value for name, value in speed.items()} | self.system.sample()
@@ -418,10 +451,10 @@ def _scaler(recipe: Recipe, worker: Worker) -> torch.amp.GradScaler | None:
     return torch.amp.GradScaler(worker.device.type) if recipe.precision == "float16" else None
 
 
-def _agreed(flag: bool, group: Any) -> bool:
+def _agreed(flags: list[bool], group: Any) -> list[bool]:
     # Rank 0's word, over gloo so that a GPU need not be waited for.
     if group is None:
-        return flag
-    word = torch.tensor([flag], dtype=torch.uint8)
+        return flags
+    word = torch.tensor(flags, dtype=torch.uint8)
     dist.broadcast(word, src=0, group=group)
-    return bool(word[0])
+    return [bool(flag) for flag in word]

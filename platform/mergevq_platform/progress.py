@@ -10,6 +10,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from mergevq_platform.recipe import Recipe
@@ -51,7 +52,7 @@ class Progress:
     def show(self, status: dict[str, float], warnings: list[str], *, stopping: bool) -> None:
         """Show the latest progress and any new warning."""
         for warning in warnings[self.warned :]:
-            self.console.print(f"[yellow]warning:[/] {warning}")
+            self.console.print("[yellow]warning:[/]", escape(warning), highlight=False, soft_wrap=True)
         self.warned = len(warnings)
         if not status:
             return

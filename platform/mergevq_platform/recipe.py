@@ -32,11 +32,12 @@ from mergevq.presets import preset
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.credentials import keys_with_credentials
-from mergevq_platform.data import ViewsConfig
+from mergevq_platform.data import Deal, ViewsConfig
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 @config
@@ -154,9 +155,22 @@ class ClusterConfig:
     """What the run asks of the Ray cluster."""
 
     workers: Count = 1
+    min_workers: Count | None = (
+        None  # while nodes are gone, go on with as few as these; none: wait until all can run again
+    )
+    resize_seconds: Seconds = 60.0  # how often a run of fewer workers looks for room to grow again
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: Count = 1
     max_failures: int = Field(default=3, ge=-1)  # worker-group restarts before the run fails; -1: no limit
+    hang_timeout_seconds: Seconds = (
+        300.0  # without progress of a worker before it is ended and the group restarted
+    )
+    storage_timeout_seconds: Seconds = 600.0  # of trying to save a checkpoint before the run fails
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.min_workers or self.workers
 
 
 @config
@@ -188,7 +202,9 @@ class Recipe:
     steps: Count | None = None  # optimizer steps; or
     epochs: Annotated[float, Field(gt=0)] | None = None  # passes over the training split
     global_batch: Count
-    micro_batch: Count | None = None  # pictures of one forward pass; resolved: global_batch / workers
+    micro_batch: Count | None = (
+        None  # the most pictures of a worker's forward pass; resolved: its share of the global batch
+    )
     optimizer: OptimizerConfig
     discriminator_optimizer: OptimizerConfig | None = None  # none: the same settings
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -210,17 +226,15 @@ class Recipe:
                 f"cluster.workers is {self.cluster.workers} but global_batch is {self.global_batch}: "
                 "every worker needs at least one picture of each batch; lower the workers or raise global_batch"
             )
+        if self.cluster.least_workers > self.cluster.workers:
+            raise ValueError(
+                f"cluster.min_workers is {self.cluster.min_workers}, more than cluster.workers {self.cluster.workers}: lower it"
+            )
         if self.micro_batch is not None:
-            if self.global_batch % self.micro_batch:
-                raise ValueError(
-                    f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
-                )
-            micro_batches = self.global_batch // self.micro_batch
-            if micro_batches % self.cluster.workers:
-                raise ValueError(
-                    f"{micro_batches} micro-batches of {self.micro_batch} do not divide among "
-                    f"{self.cluster.workers} workers; set micro_batch to {self.global_batch // self.cluster.workers} or a divisor of it"
-                )
+            try:
+                self.deal  # noqa: B018 - raises
+            except InputError as error:
+                raise ValueError(str(error)) from None
         if isinstance(self.task, TokenizerTask):
             self._check_kept_counts(self.task)
 
@@ -235,6 +249,12 @@ class Recipe:
                     merge_schedule(grid, keep, depth)
                 except InputError as error:
                     raise ValueError(f"{key}: {error}") from None
+
+    @property
+    def deal(self) -> Deal:
+        """How the pictures of a step are dealt to passes and ranks."""
+        micro_batch = self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
+        return Deal.of(self.global_batch, micro_batch, self.cluster.workers, self.cluster.least_workers)
 
     @property
     def tokenizer(self) -> TokenizerTask:
@@ -295,12 +315,7 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
         )
     settled: Tree = {}
     if recipe.micro_batch is None:
-        if recipe.global_batch % recipe.cluster.workers:
-            raise InputError(
-                f"global_batch {recipe.global_batch} does not divide among {recipe.cluster.workers} workers: "
-                "change one of them, or set micro_batch"
-            )
-        settled["micro_batch"] = recipe.global_batch // recipe.cluster.workers
+        settled["micro_batch"] = -(-recipe.global_batch // recipe.cluster.least_workers)
     if isinstance(recipe.task, TokenizerTask):
         views = recipe.data.views
         size = recipe.task.model.image_size

@@ -15,7 +15,7 @@ from mergevq.errors import InputError
 from mergevq.keep import Listed, Uniform
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, tokenize
 from mergevq_platform.codes.tokenizing import Worker
-from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.data import Deal, EvalBatches, open_dataset, to_unit_range
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer
 
 KEEPS = (4, 9, 16)
@@ -141,8 +141,7 @@ def test_one_kept_count_a_step_the_same_rows_for_any_number_of_workers(training:
         stream = CodeStream(
             training,
             counts,
-            global_batch=24,
-            micro_batch=4,
+            deal=Deal(24, passes=3, workers=2),
             seed=3,
             rank=rank,
             world_size=world,
@@ -152,8 +151,11 @@ def test_one_kept_count_a_step_the_same_rows_for_any_number_of_workers(training:
 
     whole = steps(0, 1, 0, 9)
     for step, batches in enumerate(whole):
-        assert {batch.shape for batch in batches} == {(4, counts(step))}
-    shared = [a + b for a, b in zip(steps(0, 2, 0, 9), steps(1, 2, 0, 9), strict=True)]
+        assert {batch.shape for batch in batches} == {(8, counts(step))}
+    shared = [
+        [torch.cat(dealt) for dealt in zip(*ranks, strict=True)]
+        for ranks in zip(steps(0, 2, 0, 9), steps(1, 2, 0, 9), strict=True)
+    ]
     later = steps(0, 1, 5, 4)
     for one, other in ((whole, shared), (whole[5:], later)):
         assert all(
@@ -162,7 +164,7 @@ def test_one_kept_count_a_step_the_same_rows_for_any_number_of_workers(training:
 
 
 def test_an_epoch_shows_every_view_once_whatever_was_drawn(training: CodeSet) -> None:
-    stream = CodeStream(training, lambda step: KEEPS[step % 3], global_batch=24, micro_batch=24, seed=0)
+    stream = CodeStream(training, lambda step: KEEPS[step % 3], deal=Deal(24, passes=1, workers=1), seed=0)
     groups, order = stream._order(4)
     rows = np.concatenate([stream._order(KEEPS[step % 3])[1].batch(0, step) for step in range(16)])
     assert sorted(rows) == list(range(384))

@@ -17,7 +17,7 @@ import torch
 
 from mergevq.errors import InputError
 from mergevq_platform.codes.codeset import Codes, CodeSet
-from mergevq_platform.data import Batch, SampleOrder
+from mergevq_platform.data import Batch, Deal, SampleOrder
 from mergevq_platform.data.order import WINDOW_BLOCKS
 from mergevq_platform.data.stream import STEPS_AHEAD
 
@@ -26,7 +26,7 @@ class CodeStream:
     """The micro-batches of one rank, step by step, from `start_step` on, without end.
 
     Iterating yields for each optimizer step the list of this rank's micro-batches: `indices` (b, K), `assignment` (b, N) and
-    `label` (b,), all int64. `micro_batch` divides `global_batch`; ranks own neighbouring micro-batches.
+    `label` (b,), all int64; one for each pass of `deal`, in which ranks may differ in b by one.
     """
 
     bad_pictures = 0  # pictures that could not be decoded were left out when the set was made
@@ -36,22 +36,17 @@ class CodeStream:
         codes: CodeSet,
         keep: Callable[[int], int],
         *,
-        global_batch: int,
-        micro_batch: int,
+        deal: Deal,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
         window_blocks: int = WINDOW_BLOCKS,
     ) -> None:
-        micro_batches = global_batch // micro_batch
-        assert global_batch % micro_batch == 0
-        assert micro_batches >= world_size
+        assert world_size <= deal.workers
         self.codes, self.keep, self.seed, self.start_step = codes, keep, seed, start_step
-        self.global_batch, self.micro_batch, self.window_blocks = global_batch, micro_batch, window_blocks
-        self.micro_batches = range(
-            rank * micro_batches // world_size, (rank + 1) * micro_batches // world_size
-        )
+        self.global_batch, self.window_blocks = deal.global_batch, window_blocks
+        self.passes = [deal.positions(number, rank, world_size) for number in range(deal.passes)]
         self._orders: dict[int, tuple[list[int], SampleOrder]] = {}
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -72,9 +67,8 @@ class CodeStream:
         groups, order = self._order(self.keep(step))
         epoch, step_in_epoch = order.position(step)
         batches = []
-        for micro in self.micro_batches:
-            start = micro * self.micro_batch
-            rows = order.batch(epoch, step_in_epoch, start, start + self.micro_batch)
+        for runs in self.passes:
+            rows = np.concatenate([order.batch(epoch, step_in_epoch, start, stop) for start, stop in runs])
             codes = self._rows(groups, order, rows)
             batches.append(
                 {name: torch.from_numpy(getattr(codes, name)) for name in ("indices", "assignment", "label")}
