@@ -19,7 +19,7 @@ from mergevq.config import config
 from mergevq.ema import Ema
 from mergevq_platform import checkpoints, loop
 from mergevq_platform.checkpoints import TrainingState
-from mergevq_platform.data import TrainStream, open_dataset, to_unit_range, write_shapes
+from mergevq_platform.data import Deal, TrainStream, open_dataset, to_unit_range, write_shapes
 from mergevq_platform.recipe import Recipe, TokenizerTask
 
 REPEATS = 7
@@ -149,8 +149,7 @@ def _batches(
     stream = TrainStream(
         dataset,
         recipe.data.views,
-        global_batch=micro_batch,
-        micro_batch=micro_batch,
+        deal=Deal(micro_batch, passes=1, workers=1),
         seed=recipe.seed,
         workers=0,
     )
