@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test soak check format setup clean
+.PHONY: demo demo-generate test test-cluster faults soak check format setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -17,10 +17,19 @@ $(VENV)/installed: pyproject.toml
 demo: setup  ## pictures, a stand-in teacher, a tokenizer, its curve: about ten minutes on two cores
 	$(RUN)/python jobs/demo.py
 
+demo-generate: setup  ## after `make demo`: two small generators on its tokenizer's codes, judged: under twelve minutes
+	$(RUN)/python jobs/demo_generate.py
+
 test: setup  ## the ordinary suite
 	$(RUN)/python -m pytest
 
-soak: setup  ## the long suite: many trials through one sweep
+test-cluster: setup  ## jobs of real clusters: submission, lost nodes, doctor, plan; minutes
+	$(RUN)/python -m pytest -m cluster
+
+faults: setup  ## every fault on clusters of its own, as root also on hosts in network namespaces; writes docs/faults.md
+	$(RUN)/python -m pytest -m faults tests/faults
+
+soak: setup  ## the long suite: many trials through one sweep, and a long training under random faults
 	$(RUN)/python -m pytest -m soak
 
 check: setup  ## format, lint, types, import directions

@@ -1,4 +1,4 @@
-"""Measure the curve of a run: `ray job submit --working-dir . -- python jobs/evaluate.py RUN` (PYTHONPATH=platform)."""
+"""Measure the curve of a run: `-- python jobs/evaluate.py RUN`, submitted as jobs/train.py says."""
 
 import sys
 

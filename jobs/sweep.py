@@ -1,4 +1,4 @@
-"""Run a sweep: `ray job submit --working-dir . -- python jobs/sweep.py sweeps/FILE.py [a.b=c …]` (PYTHONPATH=platform)."""
+"""Run a sweep: `-- python jobs/sweep.py sweeps/FILE.py [a.b=c …]`, submitted as jobs/train.py says."""
 
 import sys
 

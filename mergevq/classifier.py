@@ -96,14 +96,14 @@ class _Residual(nn.Module):
 def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy (float32 scalar) of logits (B, classes) with labels (B,) int64, -1 = no label.
 
-    Scaled so that its gradients, averaged over the ranks, are those of the mean over all labelled pictures of
-    all ranks; zero where there is none.
+    Scaled so that its gradients, averaged over the ranks with their batches as weights, are those of the mean over
+    all labelled pictures of all ranks; zero where there is none.
     """
     total = F.cross_entropy(
         logits.float(), labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum"
     )
-    labelled = average_over_ranks((labels >= 0).sum().float())
-    return total / labelled.clamp(min=1e-6)
+    labelled = average_over_ranks((labels >= 0).float().mean(), len(labels))
+    return total / (len(labels) * labelled).clamp(min=1e-6)
 
 
 @torch.no_grad()

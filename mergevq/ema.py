@@ -66,8 +66,8 @@ class Ema:
 class RunningMean(nn.Module):
     """The moving average of a float32 statistic over optimizer steps, the same on all ranks.
 
-    `observe` gathers what the micro-batches of a step measured, `fold` ends the step: it averages over the
-    observations and the ranks, then moves `value` towards that. All micro-batches of a step therefore read
+    `observe` gathers what the micro-batches of a step measured, `fold` ends the step: it averages over all
+    pictures of all ranks, then moves `value` towards that. All micro-batches of a step therefore read
     the same `value`, and neither accumulation nor the number of ranks changes it. Keep it outside of modules
     wrapped in DistributedDataParallel, which may overwrite buffers with those of rank 0 before `fold` has
     seen them.
@@ -85,10 +85,10 @@ class RunningMean(nn.Module):
         self.register_buffer("_count", torch.zeros((), dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
-    def observe(self, measured: Tensor) -> None:
-        """Add one micro-batch's mean, of the statistic's shape, to the step at hand."""
-        self._total += measured.float()
-        self._count += 1
+    def observe(self, measured: Tensor, pictures: int) -> None:
+        """Add the mean over a micro-batch of `pictures`, of the statistic's shape, to the step at hand."""
+        self._total += measured.float() * pictures
+        self._count += pictures
 
     @torch.no_grad()
     def fold(self) -> None:

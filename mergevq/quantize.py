@@ -81,7 +81,7 @@ class LFQ(nn.Module):
             z = latents.float().flatten(0, -2)
             logits = 4 / self.config.temperature * z
             sample = bit_entropies(logits).sum(-1).mean()
-            average = average_over_ranks(average_code(logits))
+            average = average_over_ranks(average_code(logits), z.shape[0])
             # The floor is far below any share that counts; without it an empty code's gradient is infinity times zero.
             inside = (average + self.config.epsilon).clamp(min=torch.finfo(average.dtype).tiny)
             codebook = -(average * inside.log()).sum()
@@ -198,25 +198,26 @@ def build_quantizer(config: LFQConfig | FSQConfig) -> LFQ | FSQ:
 
 class _MeanOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total / dist.get_world_size()
+    def forward(ctx: Any, value: Tensor, count: int) -> Tensor:
+        packed = torch.cat([value.flatten() * count, value.new_full((1,), count)])
+        dist.all_reduce(packed)
+        return (packed[:-1] / packed[-1]).view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
-def average_over_ranks(value: Tensor) -> Tensor:
-    """The mean of `value` over all ranks; itself without a process group.
+def average_over_ranks(value: Tensor, count: int) -> Tensor:
+    """The mean over all ranks of a float `value` that is itself a mean over `count` things; itself without a process group.
 
-    The gradient passes unchanged: every rank computes the same function of the mean, and data-parallel training
-    averages the ranks' gradients afterwards, which makes the gradient of the global loss.
+    A rank weighs as much as it has things, so the mean does not depend on how they are dealt. The gradient passes
+    unchanged: every rank computes the same function of the mean, and data-parallel training that weighs each rank's
+    loss by its count makes the gradient of the global loss.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return value
-    return _MeanOverRanks.apply(value)
+    return _MeanOverRanks.apply(value, count)
 
 
 def check_indices(indices: Tensor, vocabulary: int) -> None:

@@ -138,7 +138,7 @@ class TokenizerPhase(nn.Module):
         if not term.adaptive:
             return [term.weight * losses["adversarial"]]
         losses["d_weight"] = term.weight * adaptive_weight(
-            picture, losses["adversarial"], self.tokenizer.last_layer
+            picture, losses["adversarial"], self.tokenizer.last_layer, len(reconstruction)
         )
         return [losses["d_weight"] * losses["adversarial"]]
 
@@ -173,7 +173,7 @@ class TokenizerPhase(nn.Module):
                 logits = teacher(batch["teacher"], kept(batch["teacher"]))
                 loss = self_distillation_loss(term, self.alignment(student), logits, centre.value)
                 if torch.is_grad_enabled():
-                    centre.observe(logits.mean(0))
+                    centre.observe(logits.mean(0), len(logits))
                 return loss
         raise AssertionError(self.config.alignment)
 
@@ -199,7 +199,7 @@ class DiscriminatorPhase(nn.Module):
         # Until its first step the discriminator stays as it was made: its gradients are zero, not absent.
         active = float(step >= self.term.start_step)
         if active and torch.is_grad_enabled():
-            lecam_average.observe(means)
+            lecam_average.observe(means, len(real))
         losses = {"d_loss": hinge, "d_real": means[0], "d_fake": means[1], "lecam": lecam}
         return Output(
             total=active * (hinge + self.term.lecam_weight * lecam),

@@ -53,6 +53,55 @@ def small_recipe(pictures: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer alone, untrained: 16 cells of 6 bits."""
+    import torch
+
+    import mergevq
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    mergevq.save(mergevq.create("test_gr"), directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def codes(pictures: Path, tokenizer_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures as codes at 4, 9 and 16 kept tokens, two views of each training picture."""
+    from mergevq_platform.codes import tokenize
+    from mergevq_platform.frozen_tokenizer import find_tokenizer
+
+    directory = tmp_path_factory.mktemp("codes") / "set"
+    tokenizer = find_tokenizer(str(tokenizer_directory))
+    tokenize(tokenizer, directory, data=str(pictures), keep=(4, 9, 16), crops=2, progress=False)
+    return directory
+
+
+@pytest.fixture
+def small_generator(pictures: Path, codes: Path) -> dict[str, Any]:
+    """The tree of a recipe that trains a tiny MergeAR on the codes in seconds."""
+    return {
+        "name": "small-generator",
+        "task": {
+            "kind": "generator",
+            "preset": "test_mergear",
+            "model": {"classes": 12},
+            "codes": str(codes),
+            "generation": {"images": 48, "batch": 12, "scales": [1.0, 2.0]},
+        },
+        "data": {"path": str(pictures), "views": {"image_size": 16}},
+        "steps": 8,
+        "global_batch": 8,
+        "micro_batch": 4,
+        "log_every": 1,
+        "checkpoint_every": 4,
+        "optimizer": {"learning_rate": 1e-3, "schedule": {"kind": "constant"}},
+        "evaluation": {"batch": 16, "validation_images": 32},
+        "cluster": {"device": "cpu"},
+    }
+
+
+@pytest.fixture(scope="session")
 def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home whose Ray cluster (two CPUs) is started once and shut down at the end."""
     import ray

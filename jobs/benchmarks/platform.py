@@ -15,7 +15,7 @@ import torch
 
 def loader() -> list[str]:
     """Pictures per second of one core with all three views, decoding included."""
-    from mergevq_platform.data import TrainStream, ViewsConfig, open_dataset, write_shapes
+    from mergevq_platform.data import Deal, TrainStream, ViewsConfig, open_dataset, write_shapes
 
     lines = []
     for size, count in ((64, 1024), (256, 256)):
@@ -28,8 +28,7 @@ def loader() -> list[str]:
                 stream = TrainStream(
                     dataset,
                     views,
-                    global_batch=64,
-                    micro_batch=64,
+                    deal=Deal(64, passes=1, workers=1),
                     seed=0,
                     rank=0,
                     world_size=1,

@@ -67,11 +67,14 @@ def lecam_loss(real: Tensor, fake: Tensor, average_real: Tensor, average_fake: T
     return above + below
 
 
-def adaptive_weight(picture_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(
+    picture_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, pictures: int
+) -> Tensor:
     """The ratio, in [0, 1e4], of the two losses' gradient norms at `last_layer`: a detached float32 scalar.
 
-    Both gradients are averaged over the ranks first, so that every rank weighs alike and as one rank would
-    that had the whole batch. The graph is kept. 1 where gradients are switched off (a validation pass).
+    Both losses are means over `pictures` of this rank. Their gradients are averaged over the ranks first, so that
+    every rank weighs alike and as one rank would that had the whole batch. The graph is kept. 1 where gradients are
+    switched off (a validation pass).
     """
     if not torch.is_grad_enabled():
         return torch.ones((), device=picture_loss.device)
@@ -79,6 +82,6 @@ def adaptive_weight(picture_loss: Tensor, adversarial_loss: Tensor, last_layer: 
     boost = 2.0**14
     (picture,) = torch.autograd.grad(picture_loss * boost, last_layer, retain_graph=True)
     (adversarial,) = torch.autograd.grad(adversarial_loss * boost, last_layer, retain_graph=True)
-    both = average_over_ranks(torch.stack([picture.float(), adversarial.float()]) / boost)
+    both = average_over_ranks(torch.stack([picture.float(), adversarial.float()]) / boost, pictures)
     norms = both.flatten(1).norm(dim=1)
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()

@@ -81,11 +81,8 @@ class Standardise(nn.Module):
         if self.training:
             # About the running mean, so that a large common offset costs no digits.
             moved = x.float() - self.mean
-            sums = average_over_ranks(
-                torch.stack([moved.sum(0), moved.square().sum(0), torch.ones_like(self.mean) * len(x)])
-            )
-            shift, count = sums[0] / sums[2], sums[2]
-            variance = (sums[1] / count - shift.square()).clamp(min=0)
+            shift, square = average_over_ranks(torch.stack([moved.mean(0), moved.square().mean(0)]), len(x))
+            variance = (square - shift.square()).clamp(min=0)
             mean = self.mean + shift
             self.mean.lerp_(mean, self.momentum)
             self.variance.lerp_(variance, self.momentum)
@@ -114,12 +111,12 @@ class ProbeHeads(nn.Module):
         """Cross-entropy (H,) float32 of each head's logits (H, B, classes) with labels (B,), -1 = no label.
 
         Their sum is what to run backward from: every head gets the gradient of its own loss. Scaled so that gradients
-        averaged over the ranks are those of the mean over all labelled pictures.
+        averaged over the ranks with their batches as weights are those of the mean over all labelled pictures.
         """
         repeated = labels.repeat(self.heads)
         each = F.cross_entropy(logits.flatten(0, 1), repeated, ignore_index=-1, reduction="none")
-        labelled = average_over_ranks((labels >= 0).sum().float())
-        return each.view(self.heads, -1).sum(1) / labelled.clamp(min=1e-6)
+        labelled = average_over_ranks((labels >= 0).float().mean(), len(labels))
+        return each.view(self.heads, -1).sum(1) / (len(labels) * labelled).clamp(min=1e-6)
 
 
 def heads_optimizer(heads: ProbeHeads, settings: SgdProbeConfig) -> torch.optim.Optimizer:

@@ -10,12 +10,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,16 @@ def restore(directory: Path, state: TrainingState) -> None:
 
 
 def about(directory: Path) -> dict[str, Any]:
-    """The contents of checkpoint.json. Raises `InputError` if `directory` is not a checkpoint."""
+    """The contents of checkpoint.json. Raises `InputError` if `directory` is not a whole checkpoint."""
     path = directory / "checkpoint.json"
     if not path.is_file():
         raise InputError(f"{directory} is not a checkpoint: it has no checkpoint.json")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise InputError(
+            f"checkpoint file {path} is corrupt (it is not JSON): use an earlier checkpoint of the run"
+        ) from None
 
 
 def verify(directory: Path) -> None:
@@ -137,12 +143,52 @@ def recipe_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(to_tree(recipe), sort_keys=False, width=120)
 
 
+def keep(directory: Path, run: str, *, most: int) -> None:
+    """Copy the complete checkpoint in `directory` into `run`, a directory or URI, then drop all but the newest `most` there.
+
+    checkpoint.json comes last, so that a copy that was cut short is no checkpoint; what was copied of it is removed again.
+    Raises `OSError` while the storage is full or gone. Gone is also a directory without the run's recipe: the place
+    where a file system is not mounted any more must not be taken for it.
+    """
+    filesystem, root = open_storage(run)
+    if filesystem.get_file_info(f"{root}/recipe.yaml").type != pyarrow.fs.FileType.File:
+        raise FileNotFoundError(errno.ENOENT, "no such run there any more", root)
+    target = f"{root}/{directory.name}"
+    marker = f"{target}/checkpoint.json"
+    try:
+        if filesystem.get_file_info(marker).type == pyarrow.fs.FileType.File:
+            filesystem.delete_file(marker)
+        filesystem.create_dir(target)
+        for path in sorted(directory.iterdir()):
+            if path.name != "checkpoint.json":
+                _upload(path, filesystem, f"{target}/{path.name}")
+        _upload(directory / "checkpoint.json", filesystem, f"{target}/.checkpoint.json")
+        filesystem.move(f"{target}/.checkpoint.json", marker)
+    except OSError:
+        with suppress(OSError):
+            filesystem.delete_dir(target)
+        raise
+    older = [place for place in _candidates(filesystem, root) if place != target]
+    for place in older[most - 1 :]:
+        with suppress(OSError):  # it goes with the next one
+            filesystem.delete_dir(place)
+
+
+def _upload(source: Path, filesystem: pyarrow.fs.FileSystem, target: str) -> None:
+    # Several threads at once have been seen to hang on S3 (apache/arrow#32372).
+    pyarrow.fs.copy_files(str(source), target, destination_filesystem=filesystem, use_threads=False)
+
+
+def _warn(problem: str) -> None:
+    print(f"warning: {problem}", flush=True)
+
+
 @contextmanager
-def newest(run: str) -> Iterator[Path]:
+def newest(run: str, say: Callable[[str], None] = _warn) -> Iterator[Path]:
     """A local directory with the newest whole checkpoint of `run`: a run directory, a checkpoint, or a URI of either.
 
-    A corrupt newest checkpoint falls back to the one before. Remote files are copied to a temporary folder for the
-    length of the context. Raises `InputError` if there is none.
+    A corrupt newest checkpoint falls back to the one before, and `say` is told. Remote files are copied to a temporary
+    folder for the length of the context. Raises `InputError` if there is none.
     """
     filesystem, root = open_storage(run)
     with tempfile.TemporaryDirectory(prefix="mergevq-checkpoint-") as temporary:
@@ -155,7 +201,7 @@ def newest(run: str) -> Iterator[Path]:
                 problems.append(str(error))
                 continue
             for problem in problems:
-                print(f"warning: {problem}; falling back to {path}", flush=True)
+                say(f"{problem}; falling back to {path}")
             yield local
             return
     detail = f" ({problems[0]})" if problems else ""

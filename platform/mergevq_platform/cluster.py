@@ -62,20 +62,24 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], workers: int) -> Liter
 
 def require_resources(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) -> None:
     """Raise `InputError` if the cluster as it is can never hold the workers, instead of waiting for ever."""
+    if lack := shortage(cluster, device):
+        raise InputError(
+            f"the recipe asks for {lack}: lower cluster.workers, or set cluster.device=cpu, or add nodes"
+        )
+
+
+def shortage(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) -> str | None:
+    """What the run needs at least and the cluster's nodes have not, busy or not; None where all is there."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     per_worker = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if device == "cuda" else {})
     room = sum(min(int(node.get(kind, 0) // amount) for kind, amount in per_worker.items()) for node in nodes)
-    if room < cluster.workers:
-        has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        needs = " and ".join(
-            f"{amount} {kind}{'s' if amount > 1 else ''}" for kind, amount in per_worker.items()
-        )
-        raise InputError(
-            f"the recipe asks for {cluster.workers} workers of {needs} each, but this cluster has room for {room} "
-            f"(nodes: {has}): lower cluster.workers, or set cluster.device=cpu, or add nodes"
-        )
+    if room >= cluster.least_workers:
+        return None
+    has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    needs = " and ".join(f"{amount} {kind}{'s' if amount > 1 else ''}" for kind, amount in per_worker.items())
+    return f"{cluster.least_workers} workers of {needs} each, but this cluster has room for {room} (nodes: {has})"
 
 
 class NodeInterfaceTorchConfig(TorchConfig):
@@ -124,5 +128,7 @@ def _use_token(home: Path) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
             stream.write(secrets.token_hex(32))
+    elif path.stat().st_mode & 0o077:  # copied by hand, perhaps
+        path.chmod(0o600)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

@@ -56,15 +56,14 @@ def entries_of(name: str, *, home: Path) -> list[Entry]:
     if path.is_file():
         curve = Curve.load(path)
         return [Entry(curve.run, curve.run, curve)]
-    directory = home / "ray" / name
-    if (directory / "place.json").is_file():
+    if Path(name).name == name and (home / "ray" / name / "place.json").is_file():
         trials = sorted((home / "ray").glob(f"{name}-[0-9]*/finished.json"))
         if not trials:
             raise InputError(f"sweep '{name}' has no finished trial yet")
         from mergevq_platform.sweeps import driver, report
         from mergevq_platform.sweeps.trial import Finished
 
-        definition = driver.stored_definition(directory)
+        definition = driver.stored_definition(name, home)
         records = [record for trial in trials if (record := Finished.load(trial))]
         return report.entries(definition, records)
     run = Run.find(name, home=home)

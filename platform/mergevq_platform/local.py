@@ -22,9 +22,11 @@ class LocalHost:
     stop_at: int | None = None  # ask to stop after this many more polls
 
     def latest(self) -> Path | None:
-        """The newest checkpoint in the directory."""
-        found = checkpoints.listed(str(self.directory))
-        return Path(found[0]) if found else None
+        """The newest whole checkpoint in the directory."""
+        if not checkpoints.listed(str(self.directory)):
+            return None
+        with checkpoints.newest(str(self.directory), say=self.warn) as found:  # local: it stays where it is
+            return found
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Append to the history, or to the measurements of the machine."""
@@ -54,3 +56,10 @@ class LocalHost:
             return False
         self.stop_at -= 1
         return self.stop_at <= 0
+
+    def losing_node(self) -> bool:
+        """No: this process knows of no other node."""
+        return False
+
+    def at(self, step: int, doing: str) -> None:
+        """Nobody watches."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,42 +20,50 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mergevq
-from mergevq import keep as kept
 from mergevq import schedules
 from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.finetune import FineTuneTraining
+from mergevq.generation import GeneratorTraining, build_generator
 from mergevq.initialisation import select_weights
 from mergevq.tokenizer import MergeVQ
 from mergevq.train_step import build_training
 from mergevq.training import Output, Training
 from mergevq_platform import checkpoints
 from mergevq_platform.checkpoints import TrainingState
-from mergevq_platform.data import Dataset, TrainStream, open_dataset, to_unit_range
-from mergevq_platform.recipe import ClassifierTask, FineTuneTask, OptimizerConfig, Recipe, TokenizerTask
+from mergevq_platform.data import open_dataset
+from mergevq_platform.feeding import (
+    Samples,
+    Worker,
+    draw_keep,
+    open_feed,
+    open_samples,
+    pinned,
+    require_codes,
+)
+from mergevq_platform.recipe import (
+    ClassifierTask,
+    FineTuneTask,
+    GeneratorTask,
+    OptimizerConfig,
+    Recipe,
+    TokenizerTask,
+)
 from mergevq_platform.tracking.system import SystemSampler
-from mergevq_platform.validation import validate
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EARLY_STEPS = 100  # before these, few codes in use mean nothing
 LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Who this process is among the workers of a run."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+NOTICE_SECONDS = 5.0  # how often the workers ask whether one of their nodes is about to be taken away
+MEETING_TIMEOUT = timedelta(days=1)  # who waits for a slow save is watched by the host, not by a time-out
 
 
 class Host(Protocol):
     """What the loop needs from whoever runs it: one process alone, or Ray Train."""
 
     def latest(self) -> Path | None:
-        """The checkpoint to go on from, as a local directory."""
+        """The newest whole checkpoint, the same on all ranks, as a local directory."""
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Rank 0's metrics of `step`."""
@@ -67,10 +75,16 @@ class Host(Protocol):
         """Something the user should know, said once."""
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint: every rank calls it, on rank 0 `write(directory)` fills it."""
+        """Keep a checkpoint, which `write(directory)` fills; rank 0 calls it, the others wait for it."""
 
     def stop_requested(self) -> bool:
         """Whether someone asked the run to stop; read by rank 0 at step boundaries."""
+
+    def losing_node(self) -> bool:
+        """Whether notice was given, since the last call, that a node will be taken away: every rank calls it, and hears the same."""
+
+    def at(self, step: int, doing: str) -> None:
+        """This rank begins something; every rank calls it, very often."""
 
 
 class BrokenTraining(RuntimeError):
@@ -82,11 +96,12 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     torch.manual_seed(recipe.seed)
     if worker.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    dataset = open_dataset(recipe.data.path, recipe.data.train_split)
-    total_steps, _ = length(recipe, dataset)
+    recipe = pinned(recipe)
+    samples = open_samples(recipe)
+    total_steps, _ = length(recipe, samples)
 
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
-    training = build(recipe, dataset).to(worker.device).to(memory_format=layout)
+    training = build(recipe, samples).to(worker.device).to(memory_format=layout)
     state = TrainingState(
         training,
         Ema(training.model(), recipe.ema_decay),
@@ -95,14 +110,14 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     )
     if latest := host.latest():
         checkpoints.restore(latest, state)
-        if checkpoints.about(latest)["data_fingerprint"] != dataset.fingerprint:
+        if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:
             host.warn(
-                f"the pictures at {recipe.data.path} are not those that this run began with (fingerprint differs)"
+                f"the data at {samples.path} are not those that this run began with (fingerprint differs)"
             )
     if recipe.compile:
         compile_model(recipe, training)
     phases = distribute(training, worker)
-    control = dist.new_group(backend="gloo") if worker.world_size > 1 else None
+    control: Any = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT) if worker.world_size > 1 else None
     autocast = (
         nullcontext
         if recipe.precision == "float32"
@@ -112,61 +127,63 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
 
     def save() -> None:
         meter.flush()
-        host.save(
-            state.step,
-            lambda directory: checkpoints.write(directory, state, recipe, fingerprint=dataset.fingerprint),
-        )
+        host.at(state.step, "saving")
+        if worker.rank == 0:
+            host.save(
+                state.step,
+                lambda directory: checkpoints.write(
+                    directory, state, recipe, fingerprint=samples.fingerprint
+                ),
+            )
+        if control is not None:
+            dist.barrier(group=control)
 
-    stream = TrainStream(
-        dataset,
-        recipe.data.views,
-        global_batch=recipe.global_batch,
-        micro_batch=recipe.micro_batch or recipe.global_batch // worker.world_size,
-        seed=recipe.seed,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        start_step=state.step,
-        workers=recipe.data.loader_workers,
-        bad_picture_limit=recipe.data.bad_picture_limit,
-        window_blocks=recipe.data.window_blocks,
-    )
-    with stream:
-        saved_at = state.step
+    feed = open_feed(recipe, samples, worker)
+    with feed.stream(state.step) as stream:
+        saved_at, asked_at = state.step, time.monotonic()
+        compiled: set[int | None] = set()
         batches = iter(stream)
         while state.step < total_steps:
             step = state.step
+            host.at(step, "waiting for data")
             micro_batches = meter.waiting(lambda: next(batches))
             torch.manual_seed(address(recipe.seed, step, worker.rank))  # dropout and drop path of this step
             keep = draw_keep(recipe, step)
             set_learning_rates(recipe, state.optimizers, step, total_steps)
 
-            losses: list[dict[str, Tensor]] = []
+            losses: list[tuple[float, dict[str, Tensor]]] = []
             for index, micro_batch in enumerate(micro_batches):
-                batch = to_unit_range(micro_batch, worker.device)
-                if recipe.channels_last:
-                    batch = {
-                        name: value.contiguous(memory_format=layout) if value.ndim == 4 else value
-                        for name, value in batch.items()
-                    }
+                host.at(step, "compiling" if recipe.compile and keep not in compiled else "training")
+                batch = feed.batch(micro_batch, keep)
+                # The ranks' gradients are averaged: a rank with more samples than the others must weigh more.
+                share = worker.world_size * len(batch["label"]) / recipe.global_batch
                 last = index == len(micro_batches) - 1
                 losses.append(
-                    accumulate(
-                        phases, batch, keep, step, 1 / len(micro_batches), last, autocast, state.scaler
-                    )
+                    (share, accumulate(phases, batch, keep, step, share, last, autocast, state.scaler))
                 )
+            compiled.add(keep)
             norms = update(recipe, training, state)
             training.after_step(step)
             state.ema.update()
             state.step += 1
 
             meter.add(state.step, keep, losses, norms, stream.bad_pictures)
-            stopping = _agreed(host.stop_requested() if worker.rank == 0 else False, control)
+            first = worker.rank == 0
+            stopping, asking = _agreed(
+                [first and host.stop_requested(), first and time.monotonic() - asked_at > NOTICE_SECONDS],
+                control,
+            )
+            leaving = asking and host.losing_node()
+            if asking:
+                asked_at = time.monotonic()
             if recipe.evaluation.every and state.step % recipe.evaluation.every == 0:
                 meter.flush()
-                values = validate(state.ema.averaged, recipe, worker)
+                host.at(state.step, "validating")
+                values = feed.validate(state.ema.averaged)
                 if worker.rank == 0:
                     host.record(state.step, {f"val/{name}": value for name, value in values.items()})
-            if stopping or state.step % recipe.checkpoint_every == 0 or state.step == total_steps:
+            due = state.step % recipe.checkpoint_every == 0 or state.step == total_steps
+            if due or stopping or leaving:
                 save()
                 saved_at = state.step
             if stopping:
@@ -181,12 +198,12 @@ def address(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def length(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
+def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
     """(optimizer steps of the whole run, steps of an epoch)."""
-    steps_per_epoch = dataset.rows // recipe.global_batch
+    steps_per_epoch = samples.rows // recipe.global_batch
     if steps_per_epoch == 0:
         raise InputError(
-            f"data.path has {dataset.rows} pictures, fewer than global_batch {recipe.global_batch}: lower global_batch"
+            f"data.path has {samples.rows} pictures, fewer than global_batch {recipe.global_batch}: lower global_batch"
         )
     if recipe.steps is not None:
         return recipe.steps, steps_per_epoch
@@ -194,20 +211,22 @@ def length(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
     return max(1, round(recipe.epochs * steps_per_epoch)), steps_per_epoch
 
 
-def preflight(recipe: Recipe) -> Dataset:
+def preflight(recipe: Recipe) -> Samples:
     """Open the data and build the model as every worker will, so that what is missing is said before a run starts.
 
     Returns the training split.
     """
-    dataset = open_dataset(recipe.data.path, recipe.data.train_split)
-    length(recipe, dataset)
+    samples = open_samples(recipe)
+    length(recipe, samples)
+    if isinstance(recipe.task, GeneratorTask):
+        require_codes(recipe)
     if recipe.evaluation.every:
         open_dataset(recipe.data.path, recipe.data.evaluation_split)
-    build(recipe, dataset)
-    return dataset
+    build(recipe, samples)
+    return samples
 
 
-def build(recipe: Recipe, dataset: Dataset) -> Training:
+def build(recipe: Recipe, samples: Samples) -> Training:
     """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
     match recipe.task:
         case TokenizerTask() as task:
@@ -216,16 +235,11 @@ def build(recipe: Recipe, dataset: Dataset) -> Training:
                 select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
             return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
         case ClassifierTask() as task:
-            if not dataset.labelled:
-                raise InputError(f"{recipe.data.path} has no labels: a classifier cannot be trained on it")
-            if task.model.classes != dataset.num_classes:
-                raise InputError(
-                    f"task.model.classes is {task.model.classes} but {recipe.data.path} has {dataset.num_classes} classes: make them equal"
-                )
+            _require_classes(samples, task.model.classes, "a classifier")
             return ClassifierTraining(StandInClassifier(task.model))
         case FineTuneTask() as task:
-            if not dataset.labelled:
-                raise InputError(f"{recipe.data.path} has no labels: nothing can be fine-tuned on it")
+            if not samples.labelled:
+                raise InputError(f"{samples.path} has no labels: nothing can be fine-tuned on it")
             with checkpoints.weights(task.tokenizer) as directory:
                 tokenizer = mergevq.load(directory)
             size = tokenizer.config.image_size
@@ -233,7 +247,19 @@ def build(recipe: Recipe, dataset: Dataset) -> Training:
                 raise InputError(
                     f"data.views.image_size is {recipe.data.views.image_size} but {task.tokenizer} works at {size}: make them equal"
                 )
-            return FineTuneTraining(tokenizer, task.settings, classes=dataset.num_classes)
+            return FineTuneTraining(tokenizer, task.settings, classes=samples.num_classes)
+        case GeneratorTask() as task:
+            _require_classes(samples, task.model.classes, "a class-conditional generator")
+            return GeneratorTraining(build_generator(task.model), task.losses)
+
+
+def _require_classes(samples: Samples, classes: int, what: str) -> None:
+    if not samples.labelled:
+        raise InputError(f"{samples.path} has no labels: {what} cannot be trained on it")
+    if classes != samples.num_classes:
+        raise InputError(
+            f"task.model.classes is {classes} but {samples.path} has {samples.num_classes} classes: make them equal"
+        )
 
 
 def compile_model(recipe: Recipe, training: Training) -> None:
@@ -281,13 +307,6 @@ def set_learning_rates(
         rate = config.learning_rate * schedules.scale(config.schedule, step, total_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
-
-
-def draw_keep(recipe: Recipe, step: int) -> int | None:
-    """The kept-token count of a step: a function of (seed, step), the same on all ranks."""
-    if not isinstance(recipe.task, TokenizerTask):
-        return None
-    return kept.draw(recipe.task.keep, recipe.task.model.grid_tokens, seed=recipe.seed, step=step)
 
 
 def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:
@@ -372,15 +391,19 @@ class Meter:
         self,
         step: int,
         keep: int | None,
-        losses: list[dict[str, Tensor]],
+        losses: list[tuple[float, dict[str, Tensor]]],
         norms: dict[str, Tensor],
         bad_pictures: int,
     ) -> None:
-        """Remember one step; report when the cadence says so."""
-        self.names = [*losses[0], *norms, "bad_pictures"]
-        mean = [torch.stack([part[name].detach().float() for part in losses]).mean() for name in losses[0]]
+        """Remember one step, whose micro-batches have (share of the step, losses); report when the cadence says so."""
+        names = list(losses[0][1])
+        self.names = [*names, *norms, "bad_pictures"]
+        parts = [
+            share * torch.stack([part[name].detach().float() for name in names]) for share, part in losses
+        ]
         extra = [norm.detach().float() for norm in norms.values()]
-        self.rows.append((step, keep, torch.stack([*mean, *extra, mean[0].new_tensor(float(bad_pictures))])))
+        extra.append(parts[0].new_tensor(float(bad_pictures)))
+        self.rows.append((step, keep, torch.cat([torch.stack(parts).sum(0), torch.stack(extra)])))
         if step % self.recipe.log_every == 0 or step == self.total_steps:
             self.flush()
 
@@ -414,6 +437,7 @@ class Meter:
             "images_per_second": steps * self.recipe.global_batch / seconds,
             "waiting_share": min(1.0, waited / seconds),
             "seconds_per_step": seconds / steps,
+            "workers": float(self.worker.world_size),
         }
         assert self.system is not None
         measured = {f"system/{name}": value for name, value in speed.items()} | self.system.sample()
@@ -447,10 +471,10 @@ def _scaler(recipe: Recipe, worker: Worker) -> torch.amp.GradScaler | None:
     return torch.amp.GradScaler(worker.device.type) if recipe.precision == "float16" else None
 
 
-def _agreed(flag: bool, group: Any) -> bool:
+def _agreed(flags: list[bool], group: Any) -> list[bool]:
     # Rank 0's word, over gloo so that a GPU need not be waited for.
     if group is None:
-        return flag
-    word = torch.tensor([flag], dtype=torch.uint8)
+        return flags
+    word = torch.tensor(flags, dtype=torch.uint8)
     dist.broadcast(word, src=0, group=group)
-    return bool(word[0])
+    return [bool(flag) for flag in word]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from mergevq_platform.recipe import Recipe
@@ -49,7 +52,7 @@ class Progress:
     def show(self, status: dict[str, float], warnings: list[str], *, stopping: bool) -> None:
         """Show the latest progress and any new warning."""
         for warning in warnings[self.warned :]:
-            self.console.print(f"[yellow]warning:[/] {warning}")
+            self.console.print("[yellow]warning:[/]", escape(warning), highlight=False, soft_wrap=True)
         self.warned = len(warnings)
         if not status:
             return
@@ -88,3 +91,35 @@ def duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 60}m{whole % 60:02d}s"
+
+
+@contextmanager
+def counted(title: str, unit: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Progress of a job of `total` units: call what it gives with every number newly done. Shows rate and time left."""
+    console = Console(file=sys.stderr)
+    live = Live(console=console, transient=True) if console.is_terminal and shown else None
+    began, done, resumed, said = time.monotonic(), 0, 0, time.monotonic()
+
+    def advance(number: int) -> None:
+        nonlocal done, resumed, said
+        done += number
+        seconds = time.monotonic() - began
+        if seconds < 0.05:  # what an earlier run had done says nothing about the rate
+            resumed = done
+        rate = (done - resumed) / max(seconds, 1e-9)
+        text = f"{title} {done}/{total} {unit}"
+        if rate:
+            text += f"  {rate:.0f} {unit}/s  {duration((total - done) / rate)} left"
+        if live:
+            live.update(text)
+        elif shown and (time.monotonic() - said > PLAIN_SECONDS or (done == total and said > began)):
+            console.print(text, highlight=False, soft_wrap=True)
+            said = time.monotonic()
+
+    if live:
+        live.start()
+    try:
+        yield advance
+    finally:
+        if live:
+            live.stop()

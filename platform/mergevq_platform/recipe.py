@@ -15,9 +15,17 @@ import yaml
 from pydantic import Field
 
 from mergevq.classifier import StandInConfig
-from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
+from mergevq.config import Tree, config, flattened, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
 from mergevq.finetune import FineTuneConfig
+from mergevq.generation import (
+    GeneratorConfig,
+    GeneratorTrainingConfig,
+    GuidanceConfig,
+    RasterConfig,
+    SamplingConfig,
+    generator_preset,
+)
 from mergevq.keep import KeepDistribution, merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.metrics import FeaturesConfig, RandomFeatures
@@ -25,10 +33,13 @@ from mergevq.metrics.lpips import LpipsFiles
 from mergevq.presets import preset
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
-from mergevq_platform.data import ViewsConfig
+from mergevq_platform.credentials import keys_with_credentials
+from mergevq_platform.data import Deal, ViewsConfig
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 @config
@@ -62,7 +73,66 @@ class FineTuneTask:
     settings: FineTuneConfig = Field(default_factory=FineTuneConfig)
 
 
-Task = Annotated[TokenizerTask | ClassifierTask | FineTuneTask, Field(discriminator="kind")]
+@config
+class GenerationConfig:
+    """How a generator's pictures are made where it is measured; the settings of Table 3's rows."""
+
+    keep: Count | None = None  # kept count; none: the most often trained
+    steps: Count | None = None  # random order: decoding steps; none: one for every token
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)  # its scale is one of `scales`, in turn
+    scales: tuple[Scale, ...] = (
+        1.0,
+        1.5,
+        2.0,
+        3.0,
+    )  # the curve; the point without guidance (1) is always in it
+    images: Count = 1000  # pictures of each point, classes in turn
+    batch: Count = 50  # pictures made together, whatever the number of workers
+    baselines: bool = True  # also measure codes drawn by position, and the untrained generator
+
+
+@config
+class GeneratorTask:
+    """Train a generator on the codes of a frozen tokenizer (stage 2).
+
+    `codes` is a code set (`mergevq tokenize`); without one, pictures of `data.path` are encoded inside each step.
+    """
+
+    kind: Literal["generator"] = "generator"
+    preset: str | None = None  # the named preset that `model` starts from
+    model: GeneratorConfig
+    losses: GeneratorTrainingConfig = Field(default_factory=GeneratorTrainingConfig)
+    keep: KeepDistribution  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
+    codes: str | None = None  # a directory or URI
+    tokenizer: str | None = None  # a run directory, a checkpoint or a URI; none: the one that made the codes
+    tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        if self.codes is None and self.tokenizer is None:
+            raise ValueError(
+                "give codes (a code set made by `mergevq tokenize`), or a tokenizer to encode pictures with"
+            )
+        known = known_keeps(self.model)
+        candidates = self.keep.candidates(self.model.grid_tokens)
+        for key, wanted in (("keep", candidates), ("generation.keep", (self.generation.keep,))):
+            for count in wanted:
+                if count is not None and count not in known:
+                    raise ValueError(
+                        f"{key}: {count} kept tokens are not among those that the model knows ({_listed(known)}): "
+                        f"add {count} to model.keeps, or change {key}"
+                    )
+        steps, tokens = self.generation.steps, self.generation.keep or min(candidates)
+        if steps is not None and self.model.kind != "random_order":
+            raise ValueError(
+                f"generation.steps: a {self.model.kind} generator makes one token after the other: leave it out"
+            )
+        if steps is not None and steps > tokens:
+            raise ValueError(f"generation.steps is {steps}, more than the {tokens} tokens to make: lower it")
+
+
+Task = Annotated[TokenizerTask | ClassifierTask | GeneratorTask | FineTuneTask, Field(discriminator="kind")]
 
 
 @config
@@ -96,9 +166,22 @@ class ClusterConfig:
     """What the run asks of the Ray cluster."""
 
     workers: Count = 1
+    min_workers: Count | None = (
+        None  # while nodes are gone, go on with as few as these; none: wait until all can run again
+    )
+    resize_seconds: Seconds = 60.0  # how often a run of fewer workers looks for room to grow again
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: Count = 1
     max_failures: int = Field(default=3, ge=-1)  # worker-group restarts before the run fails; -1: no limit
+    hang_timeout_seconds: Seconds = (
+        300.0  # without progress of a worker before it is ended and the group restarted
+    )
+    storage_timeout_seconds: Seconds = 600.0  # of trying to save a checkpoint before the run fails
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.min_workers or self.workers
 
 
 @config
@@ -132,7 +215,9 @@ class Recipe:
     steps: Count | None = None  # optimizer steps; or
     epochs: Annotated[float, Field(gt=0)] | None = None  # passes over the training split
     global_batch: Count
-    micro_batch: Count | None = None  # pictures of one forward pass; resolved: global_batch / workers
+    micro_batch: Count | None = (
+        None  # the most pictures of a worker's forward pass; resolved: its share of the global batch
+    )
     optimizer: OptimizerConfig
     discriminator_optimizer: OptimizerConfig | None = None  # none: the same settings
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -154,17 +239,15 @@ class Recipe:
                 f"cluster.workers is {self.cluster.workers} but global_batch is {self.global_batch}: "
                 "every worker needs at least one picture of each batch; lower the workers or raise global_batch"
             )
+        if self.cluster.least_workers > self.cluster.workers:
+            raise ValueError(
+                f"cluster.min_workers is {self.cluster.min_workers}, more than cluster.workers {self.cluster.workers}: lower it"
+            )
         if self.micro_batch is not None:
-            if self.global_batch % self.micro_batch:
-                raise ValueError(
-                    f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
-                )
-            micro_batches = self.global_batch // self.micro_batch
-            if micro_batches % self.cluster.workers:
-                raise ValueError(
-                    f"{micro_batches} micro-batches of {self.micro_batch} do not divide among "
-                    f"{self.cluster.workers} workers; set micro_batch to {self.global_batch // self.cluster.workers} or a divisor of it"
-                )
+            try:
+                self.deal  # noqa: B018 - raises
+            except InputError as error:
+                raise ValueError(str(error)) from None
         if isinstance(self.task, TokenizerTask):
             self._check_kept_counts(self.task)
 
@@ -181,10 +264,23 @@ class Recipe:
                     raise ValueError(f"{key}: {error}") from None
 
     @property
+    def deal(self) -> Deal:
+        """How the pictures of a step are dealt to passes and ranks."""
+        micro_batch = self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
+        return Deal.of(self.global_batch, micro_batch, self.cluster.workers, self.cluster.least_workers)
+
+    @property
     def tokenizer(self) -> TokenizerTask:
         """The task, where only a tokenizer makes sense. Raises `InputError` for other tasks."""
         if not isinstance(self.task, TokenizerTask):
             raise InputError(f"recipe '{self.name}' trains a {self.task.kind}; this needs a tokenizer")
+        return self.task
+
+    @property
+    def generator(self) -> GeneratorTask:
+        """The task, where only a generator makes sense. Raises `InputError` for other tasks."""
+        if not isinstance(self.task, GeneratorTask):
+            raise InputError(f"recipe '{self.name}' trains a {self.task.kind}; this needs a generator")
         return self.task
 
 
@@ -219,15 +315,20 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
             task["losses"] = merged(
                 loss_preset(task["loss_preset"], _variant(task)), task.get("losses") or {}
             )
+    elif task["kind"] == "generator":
+        if task.get("preset"):
+            task["model"] = merged(to_tree(generator_preset(task["preset"])), task.get("model") or {})
+        if not task.get("keep"):
+            task["keep"] = {"kind": "list", "counts": _known_counts(task)}
     recipe = parse(Recipe, {**tree, "task": task})
+    for key, cleaned in keys_with_credentials(to_tree(recipe)):
+        raise InputError(
+            f"{key}: '{cleaned}' was given with credentials, and a recipe is stored with every run: leave them out and set them in "
+            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+        )
     settled: Tree = {}
     if recipe.micro_batch is None:
-        if recipe.global_batch % recipe.cluster.workers:
-            raise InputError(
-                f"global_batch {recipe.global_batch} does not divide among {recipe.cluster.workers} workers: "
-                "change one of them, or set micro_batch"
-            )
-        settled["micro_batch"] = recipe.global_batch // recipe.cluster.workers
+        settled["micro_batch"] = -(-recipe.global_batch // recipe.cluster.least_workers)
     if isinstance(recipe.task, TokenizerTask):
         views = recipe.data.views
         size = recipe.task.model.image_size
@@ -240,6 +341,32 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
             student, teacher = views.student_size or student, views.teacher_size or teacher
         settled["data"] = {"views": {"student_size": student, "teacher_size": teacher}}
     return parse(Recipe, merged(to_tree(recipe), settled)) if settled else recipe
+
+
+def known_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
+    """The kept counts that a generator can be trained at; a raster generator is not told, so it takes any."""
+    return range(1, model.grid_tokens + 1) if isinstance(model, RasterConfig) else model.keeps
+
+
+def _known_counts(task: Tree) -> list[int]:
+    model: Any = task.get("model") or {}
+    return list(model.get("keeps") or [model.get("grid_tokens", 1)])
+
+
+def _listed(counts: tuple[int, ...] | range) -> str:
+    return f"1 to {counts[-1]}" if isinstance(counts, range) else ", ".join(map(str, counts))
+
+
+def weights_files(recipe: Recipe) -> dict[str, str]:
+    """The weights that a recipe names, key path → file (of a directory: its model.safetensors)."""
+    found = {}
+    for key, value in flattened(to_tree(recipe)).items():
+        last = key.rpartition(".")[2]
+        if isinstance(value, str) and last in ("weights", "backbone", "heads", "initial_weights"):
+            found[key] = value
+        elif isinstance(value, str) and last == "directory":
+            found[key] = str(Path(value) / "model.safetensors")
+    return found
 
 
 def _variant(task: Tree) -> Literal["g", "gr", "r"]:

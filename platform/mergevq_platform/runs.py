@@ -11,7 +11,8 @@ import pyarrow.fs
 from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints
-from mergevq_platform.recipe import Recipe, TokenizerTask
+from mergevq_platform.credentials import without_credentials
+from mergevq_platform.recipe import GeneratorTask, Recipe, TokenizerTask
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
 from mergevq_platform.tracking.store import Store
@@ -159,6 +160,24 @@ class Run:
             ) from None
 
 
+def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:
+    """(run, location) of a run's name, a run directory, a checkpoint directory or a URI; the run if it is one of ours."""
+    if checkpoints.is_bare(name):
+        return None, name
+    if checkpoints.listed(name):
+        return run_around(name, home), name
+    run = Run.find(name, home=home, storage=storage)
+    return run, run.location
+
+
+def run_around(place: str, home: Path) -> Run | None:
+    """The run of this home that a run directory or checkpoint directory belongs to."""
+    path = Path(place).resolve()
+    directory = path.parent if path.name.startswith(checkpoints.PREFIX) else path
+    inside = (directory / "recipe.yaml").is_file() and directory.parent == (home / "ray").resolve()
+    return Run(directory.name, home, str(directory.parent)) if inside else None
+
+
 def parameters(recipe: Recipe) -> dict[str, object]:
     """The flattened recipe for MLflow, with the kept counts as merge ratios beside the counts."""
     flat = flattened(to_tree(recipe))
@@ -175,12 +194,15 @@ def tags(recipe: Recipe, run: Run) -> dict[str, str]:
     found = {
         "mergevq.kind": recipe.task.kind,
         "mergevq.run": run.name,
-        "mergevq.checkpoints": run.location,
+        "mergevq.checkpoints": without_credentials(run.location),
         "mlflow.note.content": recipe.description,
     }
     if isinstance(recipe.task, TokenizerTask):
         found["mergevq.variant"] = recipe.task.preset or recipe.task.model.encoder.kind
         found["mergevq.alignment"] = recipe.task.losses.alignment.kind
+    if isinstance(recipe.task, GeneratorTask):
+        found["mergevq.variant"] = recipe.task.preset or recipe.task.model.kind
+        found["mergevq.tokenizer"] = recipe.task.tokenizer_sha256 or ""
     commit = git_commit()
     if commit:
         found["mlflow.source.git.commit"] = commit

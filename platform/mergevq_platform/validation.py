@@ -1,40 +1,37 @@
-"""A quick look at the model during training, over the first pictures of the evaluation split."""
+"""A quick look at the model during training: accumulators over a few fixed batches, merged over the ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from mergevq.metrics import CodeUsage, Mean, Psnr, RecoveryAccuracy
-from mergevq.tokenizer import MergeVQ
-from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.data import Batch
+
+Meters = dict[str, Any]
 
 
 @torch.no_grad()
-def validate(model: nn.Module, recipe: Recipe, worker: Any) -> dict[str, float]:
-    """Metrics of `model` (the averaged weights); every rank takes whole batches and all get the merged result."""
-    settings = recipe.evaluation
-    dataset = open_dataset(recipe.data.path, recipe.data.evaluation_split)
-    images = min(settings.validation_images, dataset.rows)
-    batches = EvalBatches(dataset, recipe.data.views.image_size, settings.batch, limit=images)
+def validate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    measure: Callable[[Any, Batch, Meters], None],
+    world_size: int,
+) -> dict[str, float]:
+    """Metrics of `model` (the averaged weights) over this rank's `batches` and those of the others."""
     was_training = model.training
     model.eval()
-    meters: dict[str, Any] = {}
-    for index in batches.shard(worker.rank, worker.world_size):
-        batch = to_unit_range(batches.batch(index), worker.device)
-        measured = (
-            _tokenizer(model, batch, meters)
-            if isinstance(model, MergeVQ)
-            else _classifier(model, batch, meters)
-        )
-        meters = measured
+    meters: Meters = {}
+    for batch in batches:
+        measure(model, batch, meters)
     model.train(was_training)
-    if worker.world_size > 1:
-        gathered: list[dict[str, Any]] = [{} for _ in range(worker.world_size)]
+    if world_size > 1:
+        gathered: list[Meters] = [{} for _ in range(world_size)]
         dist.all_gather_object(gathered, meters)
         meters = {}
         for part in gathered:
@@ -43,17 +40,35 @@ def validate(model: nn.Module, recipe: Recipe, worker: Any) -> dict[str, float]:
     return {name: value for meter in meters.values() for name, value in meter.compute().items()}
 
 
-def _tokenizer(model: MergeVQ, batch: dict[str, torch.Tensor], meters: dict[str, Any]) -> dict[str, Any]:
+def of_tokenizer(model: Any, batch: Batch, meters: Meters) -> None:
+    """PSNR, code usage and recovery of a tokenizer at its default kept count."""
     encoded = model.encode(batch["image"])
     meters.setdefault("pixels", Psnr()).update(batch["image"], model.decode(encoded))
     meters.setdefault("codes", CodeUsage(model.config.quantizer.vocabulary)).update(encoded.indices)
     if model.config.recovery is not None:
         logits = model.recover(encoded.codes)
         meters.setdefault("recovery", RecoveryAccuracy()).update(logits.argmax(-1), encoded.source.assignment)
-    return meters
 
 
-def _classifier(model: nn.Module, batch: dict[str, torch.Tensor], meters: dict[str, Any]) -> dict[str, Any]:
+def of_classifier(model: Any, batch: Batch, meters: Meters) -> None:
+    """Accuracy of a classifier."""
     right = model(batch["image"]).argmax(-1) == batch["label"]
     meters.setdefault("accuracy", Mean("accuracy")).update(right)
-    return meters
+
+
+def of_generator(model: Any, batch: Batch, meters: Meters) -> None:
+    """Loss (nats a code, without smoothing) and accuracy of a generator's codes, each predicted from the true ones before it."""
+    keep = batch["indices"].shape[1]
+    order = None
+    if model.config.kind == "random_order":  # one order for all validations
+        order = torch.rand(batch["indices"].shape, generator=torch.Generator().manual_seed(0)).argsort(1)
+        order = order.to(batch["indices"].device)
+    prediction = model(batch["indices"], batch["assignment"], batch["label"], keep, order)
+    parts = model.tokens.split(prediction.targets)
+    losses, right = torch.zeros(()), torch.ones((), dtype=torch.bool)
+    for place, logits in enumerate(prediction.logits):
+        part = parts[..., place]
+        losses = losses + F.cross_entropy(logits.float().movedim(-1, 1), part, reduction="none").cpu()
+        right = right & (logits.argmax(-1) == part).cpu()
+    meters.setdefault("loss", Mean("token_loss")).update(losses)
+    meters.setdefault("right", Mean("token_accuracy")).update(right)

@@ -79,13 +79,13 @@ def test_a_part_of_a_module_can_follow_the_same_part_of_a_larger_one():
     torch.testing.assert_close(small["a"].weight, large["a"].weight)
 
 
-def test_a_running_mean_counts_the_micro_batches_of_a_step_once():
+def test_a_running_mean_counts_every_picture_of_a_step_once():
     split, whole = RunningMean((2,), 0.5), RunningMean((2,), 0.5)
-    rows = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    rows = torch.tensor([[1.0, 2.0], [3.0, 6.0], [2.0, 4.0]])
     for _ in range(3):
-        split.observe(rows[0])
-        split.observe(rows[1])
-        whole.observe(rows.mean(0))
+        split.observe(rows[0], 1)
+        split.observe(rows[1:].mean(0), 2)
+        whole.observe(rows.mean(0), 3)
         split.fold()
         whole.fold()
     torch.testing.assert_close(split.value, whole.value)
@@ -94,7 +94,7 @@ def test_a_running_mean_counts_the_micro_batches_of_a_step_once():
 
 def test_a_running_mean_without_observations_stays():
     mean = RunningMean((1,), 0.5)
-    mean.observe(torch.ones(1))
+    mean.observe(torch.ones(1), 4)
     mean.fold()
     before = mean.value.clone()
     mean.fold()

@@ -88,7 +88,7 @@ def _distil(objective: str, steps: int = 120) -> nn.Module:
             logits = teacher_prototypes(target)
         if objective == "centred":
             loss = self_distillation_loss(term, prototypes(features), logits, centre.value)
-            centre.observe(logits.mean(0))
+            centre.observe(logits.mean(0), len(logits))
         else:
             loss = F.mse_loss(features, target)
         optimizer.zero_grad()

@@ -76,18 +76,18 @@ def test_the_adaptive_weight_makes_both_gradients_equally_long_and_does_not_depe
     layer = torch.nn.Parameter(torch.randn(4, 3))
     x = torch.randn(5, 3)
     picture, adversarial = (x @ layer.T).square().mean(), (x @ layer.T).sin().mean()
-    weight = adaptive_weight(picture, adversarial, layer)
+    weight = adaptive_weight(picture, adversarial, layer, 4)
     lengths = [
         torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (picture, adversarial)
     ]
     torch.testing.assert_close(weight, lengths[0] / (lengths[1] + 1e-4))
-    torch.testing.assert_close(adaptive_weight(3 * picture, adversarial, layer), 3 * weight)
+    torch.testing.assert_close(adaptive_weight(3 * picture, adversarial, layer, 4), 3 * weight)
     assert not weight.requires_grad
     assert layer.grad is None
-    assert adaptive_weight(picture, adversarial * 1e-12, layer) <= 1e4
+    assert adaptive_weight(picture, adversarial * 1e-12, layer, 4) <= 1e4
 
 
 def test_a_validation_pass_without_gradients_has_a_neutral_adaptive_weight():
     layer = torch.nn.Parameter(torch.randn(2))
     with torch.no_grad():
-        assert adaptive_weight(layer.sum(), layer.sum(), layer) == 1
+        assert adaptive_weight(layer.sum(), layer.sum(), layer, 4) == 1

@@ -76,19 +76,19 @@ def test_indices_outside_the_codebook_are_refused() -> None:
 def _rank(rank: int, port: int, results: object) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    value = torch.tensor(1.0 if rank == 0 else 3.0, requires_grad=True)
-    mean = average_over_ranks(value)
+    value = torch.tensor(1.0 if rank == 0 else 5.0, requires_grad=True)
+    mean = average_over_ranks(value, 3 if rank == 0 else 1)
     (mean**2).backward()
     results[rank] = (mean.item(), value.grad.item())  # type: ignore[index]
     dist.destroy_process_group()
 
 
-def test_two_ranks_that_hold_one_and_three_both_end_with_two() -> None:
+def test_two_ranks_that_hold_three_ones_and_one_five_both_end_with_two() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(_rank, (port, results), nprocs=2)
-        # Each rank's gradient is d(mean^2)/d(mean) = 4; the average over ranks is then the global gradient.
+        # Each rank's gradient is d(mean^2)/d(mean) = 4; weighed by the counts, the ranks make the global gradient.
         assert dict(results) == {0: (2.0, 4.0), 1: (2.0, 4.0)}

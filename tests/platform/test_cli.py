@@ -43,12 +43,38 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         cli.run(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for verb in ("data", "train", "evaluate", "reconstruct", "import-official", "recipes", "sync", "ui"):
+    for verb in (
+        "data",
+        "train",
+        "evaluate",
+        "reconstruct",
+        "import-official",
+        "recipes",
+        "sync",
+        "ui",
+        "submit",
+        "jobs",
+        "doctor",
+        "plan",
+    ):
         assert verb in text
 
 
 @pytest.mark.parametrize(
-    "verb", ["data shapes", "data pack", "train", "evaluate", "reconstruct", "sync", "ui"]
+    "verb",
+    [
+        "data shapes",
+        "data pack",
+        "train",
+        "evaluate",
+        "reconstruct",
+        "sync",
+        "ui",
+        "submit",
+        "jobs stop",
+        "doctor",
+        "plan",
+    ],
 )
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -180,7 +206,7 @@ def test_failures_of_ours_have_exit_status_1_and_point_to_debug(
     def broken(options: object) -> None:
         raise ZeroDivisionError("integer division")
 
-    monkeypatch.setattr(cli, "_recipes", broken)
+    monkeypatch.setattr(cli.training, "_recipes", broken)
     line = refused(["recipes"], capsys, status=1)
     assert "ZeroDivisionError: integer division (--debug shows the traceback)" in line
     assert cli.run(["--debug", "recipes"]) == 1
@@ -215,5 +241,11 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     def full(options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/shard")
 
-    monkeypatch.setattr(cli, "_recipes", full)
+    monkeypatch.setattr(cli.training, "_recipes", full)
     assert "no space left on device (/data/shard)" in refused(["recipes"], capsys, status=1)
+
+
+def test_a_verb_may_return_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for returned, status in ((130, 130), (0, 0), (None, 0)):
+        monkeypatch.setattr(cli.training, "_recipes", lambda options, returned=returned: returned)
+        assert cli.run(["recipes"]) == status

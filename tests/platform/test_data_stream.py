@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from mergevq.errors import InputError
-from mergevq_platform.data import EvalBatches, TrainStream, ViewsConfig, decode, open_dataset, to_unit_range
+from mergevq_platform.data import (
+    Deal,
+    EvalBatches,
+    TrainStream,
+    ViewsConfig,
+    decode,
+    open_dataset,
+    to_unit_range,
+)
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.pictures import encode_png
 from mergevq_platform.data.shapes import CLASSES, render
@@ -51,8 +59,8 @@ def make(directory: Path, *, bad: tuple[int, ...], rows: int = 101) -> Dataset:
     return open_dataset(directory, "train")
 
 
-def steps(dataset: Dataset, count: int, **options: object) -> list[list[Batch]]:
-    settings = {"global_batch": 8, "micro_batch": 2, "seed": 1, "bad_picture_limit": 0} | options
+def steps(dataset: Dataset, count: int, *, passes: int = 2, **options: object) -> list[list[Batch]]:
+    settings = {"deal": Deal(8, passes, workers=4), "seed": 1, "bad_picture_limit": 0} | options
     with TrainStream(dataset, VIEWS, **settings) as stream:  # type: ignore[arg-type]
         return list(islice(stream, count))
 
@@ -71,7 +79,7 @@ def joined(micro_batches: list[Batch]) -> Batch:
 
 
 def test_a_step_is_a_list_of_micro_batches_with_all_views(dataset: Dataset) -> None:
-    (step,) = steps(dataset, 1)
+    (step,) = steps(dataset, 1, passes=4)
     assert len(step) == 4
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in step[0].items()} == {
         "image": ((2, 3, 12, 12), torch.uint8),
@@ -93,22 +101,31 @@ def test_a_stream_that_starts_late_yields_what_the_undisturbed_one_yields(
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_the_union_of_the_ranks_is_the_batch_of_one_rank(dataset: Dataset, world_size: int) -> None:
+def test_every_pass_of_the_ranks_together_is_the_pass_of_one_rank(dataset: Dataset, world_size: int) -> None:
     alone = steps(dataset, STEPS + 2)
     ranks = [steps(dataset, STEPS + 2, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, whole in enumerate(alone):
-        assert_same([[batch for rank in ranks for batch in rank[step]]], [whole])
+        together = [joined([rank[step][number] for rank in ranks]) for number in range(2)]
+        assert_same([together], [whole])
 
 
-def test_micro_batches_cut_the_batch_and_change_nothing_else(dataset: Dataset) -> None:
-    coarse, fine = steps(dataset, 5, micro_batch=8), steps(dataset, 5, micro_batch=1)
+def test_passes_cut_the_batch_and_change_nothing_else(dataset: Dataset) -> None:
+    def by_sample(step: list[Batch]) -> dict[int, bytes]:
+        batch = joined(step)
+        return {int(s): batch["image"][row].numpy().tobytes() for row, s in enumerate(batch["sample"])}
+
+    coarse, fine = steps(dataset, 5, passes=1), steps(dataset, 5, passes=2)
     for one, other in zip(coarse, fine, strict=True):
-        assert_same([[joined(one)]], [[joined(other)]])
+        assert len(by_sample(one)) == 8
+        assert by_sample(one) == by_sample(other)
 
 
 def test_loader_processes_yield_what_the_thread_yields(dataset: Dataset) -> None:
-    with_processes = steps(dataset, STEPS + 2, workers=2, rank=1, world_size=2, start_step=3, micro_batch=4)
-    assert_same(with_processes, steps(dataset, STEPS + 2, rank=1, world_size=2, start_step=3, micro_batch=4))
+    options = {"rank": 1, "world_size": 3, "start_step": 3}
+    assert_same(
+        steps(dataset, STEPS + 2, workers=2, **options),  # type: ignore[arg-type]
+        steps(dataset, STEPS + 2, **options),  # type: ignore[arg-type]
+    )
 
 
 def test_every_sample_comes_once_an_epoch_with_its_own_picture_and_label(dataset: Dataset) -> None:
@@ -143,10 +160,10 @@ def test_row_groups_are_read_as_often_as_computed_and_not_more(dataset: Dataset,
     reads, order = 0, None
     for rank in range(world_size):
         stream = TrainStream(
-            dataset, VIEWS, global_batch=8, micro_batch=2, seed=1, rank=rank, world_size=world_size
+            dataset, VIEWS, deal=Deal(8, 1, world_size), seed=1, rank=rank, world_size=world_size
         )
         order = stream.order
-        list(islice(iter(stream._plan), order.steps_per_epoch * len(stream._plan.micro_batches)))
+        list(islice(iter(stream._plan), order.steps_per_epoch))
         reads += stream._plan.reads
     assert order is not None
     assert order.lanes > 1
@@ -160,7 +177,7 @@ def test_bad_pictures_are_replaced_by_neighbours_counted_once_and_reported(
     dataset = make(tmp_path / "set", bad=(9, 10, 50))
     with (
         caplog.at_level(logging.WARNING),
-        TrainStream(dataset, VIEWS, global_batch=8, micro_batch=4, seed=1, bad_picture_limit=3) as stream,
+        TrainStream(dataset, VIEWS, deal=Deal(8, 2, 2), seed=1, bad_picture_limit=3) as stream,
     ):
         counts, samples = [], []
         for step in islice(stream, 3 * STEPS):
@@ -214,15 +231,8 @@ def test_pictures_above_the_pixel_limit_are_bad_pictures(dataset: Dataset) -> No
         steps(dataset, 1, max_pixels=100, bad_picture_limit=0)
 
 
-def test_impossible_cuts_are_refused(dataset: Dataset) -> None:
-    with pytest.raises(InputError, match="not a multiple of micro_batch 3"):
-        steps(dataset, 1, micro_batch=3)
-    with pytest.raises(InputError, match="too few for 5 workers"):
-        steps(dataset, 1, micro_batch=2, world_size=5)
-
-
 def test_closing_early_ends_the_thread(dataset: Dataset) -> None:
-    stream = TrainStream(dataset, VIEWS, global_batch=8, micro_batch=8, seed=0)
+    stream = TrainStream(dataset, VIEWS, deal=Deal(8, 1, 1), seed=0)
     iterator: Iterator[list[Batch]] = iter(stream)
     next(iterator)
     thread = stream._thread

@@ -70,6 +70,8 @@ def test_a_run_is_measured_again_from_the_tracking_store_alone(
     assert stored_curve(store, origin) == before, "the training's own curve stays as it is"
     assert cli.run(["evaluate", again.name, *options, "--no-tracking"]) == 0, capsys.readouterr().err
     capsys.readouterr()
+    assert cli.run(["evaluate", origin.name, "--suite", "generation"]) == 2
+    assert "tokens is a tokenizer, which generates no pictures" in capsys.readouterr().err
     assert cli.run(["evaluate", "nobody"]) == 2
     assert "none of that name or id in sqlite" in capsys.readouterr().err
 

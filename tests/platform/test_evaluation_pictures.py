@@ -133,7 +133,6 @@ def test_what_cannot_be_judged_is_said_in_one_line(
         (["--images", str(folder), "--extractor", "{kind: timm}"], "missing key"),
         (["--images", str(folder), "a_run"], "give a run .*or --images"),
         (["a_run", "--size", "8"], "go with --images"),
-        (["a_run", "--suite", "generation"], "generates no pictures"),
     ):
         assert cli.run(["evaluate", *arguments]) == 2, arguments
 

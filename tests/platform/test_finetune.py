@@ -13,9 +13,8 @@ import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.finetune import load_fine_tuned
-from mergevq_platform import evaluation, loop
+from mergevq_platform import evaluation, loop, pool
 from mergevq_platform.data import ViewsConfig, make_views
-from mergevq_platform.evaluation.answering import answers_of
 from mergevq_platform.evaluation.classifying import ClassifierEvaluator, classify
 from mergevq_platform.evaluation.subject import Subject
 from mergevq_platform.local import LocalHost
@@ -60,7 +59,7 @@ def test_fine_tuning_moves_the_encoder_and_its_top1_is_measured(tree: dict[str, 
     ]
     assert len(moved) > 10
     subject = Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
-    found = classify(subject, answers_of(ClassifierEvaluator, subject, 1))
+    found = classify(subject, pool.answers(ClassifierEvaluator, subject))
     assert 0 <= found["top1_low"] <= found["top1"] <= found["top1_high"] <= 100
     assert found["top1"] * 64 / 100 == pytest.approx(round(found["top1"] * 64 / 100)), (
         "of 64 pictures, the last batch too"

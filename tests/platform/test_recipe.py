@@ -88,7 +88,14 @@ MISTAKES = {
         "cluster.workers=9",
         r"cluster\.workers is 9 but global_batch is 8",
     ),
-    "workers that do not divide the batch": ("cluster.workers=3", r"do not divide among 3 workers"),
+    "passes too small for the workers": (
+        "cluster={workers: 8, min_workers: 1}",
+        r"2 passes, too few pictures in each for 8 workers: raise micro_batch to 8",
+    ),
+    "more workers at least than at most": (
+        "cluster.min_workers=2",
+        r"cluster.min_workers is 2, more than cluster.workers 1",
+    ),
     "both lengths": ("epochs=1", r"'steps' or 'epochs'"),
     "an unknown preset": ("task.preset=gr_512", r"no preset 'gr_512'.*gr_256_d64"),
     "a picture size that differs": (

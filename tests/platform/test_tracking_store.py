@@ -676,6 +676,13 @@ def test_importing_the_tracking_room_does_not_import_mlflow() -> None:
     subprocess.run([sys.executable, "-c", code], env=environ, check=True)
 
 
+def test_the_server_listens_on_loopback_and_its_database_is_not_on_its_command_line(server: UiServer) -> None:
+    family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    assert "mlflow.db" not in " ".join(word for process in family for word in process.cmdline())
+    hosts = {c.laddr.ip for process in family for c in process.net_connections() if c.status == "LISTEN"}
+    assert hosts == {"127.0.0.1"}
+
+
 def test_the_interface_says_where_the_curves_are(store: Store, server: UiServer) -> None:
     with urllib.request.urlopen(f"{server.url}/health") as answer:
         assert answer.status == 200

@@ -175,6 +175,14 @@ def test_a_trial_that_fails_for_good_is_named_and_the_sweep_goes_on(base: Path, 
     assert {run.name: run.status for run in list_runs(Store.at(ray_home))}["failing-001"] == "FAILED"
 
 
+def test_a_trial_out_of_memory_says_what_to_lower(base: Path, ray_home: Path) -> None:
+    sweep = made(base, space={"task.model.recovery.hidden": choice(32, 10**13)}, max_failures=0)
+    outcome = driver.sweep(sweep, home=ray_home, name="greedy")
+    assert [trial.name for trial in outcome.finished] == ["greedy-000"]
+    assert outcome.failed["greedy-001"].startswith("out of memory")
+    assert "lower micro_batch" in outcome.failed["greedy-001"]
+
+
 def test_a_population_exploits_its_better_half(base: Path, ray_home: Path) -> None:
     sweep = made(
         base,

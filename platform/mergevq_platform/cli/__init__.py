@@ -1,6 +1,7 @@
 """The command line: `mergevq VERB …`. Every verb is a thin call of a function that Python can call as well.
 
-Exit status: 0 done, 1 a failure of ours or of the machine, 2 something the user can put right, 130 interrupted.
+Exit status: 0 done, 1 a failure of ours or of the machine, 2 something the user can put right, 130 interrupted or stopped
+before its end (what is left to do then can be resumed, and nothing that waits for the end should go on).
 """
 
 from __future__ import annotations
@@ -11,8 +12,17 @@ import traceback
 from collections.abc import Sequence
 
 from mergevq.errors import InputError
-from mergevq_platform.cli import data, evaluation, store, sweeps, training
-from mergevq_platform.failures import one_line, root_cause
+from mergevq_platform.cli import (
+    cluster,
+    data,
+    evaluation,
+    generation,
+    preflight,
+    store,
+    sweeps,
+    training,
+)
+from mergevq_platform.failures import INTERRUPTED, one_line, root_cause
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,19 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status. Errors are one line on stderr unless `--debug` asks for the traceback."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    # argparse does not take up a verb's positional words again after an option; a.b=c may stand anywhere.
-    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and "overrides" not in options):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]
+    options = parse(arguments)
     try:
-        options.function(options)
-        return 0
+        return (
+            options.function(options) or 0
+        )  # a verb that returns a status: of a job, or of a run that was stopped
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if options.debug:
             traceback.print_exc()
@@ -43,15 +48,27 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(root_cause(error), InputError | FileNotFoundError | PermissionError) else 1
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of one verb; exits with status 2 and a usage line where they are wrong."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse does not take up a verb's positional words again after an option; a.b=c may stand anywhere.
+    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="mergevq",
-        description="Train MergeVQ tokenizers on a Ray cluster and read what every kept token buys in MLflow.",
+        description="Train MergeVQ tokenizers and generators on a Ray cluster and read what every kept token buys in MLflow.",
         epilog="Things are kept under runs/ (or MERGEVQ_HOME). MLFLOW_TRACKING_URI and RAY_ADDRESS point elsewhere.",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for room in (data, training, evaluation, sweeps, store):
+    for room in (data, training, evaluation, generation, sweeps, store, cluster, preflight):
         room.add(verbs)
     return parser

@@ -13,7 +13,8 @@ from mergevq_platform.places import places
 def add(verbs: Any) -> None:
     """Add the verbs of this room to the command line's."""
     evaluate = verbs.add_parser(
-        "evaluate", help="measure the curve of a run, a checkpoint or an imported tokenizer"
+        "evaluate",
+        help="measure the curve of a run, a checkpoint or an imported tokenizer; of a generator, over guidance scales",
     )
     evaluate.add_argument(
         "run",
@@ -25,10 +26,21 @@ def add(verbs: Any) -> None:
         "--suite",
         choices=["reconstruction", "representation", "generation", "all"],
         default="all",
-        help="what to measure of a tokenizer (default all: reconstruction and representation); generation goes with --images",
+        help="what to measure (default all): of a tokenizer reconstruction and representation, of a generator or --images "
+        "generation",
     )
     evaluate.add_argument(
         "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
+    )
+    evaluate.add_argument(
+        "--cfg",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="generators: guidance scales (1, no guidance, is always measured)",
+    )
+    evaluate.add_argument(
+        "--num", type=int, help="generators: pictures of each scale (default: the recipe's)"
     )
     evaluate.add_argument("--data", help="another data directory (default: the recipe's)")
     evaluate.add_argument(
@@ -110,25 +122,23 @@ def add(verbs: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from mergevq_platform import evaluation
 
-    extractor = evaluation.parse_extractor(options.extractor) if options.extractor else None
-    if options.inception:
-        extractor = evaluation.parse_extractor(f"{{kind: inception, weights: '{options.inception}'}}")
+    extractor = _extractor(options)
     if bool(options.run) == bool(options.images):
         raise InputError("give a run (mergevq runs list names them), or --images PLACE")
     if options.images:
         _evaluate_pictures(options, extractor)
         return
-    if (
-        options.suite == "generation"
-        or options.reference
-        or options.size
-        or options.split
-        or options.save_statistics
-    ):
+    if options.reference or options.size or options.split or options.save_statistics:
         raise InputError(
-            "--suite generation, --reference, --size, --split and --save-statistics go with --images PLACE: a tokenizer "
-            "generates no pictures"
+            "--reference, --size, --split and --save-statistics go with --images PLACE: leave them out"
         )
+    if _is_generator(options.run, storage=options.storage):
+        _evaluate_generator(options, extractor)
+        return
+    if options.suite == "generation":
+        raise InputError(f"{options.run} is a tokenizer, which generates no pictures: choose another --suite")
+    if options.cfg or options.num:
+        raise InputError(f"--cfg and --num are for generators; {options.run} is a tokenizer: leave them out")
     suites = evaluation.SUITES if options.suite == "all" else (options.suite,)
     curve = evaluation.evaluate(
         options.run,
@@ -149,6 +159,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         cache=not options.no_cache,
     )
     _write(curve, options)
+
+
+def _extractor(options: argparse.Namespace) -> Any:
+    from mergevq_platform import evaluation
+
+    text = options.extractor
+    if options.inception:
+        text = f"{{kind: inception, weights: '{options.inception}'}}"
+    return evaluation.parse_extractor(text, places().weights) if text else None
 
 
 def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
@@ -178,6 +197,45 @@ def _write(measured: Any, options: argparse.Namespace) -> None:
         measured.save(options.json)
     if options.markdown:
         options.markdown.write_text(measured.markdown() + "\n")
+
+
+def _is_generator(name: str, *, storage: str | None) -> bool:
+    from mergevq_platform import checkpoints, evaluation
+    from mergevq_platform.tracking.store import Store
+
+    home = places().home
+    location = evaluation.locate(
+        name, home=home, store=Store.at(home, places().tracking_uri), storage=storage
+    )
+    if checkpoints.is_bare(location):
+        return False
+    with checkpoints.newest(location) as directory:
+        return checkpoints.about(directory)["task"] == "generator"
+
+
+def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
+    from mergevq_platform import generation
+
+    if options.recipe or options.probe or len(options.keep or ()) > 1:
+        raise InputError(
+            "a generator is judged by its own recipe at one kept count: leave --recipe and --probe out, give one --keep"
+        )
+    report = generation.evaluate(
+        options.run,
+        home=places().home,
+        scales=options.cfg,
+        images=options.num,
+        keep=options.keep[0] if options.keep else None,
+        data=options.data,
+        extractor=extractor,
+        workers=options.workers,
+        out=options.out,
+        storage=options.storage,
+        address=options.address,
+        tracking_uri=None if options.no_tracking else places().tracking_uri,
+        track=not options.no_tracking,
+    )
+    _write(report, options)
 
 
 def _reconstruct(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.where import where_to_look
+from mergevq_platform.failures import INTERRUPTED
 from mergevq_platform.places import places
 
 
@@ -50,7 +51,7 @@ def add(verbs: Any) -> None:
     compare.set_defaults(function=_compare)
 
 
-def _sweep(options: argparse.Namespace) -> None:
+def _sweep(options: argparse.Namespace) -> int:
     from mergevq_platform.sweeps import definition, driver, report
 
     home = places().home
@@ -93,6 +94,7 @@ def _sweep(options: argparse.Namespace) -> None:
     print(where_to_look(outcome.experiment, outcome.place.name))
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
+    return 0 if outcome.complete else INTERRUPTED
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.where import where_to_look
+from mergevq_platform.credentials import without_credentials
+from mergevq_platform.failures import INTERRUPTED
 from mergevq_platform.places import places
 
 
@@ -45,7 +47,7 @@ def add(verbs: Any) -> None:
     recipes.set_defaults(function=_recipes)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from mergevq_platform import evaluation, recipe, trainer
 
     # With --resume the positional recipe is left out, so its slot may hold the first override.
@@ -66,10 +68,11 @@ def _train(options: argparse.Namespace) -> None:
         tracking_uri=places().tracking_uri,
         after=None if options.no_evaluation else evaluation.after_training,
     )
-    print(f"checkpoints: {outcome.run.location}")
+    print(f"checkpoints: {without_credentials(outcome.run.location)}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
     print(where_to_look(outcome.experiment))
+    return INTERRUPTED if outcome.stopped else 0
 
 
 def _import_official(options: argparse.Namespace) -> None:

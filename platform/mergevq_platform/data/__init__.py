@@ -1,6 +1,7 @@
 """Pictures as Parquet shards: make, pack, read, order, augment. See `shards` for the layout and `order` for the order."""
 
 from mergevq_platform.data.dataset import Dataset, Row
+from mergevq_platform.data.dealing import Deal
 from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import EvalBatches
 from mergevq_platform.data.folders import Pictures, open_pictures
@@ -17,6 +18,7 @@ __all__ = [
     "BadPicture",
     "Batch",
     "Dataset",
+    "Deal",
     "EvalBatches",
     "Pictures",
     "Row",

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     STUDENT_VIEW = 5
     PACK_ORDER = 6
     SPLIT = 7
+    POSITION_BASELINE = 8
 
 
 def words(count: int, seed: int, stream: Stream, *address: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The endless stream of training batches of one rank: decoded ahead of use, in the order of `SampleOrder`.
 
 A stream that starts at step s yields exactly what an undisturbed stream yields from step s on, and the union of the
-ranks' samples at a step does not depend on the number of ranks, of loader processes or of micro-batches.
+ranks' samples in a pass of a step does not depend on the number of ranks or of loader processes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, Row, RowGroup
+from mergevq_platform.data.dealing import Deal
 from mergevq_platform.data.order import WINDOW_BLOCKS, SampleOrder
 from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode
 from mergevq_platform.data.views import ViewsConfig, make_views
@@ -51,9 +52,9 @@ class Part(NamedTuple):
 class TrainStream:
     """The micro-batches of one rank, step by step, from `start_step` on, without end.
 
-    Iterating yields for each optimizer step the list of this rank's micro-batches: `image`, and `student` and `teacher`
-    where `views` asks for them, uint8 (b, 3, S, S) in channels-last memory; `label` int64 (b,), -1 for none; `sample`
-    int64 (b,), the row number. `micro_batch` divides `global_batch`; ranks own neighbouring micro-batches.
+    Iterating yields for each optimizer step the list of this rank's micro-batches, one for each pass of `deal`: `image`,
+    and `student` and `teacher` where `views` asks for them, uint8 (b, 3, S, S) in channels-last memory; `label` int64 (b,),
+    -1 for none; `sample` int64 (b,), the row number. The ranks of a pass may differ in b by one.
 
     `workers` loader processes decode (0: a thread of this process does). A picture that cannot be decoded is logged with
     shard and row and replaced by the next good row of its row group; when more than `bad_picture_limit` different
@@ -65,8 +66,7 @@ class TrainStream:
         dataset: Dataset,
         views: ViewsConfig,
         *,
-        global_batch: int,
-        micro_batch: int,
+        deal: Deal,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -76,27 +76,19 @@ class TrainStream:
         window_blocks: int = WINDOW_BLOCKS,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        micro_batches, rest = divmod(global_batch, micro_batch)
-        if rest:
-            raise InputError(
-                f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch}: change one of them"
-            )
-        if micro_batches < world_size:
-            raise InputError(
-                f"{micro_batches} micro-batches are too few for {world_size} workers: lower micro_batch"
-            )
-        self.order = SampleOrder(dataset.row_group_sizes, global_batch, seed, window_blocks)
+        assert world_size <= deal.workers
+        self.order = SampleOrder(dataset.row_group_sizes, deal.global_batch, seed, window_blocks)
         self.bad: dict[int, Bad] = {}
         self._dataset, self._limit, self._workers = dataset, bad_picture_limit, workers
-        self._first, self._last = rank * micro_batches // world_size, (rank + 1) * micro_batches // world_size
         self._plan = _Plan(
             dataset=dataset,
             order=self.order,
             views=views,
             seed=seed,
             start_step=start_step,
-            micro_batch=micro_batch,
-            micro_batches=range(self._first, self._last),
+            deal=deal,
+            rank=rank,
+            world_size=world_size,
             max_pixels=max_pixels,
         )
         # The model is on the GPU before its data is asked for; the thread that pins must use the same device.
@@ -158,7 +150,7 @@ class TrainStream:
             while not self._stopping.is_set():
                 step: list[Batch] = []
                 bad: list[Bad] = []
-                for _ in range(self._last - self._first):
+                for _ in range(self._plan.deal.passes):
                     pieces = [next(parts) for _ in range(max(1, self._workers))]
                     for piece in pieces:
                         if piece.error:
@@ -208,7 +200,7 @@ class TrainStream:
 
 @dataclass
 class _Plan(IterableDataset):
-    """What a loader process does: its share of each of the rank's micro-batches, in order.
+    """What a loader process does: its piece of each of the rank's micro-batches, in order.
 
     Every process has the same places in each batch, so that it alone reads the row groups of these places.
     """
@@ -218,8 +210,9 @@ class _Plan(IterableDataset):
     views: ViewsConfig
     seed: int
     start_step: int
-    micro_batch: int
-    micro_batches: range
+    deal: Deal
+    rank: int
+    world_size: int
     max_pixels: int
     held: dict[int, RowGroup] = field(default_factory=dict)
     reads: int = 0
@@ -229,29 +222,33 @@ class _Plan(IterableDataset):
         index, count = (info.id, info.num_workers) if info else (0, 1)
         if info:
             torch.set_num_threads(1)
-        low, high = index * self.micro_batch // count, (index + 1) * self.micro_batch // count
+        passes = [
+            self.deal.positions(number, self.rank, self.world_size, index, count)
+            for number in range(self.deal.passes)
+        ]
         step = self.start_step
         while True:
             epoch, step_in_epoch = self.order.position(step)
             live: set[int] = set()
-            for micro in self.micro_batches:
-                start, stop = micro * self.micro_batch + low, micro * self.micro_batch + high
+            for runs in passes:
                 try:
-                    yield self._part(epoch, step_in_epoch, start, stop)
+                    yield self._part(epoch, step_in_epoch, runs)
                 except InputError as error:
                     yield Part({}, (), str(error))
-                live |= self.order.live_groups(epoch, step_in_epoch, start, stop)
+                for start, stop in runs:
+                    live |= self.order.live_groups(epoch, step_in_epoch, start, stop)
             self.held = {group: held for group, held in self.held.items() if group in live}
             step += 1
 
-    def _part(self, epoch: int, step: int, start: int, stop: int) -> Part:
+    def _part(self, epoch: int, step: int, runs: list[tuple[int, int]]) -> Part:
         rows: list[Row] = []
         bad: list[Bad] = []
         views: list[dict[str, np.ndarray]] = []
-        for row_id in self.order.batch(epoch, step, start, stop).tolist():
-            row, found = self._usable(row_id, epoch, views)
-            rows.append(row)
-            bad += found
+        for start, stop in runs:
+            for row_id in self.order.batch(epoch, step, start, stop).tolist():
+                row, found = self._usable(row_id, epoch, views)
+                rows.append(row)
+                bad += found
         if not rows:
             return Part({}, ())
         batch = {name: _stacked([view[name] for view in views]) for name in views[0]}

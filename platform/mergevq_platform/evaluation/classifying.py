@@ -11,9 +11,9 @@ from mergevq.metrics import Mean
 from mergevq.metrics.probe import wilson_interval
 from mergevq_platform import checkpoints
 from mergevq_platform.data import to_unit_range
-from mergevq_platform.evaluation.answering import Answers
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.subject import Subject, split_batches
+from mergevq_platform.pool import Answers
 from mergevq_platform.recipe import resolve
 
 

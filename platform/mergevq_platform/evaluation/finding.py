@@ -10,7 +10,7 @@ from mergevq.errors import InputError
 from mergevq.weights import read_config
 from mergevq_platform import checkpoints
 from mergevq_platform.recipe import Recipe, read, resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.runs import Run, run_around
 from mergevq_platform.tracking.curve import open_for_curve, open_for_evaluation
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import TrackedRun, find_run
@@ -60,7 +60,7 @@ def find(
     if recipe is not None:
         raise InputError(f"{name} has its own recipe: leave --recipe out")
     if checkpoints.listed(name):
-        return _newest(name, run=_run_around(name, home))
+        return _newest(name, run=run_around(name, home))
     try:
         run = Run.find(name, home=home, storage=storage)
     except InputError as error:
@@ -71,13 +71,13 @@ def find(
     return _newest(run.location, run=run)
 
 
-def locate(name: str, *, home: Path, store: Store) -> str:
+def locate(name: str, *, home: Path, store: Store, storage: str | None = None) -> str:
     """The path or URI of what `name` means, for those who need only the weights."""
     if name.startswith(SCHEME):
         return str(fetch_model(store, name, home / "models").path)
     if checkpoints.is_bare(name) or checkpoints.listed(name):
         return name
-    return find(name, home=home, store=store).checkpoint
+    return find(name, home=home, store=store, storage=storage).checkpoint
 
 
 def _newest(location: str, *, run: Run | None = None, tracked: TrackedRun | None = None) -> Found:
@@ -117,13 +117,6 @@ def _tracked(name: str, store: Store) -> TrackedRun | None:
     except InputError:
         return None
     return found if "mergevq.checkpoints" in found.tags else None
-
-
-def _run_around(place: str, home: Path) -> Run | None:
-    path = Path(place).resolve()
-    directory = path.parent if path.name.startswith(checkpoints.PREFIX) else path
-    inside = (directory / "recipe.yaml").is_file() and directory.parent == (home / "ray").resolve()
-    return Run(directory.name, home, str(directory.parent)) if inside else None
 
 
 def _around(directory: str, recipe: str) -> Recipe:

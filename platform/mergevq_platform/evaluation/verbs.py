@@ -16,10 +16,10 @@ import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
-from mergevq_platform import checkpoints, cluster
+from mergevq_platform import checkpoints, cluster, generation, pool
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import decode, evaluation_view
-from mergevq_platform.evaluation.answering import answers_of, ray_answers
+from mergevq_platform.evaluation.answering import ray_answers
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.classifying import ClassifierEvaluator, classify
 from mergevq_platform.evaluation.evaluator import Evaluator
@@ -35,7 +35,7 @@ from mergevq_platform.evaluation.recording import note, picture_grids, record, s
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.places import places
-from mergevq_platform.recipe import EvaluationConfig, FineTuneTask, Recipe, TokenizerTask
+from mergevq_platform.recipe import EvaluationConfig, FineTuneTask, GeneratorTask, Recipe, TokenizerTask
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -77,7 +77,7 @@ def evaluate(
         settings = replace(settings, evaluation=replace(settings.evaluation, probes=tuple(probes)))
     device = _device(home, workers, address)
     subject = Subject(found.checkpoint, to_tree(settings), data or settings.data.path, device)
-    answers = answers_of(Evaluator, subject, workers)
+    answers = _answers(Evaluator, subject, workers)
     measurement = Measurement(subject, answers, Cache.at(home) if cache else None, seeds)
     curve = measurement.curve(
         chosen_keeps(settings, keeps), step=found.step, run=found.label, suites=suites, say=note
@@ -99,12 +99,17 @@ def after_training(outcome: Any, recorder: Any) -> None:
     with checkpoints.newest(location) as directory:
         recipe = checkpoints.recipe_of(directory)
     match recipe.task:
+        case GeneratorTask():
+            generation.after_training(outcome, recorder, recipe)
         case TokenizerTask():
             _curve_after_training(outcome, recorder, recipe, location)
         case FineTuneTask():
             device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
             subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-            found = classify(subject, answers_of(ClassifierEvaluator, subject, recipe.cluster.workers))
+            found = classify(
+                subject,
+                pool.answers(ClassifierEvaluator, subject, workers=recipe.cluster.workers, device=device),
+            )
             recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
             print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
 
@@ -179,7 +184,7 @@ def evaluate_pictures(
         split=split,
     )
     measurement = PictureMeasurement(
-        task, answers_of(PictureEvaluator, task, workers), Cache.at(home) if cache else None, seeds
+        task, _answers(PictureEvaluator, task, workers), Cache.at(home) if cache else None, seeds
     )
     scores = measurement.scores()
     if statistics is not None:
@@ -237,3 +242,7 @@ def _device(home: Path, workers: int, address: str | None) -> Literal["cpu", "cu
         cluster.connect(home, address=address)
         return cluster.choose_device("auto", workers)
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _answers(worker: type, subject: Subject | PictureTask, workers: int) -> pool.Answers:
+    return pool.answers(worker, subject, workers=workers if workers > 1 else 0, device=subject.device)

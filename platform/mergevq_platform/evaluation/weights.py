@@ -14,10 +14,10 @@ from mergevq.metrics import FeaturesConfig
 from mergevq_platform.recipe import EvaluationConfig
 
 
-def parse_extractor(text: str) -> FeaturesConfig:
+def parse_extractor(text: str, folder: Path | None = None) -> FeaturesConfig:
     """The extractor that `text` names as a recipe does: `random`, or YAML such as `{kind: timm, name: …, weights: …}`.
 
-    Raises `InputError` for anything else.
+    A weights file named without a folder is looked for in `folder` too. Raises `InputError` for anything else.
     """
     try:
         tree: Any = yaml.safe_load(text)
@@ -29,7 +29,7 @@ def parse_extractor(text: str) -> FeaturesConfig:
         raise InputError(
             f"--extractor '{text}': write random, or YAML such as {{kind: timm, name: …, weights: …}}"
         )
-    return parse(EvaluationConfig, {"extractor": tree}, where="--").extractor
+    return with_files(parse(EvaluationConfig, {"extractor": tree}, where="--"), folder).extractor
 
 
 def with_files(settings: EvaluationConfig, folder: Path | None) -> EvaluationConfig:

@@ -1,7 +1,8 @@
-"""The figures of a curve: the trade-off, what the tokenizer repaints, and which cells it merges."""
+"""The figures: a tokenizer's trade-off, what it repaints and merges; what a generator paints."""
 
 from mergevq_platform.figures.codes import code_usage_figure
 from mergevq_platform.figures.comparison import Entry, pareto_figure
+from mergevq_platform.figures.generated import guidance_figure, picture_rows
 from mergevq_platform.figures.grids import cluster_grid, neighbour_grid, reconstruction_grid, worst_grid
 from mergevq_platform.figures.interactive import tradeoff_html
 from mergevq_platform.figures.series import probed
@@ -11,8 +12,10 @@ __all__ = [
     "Entry",
     "cluster_grid",
     "code_usage_figure",
+    "guidance_figure",
     "neighbour_grid",
     "pareto_figure",
+    "picture_rows",
     "probed",
     "reconstruction_grid",
     "save_png",

@@ -6,7 +6,11 @@ import functools
 import json
 import os
 import secrets
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from ray.tune.logger import JsonLoggerCallback
 
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints, cluster, loop
+from mergevq_platform.credentials import refuse_credentials
 from mergevq_platform.failures import one_line
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.runs import Run
@@ -80,6 +85,11 @@ def sweep(
     cannot work; a trial that fails for good is recorded with its reason and does not end the sweep.
     """
     home = home.resolve()
+    # Tune writes what its trials are given into the storage, by pickle.
+    for text, what in ((storage, "--storage"), (tracking_uri, "MLFLOW_TRACKING_URI")):
+        refuse_credentials(
+            text or "", what, "a sweep stores where it keeps things; set them in the environment"
+        )
     definition, place = _begin(definition, home, name, resume, storage, tracking_uri)
     definition.check()
     base = _first_recipe(definition)
@@ -99,7 +109,7 @@ def sweep(
     _write(run.directory / PLACE_FILE, json.dumps(asdict(place), indent=1))
     status: Status = "FAILED"
     try:
-        with Board(definition, place.name, _expected(definition)):
+        with Board(definition, place.name, _expected(definition)), _terminated_as_interrupted():
             results = _run_trials(definition, place, base, device, concurrent)
         outcome = _gather(definition, place, results)
         if outcome.finished:
@@ -121,7 +131,7 @@ def _begin(
     tracking_uri: str | None,
 ) -> tuple[Sweep, Place]:
     if resume is not None:
-        directory = home / "ray" / resume
+        directory = directory_of(resume, home)
         if not (directory / PLACE_FILE).is_file():
             there = sorted(path.parent.name for path in (home / "ray").glob(f"*/{PLACE_FILE}"))
             raise InputError(
@@ -133,7 +143,7 @@ def _begin(
         )
         place = Place(**stored, reference=reference)
         place = replace(place, home=str(home), tracking_uri=tracking_uri or place.tracking_uri)
-        return stored_definition(directory), place
+        return stored_definition(resume, home), place
     assert definition is not None
     unique = name or f"{definition.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     run = Run.new(unique, home=home, storage=storage)
@@ -154,8 +164,20 @@ def _begin(
     return definition, replace(place, uid=identity.uid)
 
 
-def stored_definition(directory: Path) -> Sweep:
-    """The definition that a sweep in `directory` was started with (a pickle of our own making: trust the directory)."""
+def directory_of(name: str, home: Path) -> Path:
+    """Where a sweep of this home keeps its things. Raises `InputError` for anything but a name.
+
+    A definition is a pickle of our own making, and reading a pickle runs code: it is read from the user's own home
+    alone, never from a path that someone names or from storage.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise InputError(f"'{name}' is not the name of a sweep: sweeps are found by name in {home / 'ray'}")
+    return home / "ray" / name
+
+
+def stored_definition(name: str, home: Path) -> Sweep:
+    """The definition that a sweep of this home was started with."""
+    directory = directory_of(name, home)
     return cloudpickle.loads((directory / SWEEP_FILE).read_bytes())
 
 
@@ -265,6 +287,19 @@ def _run_trials(definition: Sweep, place: Place, base: Recipe, device: str, conc
             ),
         )
     return tuner.fit()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    # Tune saves its state and ends at Ctrl-C alone; a job that is stopped gets SIGTERM.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _label(definition: Sweep, place: Place, trial: Any) -> str:

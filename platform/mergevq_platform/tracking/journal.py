@@ -25,6 +25,7 @@ from mergevq_platform.tracking.locks import ExclusiveLock
 from mergevq_platform.tracking.records import (
     CURVE_PREFIX,
     JOURNAL_NAME,
+    SCALE_PREFIX,
     RunIdentity,
     Status,
     now_ms,
@@ -135,7 +136,7 @@ class Journal:
     def append_metrics(self, step: int, values: Mapping[str, float]) -> int:
         """Record `values` at `step`, and return how many were new.
 
-        A key takes rising steps, each once; a key under `curve/` takes each step once, in any order.
+        A key takes rising steps, each once; a key of a curve takes each step once, in any order.
         NaN and infinities are recorded as such.
         """
         step = int(step)
@@ -246,13 +247,13 @@ class Journal:
                 self.status = data["status"]
             case "metrics":
                 for key in data["values"]:
-                    if key.startswith(CURVE_PREFIX):
+                    if key.startswith((CURVE_PREFIX, SCALE_PREFIX)):
                         self._curve_steps.setdefault(key, set()).add(data["step"])
                     else:
                         self._last_step[key] = data["step"]
 
     def _known(self, key: str, step: int) -> bool:
-        if key.startswith(CURVE_PREFIX):
+        if key.startswith((CURVE_PREFIX, SCALE_PREFIX)):
             return step in self._curve_steps.get(key, ())
         return step <= self._last_step.get(key, -1)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mergevq.errors import InputError
 from mergevq_platform.tracking.curve import Curve
 from mergevq_platform.tracking.delivery import EVALUATES_TAG, KIND_TAG, PARENT_TAG, UID_TAG
-from mergevq_platform.tracking.records import CURVE_PREFIX
+from mergevq_platform.tracking.records import CURVE_PREFIX, SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TrackedRun:
     @property
     def has_curve(self) -> bool:
         """Whether the run carries a curve."""
-        return any(key.startswith(CURVE_PREFIX) for key in self.metrics)
+        return any(key.startswith((CURVE_PREFIX, SCALE_PREFIX)) for key in self.metrics)
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[TrackedRun]:

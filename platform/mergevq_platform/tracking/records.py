@@ -13,7 +13,8 @@ from typing import Any, Literal
 from mergevq.errors import InputError
 
 JOURNAL_NAME = "journal.jsonl"
-CURVE_PREFIX = "curve/"
+CURVE_PREFIX = "curve/"  # step: kept tokens
+SCALE_PREFIX = "cfg_curve/"  # step: 100 x guidance scale
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 

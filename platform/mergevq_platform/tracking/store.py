@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
+from mergevq_platform.credentials import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,10 +88,7 @@ class Store:
     @property
     def public_uri(self) -> str:
         """The URI without a password, for messages and for files."""
-        parts = urllib.parse.urlsplit(self.uri)
-        if "@" not in parts.netloc:
-            return self.uri
-        return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return without_credentials(self.uri)
 
     def prepare(self) -> None:
         """Create the embedded database, or update its schema, once, under a lock between processes."""

@@ -49,7 +49,7 @@ class UiServer:
         self._output = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
             _command(store, host, self.port),
-            env=_environment(),
+            env=_environment(store),
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -133,7 +133,7 @@ def serve_ui(
     For a store that is a server already, only the addresses are printed.
     """
     if store.is_server:
-        for line in describe(store, store.uri):
+        for line in describe(store, store.public_uri):
             say(line)
         return 0
     signs = (signal.SIGINT, signal.SIGTERM)
@@ -187,14 +187,14 @@ def describe(store: Store, base_url: str) -> list[str]:
 
 
 def _command(store: Store, host: str, port: int) -> list[str]:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     if store.artifact_root is not None:
         root = Path(urllib.request.url2pathname(store.artifact_root.removeprefix("file://")))
         command += ["--artifacts-destination", str(root)]
     return [*command, "--host", host, "--port", str(port), "--workers", "1"]
 
 
-def _environment() -> dict[str, str]:
+def _environment(store: Store) -> dict[str, str]:
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -202,7 +202,8 @@ def _environment() -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    return defaults | inherited
+    # Not on the command line: every account of the machine can read that, and the URI may hold a password.
+    return defaults | inherited | {"MLFLOW_BACKEND_STORE_URI": store.uri}
 
 
 def _choose_port(host: str, port: int | None) -> int:

@@ -1,0 +1,208 @@
+"""Generators: a cache saves passes, a forgetting cache saves memory, parallel decoding saves steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import MEBIBYTE, device, interleaved, synchronise
+
+LABEL = "12 x 768"
+
+
+def _generator(name: str, **changes: Any) -> Any:
+    """A generator in eval mode whose heads are not zero, so that codes differ."""
+    from mergevq.config import merged, to_tree
+    from mergevq.generation import build_generator, generator_preset, parse_generator
+
+    torch.manual_seed(0)
+    tree = merged(to_tree(generator_preset(name)), changes)
+    generator = build_generator(parse_generator(tree)).to(device()).eval()
+    with torch.no_grad():
+        for head in generator.tokens.heads:
+            head.get_parameter("weight").normal_(std=0.02)
+    return generator
+
+
+def _sample(generator: Any, batch: int, **options: Any) -> Callable[[], Any]:
+    options = {"sample_ids": torch.arange(batch), "seed": 0, **options}
+    labels = torch.arange(batch, device=device()) % generator.config.classes
+    return lambda: generator.generate(labels, **options)
+
+
+def generation_target() -> list[str]:
+    """12 x 768 over 256 cells, four samples with guidance 2, in float32: what LlamaGen's own code takes 34 to 37 s for."""
+    from mergevq.generation import GuidanceConfig
+
+    generator = _generator("raster_b")
+    seconds = interleaved({"ours": _sample(generator, 4, guidance=GuidanceConfig(scale=2.0))}, rounds=3)[
+        "ours"
+    ]
+    return [
+        f"raster {LABEL}, N = 256, batch 4, guidance 2, float32: {seconds:.1f} s, {4 * 256 / seconds:.0f} tokens/s "
+        "(target: 9 s; LlamaGen's own code on 2 cores: 34 to 37 s)"
+    ]
+
+
+def generation_cache() -> list[str]:
+    """Decoding with the cache against running the whole sequence again for every cell, same codes."""
+    from mergevq.generation import SamplingConfig
+
+    lines = []
+    for cells in (64, 256):
+        generator = _generator("tiny_raster", grid_tokens=cells)
+        greedy = SamplingConfig(temperature=0.0)
+        labels = torch.arange(4, device=device())
+
+        def again(generator: Any = generator, labels: Tensor = labels, cells: int = cells) -> Tensor:
+            codes = torch.zeros(4, cells, dtype=torch.int64, device=device())
+            with torch.inference_mode():
+                for cell in range(cells):
+                    prefix = generator.prefix(labels, None)
+                    x = torch.cat([prefix, generator.tokens.embed(codes[:, :cell])], 1)
+                    rotation = generator.sequence_rotation(1, generator.cell_rotation())[: cell + 1]
+                    hidden = generator.transformer(x, rotation)[:, -1]
+                    parts = generator.tokens.decode(hidden, lambda j, logits: logits.argmax(-1))
+                    codes[:, cell] = generator.tokens.join(parts)
+            return codes
+
+        cached = _sample(generator, 4, sampling=greedy)
+        same = (cached().indices == again()).float().mean()
+        times = interleaved({"cached": cached, "again": again}, rounds=3)
+        lines.append(
+            f"4 x 192, N = {cells}, batch 4: cached {times['cached']:.2f} s, full re-computation {times['again']:.2f} s: "
+            f"{times['again'] / times['cached']:.1f} x; {same:.1%} of the codes the same"
+        )
+    return lines
+
+
+def generation_mergear() -> list[str]:
+    """MergeAR's forgetting cache against the full one on codes that repeat as K of N kept tokens do."""
+    lines = []
+    for name, cells, keeps in (("mergear_b", 256, (36, 144, 256)), ("mergear_b_1024", 1024, (64, 256, 1024))):
+        generator = _generator(name, keeps=list(keeps), transformer={"depth": 3})
+        lines += [_forgetting(generator, cells, keep) for keep in keeps]
+    return lines
+
+
+def _forgetting(generator: Any, cells: int, keep: int, batch: int = 4) -> str:
+    from mergevq.generation import GuidanceConfig
+    from mergevq.generation import cells as decoding
+
+    labels = torch.arange(batch, device=device())
+    numbers = torch.zeros(batch, cells, 2, dtype=torch.float64, device=device())
+    drawing = _scripted(generator, GuidanceConfig(scale=2.0), _repeating(batch, cells, keep))
+    held: dict[bool, int] = {}
+
+    def run(compress: bool) -> None:
+        with torch.inference_mode():
+            *_, held[compress] = decoding.decode(
+                generator,
+                drawing,
+                labels,
+                keep=keep,
+                numbers=numbers,
+                compress=compress,
+                limit_distinct=False,
+            )
+
+    times = interleaved({"full": lambda: run(False), "compressed": lambda: run(True)}, rounds=3)
+    rate = {way: batch * cells / seconds for way, seconds in times.items()}
+    return (
+        f"MergeAR 3 x 768, N = {cells}, K = {keep}, batch {batch}, guidance 2: compressed {rate['compressed']:.0f} tokens/s with "
+        f"{held[True] / MEBIBYTE:.1f} MiB of cache, full {rate['full']:.0f} tokens/s with {held[False] / MEBIBYTE:.1f} MiB: "
+        f"{times['full'] / times['compressed']:.2f} x as fast, {held[True] / held[False]:.2f} of the memory"
+    )
+
+
+def _repeating(batch: int, cells: int, keep: int) -> Tensor:
+    """Codes (B, N) of `keep` clusters that spread as merged neighbours do: every cluster's cells lie close together."""
+    generator = torch.Generator().manual_seed(0)
+    side = round(cells**0.5)
+    rows = []
+    for _ in range(batch):
+        seeds = torch.randperm(cells, generator=generator)[:keep]
+        place = torch.arange(cells)
+        distance = (place[:, None] // side - seeds // side).abs() + (
+            place[:, None] % side - seeds % side
+        ).abs()
+        rows.append(torch.randperm(2**18, generator=generator)[:keep][distance.argmin(1)])
+    return torch.stack(rows).to(device())
+
+
+def _scripted(generator: Any, guidance: Any, codes: Tensor) -> Any:
+    """Draws as always, and then takes the code of a script instead."""
+    from mergevq.generation.guided import Drawing
+
+    @dataclass(frozen=True)
+    class Scripted(Drawing):
+        def draw(
+            self, hidden: Tensor, uniforms: Tensor, fraction: float, seen: Tensor | None = None
+        ) -> Tensor:
+            super().draw(hidden, uniforms, fraction, seen)
+            return codes[:, round(fraction * codes.shape[1])]
+
+    return Scripted(generator.tokens, [(1.0, 0, 1.0)] * 2, guidance)
+
+
+def generation_parallel() -> list[str]:
+    """Random order, several codes at a time against one, with the published numbers of steps."""
+    from mergevq.generation import GuidanceConfig
+
+    lines = []
+    for keep, steps in ((144, 64), (256, 88)):
+        generator = _generator("random_order_b", keeps=[keep], transformer={"depth": 6})
+        guidance = GuidanceConfig(scale=3.0, schedule="linear")
+        ways = {str(n): _sample(generator, 4, keep=keep, steps=n, guidance=guidance) for n in (keep, steps)}
+        times = interleaved(ways, rounds=3)
+        lines.append(
+            f"random order 6 x 768, K = {keep}, batch 4, guidance 1 to 3: {steps} steps {times[str(steps)]:.2f} s, "
+            f"one code a step {times[str(keep)]:.2f} s: {times[str(keep)] / times[str(steps)]:.2f} x"
+        )
+    return lines
+
+
+def generation_batch() -> list[str]:
+    """Tokens per second as the batch grows, and the share of the memory's bandwidth that a decode step reaches."""
+    generator = _generator("raster_b", grid_tokens=64)
+    batches = (1, 4, 16)
+    times = interleaved({str(n): _sample(generator, n) for n in batches}, rounds=3)
+    weights = sum(
+        parameter.numel()
+        * parameter.element_size()
+        # The intra-cell layers are read once per sub-token.
+        * (len(generator.config.sub_bits) if name.startswith("tokens.intra") else 1)
+        for name, parameter in generator.named_parameters()
+        if not name.startswith(("classes", "tokens.embeddings"))
+    )
+    rate = _copy_rate()
+    lines = []
+    for n in batches:
+        step = times[str(n)] / 64
+        cache = (
+            generator.transformer.cache(n, 64, generator.classes.weight).num_bytes / 2
+        )  # half full on average
+        lines.append(
+            f"raster {LABEL}, N = 64, batch {n}: {n / step:.0f} tokens/s, {step * 1e3:.1f} ms a step; {(weights + cache) / 1e6:.0f} MB "
+            f"read in a step: {(weights + cache) / step / rate:.0%} of the measured copy rate of {rate / 1e9:.1f} GB/s"
+        )
+    return lines
+
+
+def _copy_rate() -> float:
+    """Bytes per second read and written by a copy of 256 MiB."""
+    source = torch.zeros(64 * MEBIBYTE, device=device())
+    target = torch.empty_like(source)
+    synchronise()
+    seconds = interleaved({"copy": lambda: target.copy_(source)}, rounds=5)["copy"]
+    return 2 * source.numel() * source.element_size() / seconds
+
+
+MEASUREMENTS = {
+    f.__name__: f
+    for f in (generation_target, generation_cache, generation_mergear, generation_parallel, generation_batch)
+}

@@ -1,0 +1,45 @@
+"""Generators over MergeVQ's codes: raster order, MergeAR, and random order (section 4)."""
+
+from mergevq.generation.config import (
+    GeneratorConfig,
+    GeneratorTrainingConfig,
+    MergeARConfig,
+    RandomOrderConfig,
+    RasterConfig,
+    TransformerConfig,
+)
+from mergevq.generation.decode import Generated
+from mergevq.generation.generator import Generator, build_generator
+from mergevq.generation.guidance import GuidanceConfig
+from mergevq.generation.presets import generator_preset, list_generators
+from mergevq.generation.random_order import arccos_schedule
+from mergevq.generation.sampling import SamplingConfig
+from mergevq.generation.training import GeneratorTraining
+from mergevq.generation.weights import (
+    load_generator,
+    parse_generator,
+    read_generator_config,
+    save_generator,
+)
+
+__all__ = [
+    "Generated",
+    "Generator",
+    "GeneratorConfig",
+    "GeneratorTraining",
+    "GeneratorTrainingConfig",
+    "GuidanceConfig",
+    "MergeARConfig",
+    "RandomOrderConfig",
+    "RasterConfig",
+    "SamplingConfig",
+    "TransformerConfig",
+    "arccos_schedule",
+    "build_generator",
+    "generator_preset",
+    "list_generators",
+    "load_generator",
+    "parse_generator",
+    "read_generator_config",
+    "save_generator",
+]

@@ -1,0 +1,162 @@
+"""What a generator is: the transformer's size, and the three orders in which codes are predicted."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import pydantic
+
+from mergevq.config import config
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
+@config
+class TransformerConfig:
+    """A Llama-style transformer (section 6.1): RMSNorm, SwiGLU, 2-D rotary positions.
+
+    `prefix_rotation`: what stands in for a position at the class and kept-count tokens. `identity` leaves their
+    queries and keys as they are. `zero` is LlamaGen's and RandAR's table, whose rows for them are all zero: their
+    keys then count as a logit of 0 for every query, whatever the class. We start from `identity`, which loses
+    nothing; `zero` is for weights that were trained with it.
+    """
+
+    depth: Count
+    width: Count
+    heads: Count
+    hidden: Count | None = None  # of the SwiGLU; None: int(2/3 * 4 * width) rounded up to a multiple of 256
+    qk_norm: bool = False
+    dropout: Probability = 0.1  # of each residual branch
+    token_dropout: Probability = 0.1  # of the embedded sequence's elements
+    rope_base: Annotated[float, pydantic.Field(gt=1)] = 10000.0
+    prefix_rotation: Literal["identity", "zero"] = "identity"
+
+    def __post_init__(self) -> None:
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"width {self.width} must be a multiple of 4 x heads {self.heads}: rotary positions turn two pairs per axis"
+            )
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden channels of the SwiGLU."""
+        return self.hidden or math.ceil(int(2 / 3 * 4 * self.width) / 256) * 256
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@config
+class _Codes:
+    """What all generators share: a class-conditional transformer over factorised codes."""
+
+    transformer: TransformerConfig
+    classes: Count
+    grid_tokens: Count  # N of the tokenizer
+    bits: Annotated[int, pydantic.Field(ge=1, le=40)] = 18  # G of the tokenizer's LFQ
+    split: tuple[
+        Annotated[int, pydantic.Field(ge=1, le=16)], ...
+    ] = ()  # bits per sub-token; (): a third, the rest
+    intra_depth: Count = 2  # layers of the transformer over one cell's sub-tokens
+    label_drop: Probability = 0.1  # how often training hides the class, for guidance
+
+    def __post_init__(self) -> None:
+        if self.split and sum(self.split) != self.bits:
+            raise ValueError(
+                f"split {list(self.split)} has {sum(self.split)} bits, the codes have {self.bits}"
+            )
+        if math.isqrt(self.grid_tokens) ** 2 != self.grid_tokens:
+            raise ValueError(f"grid_tokens {self.grid_tokens} is not a square number")
+        if max(self.sub_bits) > 16:
+            raise ValueError(
+                f"sub-tokens of {max(self.sub_bits)} bits are too many: give split, at most 16 each"
+            )
+
+    @property
+    def sequence_kind(self) -> Literal["cells", "kept"]:
+        """Whether samples are the codes of all N cells or of the K kept tokens."""
+        return "cells"
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side."""
+        return math.isqrt(self.grid_tokens)
+
+    @property
+    def sub_bits(self) -> tuple[int, ...]:
+        """Bits of each sub-token, lowest bits first; (6, 12) for 18 bits."""
+        if self.split or self.bits < 3:
+            return self.split or (self.bits,)
+        return self.bits // 3, self.bits - self.bits // 3
+
+    @property
+    def vocabularies(self) -> tuple[int, ...]:
+        """How many values each sub-token has."""
+        return tuple(2**bits for bits in self.sub_bits)
+
+
+@config
+class _Kept(_Codes):
+    """Generators that are told how many tokens were kept."""
+
+    keeps: tuple[Count, ...]  # the kept counts that can be trained and asked for
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.keeps or len(set(self.keeps)) != len(self.keeps):
+            raise ValueError(f"keeps {list(self.keeps)} must name each kept count once, and at least one")
+        if max(self.keeps) > self.grid_tokens:
+            raise ValueError(f"keeps has {max(self.keeps)}, more than the {self.grid_tokens} grid tokens")
+
+
+@config
+class RasterConfig(_Codes):
+    """All N cells in raster order, each with its cluster's code (LlamaGen over MergeVQ's codes)."""
+
+    kind: Literal["raster"] = "raster"
+
+
+@config
+class MergeARConfig(_Kept):
+    """Raster order with a merge token in front and repeated codes hidden after `window` cells (section 4.1).
+
+    `duplicates`: what training takes for a repetition; `code`: an earlier cell has the same code, as at inference,
+    `cluster`: an earlier cell has the same cluster, as printed.
+    """
+
+    kind: Literal["mergear"] = "mergear"
+    window: Count = 2
+    duplicates: Literal["code", "cluster"] = "code"
+
+
+@config
+class RandomOrderConfig(_Kept):
+    """The K kept codes in random order, each announced by a position-instruction token (RandAR; section 4.2).
+
+    Kept token r stands at row r // w, column r % w of a grid w = ceil(sqrt(K)) wide, in canonical order; the last row
+    is part empty where K is not a square. `positions`: `rank` counts these rows and columns, `stretched` scales them
+    to the picture's grid, so that all kept counts share one frame. A kept-count token joins the class token where
+    there is more than one kept count.
+    """
+
+    kind: Literal["random_order"] = "random_order"
+    positions: Literal["rank", "stretched"] = "rank"
+
+    @property
+    def sequence_kind(self) -> Literal["cells", "kept"]:
+        return "kept"
+
+
+GeneratorConfig = Annotated[
+    RasterConfig | MergeARConfig | RandomOrderConfig, pydantic.Field(discriminator="kind")
+]
+
+
+@config
+class GeneratorTrainingConfig:
+    """The loss of stage 2: cross-entropy of every sub-token, smoothed as published."""
+
+    label_smoothing: Probability = 0.1

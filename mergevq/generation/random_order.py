@@ -1,0 +1,190 @@
+"""Decoding the kept codes in any order, several at a time (RandAR's parallel decoding; section 4.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mergevq.errors import InputError
+from mergevq.generation.guidance import guided_steps
+from mergevq.generation.guided import Drawing
+
+if TYPE_CHECKING:
+    from mergevq.generation.generator import Generator
+
+
+def arccos_schedule(tokens: int, steps: int) -> list[int]:
+    """How many tokens each of `steps` passes decodes: few at first, many at the end, at least one each.
+
+    After pass t the share 1 - cos(pi/2 (t + 1) / steps) of the tokens is decoded, and one token more (RandAR).
+    Raises `InputError` for more steps than tokens.
+    """
+    if not 1 <= steps <= tokens:
+        raise InputError(
+            f"steps is {steps}: there are {tokens} tokens to decode, ask for 1 to {tokens} steps"
+        )
+    counts, done = [], 0
+    for step in range(steps):
+        goal = int(tokens * (1 - math.cos(math.pi / 2 * (step + 1) / steps))) + 1
+        # Every pass before and after this one takes at least one token, the last one what is left.
+        goal = tokens if step == steps - 1 else min(max(goal, done + 1), tokens - (steps - 1 - step))
+        counts.append(goal - done)
+        done = goal
+    return counts
+
+
+def decode(
+    generator: Generator,
+    drawing: Drawing,
+    labels: Tensor,
+    *,
+    keep: int,
+    order: Tensor,
+    numbers: Tensor,
+    steps: int | None,
+    fixed: Tensor | None,
+    fixed_mask: Tensor | None,
+) -> tuple[Tensor, int, int]:
+    """Codes (B, K) in canonical order, with `numbers` (B, K, S) per place; the most passes that any row took, and
+    the cache's bytes at their peak.
+
+    Rows with equally many fixed codes are decoded together, so that a row never depends on the others.
+    """
+    batch = len(labels)
+    _check(order, fixed, fixed_mask, batch, keep, generator.config.bits)
+    if steps is not None:
+        arccos_schedule(keep, steps)
+    if fixed is None or fixed_mask is None:
+        fixed, fixed_mask = torch.zeros_like(order), torch.zeros_like(order, dtype=torch.bool)
+    # Fixed codes come first, otherwise in the given order.
+    order = order.gather(1, (~fixed_mask).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
+    known = fixed_mask.sum(1)
+    codes, passes, peak = fixed.clone(), 0, 0
+    for count in known.unique().tolist():
+        if count == keep:
+            continue
+        rows = (known == count).nonzero()[:, 0]
+        schedule = arccos_schedule(keep - count, min(steps or keep, keep - count))
+        codes[rows], bytes_held = _decode(
+            generator, drawing, labels[rows], keep, order[rows], numbers[rows], schedule, fixed[rows]
+        )
+        passes, peak = max(passes, len(schedule)), max(peak, bytes_held)
+    return codes, passes, peak
+
+
+def _decode(
+    generator: Generator,
+    drawing: Drawing,
+    labels: Tensor,
+    keep: int,
+    order: Tensor,
+    numbers: Tensor,
+    schedule: list[int],
+    codes: Tensor,
+) -> tuple[Tensor, int]:
+    """Codes (B, K) with all but the first sum(schedule) of `order` replaced; and the cache's bytes.
+
+    The sequence is prefix, then instruction and code of each place in turn. A pass brings the cache up to date with
+    the codes of the last pass, whose instructions but the first were written without the codes between them, and
+    asks the next places: each of these queries sees all decoded codes and itself.
+    """
+    device, transformer = labels.device, generator.transformer
+    done = keep - sum(schedule)
+    starts = [done + sum(schedule[:step]) for step in range(len(schedule))]
+    fractions = [start / keep for start in starts]
+    guided = guided_steps(drawing.guidance, fractions, len(drawing.settings))
+
+    prefix, nobody = (generator.prefix(who, keep) for who in (labels, torch.full_like(labels, -1)))
+    length = prefix.shape[1]
+    table = generator.kept_rotation(keep)
+    instructions = generator.instructions(table)[order]  # (B, K, D)
+    turns = generator.sequence_rotation(length, table[order].repeat_interleave(2, 1))
+    query_turns = table[order]
+    embedded = torch.zeros_like(instructions)
+    embedded[:, :done] = generator.tokens.embed(codes.gather(1, order[:, :done]))
+    sequence = torch.cat(
+        [prefix, torch.stack([instructions, embedded], 2).flatten(1, 2)], 1
+    )  # (B, P + 2 K, D)
+    bucket = 8 if generator.bucket > 1 else 1
+    slots = length + 2 * keep + 1  # the last one takes what pads a step
+    cache = transformer.cache(len(labels), slots, prefix)
+    peak, halves, written = 0, 1, 0
+
+    for step, (start, count) in enumerate(zip(starts, schedule, strict=True)):
+        if guided and step == guided.start:
+            other = transformer.cache(len(labels), slots, prefix)
+            if written:
+                x = torch.cat([nobody, sequence[:, length:written]], 1)
+                index = torch.arange(written, device=device)
+                causal = torch.ones(written, written, dtype=torch.bool, device=device).tril()
+                transformer.step(x, turns[:, :written], other, index, written, causal)
+            cache.replace(lambda held, more: torch.cat([held, more]), other)
+            halves = 2
+        elif guided and step == guided.stop:
+            cache.keep_rows(len(labels))
+            halves = 1
+        peak = max(peak, cache.num_bytes)
+
+        end = length + 2 * start  # of what is decoded, in slots
+        asked = slice(start, start + count)
+        x = torch.cat([sequence[:, written:end], instructions[:, asked]], 1)
+        if halves == 2:
+            other_x = x.clone()
+            if written == 0:
+                other_x[:, :length] = nobody
+            x = torch.cat([x, other_x])
+        rotation = torch.cat([turns[:, written:end], query_turns[:, asked]], 1).repeat(halves, 1, 1, 1)
+        place, visible, mask = _step_shape(written, end, count, bucket, generator.bucket, slots, device)
+        pad = len(place) - x.shape[1]
+        if pad:
+            x = torch.nn.functional.pad(x, (0, 0, 0, pad))
+            rotation = torch.nn.functional.pad(rotation, (0, 0, 0, 0, 0, pad))
+        hidden = transformer.step(x, rotation, cache, place, visible, mask)
+        hidden = hidden[:, end - written : end - written + count].flatten(0, 1)
+
+        where = order[:, asked]
+        drawn = numbers.gather(1, where[..., None].expand(-1, -1, numbers.shape[-1])).flatten(0, 1)
+        chosen = drawing.draw(hidden, drawn, fractions[step]).view(where.shape)
+        codes.scatter_(1, where, chosen)
+        sequence[:, end + 1 : end + 2 * count : 2] = generator.tokens.embed(chosen)
+        written = end + 1
+    return codes, peak
+
+
+def _step_shape(
+    written: int, end: int, queries: int, bucket: int, visible_bucket: int, slots: int, device: torch.device
+) -> tuple[Tensor, int, Tensor]:
+    """Of a step that writes the sequence's slots `written` to `end` and asks `queries` places: the slots (T,) of its
+    tokens, how many slots it reads, and the mask (T, visible); T padded to a multiple of `bucket`."""
+    total = end + queries - written
+    padded = math.ceil(total / bucket) * bucket
+    index = torch.arange(written, written + padded, device=device)
+    place = torch.where(index < end + queries, index, slots - 1)
+    visible = min(slots, math.ceil((end + queries) / visible_bucket) * visible_bucket)
+    column = torch.arange(visible, device=device)
+    # Padding sees the first slot, because a token that sees none has no attention.
+    mask = (column <= index[:, None]) & ((column < end) | (column == index[:, None]))
+    mask = mask & (index < end + queries)[:, None] | (column == 0)
+    return place, visible, mask
+
+
+def _check(
+    order: Tensor, fixed: Tensor | None, fixed_mask: Tensor | None, batch: int, keep: int, bits: int
+) -> None:
+    for name, tensor in {"order": order, "fixed": fixed, "fixed_mask": fixed_mask}.items():
+        if tensor is not None and tuple(tensor.shape) != (batch, keep):
+            raise InputError(
+                f"{name} is {tuple(tensor.shape)}: it must be ({batch}, {keep}), a row per sample"
+            )
+    if (fixed is None) != (fixed_mask is None):
+        raise InputError("fixed codes need both fixed and fixed_mask")
+    ranks = torch.arange(keep, device=order.device).expand(batch, -1)
+    if not torch.equal(order.sort(1).values, ranks):
+        raise InputError(f"order must hold each of 0 to {keep - 1} once per row")
+    if fixed is not None and fixed_mask is not None:
+        chosen = fixed[fixed_mask]
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < 2**bits:
+            raise InputError(f"fixed holds codes outside 0 to {2**bits - 1}")

@@ -1,0 +1,117 @@
+"""The Llama-style transformer: teacher-forced over whole sequences, or step by step against a cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mergevq.generation.cache import KVCache, Memory
+from mergevq.generation.config import TransformerConfig
+from mergevq.generation.linear import Linear
+from mergevq.generation.rotary import rotate
+
+
+class Transformer(nn.Module):
+    """`depth` blocks of causal attention and SwiGLU, and a last norm: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: TransformerConfig, depth: int) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(depth))
+        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+
+    def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """Every token sees itself and those before it, or what `mask` (T, T) or (B, T, T) bool allows.
+
+        `rotation`: factors (T, 2, head_dim) or (B, T, 2, head_dim) of the tokens' positions; None for none.
+        """
+        if mask is not None:
+            mask = mask[..., None, :, :] if mask.ndim == 3 else mask
+        for block in self.blocks:
+            x = block(x, rotation, mask)
+        return self.norm(x)
+
+    def step(
+        self,
+        x: Tensor,
+        rotation: Tensor | None,
+        cache: KVCache,
+        slots: Tensor,
+        visible: int,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """T new tokens (B, T, D) go into the cache's `slots` and see its first `visible` slots, or those of them
+        that `mask` (T, visible) or (B, T, visible) bool allows."""
+        if mask is not None:
+            mask = mask[:, None] if mask.ndim == 3 else mask
+        for block, memory in zip(self.blocks, cache.at(slots, visible), strict=True):
+            x = block(x, rotation, mask, memory)
+        return self.norm(x)
+
+    def cache(self, batch: int, slots: int, like: Tensor) -> KVCache:
+        """An empty cache for `batch` sequences, of the type and device of `like`."""
+        return KVCache(len(self.blocks), batch, self.config.heads, slots, self.config.head_dim, like=like)
+
+
+class Block(nn.Module):
+    """RMSNorm, attention, RMSNorm, SwiGLU, each with a residual."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm2 = nn.RMSNorm(config.width, eps=1e-5)
+        self.attention = Attention(config)
+        self.ffn = SwiGLU(config.width, config.ffn_width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, memory: Memory | None = None
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), rotation, mask, memory))
+        return x + self.dropout(self.ffn(self.norm2(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions; one matrix makes queries, keys and values."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.proj = Linear(config.width, config.width)
+        self.norm_q, self.norm_k = (
+            nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None for _ in range(2)
+        )
+
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, memory: Memory | None
+    ) -> Tensor:
+        qkv = rearrange(self.qkv(x), "b t (three h d) -> b t three h d", three=3, h=self.heads)
+        queries_keys, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
+        if self.norm_q is not None and self.norm_k is not None:
+            queries_keys = torch.stack([self.norm_q(qkv[:, :, 0]), self.norm_k(qkv[:, :, 1])], 2)
+        if rotation is not None:
+            # Before the transpose, because the channels of all heads lie in a row here.
+            queries_keys = rotate(queries_keys, rotation[..., None, None, :, :])
+        q, k = rearrange(queries_keys.to(v.dtype), "b t two h d -> two b h t d")
+        if memory is not None:
+            k, v = memory.write(k, v)
+        # A step of several tokens always brings its mask; a single token sees all visible slots.
+        causal = memory is None and mask is None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.proj(rearrange(out, "b h t d -> b t (h d)"))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); one matrix makes gate and up."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = Linear(width, 2 * hidden)
+        self.down = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)

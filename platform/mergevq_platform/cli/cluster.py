@@ -1,0 +1,167 @@
+"""`mergevq submit` and `jobs`: verbs as jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mergevq.errors import InputError
+from mergevq_platform.places import places
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this room to the command line's."""
+    submit = verbs.add_parser(
+        "submit",
+        help="run a verb as a job of a Ray cluster",
+        usage="mergevq submit [options] -- VERB …",
+        description="Upload our code and the files that VERB names, run it on the cluster, follow its log; the exit status is the "
+        "job's. Ctrl-C leaves the job running.",
+    )
+    _add_address(submit)
+    submit.add_argument("--home", help="where runs live on the cluster (default: its own MERGEVQ_HOME)")
+    submit.add_argument("--name", help="the job's name, and the run's (default: verb, recipe, time, letters)")
+    submit.add_argument(
+        "--cpus", type=float, help="CPUs of the job's own process (default: none, on the head)"
+    )
+    submit.add_argument(
+        "--gpus", type=float, help="GPUs of the job's own process, for verbs that compute in it"
+    )
+    submit.add_argument("--memory", type=float, metavar="GIB", help="memory of the job's own process")
+    submit.add_argument(
+        "--image-has-mergevq", action="store_true", help="upload no code: the cluster's image holds it"
+    )
+    submit.add_argument(
+        "--pip", action="append", default=[], metavar="PACKAGE", help="install this as well (again for more)"
+    )
+    submit.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="upload this too: a file or a folder below here; .gitignore counts (again for more)",
+    )
+    submit.add_argument(
+        "--upload-limit", type=float, default=50, metavar="MIB", help="refuse a larger upload (default 50)"
+    )
+    submit.add_argument("--no-follow", action="store_true", help="return as soon as the job is submitted")
+    submit.add_argument("words", nargs=argparse.REMAINDER, metavar="-- VERB …")
+    submit.set_defaults(function=_submit)
+
+    jobs = verbs.add_parser("jobs", help="submitted jobs").add_subparsers(required=True, metavar="WHAT")
+    listing = jobs.add_parser("list", help="our jobs on the cluster, newest first")
+    listing.add_argument("--all", action="store_true", help="everyone's jobs")
+    listing.set_defaults(function=_list)
+    logs = jobs.add_parser("logs", help="a job's log; goes on to its end, and exits with its status")
+    logs.add_argument("job")
+    logs.add_argument("--no-follow", action="store_true", help="only what there is by now")
+    logs.set_defaults(function=_logs)
+    stop = jobs.add_parser("stop", help="stop a job: it writes a checkpoint, then ends")
+    stop.add_argument("job")
+    stop.set_defaults(function=_stop)
+    for parser in (listing, logs, stop):
+        _add_address(parser)
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard (default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
+    )
+
+
+def _cluster(options: argparse.Namespace) -> Any:
+    from mergevq_platform.submission.client import Cluster
+
+    cluster = Cluster(options.address, home=places().home)
+    if cluster.sends_token_in_clear:
+        print(
+            f"warning: the token goes to {cluster.address} unencrypted: use https, or ssh -L 8265:localhost:8265 HEAD",
+            file=sys.stderr,
+        )
+    return cluster
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from mergevq_platform import submission
+
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    verb = submission.read_verb(words)  # before the cluster is asked: a typing error costs no wait
+    cluster = _cluster(options)
+    job = submission.submit(
+        cluster,
+        verb,
+        local_home=places().home,
+        home=options.home,
+        name=options.name,
+        asked=submission.Asked(
+            cpus=options.cpus,
+            gpus=options.gpus,
+            memory_bytes=int(options.memory * 2**30) if options.memory else None,
+        ),
+        image_has_mergevq=options.image_has_mergevq,
+        pip=options.pip,
+        include=options.include,
+        limit_bytes=int(options.upload_limit * 1024**2),
+    )
+    if options.no_follow:
+        print(f"follow it: mergevq jobs logs {job}")
+        return 0
+    return _follow(cluster, job)
+
+
+def _follow(cluster: Any, job: str) -> int:
+    from mergevq_platform import submission
+
+    try:
+        status = submission.follow(cluster, job)
+    except KeyboardInterrupt:
+        print(
+            f"\nthe job goes on; follow it: mergevq jobs logs {job}; stop it: mergevq jobs stop {job}",
+            file=sys.stderr,
+        )
+        raise
+    if status:
+        print(f"job {job} {submission.end_of(cluster, job)}", file=sys.stderr)
+    return status
+
+
+def _list(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mergevq_platform import submission
+
+    table = Table()
+    for title in ("job", "verb", "recipe", "state", "began", "commit", "user"):
+        table.add_column(title, no_wrap=title != "job", overflow="fold")
+    for job in submission.list_jobs(_cluster(options), all_jobs=options.all):
+        began = time.strftime("%m-%d %H:%M", time.localtime(job.began_ms / 1000)) if job.began_ms else ""
+        table.add_row(job.id, job.verb, job.recipe, job.status, began, job.commit[:8], job.user)
+    Console().print(table)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from mergevq_platform import submission
+
+    cluster = _cluster(options)
+    submission.require(cluster, options.job)
+    if options.no_follow:
+        print(cluster.jobs.get_job_logs(options.job), end="")
+        return 0
+    return _follow(cluster, options.job)
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from mergevq_platform import submission
+
+    cluster = _cluster(options)
+    status = submission.stop(cluster, options.job)
+    print(f"job {options.job}: {status.lower()}")
+    if status == "FAILED":
+        raise InputError(f"the job failed before it could stop: mergevq jobs logs {options.job}")

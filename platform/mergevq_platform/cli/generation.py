@@ -1,0 +1,221 @@
+"""`mergevq tokenize` and `generate`: from pictures to codes, and from classes to pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergevq.config import config, parse, to_tree
+from mergevq.errors import InputError
+from mergevq.keep import KeepDistribution
+from mergevq_platform.places import places
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this room to the command line's."""
+    tokenize = verbs.add_parser(
+        "tokenize",
+        help="pictures -> codes of a frozen tokenizer, once, for training generators",
+        description="Tokenize a picture set with a tokenizer's averaged weights into Parquet shards. Interrupted, the same "
+        "command goes on. Training pictures get --crops views each: the evaluation view, its mirror image, a random crop, "
+        "its mirror image, and so on.",
+    )
+    tokenize.add_argument(
+        "tokenizer", help="a run's name, its directory, a checkpoint, or an imported tokenizer"
+    )
+    tokenize.add_argument("out", type=Path, help="directory of the code set")
+    tokenize.add_argument("--data", help="picture set (default: the tokenizer's own)")
+    tokenize.add_argument(
+        "--keep",
+        nargs="+",
+        metavar="K",
+        help="kept counts at which every view is stored, or one distribution such as '{kind: gaussian, keep: [144, 256], "
+        "peak: 144}', from which every block of pictures draws one (default: the tokenizer's own counts)",
+    )
+    tokenize.add_argument("--crops", type=int, default=2, help="views of each training picture (default 2)")
+    tokenize.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all of the picture set")
+    tokenize.add_argument("--seed", type=int, default=0, help="of random crops and drawn counts")
+    _add_cluster(tokenize)
+    tokenize.set_defaults(function=_tokenize)
+
+    generate = verbs.add_parser(
+        "generate",
+        help="classes -> pictures of a trained generator; resumable, the same for any number of workers",
+        description="Make pictures, classes in turn, with a contact sheet and a manifest of how. Run again, it makes what is "
+        "missing. `mergevq evaluate RUN` judges a generator.",
+    )
+    generate.add_argument("run", help="a generator's run: name, directory, checkpoint or URI")
+    generate.add_argument(
+        "--out", type=Path, required=True, help="directory of pictures, codes, contact sheet, manifest"
+    )
+    generate.add_argument("--classes", nargs="+", metavar="C", help="names or numbers (default: all)")
+    generate.add_argument("--num", type=int, default=64, help="pictures in all (default 64)")
+    generate.add_argument(
+        "--cfg", type=float, nargs="+", metavar="S", help="guidance scale, or one for each sub-token; 1: none"
+    )
+    generate.add_argument(
+        "--cfg-schedule", choices=("constant", "linear", "power_cosine"), help="of the scale over the tokens"
+    )
+    generate.add_argument(
+        "--cfg-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="share of tokens that is guided"
+    )
+    generate.add_argument("--temperature", type=float, nargs="+", metavar="T", help="0: the most likely code")
+    generate.add_argument("--top-k", type=int, nargs="+", metavar="K", help="0: all")
+    generate.add_argument("--top-p", type=float, nargs="+", metavar="P", help="1: all")
+    generate.add_argument(
+        "--keep", type=int, help="kept tokens, one of those trained (default: the recipe's)"
+    )
+    generate.add_argument(
+        "--steps", type=int, help="random order: decoding steps (default: the recipe's, or one a token)"
+    )
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument(
+        "--batch",
+        type=int,
+        help="pictures made together (default: the recipe's); part of what decides the codes",
+    )
+    generate.add_argument("--tokenizer", help="where the tokenizer lies now, if it was moved")
+    generate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    _add_cluster(generate)
+    generate.set_defaults(function=_generate)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
+    )
+    parser.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
+
+
+def _device(options: argparse.Namespace) -> tuple[int, Any]:
+    """(Ray workers or 0 for this process, device)."""
+    import torch
+
+    from mergevq_platform import cluster
+
+    if options.workers < 1:
+        raise InputError(f"--workers {options.workers}: it must be at least 1")
+    if options.workers == 1 and not options.address:
+        return 0, "cuda" if torch.cuda.is_available() else "cpu"
+    cluster.connect(places().home, address=options.address)
+    return options.workers, cluster.choose_device("auto", options.workers)
+
+
+def _tokenize(options: argparse.Namespace) -> None:
+    from mergevq_platform import checkpoints, codes
+    from mergevq_platform.frozen_tokenizer import find_tokenizer
+    from mergevq_platform.runs import locate
+
+    _, location = locate(options.tokenizer, home=places().home)
+    tokenizer = find_tokenizer(location)
+    recipe = None
+    if not checkpoints.is_bare(location):
+        with checkpoints.newest(location) as directory:
+            recipe = checkpoints.recipe_of(directory)
+    data = options.data or (recipe.data.path if recipe else None)
+    if data is None or (options.keep is None and recipe is None):
+        raise InputError(f"{location} is a tokenizer without a recipe: give --data and --keep")
+    keep = _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)
+    workers, device = _device(options)
+    manifest = codes.tokenize(
+        tokenizer,
+        options.out,
+        data=data,
+        keep=keep,
+        crops=options.crops,
+        splits=options.splits,
+        seed=options.seed,
+        workers=workers,
+        device=device,
+    )
+    for split, views in manifest.views.items():
+        size = sum(shard.bytes for shard in manifest.splits[split])
+        print(
+            f"{split}: {views} views at {', '.join(map(str, manifest.keeps))} kept tokens, {size / 1e6:.1f} MB"
+        )
+    for reason in manifest.skipped[:10]:
+        print(f"left out: {reason}")
+    print(f"codes: {options.out}  tokenizer {manifest.tokenizer.sha256[:12]}")
+
+
+@config
+class _Drawn:
+    keep: KeepDistribution
+
+
+def _keep(words: list[str]) -> Any:
+    if all(word.isdecimal() for word in words):
+        return tuple(map(int, words))
+    try:
+        tree = yaml.safe_load(" ".join(words))
+    except yaml.YAMLError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise InputError(
+            f"--keep {' '.join(words)}: give counts, or one distribution such as '{{kind: uniform, keep: [16, 64]}}'"
+        )
+    return parse(_Drawn, {"keep": tree}, where="--").keep
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from mergevq.generation import GuidanceConfig, SamplingConfig
+    from mergevq_platform import checkpoints, generation
+    from mergevq_platform.runs import locate
+
+    _, location = locate(options.run, home=places().home, storage=options.storage)
+    with checkpoints.newest(location) as directory:
+        settings = checkpoints.recipe_of(directory).generator.generation
+    sampling = {
+        name: _one_or_more(value)
+        for name in ("temperature", "top_k", "top_p")
+        if (value := getattr(options, name)) is not None
+    }
+    guidance = {
+        name: value
+        for name, value in (
+            ("scale", _one_or_more(options.cfg)),
+            ("schedule", options.cfg_schedule),
+            ("interval", options.cfg_interval),
+        )
+        if value is not None
+    }
+    workers, device = _device(options)
+    sampler = generation.open_sampler(
+        location,
+        device=device,
+        keep=options.keep,
+        steps=options.steps,
+        seed=options.seed,
+        sampling=parse(SamplingConfig, {**to_tree(settings.sampling), **sampling}, where="--"),
+        guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, where="--cfg "),
+        tokenizer=options.tokenizer,
+    )
+    from mergevq_platform.recipe import resolve
+
+    names = generation.class_names(resolve(sampler.recipe))
+    order = generation.Order(
+        sampler=sampler,
+        directory=str(options.out),
+        classes=generation.chosen_classes(options.classes, names),
+        names=names,
+        num=options.num,
+        batch=options.batch or settings.batch,
+    )
+    manifest = generation.make(order, workers=workers)
+    if made := manifest.get("last_run"):
+        print(
+            f"{made['pictures']} pictures in {made['seconds']:.1f} s ({made['tokens_per_second']:.0f} tokens/s)"
+        )
+    else:
+        print("all pictures were made already")
+    print(f"pictures: {options.out / 'pictures'}")
+    print(f"contact sheet: {options.out / 'contact_sheet.png'}")
+
+
+def _one_or_more(values: list | None) -> Any:
+    if values is None:
+        return None
+    return values[0] if len(values) == 1 else tuple(values)

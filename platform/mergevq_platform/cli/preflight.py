@@ -1,0 +1,130 @@
+"""`mergevq doctor` and `plan`: before a run, what could go wrong and what it will take."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mergevq.errors import InputError
+from mergevq_platform.places import places
+
+IMAGENET_PICTURES = 1_281_167
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs of this room to the command line's."""
+    doctor = verbs.add_parser(
+        "doctor",
+        help="check every node before a run; each line ok, warn or fail with what to do",
+        description="Check devices, the network between nodes, clocks, storage, tracking, and with RECIPE its data, weights and memory: "
+        "on every node of the cluster of RAY_ADDRESS, else on this machine without Ray. Exit status 1 if a line fails.",
+    )
+    doctor.add_argument("recipe", nargs="?", help="a recipe file or name")
+    doctor.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
+    doctor.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
+    doctor.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    doctor.set_defaults(function=_doctor)
+
+    plan = verbs.add_parser(
+        "plan",
+        help="memory, time and traffic of a recipe on a cluster, on paper",
+        description="Measure a step of RECIPE on this machine's device (or read a measurement), and work out what it takes on --nodes "
+        "of --gpus devices over the stated links. The recipe's data is not needed.",
+    )
+    plan.add_argument("recipe", help="a recipe file or name")
+    plan.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
+    plan.add_argument("--nodes", type=int, default=1)
+    plan.add_argument("--gpus", type=int, default=1, help="devices (or CPU workers) of a node (default 1)")
+    plan.add_argument("--link-gbps", type=float, default=100.0, help="between nodes, of a node (default 100)")
+    plan.add_argument(
+        "--within-gbps", type=float, default=None, help="between devices of a node (GPU: 2400, CPU: 20)"
+    )
+    plan.add_argument(
+        "--overlap", type=float, help="share of the backward pass that hides all-reduce (GPU: 0.8, CPU: 0)"
+    )
+    source = plan.add_mutually_exclusive_group()
+    source.add_argument("--measured", type=Path, metavar="JSON", help="a measurement that --save wrote")
+    source.add_argument(
+        "--device-tflops",
+        type=float,
+        metavar="N",
+        help="a device that does N TFLOP/s of such work (achieved, not peak); time by counted FLOPs",
+    )
+    plan.add_argument("--save", type=Path, metavar="JSON", help="keep the measurement")
+    plan.add_argument(
+        "--pictures", type=int, help="of an epoch (default: the recipe's data, else ImageNet's)"
+    )
+    plan.add_argument("--memory-gib", type=float, help="memory of a device, to say whether it fits")
+    plan.set_defaults(function=_plan)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from mergevq_platform import doctor, recipe
+
+    given = [text for text in [options.recipe, *options.overrides] if text]
+    names = [text for text in given if "=" not in text]
+    if len(names) > 1 or (given and not names):
+        raise InputError("give one recipe, then a.b=c")
+    chosen = recipe.load(names[0], [text for text in given if "=" in text]) if names else None
+    place = places(storage=options.storage)
+    findings = doctor.examine(chosen, places=place, address=options.address, say=print)
+    return doctor.summary(findings, say=print)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import json
+
+    from rich.console import Console
+
+    from mergevq.config import parse, to_tree
+    from mergevq_platform import planning, recipe
+
+    chosen = recipe.load(options.recipe, options.overrides)
+    if options.measured:
+        try:
+            measured = parse(planning.Measured, json.loads(options.measured.read_text()))
+        except ValueError as error:
+            raise InputError(
+                f"{options.measured} holds no measurement ({error}): write one with --save"
+            ) from None
+        if measured.recipe != chosen.name:
+            print(f"note: measured with recipe '{measured.recipe}', applied to '{chosen.name}'")
+    else:
+        measured = planning.measure(chosen)
+    if options.save:
+        options.save.write_text(json.dumps(to_tree(measured), indent=1))
+    if options.device_tflops:
+        measured = planning.on_device(measured, options.device_tflops)
+    gpu = measured.device == "cuda"
+    links = planning.Links(
+        within_gbps=options.within_gbps or (2400.0 if gpu else 20.0),
+        between_gbps=options.link_gbps,
+        overlap=options.overlap if options.overlap is not None else (0.8 if gpu else 0.0),
+    )
+    pictures, whose = _pictures(chosen, options.pictures)
+    asked = planning.predict(
+        chosen, measured, nodes=options.nodes, gpus=options.gpus, links=links, pictures=pictures
+    )
+    rows = planning.scaling(
+        chosen, measured, nodes=options.nodes, gpus=options.gpus, links=links, pictures=pictures
+    )
+    print(f"measured on {measured.machine}: {planning.describe(measured)}")
+    print(
+        f"links: {links.within_gbps:g} Gbit/s within a node, {links.between_gbps:g} between nodes; "
+        f"{links.overlap:.0%} of the backward pass hides all-reduce; an epoch: {pictures:,} pictures ({whose})"
+    )
+    Console().print(planning.table(rows, (options.nodes, options.gpus)))
+    for line in planning.conclusions(chosen, measured, asked, rows, memory_gib=options.memory_gib):
+        print(line)
+
+
+def _pictures(recipe: Any, given: int | None) -> tuple[int, str]:
+    from mergevq_platform.data import open_dataset
+
+    if given:
+        return given, "as given"
+    try:
+        return open_dataset(recipe.data.path, recipe.data.train_split).rows, recipe.data.path
+    except (InputError, OSError):
+        return IMAGENET_PICTURES, f"ImageNet's: {recipe.data.path} is not here; --pictures says otherwise"

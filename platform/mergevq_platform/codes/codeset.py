@@ -1,0 +1,278 @@
+"""Code sets: pictures as a frozen tokenizer sees them, as Parquet shards with a manifest.
+
+Columns: `indices` list<int32> (K codes in canonical order), `assignment` list<int16> (N slots), `label`, `sample` (the
+picture's row in its own set), `crop` (see `views`), `keep` (K). Every row group holds one kept count, so that a batch has one.
+The manifest holds counts, checksums, and the identity of the tokenizer and of the pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mergevq.errors import InputError
+from mergevq_platform.data.location import Location
+from mergevq_platform.data.shards import MANIFEST, sha256_of, whole_file
+from mergevq_platform.frozen_tokenizer import FrozenTokenizer
+
+FORMAT = "mergevq-codes/1"
+HELD_BYTES = 256 * 1024**2  # row groups that a reader keeps in memory
+OPEN_FILES = 32
+SCHEMA = pa.schema(
+    [
+        ("indices", pa.list_(pa.int32())),
+        ("assignment", pa.list_(pa.int16())),
+        ("label", pa.int32()),
+        ("sample", pa.int64()),
+        ("crop", pa.int16()),
+        ("keep", pa.int16()),
+    ]
+)
+
+
+class Codes(NamedTuple):
+    """Rows of a code set at one kept count."""
+
+    indices: np.ndarray  # (B, K) int64
+    assignment: np.ndarray  # (B, N) int64
+    label: np.ndarray  # (B,) int64, -1 for none
+    sample: np.ndarray  # (B,) int64
+    crop: np.ndarray  # (B,) int64
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row group of a shard."""
+
+    rows: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class CodeShard:
+    """A Parquet file of a split, relative to the code set's directory."""
+
+    file: str
+    bytes: int
+    sha256: str
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> CodeShard:
+        """A shard of its JSON form."""
+        return cls(**{**tree, "groups": tuple(Group(**group) for group in tree["groups"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeManifest:
+    """What a code set holds. `views`: of each split, pictures times crops; `plan`: how it was made."""
+
+    tokenizer: FrozenTokenizer
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[CodeShard, ...]]
+    views: dict[str, int]
+    keeps: tuple[int, ...]
+    plan: dict[str, Any]
+    skipped: tuple[str, ...] = field(default=())  # pictures that could not be decoded
+
+    def to_json(self) -> str:
+        """The manifest file's text."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> CodeManifest:
+        """Raises `InputError` if the text is not a code set's manifest."""
+        try:
+            tree = json.loads(text)
+            if tree.pop("format") != FORMAT:
+                raise InputError(f"{where} is no code set: make one with `mergevq tokenize TOKENIZER DIR`")
+            return cls(
+                tokenizer=FrozenTokenizer(**tree.pop("tokenizer")),
+                classes=tuple(tree.pop("classes")),
+                splits={
+                    name: tuple(map(CodeShard.of, shards)) for name, shards in tree.pop("splits").items()
+                },
+                keeps=tuple(tree.pop("keeps")),
+                skipped=tuple(tree.pop("skipped")),
+                **tree,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{where} is damaged ({error}): tokenize again") from None
+
+
+class CodeSet:
+    """A split of a code set: row groups by number. It can be pickled: open files stay behind."""
+
+    def __init__(self, path: str, split: str, manifest: CodeManifest) -> None:
+        self.path, self.split, self.manifest = path, split, manifest
+        self.shards = manifest.splits[split]
+        self.places = [
+            (shard, group) for shard, item in enumerate(self.shards) for group in range(len(item.groups))
+        ]
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._held: OrderedDict[int, Codes] = OrderedDict()
+        self._held_bytes = 0
+
+    @property
+    def rows(self) -> int:
+        """Views: pictures times crops, however many kept counts are stored of each."""
+        return self.manifest.views[self.split]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return len(self.manifest.classes)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return bool(self.manifest.classes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the split's content."""
+        checksums = json.dumps([[shard.file, shard.sha256] for shard in self.shards])
+        return hashlib.sha256(checksums.encode()).hexdigest()
+
+    def groups_of(self, keep: int) -> list[int]:
+        """The numbers of the row groups at a kept count. Raises `InputError` that lists the stored counts."""
+        found = [
+            number
+            for number, (shard, group) in enumerate(self.places)
+            if self.shards[shard].groups[group].keep == keep
+        ]
+        if not found:
+            stored = ", ".join(map(str, self.manifest.keeps))
+            raise InputError(
+                f"{self.path} holds no codes at {keep} kept tokens (stored: {stored}): tokenize with --keep {keep} too, "
+                "or leave it out of task.keep"
+            )
+        return found
+
+    def group_rows(self, number: int) -> int:
+        """Rows of a row group."""
+        shard, group = self.places[number]
+        return self.shards[shard].groups[group].rows
+
+    def group(self, number: int) -> Codes:
+        """A row group; the last ones read are kept in memory. Raises `InputError` for a damaged or changed shard."""
+        if number not in self._held:
+            codes = self._read(number)
+            self._held[number] = codes
+            self._held_bytes += sum(array.nbytes for array in codes)
+            while self._held_bytes > HELD_BYTES and len(self._held) > 1:
+                self._held_bytes -= sum(array.nbytes for array in self._held.popitem(last=False)[1])
+        self._held.move_to_end(number)
+        return self._held[number]
+
+    def verify(self) -> None:
+        """Compare every shard with its checksum. Raises `InputError` naming the first that differs."""
+        for shard in self.shards:
+            with self._location.filesystem.open_input_stream(self._location.join(shard.file)) as stream:
+                digest = hashlib.sha256()
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != shard.sha256:
+                raise InputError(f"{self.path}/{shard.file} does not match its checksum: tokenize again")
+
+    @cached_property
+    def _location(self) -> Location:
+        return Location.of(self.path)
+
+    def _read(self, number: int) -> Codes:
+        shard, index = self.places[number]
+        name = self.shards[shard].file
+        try:
+            if shard not in self._files:
+                source = self._location.filesystem.open_input_file(self._location.join(name))
+                self._files[shard] = pq.ParquetFile(source, pre_buffer=not self._location.local)
+                if len(self._files) > OPEN_FILES:
+                    self._files.popitem(last=False)[1].close()
+            self._files.move_to_end(shard)
+            table = self._files[shard].read_row_group(index, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.path}/{name} cannot be read ({reason}): tokenize again") from None
+        rows = self.group_rows(number)
+        if len(table) != rows:
+            raise InputError(f"{self.path}/{name} has changed since it was opened: start again")
+
+        def listed(column: str) -> np.ndarray:
+            flat = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            return flat.reshape(rows, -1).astype(np.int64)
+
+        def plain(column: str) -> np.ndarray:
+            return table[column].to_numpy().astype(np.int64)
+
+        return Codes(listed("indices"), listed("assignment"), plain("label"), plain("sample"), plain("crop"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key != "_location"}
+        return {**state, "_files": OrderedDict(), "_held": OrderedDict(), "_held_bytes": 0}
+
+
+def open_codes(path: str | Path, split: str) -> CodeSet:
+    """A split of the code set at a path or URI. Raises `InputError` for a missing, unfinished or changed one."""
+    location = Location.of(path)
+    manifest = read_manifest(path, location)
+    if split not in manifest.splits:
+        raise InputError(
+            f"{path} has no split '{split}': it has {', '.join(sorted(manifest.splits))}; tokenize again, or change data"
+        )
+    sizes = location.sizes()
+    for shard in manifest.splits[split]:
+        if sizes.get(shard.file) != shard.bytes:
+            raise InputError(
+                f"{path}/{shard.file} is missing or has changed ({MANIFEST} says {shard.bytes} bytes): tokenize again"
+            )
+    return CodeSet(str(path) if "://" in str(path) else location.root, split, manifest)
+
+
+def read_manifest(path: str | Path, location: Location | None = None) -> CodeManifest:
+    """The manifest of a code set. Raises `InputError` where there is none."""
+    text = (location or Location.of(path)).text(MANIFEST)
+    if text is None:
+        raise InputError(
+            f"no code set at {path}: make it with `mergevq tokenize TOKENIZER {path}` (the same command goes on with one that "
+            "was interrupted)"
+        )
+    return CodeManifest.from_json(text, f"{path}/{MANIFEST}")
+
+
+def write_shard(directory: Path, file: str, groups: Sequence[tuple[int, Codes]]) -> CodeShard:
+    """Write (kept count, codes) as the row groups of one shard; the file appears whole or not at all."""
+    target = directory / file
+    with whole_file(target) as temporary:
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+            for keep, codes in groups:
+                writer.write_table(_table(keep, codes), row_group_size=len(codes.label))
+        size, checksum = temporary.stat().st_size, sha256_of(temporary)
+    return CodeShard(file, size, checksum, tuple(Group(len(codes.label), keep) for keep, codes in groups))
+
+
+def _table(keep: int, codes: Codes) -> pa.Table:
+    def lists(array: np.ndarray, kind: pa.DataType) -> pa.Array:
+        offsets = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+        return pa.ListArray.from_arrays(offsets, pa.array(array.reshape(-1), kind))
+
+    columns = [
+        lists(codes.indices, pa.int32()),
+        lists(codes.assignment, pa.int16()),
+        pa.array(codes.label, pa.int32()),
+        pa.array(codes.sample, pa.int64()),
+        pa.array(codes.crop, pa.int16()),
+        pa.array(np.full(len(codes.label), keep), pa.int16()),
+    ]
+    return pa.table(columns, schema=SCHEMA)

@@ -1,0 +1,324 @@
+"""Tokenizing a picture set once, for stage 2: in parallel, resumable, each shard whole or absent.
+
+What every shard holds is planned before anything is written, so any number of workers gives the same files. Views of a
+training picture come in pairs, as the generators' papers train on: crop 0 is the evaluation view (resized, cut in the middle),
+crop 1 its mirror image; crops 2 and 3 are a random crop, keyed by (seed, crop, sample), and its mirror image; and so on.
+Other splits get crop 0 alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from mergevq import keep as kept
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq.keep import KeepDistribution, reachable
+from mergevq.weights import read_config
+from mergevq_platform import checkpoints
+from mergevq_platform.codes.codeset import CodeManifest, Codes, CodeShard, read_manifest, write_shard
+from mergevq_platform.data import (
+    BadPicture,
+    Dataset,
+    Row,
+    ViewsConfig,
+    decode,
+    evaluation_view,
+    make_views,
+    open_dataset,
+)
+from mergevq_platform.data.opening import PARTS, split_names
+from mergevq_platform.data.shards import MANIFEST, refuse_foreign_files, write_text
+from mergevq_platform.frozen_tokenizer import FrozenTokenizer
+from mergevq_platform.pool import Answers, answers
+from mergevq_platform.progress import counted
+
+GROUP_ROWS = 256
+SHARD_GROUPS = 4  # blocks of pictures in a shard
+ENCODE_BATCH = 32  # fixed: codes near a sign change may depend on it
+DECODING_THREADS = 8
+
+
+class Block(NamedTuple):
+    """Pictures `start` .. `stop` of a split, at these kept counts."""
+
+    start: int
+    stop: int
+    keeps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to be written."""
+
+    split: str
+    file: str
+    crop: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is tokenized into what, in a form that travels to workers."""
+
+    tokenizer: FrozenTokenizer
+    data: str
+    fingerprints: dict[str, str]
+    directory: str
+    seed: int
+    device: Literal["cpu", "cuda"]
+
+    def key(self, job: Job) -> str:
+        """Digest of everything that decides a shard's content."""
+        settings = [self.tokenizer.sha256, self.fingerprints[job.split], self.seed, asdict(job)]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def part(self, job: Job) -> Path:
+        """The file that tells of a finished shard."""
+        return Path(self.directory, PARTS, f"{job.file}.json")
+
+
+class Part(NamedTuple):
+    """What became of a planned shard."""
+
+    shard: CodeShard | None
+    views: int
+    skipped: tuple[str, ...]
+
+
+class Worker:
+    """One process with the tokenizer; writes shards."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.tokenizer = subject.tokenizer.load(subject.device)
+        self.datasets: dict[str, Dataset] = {}
+
+    @torch.inference_mode()
+    def answer(self, job: Job) -> Part:
+        """Write one shard and, after it, the part file that says so."""
+        dataset = self.datasets.setdefault(job.split, open_dataset(self.subject.data, job.split))
+        groups: list[tuple[int, Codes]] = []
+        skipped: list[str] = []
+        views = 0
+        for block in job.blocks:
+            pictures, rows = self._views(dataset, block, job.crop, skipped)
+            views += len(rows)
+            groups += [(keep, self._codes(pictures, rows, job.crop, keep)) for keep in block.keeps if rows]
+        shard = write_shard(Path(self.subject.directory), job.file, groups) if groups else None
+        tree = {
+            "key": self.subject.key(job),
+            "shard": asdict(shard) if shard else None,
+            "views": views,
+            "skipped": skipped,
+        }
+        write_text(self.subject.part(job), json.dumps(tree))
+        return Part(shard, views, tuple(skipped))
+
+    def _views(
+        self, dataset: Dataset, block: Block, crop: int, skipped: list[str]
+    ) -> tuple[np.ndarray, list[Row]]:
+        def view(row: Row) -> np.ndarray | str:
+            try:
+                return view_of(
+                    decode(row.data), self.subject.tokenizer.image_size, self.subject.seed, row.sample, crop
+                )
+            except BadPicture as error:
+                return f"{dataset.place(row.sample)} {error}"
+
+        rows = dataset.read(range(block.start, block.stop))
+        with ThreadPoolExecutor(min(DECODING_THREADS, os.cpu_count() or 1)) as pool:
+            made = list(pool.map(view, rows))
+        skipped += [reason for reason in made if isinstance(reason, str)]
+        usable = [(item, row) for item, row in zip(made, rows, strict=True) if not isinstance(item, str)]
+        pictures = [item for item, _ in usable]
+        return np.stack(pictures) if pictures else np.empty(0), [row for _, row in usable]
+
+    def _codes(self, pictures: np.ndarray, rows: list[Row], crop: int, keep: int) -> Codes:
+        indices, assignment = [], []
+        for start in range(0, len(pictures), ENCODE_BATCH):
+            batch = torch.from_numpy(pictures[start : start + ENCODE_BATCH]).to(self.subject.device)
+            images = batch.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
+            encoded = self.tokenizer.encode(images, keep)
+            indices.append(encoded.indices.cpu().numpy())
+            assignment.append(encoded.source.assignment.cpu().numpy())
+        return Codes(
+            np.concatenate(indices),
+            np.concatenate(assignment),
+            np.array([row.label for row in rows], dtype=np.int64),
+            np.array([row.sample for row in rows], dtype=np.int64),
+            np.full(len(rows), crop, dtype=np.int64),
+        )
+
+
+def view_of(picture: Any, size: int, seed: int, sample: int, crop: int) -> np.ndarray:
+    """A view of an RGB picture, uint8 (S, S, 3); see the module's docstring."""
+    pair, mirrored = divmod(crop, 2)
+    if pair == 0:
+        pixels = evaluation_view(picture, size)
+    else:
+        pixels = make_views(picture, ViewsConfig(image_size=size), seed=seed, epoch=pair, sample=sample)[
+            "image"
+        ]
+    return pixels[:, ::-1] if mirrored else pixels
+
+
+def tokenize(
+    tokenizer: FrozenTokenizer,
+    directory: str | Path,
+    *,
+    data: str,
+    keep: Sequence[int] | KeepDistribution,
+    crops: int = 2,
+    splits: Sequence[str] | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    device: Literal["cpu", "cuda"] = "cpu",
+    progress: bool = True,
+) -> CodeManifest:
+    """Tokenize a picture set into `directory`; returns the manifest. `workers` Ray actors, or this process for 0.
+
+    `keep`: counts, at each of which every view is stored; or a distribution, from which every block of pictures draws the one
+    that it is stored at. `crops`: views of each training picture. Run again after an interruption, it goes on; run again after
+    its end, it does nothing. Pictures that cannot be decoded are left out and listed. Raises `InputError` for counts that the
+    tokenizer cannot reach, and for a directory that holds something else. Every node must see both places.
+    """
+    directory = Path(directory).expanduser().absolute()
+    if crops < 1:
+        raise InputError(f"crops is {crops}: it must be at least 1")
+    with checkpoints.weights(tokenizer.location) as place:
+        model = read_config(place)
+    within = reachable(model.grid_tokens, model.encoder.depth)
+    if isinstance(keep, Sequence):
+        distribution, wanted = None, tuple(sorted(set(keep)))
+    else:
+        distribution, wanted = keep, keep.candidates(model.grid_tokens)
+    for tokens in wanted:
+        if tokens not in within:
+            raise InputError(
+                f"--keep {tokens}: this tokenizer reaches {within.start} to {within.stop - 1} of {model.grid_tokens} tokens"
+            )
+    names = tuple(splits or split_names(data))
+    opened = {name: open_dataset(data, name) for name in names}
+
+    def stored(block: int) -> tuple[int, ...]:
+        if distribution is None:
+            return wanted
+        return (kept.draw(distribution, model.grid_tokens, seed=seed, step=block),)
+
+    jobs = [
+        job
+        for name, dataset in opened.items()
+        for job in planned(name, dataset.rows, crops if name == "train" else 1, stored)
+    ]
+    fingerprints = {name: dataset.fingerprint for name, dataset in opened.items()}
+    subject = Subject(tokenizer, data, fingerprints, str(directory), seed, device)
+    digest = hashlib.sha256("".join(subject.key(job) for job in jobs).encode()).hexdigest()
+    if (directory / MANIFEST).is_file():
+        existing = read_manifest(directory)
+        if existing.plan.get("digest") == digest:
+            shutil.rmtree(directory / PARTS, ignore_errors=True)
+            return existing
+        raise InputError(
+            f"{directory} already holds other codes (another tokenizer, data or plan): name another directory, or delete it first"
+        )
+    if not (directory / PARTS).exists():
+        refuse_foreign_files(directory)
+    (directory / PARTS).mkdir(parents=True, exist_ok=True)
+    parts = _all_parts(subject, jobs, answers(Worker, subject, workers=workers, device=device), progress)
+
+    plan = {
+        "data": data,
+        "data_fingerprints": fingerprints,
+        "crops": crops,
+        "seed": seed,
+        "distribution": to_tree(distribution) if distribution else None,
+        "digest": digest,
+    }
+    labelled = all(dataset.labelled for dataset in opened.values())
+    classes = next(iter(opened.values())).classes if labelled else ()
+    manifest = _manifest(tokenizer, names, classes, jobs, parts, plan)
+    for leftover in directory.glob(".*.parquet.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    write_text(directory / MANIFEST, manifest.to_json())
+    shutil.rmtree(directory / PARTS)
+    return manifest
+
+
+def planned(split: str, rows: int, crops: int, stored: Callable[[int], tuple[int, ...]]) -> Iterator[Job]:
+    """The shards of a split: a file for every few blocks of pictures and every crop; `stored(block)` are its kept counts."""
+    starts = range(0, rows, GROUP_ROWS)
+    for crop in range(crops):
+        for shard, first in enumerate(range(0, len(starts), SHARD_GROUPS)):
+            blocks = tuple(
+                Block(start, min(start + GROUP_ROWS, rows), stored(crop * len(starts) + start // GROUP_ROWS))
+                for start in starts[first : first + SHARD_GROUPS]
+            )
+            yield Job(split, f"{split}-crop{crop}-{shard:05d}.parquet", crop, blocks)
+
+
+def _manifest(
+    tokenizer: FrozenTokenizer,
+    names: Sequence[str],
+    classes: tuple[str, ...],
+    jobs: Sequence[Job],
+    parts: Sequence[Part],
+    plan: dict[str, Any],
+) -> CodeManifest:
+    splits: dict[str, tuple[CodeShard, ...]] = {}
+    views: dict[str, int] = {}
+    for name in names:
+        mine = [part for job, part in zip(jobs, parts, strict=True) if job.split == name]
+        splits[name] = tuple(part.shard for part in mine if part.shard)
+        views[name] = sum(part.views for part in mine)
+        if not views[name]:
+            raise InputError(f"{plan['data']} has no usable picture in split '{name}': pack it again")
+    stored = {group.keep for shards in splits.values() for shard in shards for group in shard.groups}
+    return CodeManifest(
+        tokenizer=tokenizer,
+        classes=classes,
+        splits=splits,
+        views=views,
+        keeps=tuple(sorted(stored)),
+        plan=plan,
+        skipped=tuple(reason for part in parts for reason in part.skipped),
+    )
+
+
+def _all_parts(subject: Subject, jobs: list[Job], done: Answers, progress: bool) -> list[Part]:
+    found = {job.file: part for job in jobs if (part := _finished(subject, job))}
+    pictures = {job.file: sum(block.stop - block.start for block in job.blocks) for job in jobs}
+    with counted("tokenizing", "views", sum(pictures.values()), shown=progress) as advance:
+        advance(sum(pictures[file] for file in found))
+        missing = [job for job in jobs if job.file not in found]
+        for job, part in zip(missing, done(missing), strict=True):
+            found[job.file] = part
+            advance(pictures[job.file])
+    return [found[job.file] for job in jobs]
+
+
+def _finished(subject: Subject, job: Job) -> Part | None:
+    """The part that an earlier run left, if it is of the same job and its shard is there whole."""
+    try:
+        tree = json.loads(subject.part(job).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    if tree["key"] != subject.key(job):
+        return None
+    shard = CodeShard.of(tree["shard"]) if tree["shard"] else None
+    if shard:
+        file = Path(subject.directory, shard.file)
+        if not file.is_file() or file.stat().st_size != shard.bytes:
+            return None
+    return Part(shard, tree["views"], tuple(tree["skipped"]))

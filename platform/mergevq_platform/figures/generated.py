@@ -1,0 +1,131 @@
+"""Generated pictures: rows of them, each beside its nearest training pictures, and metrics over guidance scales."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+CELL = 64  # screen pixels that a small picture is enlarged to, about: the factor is whole
+GAP, MARGIN, LINE = 4, 12, 17  # screen pixels
+DPI = 100
+LEFT, RIGHT, GREY = "#0072b2", "#d55e00", "#8a8a8a"
+
+
+def picture_rows(
+    rows: Mapping[str, Sequence[np.ndarray]],
+    *,
+    heads: Sequence[str] = (),
+    below: Mapping[str, Sequence[str]] | None = None,
+    foot: str = "",
+) -> Figure:
+    """Pictures (H, W, 3) uint8 in labelled rows, enlarged by a whole factor; `heads` over columns, `below` under pictures."""
+    side = max(max(picture.shape[:2]) for pictures in rows.values() for picture in pictures)
+    factor = max(1, round(CELL / side))
+    cell, columns = side * factor, max(len(pictures) for pictures in rows.values())
+    note = 14 if below else 0
+    left = MARGIN + 7 * max(map(len, rows))
+    width = left + columns * (cell + GAP) - GAP + MARGIN
+    words = textwrap.wrap(foot, max(40, width // 6))
+    top = MARGIN + (LINE if heads else 0)
+    height = top + len(rows) * (cell + GAP + note) + LINE * len(words) + MARGIN
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    plain: dict[str, Any] = {"parse_math": False}
+    for column, head in enumerate(heads):
+        x = left + column * (cell + GAP) + cell / 2
+        figure.text(x / width, 1 - (top - 4) / height, head, ha="center", va="bottom", size=8, **plain)
+    for row, (label, pictures) in enumerate(rows.items()):
+        y = top + row * (cell + GAP + note)
+        figure.text(
+            (left - 8) / width, 1 - (y + cell / 2) / height, label, ha="right", va="center", size=8.5, **plain
+        )
+        for column, picture in enumerate(pictures):
+            x = left + column * (cell + GAP)
+            large = picture.repeat(factor, 0).repeat(factor, 1)
+            canvas[y : y + large.shape[0], x : x + large.shape[1]] = large
+        for column, text in enumerate((below or {}).get(label, ())):
+            x = left + column * (cell + GAP) + cell / 2
+            figure.text(
+                x / width, 1 - (y + cell + 1) / height, text, ha="center", va="top", size=7, color=GREY
+            )
+    figure.text(
+        MARGIN / width, (MARGIN - 4) / height, "\n".join(words), size=8, color="#555555", va="bottom", **plain
+    )
+    figure.figimage(canvas, origin="upper")
+    return figure
+
+
+def guidance_figure(report: Any) -> Figure:
+    """Fréchet distance (left) and recognised classes (right) over guidance scales, with baselines and ceilings as lines.
+
+    `report` is a `GeneratorReport`.
+    """
+    from mergevq_platform.generation.report import NAMES
+
+    scales = [row["scale"] for row in report.rows]
+    key, p = report.frechet_key, report.protocol
+    notes = textwrap.wrap(report.caption(), 118)
+    above = 0.55 + 0.17 * len(notes)
+    height = 4.2 + above + 1.2
+    figure = Figure(figsize=(9.6, height), dpi=DPI, facecolor="white")
+    left = figure.add_axes((0.11, 1.2 / height, 0.78, 1 - (above + 1.2) / height))
+    right = left.twinx()
+    handles = left.plot(
+        scales, [row[key] for row in report.rows], "o-", color=LEFT, linewidth=2.2, label="Fréchet distance"
+    )
+    handles += right.plot(
+        scales,
+        [row["class_top1"] for row in report.rows],
+        "s-",
+        color=RIGHT,
+        linewidth=2.2,
+        label="class recognised",
+    )
+    low, high = ([row[f"class_top1_{end}"] for row in report.rows] for end in ("low", "high"))
+    right.fill_between(scales, low, high, color=RIGHT, alpha=0.15, linewidth=0)
+    styles = {"reconstructed": "--", "by_position": ":", "untrained": (0, (1, 3))}
+    for name, style in styles.items():
+        if name in report.references:
+            level = report.references[name][key]
+            handles.append(left.axhline(level, color=LEFT, linestyle=style, linewidth=1.4, label=NAMES[name]))
+    handles.append(
+        right.axhline(
+            p["class_probe"]["real_top1"],
+            color=RIGHT,
+            linestyle="--",
+            linewidth=1.2,
+            label="class of real pictures",
+        )
+    )
+    handles.append(right.axhline(p["chance_top1"], color=RIGHT, linestyle=":", linewidth=1.4, label="chance"))
+    values = [row[key] for row in report.rows] + [
+        row[key] for name, row in report.references.items() if name in styles
+    ]
+    if min(values) > 0 and max(values) > 10 * min(values):
+        left.set_yscale("log")
+    else:
+        left.set_ylim(0, 1.08 * max(values))
+    right.set_ylim(0, 102)
+    left.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    left.set_xlabel("guidance scale (1: no guidance)")
+    left.set_ylabel(f"{key}, lower is better", color=LEFT)
+    right.set_ylabel("pictures whose class a probe recognises, %", color=RIGHT)
+    left.grid(color="#e6e6e6", linewidth=0.8)
+    for axes in (left, right):
+        axes.spines["top"].set_visible(False)
+    plain: dict[str, Any] = {"va": "top", "parse_math": False}
+    figure.text(0.11, 1 - 0.15 / height, f"{report.run}: {report.kept()}", size=13, weight="bold", **plain)
+    figure.text(0.11, 1 - 0.45 / height, "\n".join(notes), size=8.5, color="#555555", **plain)
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.05 / height),
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
+    return figure

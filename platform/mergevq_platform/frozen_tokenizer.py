@@ -1,0 +1,72 @@
+"""The frozen tokenizer of stage 2: where it lies, and the hash by which codes, recipe and generator know it again.
+
+Codes mean nothing without the very weights that made them. Its identity is the sha256 of its `model.safetensors` (averaged
+weights), which code sets, recipes, checkpoints of generators and generated pictures all record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+import mergevq
+from mergevq.errors import InputError
+from mergevq.tokenizer import MergeVQ
+from mergevq.weights import WEIGHTS, read_config
+from mergevq_platform import checkpoints
+
+
+@dataclass(frozen=True)
+class FrozenTokenizer:
+    """One tokenizer, in a form that travels to workers and into manifests."""
+
+    location: str  # a checkpoint, a tokenizer alone, or a URI of either
+    sha256: str  # of its weights file
+    image_size: int
+    grid_tokens: int
+    vocabulary: int
+
+    def load(self, device: torch.device | str = "cpu") -> MergeVQ:
+        """The tokenizer in evaluation mode, without gradients. Raises `InputError` if other weights lie there now."""
+        with checkpoints.weights(self.location) as directory:
+            found = checkpoints.sha256(directory / WEIGHTS)
+            if found != self.sha256:
+                raise InputError(mismatch(f"the tokenizer at {self.location}", found, self.sha256))
+            return mergevq.load(directory).requires_grad_(False).to(device)
+
+    def to_tree(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def find_tokenizer(place: str, *, sha256: str | None = None, key: str = "tokenizer") -> FrozenTokenizer:
+    """The tokenizer of a run directory (its newest whole checkpoint), a checkpoint, a tokenizer alone, or a URI.
+
+    Raises `InputError`, naming `key`, if there is none, or if its weights do not have the given hash.
+    """
+    with checkpoints.weights(place) as directory:
+        if not (directory / WEIGHTS).is_file():
+            raise InputError(
+                f"{key}: '{place}' holds no tokenizer: give a run, a checkpoint or an imported tokenizer"
+            )
+        config = read_config(directory)
+        found = checkpoints.sha256(directory / WEIGHTS)
+        location = place
+        if not checkpoints.is_bare(place):  # a run goes on; its checkpoint of now is what is meant
+            name = checkpoints.directory_name(checkpoints.about(directory)["step"])
+            location = next(there for there in checkpoints.listed(place) if name in there)
+    if sha256 is not None and found != sha256:
+        raise InputError(mismatch(f"{key}: the tokenizer at {location}", found, sha256))
+    return FrozenTokenizer(
+        location, found, config.image_size, config.grid_tokens, config.quantizer.vocabulary
+    )
+
+
+def mismatch(what: str, found: str, expected: str) -> str:
+    """The message for codes and tokenizer that do not belong together."""
+    return (
+        f"{what} has weights {found[:12]}…, but {expected[:12]}… is recorded: its codes mean something else; "
+        "give the tokenizer that made them, or tokenize and train again"
+    )

@@ -1,0 +1,19 @@
+"""Stage 2 at work: pictures of a trained generator, and what they are worth."""
+
+from mergevq_platform.generation.evaluating import after_training, evaluate
+from mergevq_platform.generation.maker import Maker, Sampler, chosen_classes, class_names, open_sampler
+from mergevq_platform.generation.making import Order, make
+from mergevq_platform.generation.report import GeneratorReport
+
+__all__ = [
+    "GeneratorReport",
+    "Maker",
+    "Order",
+    "Sampler",
+    "after_training",
+    "chosen_classes",
+    "class_names",
+    "evaluate",
+    "make",
+    "open_sampler",
+]

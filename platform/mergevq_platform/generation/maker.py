@@ -1,0 +1,221 @@
+"""A trained generator with its tokenizer: labels in, pictures out. Checks a request before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mergevq.config import parse, to_tree
+from mergevq.errors import InputError
+from mergevq.generation import Generated, GuidanceConfig, RandomOrderConfig, SamplingConfig, load_generator
+from mergevq.merging import Source
+from mergevq.tokenizer import MergeVQ
+from mergevq.weights import WEIGHTS
+from mergevq_platform import checkpoints
+from mergevq_platform.codes import read_manifest
+from mergevq_platform.data import open_dataset
+from mergevq_platform.feeding import tokenizer_of, trained_keeps
+from mergevq_platform.frozen_tokenizer import FrozenTokenizer
+from mergevq_platform.recipe import Recipe, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A generator and how it is sampled, in a form that travels to workers and into manifests."""
+
+    checkpoint: str  # one checkpoint's directory or URI
+    sha256: str  # of the generator's weights file
+    step: int
+    recipe: dict[str, Any]
+    tokenizer: FrozenTokenizer
+    device: Literal["cpu", "cuda"]
+    keep: int | None  # None: a raster generator is not told
+    steps: int | None
+    seed: int
+    sampling: dict[str, Any]
+    guidance: dict[str, Any]
+
+    def at_scale(self, scale: float) -> Sampler:
+        """The same at another guidance scale."""
+        return replace(self, guidance={**self.guidance, "scale": scale})
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides the codes, and whose they are, as plain values."""
+        return {
+            "generator": {
+                "checkpoint": self.checkpoint,
+                "sha256": self.sha256,
+                "step": self.step,
+                "ema": True,
+            },
+            "tokenizer": self.tokenizer.to_tree(),
+            "kind": self.recipe["task"]["model"]["kind"],
+            "kept_tokens": self.keep,
+            "source": "recovered" if self.recipe["task"]["model"]["kind"] == "random_order" else "generated",
+            "steps": self.steps,
+            "seed": self.seed,
+            "sampling": self.sampling,
+            "guidance": self.guidance,
+        }
+
+
+def open_sampler(
+    location: str,
+    *,
+    device: Literal["cpu", "cuda"] = "cpu",
+    keep: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    sampling: SamplingConfig | None = None,
+    guidance: GuidanceConfig | None = None,
+    tokenizer: str | None = None,
+) -> Sampler:
+    """The newest generator at a run, checkpoint or URI; what is not said is the recipe's `task.generation`.
+
+    `tokenizer`: where its tokenizer lies now. Raises `InputError` for a kept count that was not trained, more steps than tokens,
+    settings for another number of sub-tokens, and a tokenizer that is not the one whose codes were learnt.
+    """
+    with checkpoints.newest(location) as directory:
+        recipe = checkpoints.recipe_of(directory)
+        about = checkpoints.about(directory)
+    task, step = recipe.generator, int(about["step"])
+    name = checkpoints.directory_name(step)
+    checkpoint = next(place for place in checkpoints.listed(location) if name in place)
+    settings = task.generation
+    chosen = chosen_keep(recipe, keep)
+    tokens = chosen or task.model.grid_tokens
+    if steps is None and settings.steps is not None:
+        steps = min(settings.steps, tokens)
+    if steps is not None and not isinstance(task.model, RandomOrderConfig):
+        raise InputError(
+            f"--steps {steps}: a {task.model.kind} generator makes one token after the other: leave --steps out"
+        )
+    if steps is not None and not 1 <= steps <= tokens:
+        raise InputError(f"--steps {steps}: {tokens} tokens take 1 to {tokens} steps; lower it")
+    sampling, guidance = sampling or settings.sampling, guidance or settings.guidance
+    sampling.per_sub_token(len(task.model.sub_bits))
+    guidance.scales(0.5, len(task.model.sub_bits))
+    return Sampler(
+        checkpoint=checkpoint,
+        sha256=about["sha256"][WEIGHTS],
+        step=step,
+        recipe=to_tree(recipe),
+        tokenizer=tokenizer_of(recipe, tokenizer),
+        device=device,
+        keep=chosen,
+        steps=steps,
+        seed=seed,
+        sampling=to_tree(sampling),
+        guidance=to_tree(guidance),
+    )
+
+
+def chosen_keep(recipe: Recipe, keep: int | None) -> int | None:
+    """The kept count to generate at: the given one, the recipe's, or the most often trained; None for raster order.
+
+    Raises `InputError` for a count that was not trained.
+    """
+    task = recipe.generator
+    if task.model.kind == "raster":
+        if keep is not None:
+            raise InputError(f"--keep {keep}: a raster generator is not told a kept count: leave --keep out")
+        return None
+    trained = trained_keeps(recipe)
+    if keep is None:
+        keep = task.generation.keep
+    if keep is None:
+        probabilities = task.keep.probabilities(task.model.grid_tokens)
+        keep = trained[max(range(len(trained)), key=lambda i: probabilities[i])]
+    if keep not in trained:
+        known = ", ".join(map(str, trained))
+        raise InputError(
+            f"--keep {keep}: this generator was trained at {known} kept tokens; choose one of them"
+        )
+    return keep
+
+
+class Maker:
+    """One process's generator and tokenizer, in evaluation mode."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.recipe = resolve(sampler.recipe)
+        self.device = torch.device(sampler.device)
+        self.sampling = parse(SamplingConfig, sampler.sampling)
+
+    @cached_property
+    def generator(self) -> Any:
+        """The trained generator (averaged weights)."""
+        with checkpoints.newest(self.sampler.checkpoint) as directory:
+            return load_generator(directory).to(self.device).eval()
+
+    @cached_property
+    def tokenizer(self) -> MergeVQ:
+        """The frozen tokenizer."""
+        return self.sampler.tokenizer.load(self.device)
+
+    @torch.inference_mode()
+    def codes(
+        self, labels: Tensor, sample_ids: Tensor, *, generator: Any = None, scale: float | None = None
+    ) -> Generated:
+        """Codes of labels and sample numbers (B,) int64; at another guidance `scale`, by another `generator` if given."""
+        guidance = parse(
+            GuidanceConfig, self.sampler.guidance if scale is None else self.sampler.at_scale(scale).guidance
+        )
+        return (generator or self.generator).generate(
+            labels.to(self.device),
+            keep=self.sampler.keep,
+            sample_ids=sample_ids,
+            seed=self.sampler.seed,
+            sampling=self.sampling,
+            guidance=guidance,
+            steps=self.sampler.steps,
+        )
+
+    @torch.inference_mode()
+    def pictures(self, indices: Tensor) -> Tensor:
+        """Codes -> pictures (B, 3, H, W) in [-1, 1]: all cells' codes (B, N), or (B, K) placed by Source Recovery."""
+        indices = indices.to(self.device)
+        if self.recipe.generator.model.kind == "random_order":
+            return self.tokenizer.decode_indices(indices)
+        return self.tokenizer.decode_indices(indices, every_cell(indices))
+
+
+def every_cell(indices: Tensor) -> Source:
+    """The source of codes (B, N) that are given for every cell."""
+    cells = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
+    return Source(cells, torch.ones_like(cells, dtype=torch.float32))
+
+
+def class_names(recipe: Recipe) -> tuple[str, ...]:
+    """The names of a generator's classes; their numbers where neither code set nor pictures can be asked."""
+    numbers = tuple(map(str, range(recipe.generator.model.classes)))
+    try:
+        codes = recipe.generator.codes
+        names = (
+            read_manifest(codes).classes
+            if codes
+            else open_dataset(recipe.data.path, recipe.data.train_split).classes
+        )
+    except InputError:
+        return numbers
+    return names if len(names) == len(numbers) else numbers
+
+
+def chosen_classes(wanted: Sequence[str] | None, names: Sequence[str]) -> tuple[int, ...]:
+    """Class numbers of names or numbers; all for none. Raises `InputError` for one that is neither."""
+    chosen = []
+    for word in wanted or map(str, range(len(names))):
+        if word in names:
+            chosen.append(names.index(word))
+        elif word.isdecimal() and int(word) < len(names):
+            chosen.append(int(word))
+        else:
+            some = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+            raise InputError(f"--classes {word}: this generator knows classes 0 to {len(names) - 1} ({some})")
+    return tuple(chosen)

@@ -1,0 +1,153 @@
+"""What a generator came to: a row of metrics for every guidance scale, and its references, with the protocol."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mergevq.errors import InputError
+
+NAMES = {
+    "reconstructed": "reconstructions (ceiling)",
+    "by_position": "codes by position (baseline)",
+    "untrained": "untrained generator (baseline)",
+    "real": "real pictures",
+}
+CLEARLY = 0.5  # of a baseline's distance, or less
+
+
+@dataclass(frozen=True)
+class GeneratorReport:
+    """Metrics over guidance scales; `rows` ascend in `scale`, 1 (no guidance) is always among them."""
+
+    run: str
+    rows: list[dict[str, float]]
+    references: dict[str, dict[str, float]]
+    protocol: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(json.dumps(asdict(self), indent=1))
+        temporary.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> GeneratorReport:
+        """Read JSON written by `save`. Raises `InputError` if it is something else."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is not a generator's report ({error})") from None
+
+    @property
+    def frechet_key(self) -> str:
+        """The name of the Fréchet distance of generated pictures."""
+        name = self.protocol["extractor"]["name"]
+        return "gfid" if name == "inception" else f"gfd_{name}"
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The row of the smallest Fréchet distance."""
+        return min(self.rows, key=lambda row: row[self.frechet_key])
+
+    @property
+    def without_guidance(self) -> dict[str, float]:
+        """The row at scale 1."""
+        return next(row for row in self.rows if row["scale"] == 1)
+
+    def verdict(self) -> list[str]:
+        """Plain sentences: is it better than its baselines, are classes recognised, does it copy?"""
+        p, plain, best = self.protocol, self.without_guidance, self.best
+        sentences = []
+        for name in ("by_position", "untrained"):
+            if name in self.references:
+                theirs = self.references[name][self.frechet_key]
+                share = plain[self.frechet_key] / theirs
+                word = "yes" if share < CLEARLY else "NO"
+                sentences.append(
+                    f"{word}: without guidance its Fréchet distance is {share:.0%} of that of {NAMES[name].split(' (')[0]} "
+                    f"({plain[self.frechet_key]:.3g} against {theirs:.3g})"
+                )
+        word = "yes" if best["class_top1_low"] > 2 * p["chance_top1"] else "NO"
+        sentences.append(
+            f"{word}: a probe that learned from real pictures recognises the class of {plain['class_top1']:.1f}% without guidance, "
+            f"{best['class_top1']:.1f}% at scale {best['scale']:g} (chance {p['chance_top1']:.1f}%, real pictures "
+            f"{p['class_probe']['real_top1']:.1f}%)"
+        )
+        word = "yes" if best["neighbour_ratio"] > 0.8 else "NO"
+        sentences.append(
+            f"{word}: it does not copy: its pictures are {best['neighbour_ratio']:.2f} times as far from their nearest training pictures "
+            "as reconstructions of held-out pictures are"
+        )
+        return sentences
+
+    def columns(self) -> list[tuple[str, str, str]]:
+        """(key, title, format) of what is shown."""
+        every = [
+            (self.frechet_key, "Fréchet distance", ".3f"),
+            ("precision", "precision", ".3f"),
+            ("recall", "recall", ".3f"),
+            ("inception_score", "IS", ".1f"),
+            ("class_top1", "class recognised %", ".1f"),
+            ("neighbour_ratio", "distance to neighbour ×", ".2f"),
+            ("pictures_per_second", "pictures/s", ".1f"),
+        ]
+        return [column for column in every if any(column[0] in row for row in self.rows)]
+
+    def lines(self) -> list[tuple[str, dict[str, float]]]:
+        """(what, its metrics), guidance scales first, then references."""
+        found = [(_scale_name(row["scale"]), row) for row in self.rows]
+        return found + [(NAMES[name], self.references[name]) for name in NAMES if name in self.references]
+
+    def table(self) -> Table:
+        """The report for a terminal."""
+        table = Table(title=f"{self.run}: pictures at {self.kept()}", caption=self.caption())
+        table.add_column("", no_wrap=True)
+        for _, title, _ in self.columns():
+            table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
+        for what, row in self.lines():
+            table.add_row(
+                what, *(format(row[key], form) if key in row else "" for key, _, form in self.columns())
+            )
+        return table
+
+    def markdown(self) -> str:
+        """The report as a Markdown table."""
+        columns = self.columns()
+        text = [
+            "| | " + " | ".join(title for _, title, _ in columns) + " |",
+            "|---|" + "---:|" * len(columns),
+        ]
+        for what, row in self.lines():
+            cells = (format(row[key], form) if key in row else "" for key, _, form in columns)
+            text.append(f"| {what} | " + " | ".join(cells) + " |")
+        return "\n".join([*text, "", self.caption()])
+
+    def kept(self) -> str:
+        """What was generated: kind, kept tokens, steps."""
+        p = self.protocol
+        text = str(p["kind"]).replace("_", " ")
+        if p["kept_tokens"]:
+            text += f", {p['kept_tokens']} kept tokens"
+        if p["steps"]:
+            text += f", {p['steps']} steps"
+        return text
+
+    def caption(self) -> str:
+        """What the numbers are, in one paragraph."""
+        p = self.protocol
+        return (
+            f"{self.frechet_key}: Fréchet distance of {p['images']} pictures, classes in turn, to {p['reference']['images']} real ones of "
+            f"'{p['reference']['split']}', {p['extractor']['description']}. Class: {p['class_probe']['kind']}, "
+            f"{p['class_probe']['train_images']} training pictures. Distance to neighbour: median over pictures, as a multiple of that of "
+            f"reconstructed held-out pictures; {p['neighbours']}. {p['guidance']['schedule']} guidance; EMA weights of step "
+            f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}."
+        )
+
+
+def _scale_name(scale: float) -> str:
+    return "no guidance (scale 1)" if scale == 1 else f"guidance scale {scale:g}"

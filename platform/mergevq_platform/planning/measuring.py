@@ -1,0 +1,254 @@
+"""One optimizer step of a recipe, measured on this machine with procedural pictures of the recipe's size."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergevq.config import config
+from mergevq.ema import Ema
+from mergevq_platform import checkpoints, loop
+from mergevq_platform.checkpoints import TrainingState
+from mergevq_platform.data import Deal, TrainStream, open_dataset, to_unit_range, write_shapes
+from mergevq_platform.recipe import Recipe, TokenizerTask
+
+REPEATS = 7
+KEEP_DRAWS = 256
+FOREVER = 10**9  # a step at which everything that starts late has started
+
+
+@config
+class Measured:
+    """What a step of a recipe takes on one device; `mergevq plan --save` writes it, `--measured` reads it."""
+
+    recipe: str
+    machine: str  # device and threads
+    device: str  # cpu or cuda
+    micro_batch: int  # pictures of the larger micro-batch measured
+    call_seconds: float  # of forward and backward of a micro-batch, whatever its size
+    picture_seconds: float  # and for each picture in it
+    update_seconds: float  # clipping, optimizers, moving average: once a step
+    input_seconds: float  # one core's work to decode and augment a picture
+    gradient_bytes: int  # what all-reduce adds up in a step
+    state_bytes: int  # parameters, buffers, gradients, optimizer and moving average, frozen networks too
+    activation_bytes: float  # of a picture, kept for the backward pass, at the largest kept count
+    checkpoint_bytes: int
+    flops: float  # of a picture, forward and backward
+
+
+def measure(
+    recipe: Recipe,
+    *,
+    device: torch.device | None = None,
+    micro_batch: int | None = None,
+    repeats: int = REPEATS,
+) -> Measured:
+    """Measure a step of `recipe` on `device` (default: the GPU, else as many CPU threads as torch is set to).
+
+    `micro_batch` is that of the recipe by default; for sizes alone one repeat suffices. Losses that start later in training
+    are measured as started, the kept count is the mean of what the recipe draws (memory: the largest), `compile` is left
+    off. Raises `InputError` if weights files that the recipe names are missing.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    large = micro_batch or recipe.micro_batch or recipe.global_batch // recipe.cluster.workers
+    small = max(1, large // 4)
+    with tempfile.TemporaryDirectory(prefix="mergevq-plan-") as folder:
+        recipe = _with_pictures(recipe, Path(folder) / "pictures", max(64, 2 * large))
+        dataset = open_dataset(recipe.data.path, recipe.data.train_split)
+        training = loop.build(recipe, dataset).to(device)
+        state = TrainingState(
+            training, Ema(training.model(), recipe.ema_decay), loop.make_optimizers(recipe, training)
+        )
+        batches, input_seconds = _batches(recipe, dataset, large, device)
+        autocast = (
+            nullcontext
+            if recipe.precision == "float32"
+            else lambda: torch.autocast(device.type, loop.PRECISIONS[recipe.precision])
+        )
+        keep, most = _kept_counts(recipe)
+
+        def micro_step(batch: dict[str, Tensor], kept: int | None) -> None:
+            loop.accumulate(dict(training.phases.items()), batch, kept, FOREVER, 1.0, True, autocast)
+
+        def update() -> None:
+            loop.update(recipe, training, state)
+            training.after_step(FOREVER)
+            state.ema.update()
+
+        micro_step(batches[0], keep)
+        update()  # the optimizers' state exists from here on
+        fewer = {name: value[:small] for name, value in batches[0].items()}
+        times: dict[str, list[float]] = {"large": [], "small": [], "update": []}
+        for repeat in range(repeats):
+            full = batches[repeat % len(batches)]
+            times["large"].append(_seconds(partial(micro_step, full, keep), device))
+            times["small"].append(_seconds(lambda: micro_step(fewer, keep), device))
+            times["update"].append(_seconds(update, device))
+        with saved_for_backward() as saved:
+            micro_step(batches[0], most)
+        flops = _flops(lambda: micro_step(batches[0], keep))
+        # The fastest of each: what else the machine does can only add to a time.
+        whole, part = min(times["large"]), min(times["small"])
+        per_picture = (whole - part) / (large - small) if large > small else whole / large
+        per_picture = min(max(per_picture, 0.0), whole / large)
+        checkpoints.write(Path(folder) / "checkpoint", state, recipe, fingerprint=dataset.fingerprint)
+        written = sum(file.stat().st_size for file in (Path(folder) / "checkpoint").iterdir())
+        own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(training)}
+        trained = [p for p in training.parameters() if p.requires_grad]
+        return Measured(
+            recipe=recipe.name,
+            machine=_machine(device),
+            device=device.type,
+            micro_batch=large,
+            call_seconds=whole - per_picture * large,
+            picture_seconds=per_picture,
+            update_seconds=min(times["update"]),
+            input_seconds=input_seconds,
+            gradient_bytes=_bytes(trained),
+            state_bytes=_bytes(_tensors(training))
+            + _bytes(trained)
+            + _bytes(list(state.ema.averaged.state_dict().values()))
+            + sum(_bytes(_tensors_of(optimizer.state)) for optimizer in state.optimizers.values()),
+            activation_bytes=saved.peak_without(own) / large,
+            checkpoint_bytes=written,
+            flops=flops / large,
+        )
+
+
+def _with_pictures(recipe: Recipe, folder: Path, count: int) -> Recipe:
+    size = recipe.data.views.image_size
+    write_shapes(folder, images=count, val_images=1, size=size, seed=0)
+    data = replace(recipe.data, path=str(folder), train_split="train")
+    return replace(recipe, data=data, compile=False)
+
+
+def _kept_counts(recipe: Recipe) -> tuple[int | None, int | None]:
+    """(the reachable count nearest to the mean of those drawn, the largest)."""
+    if not isinstance(recipe.task, TokenizerTask):
+        return None, None
+    drawn = [loop.draw_keep(recipe, step) or 0 for step in range(KEEP_DRAWS)]
+    mean = sum(drawn) / len(drawn)
+    return min(set(drawn), key=lambda keep: abs(keep - mean)), max(
+        recipe.task.keep.candidates(recipe.task.model.grid_tokens)
+    )
+
+
+def _batches(
+    recipe: Recipe, dataset: Any, micro_batch: int, device: torch.device
+) -> tuple[list[dict[str, Tensor]], float]:
+    stream = TrainStream(
+        dataset,
+        recipe.data.views,
+        deal=Deal(micro_batch, passes=1, workers=1),
+        seed=recipe.seed,
+        workers=0,
+    )
+    found = []
+    with stream:
+        source = iter(stream)
+        found.append(next(source))
+        began = time.process_time()
+        found += [next(source) for _ in range(2)]
+        seconds = time.process_time() - began
+    return [to_unit_range(step[0], device) for step in found], seconds / (2 * micro_batch)
+
+
+class Saved:
+    """Bytes that autograd holds for the backward pass: now, and at the most."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, list[int]] = {}  # storage -> [bytes, holders]
+        self.peaks: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def hold(self, tensor: Tensor) -> Any:
+        """Count a saved tensor's storage, once however often it is saved."""
+        storage = tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        entry = self.held.setdefault(key, [size, 0])
+        if entry[1] == 0:
+            self.now += size
+        entry[1] += 1
+        if self.now > self.peak:
+            self.peak = self.now
+            self.peaks = {place: held[0] for place, held in self.held.items() if held[1]}
+        holder = _Holder(tensor)
+        weakref.finalize(holder, self._release, key)
+        return holder
+
+    def _release(self, key: int) -> None:
+        entry = self.held[key]
+        entry[1] -= 1
+        if entry[1] == 0:
+            self.now -= entry[0]
+            del self.held[key]
+
+    def peak_without(self, own: set[int]) -> int:
+        """Bytes at the peak, without storages that are there anyway (parameters)."""
+        return sum(size for place, size in self.peaks.items() if place not in own)
+
+
+class _Holder:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@contextmanager
+def saved_for_backward() -> Iterator[Saved]:
+    """Count what autograd saves within the context; on any device, to the byte."""
+    saved = Saved()
+    with torch.autograd.graph.saved_tensors_hooks(saved.hold, lambda holder: holder.tensor):
+        yield saved
+
+
+def _flops(work: Callable[[], None]) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _tensors(module: torch.nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _tensors_of(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    return (
+        [tensor for value in tree.values() for tensor in _tensors_of(value)]
+        if hasattr(tree, "values")
+        else []
+    )
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' * (threads > 1)}"

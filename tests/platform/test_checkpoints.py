@@ -1,0 +1,86 @@
+"""Keeping checkpoints on storage that fails: whole or absent, and nothing written where storage only used to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mergevq.errors import InputError
+from mergevq_platform import checkpoints
+
+
+def written(folder: Path, step: int, content: bytes = b"weights") -> Path:
+    directory = folder / checkpoints.directory_name(step)
+    directory.mkdir(parents=True)
+    (directory / "resume.pt").write_bytes(content)
+    digest = {"resume.pt": checkpoints.sha256(directory / "resume.pt")}
+    (directory / "checkpoint.json").write_text(json.dumps({"step": step, "sha256": digest}))
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "recipe.yaml").write_text("name: run\n")
+    return directory
+
+
+def names(run: Path) -> list[int]:
+    return [checkpoints.step_of(place) for place in checkpoints.listed(str(run))]
+
+
+def test_the_newest_are_kept_and_the_one_just_written_in_any_case(run: Path, tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        checkpoints.keep(written(tmp_path / "local", step), str(run), most=2)
+    assert names(run) == [12, 8]
+    # Of a run that went back to an earlier checkpoint: later ones were not usable.
+    checkpoints.keep(written(tmp_path / "local", 6), str(run), most=1)
+    assert 6 in names(run)
+    with checkpoints.newest(str(run / checkpoints.directory_name(6))) as found:
+        assert (found / "resume.pt").read_bytes() == b"weights"
+
+
+def test_a_checkpoint_written_again_replaces_the_damaged_one(run: Path, tmp_path: Path) -> None:
+    checkpoints.keep(written(tmp_path / "local", 4), str(run), most=2)
+    (run / checkpoints.directory_name(4) / "resume.pt").write_bytes(b"torn")
+    checkpoints.keep(tmp_path / "local" / checkpoints.directory_name(4), str(run), most=2)
+    checkpoints.verify(run / checkpoints.directory_name(4))
+
+
+def test_a_copy_that_fails_leaves_nothing_that_looks_like_a_checkpoint(run: Path, tmp_path: Path) -> None:
+    checkpoints.keep(written(tmp_path / "local", 4), str(run), most=2)
+    target = run / checkpoints.directory_name(8)
+    (target / "resume.pt").mkdir(parents=True)  # a directory where the file must go
+    with pytest.raises(OSError, match=r"resume\.pt"):
+        checkpoints.keep(written(tmp_path / "local", 8), str(run), most=2)
+    assert names(run) == [4]
+    assert not target.exists()
+    checkpoints.keep(tmp_path / "local" / checkpoints.directory_name(8), str(run), most=2)
+    assert names(run) == [8, 4]
+
+
+def test_an_unmounted_storage_is_not_taken_for_an_empty_one(run: Path, tmp_path: Path) -> None:
+    local = written(tmp_path / "local", 4)
+    run.rename(tmp_path / "elsewhere")
+    run.mkdir()
+    with pytest.raises(FileNotFoundError, match="no such run there any more"):
+        checkpoints.keep(local, str(run), most=2)
+    assert not list(run.iterdir())
+
+
+def test_a_torn_description_is_a_damaged_checkpoint(run: Path, tmp_path: Path) -> None:
+    for step in (4, 8):
+        checkpoints.keep(written(tmp_path / "local", step), str(run), most=2)
+    (run / checkpoints.directory_name(8) / "checkpoint.json").write_text('{"step": 8, "sha')
+    said: list[str] = []
+    with checkpoints.newest(str(run), say=said.append) as found:
+        assert checkpoints.step_of(str(found)) == 4
+    assert len(said) == 1
+    assert "checkpoint.json is corrupt" in said[0]
+    assert said[0].endswith(f"falling back to {found}")
+    (run / checkpoints.directory_name(4) / "resume.pt").unlink()
+    with pytest.raises(InputError, match="no checkpoint in"), checkpoints.newest(str(run)):
+        pass

@@ -1,0 +1,224 @@
+"""Code sets: what is stored is what the tokenizer says, whoever wrote it; the stream is a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mergevq
+from mergevq.errors import InputError
+from mergevq.keep import Listed, Uniform
+from mergevq_platform.codes import CodeSet, CodeStream, open_codes, tokenize
+from mergevq_platform.codes.tokenizing import Worker
+from mergevq_platform.data import Deal, EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer
+
+KEEPS = (4, 9, 16)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tokenizer(tokenizer_directory: Path) -> FrozenTokenizer:
+    return find_tokenizer(str(tokenizer_directory))
+
+
+@pytest.fixture
+def training(codes: Path) -> CodeSet:
+    return open_codes(codes, "train")
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.parquet"))}
+
+
+def test_the_stored_codes_are_the_tokenizers_own(
+    codes: Path, pictures: Path, tokenizer_directory: Path
+) -> None:
+    model = mergevq.load(tokenizer_directory)
+    batch = to_unit_range(EvalBatches(open_dataset(pictures, "val"), 16, 32).batch(0), "cpu")
+    stored = open_codes(codes, "val")
+    for keep in KEEPS:
+        group = stored.group(stored.groups_of(keep)[0])
+        with torch.no_grad():
+            encoded = model.encode(batch["image"], keep)
+        assert np.array_equal(group.indices[:32], encoded.indices.numpy())
+        assert np.array_equal(group.assignment[:32], encoded.source.assignment.numpy())
+        assert np.array_equal(group.label[:32], batch["label"].numpy())
+
+
+def test_every_view_is_stored_at_every_count_and_every_second_view_is_a_mirror_image(
+    training: CodeSet, pictures: Path, tokenizer_directory: Path
+) -> None:
+    assert training.rows == 2 * 192
+    for keep in KEEPS:
+        groups = [training.group(number) for number in training.groups_of(keep)]
+        views = {(int(s), int(c)) for group in groups for s, c in zip(group.sample, group.crop, strict=True)}
+        assert views == {(sample, crop) for sample in range(192) for crop in (0, 1)}
+    model = mergevq.load(tokenizer_directory)
+    batch = to_unit_range(EvalBatches(open_dataset(pictures, "train"), 16, 32).batch(0), "cpu")
+    mirrored = next(
+        group
+        for number in training.groups_of(9)
+        if (group := training.group(number)).crop[0] == 1 and group.sample[0] == 0
+    )
+    with torch.no_grad():
+        encoded = model.encode(batch["image"].flip(-1).contiguous(), 9)
+    assert np.array_equal(mirrored.indices[:32], encoded.indices.numpy())
+
+
+def test_an_interrupted_job_goes_on_and_gives_the_same_files(
+    tokenizer: FrozenTokenizer, pictures: Path, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    answer = Worker.answer
+
+    def failing(self: Worker, job: object) -> object:
+        if len(done) == 1:
+            raise RuntimeError("the machine went away")
+        done.append(job.file)  # type: ignore[attr-defined]
+        return answer(self, job)  # type: ignore[arg-type]
+
+    options = {"data": str(pictures), "keep": KEEPS, "crops": 2, "progress": False}
+    monkeypatch.setattr(Worker, "answer", failing)
+    with pytest.raises(RuntimeError, match="went away"):
+        tokenize(tokenizer, tmp_path / "set", **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the same command goes on"):
+        open_codes(tmp_path / "set", "train")
+    done.clear()
+    monkeypatch.setattr(Worker, "answer", lambda self, job: (done.append(job.file), answer(self, job))[1])
+    tokenize(tokenizer, tmp_path / "set", **options)  # type: ignore[arg-type]
+    assert len(done) == 2, "the shard that was whole is not made again"
+    assert files(tmp_path / "set") == files(codes)
+    done.clear()
+    tokenize(tokenizer, tmp_path / "set", **options)  # type: ignore[arg-type]
+    assert not done, "a finished set is left as it is"
+
+
+@pytest.mark.ray
+def test_two_workers_write_the_same_files(
+    tokenizer: FrozenTokenizer, pictures: Path, codes: Path, tmp_path: Path, ray_home: Path
+) -> None:
+    made = tokenize(
+        tokenizer, tmp_path / "set", data=str(pictures), keep=KEEPS, crops=2, workers=2, progress=False
+    )
+    assert made.tokenizer.sha256 == tokenizer.sha256
+    assert files(tmp_path / "set") == files(codes)
+
+
+def test_a_distribution_stores_each_block_at_one_count(
+    tokenizer: FrozenTokenizer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mergevq_platform.codes.tokenizing.GROUP_ROWS", 16)
+    keep = Uniform(counts=(4, 9))
+    tokenize(tokenizer, tmp_path / "set", data=str(pictures), keep=keep, crops=1, progress=False)
+    drawn = open_codes(tmp_path / "set", "train")
+    samples = [
+        int(sample)
+        for count in (4, 9)
+        for number in drawn.groups_of(count)
+        for sample in drawn.group(number).sample
+    ]
+    assert sorted(samples) == list(range(192))
+    assert drawn.rows == 192
+
+
+def test_one_kept_count_a_step_the_same_rows_for_any_number_of_workers(training: CodeSet) -> None:
+    keep = Listed(counts=KEEPS)
+
+    def counts(step: int) -> int:
+        return mergevq.keep.draw(keep, 16, seed=3, step=step)  # type: ignore[attr-defined]
+
+    def steps(rank: int, world: int, start: int, number: int) -> list[list[torch.Tensor]]:
+        stream = CodeStream(
+            training,
+            counts,
+            deal=Deal(24, passes=3, workers=2),
+            seed=3,
+            rank=rank,
+            world_size=world,
+            start_step=start,
+        )
+        return [[batch["indices"] for batch in step] for step in islice(stream, number)]
+
+    whole = steps(0, 1, 0, 9)
+    for step, batches in enumerate(whole):
+        assert {batch.shape for batch in batches} == {(8, counts(step))}
+    shared = [
+        [torch.cat(dealt) for dealt in zip(*ranks, strict=True)]
+        for ranks in zip(steps(0, 2, 0, 9), steps(1, 2, 0, 9), strict=True)
+    ]
+    later = steps(0, 1, 5, 4)
+    for one, other in ((whole, shared), (whole[5:], later)):
+        assert all(
+            torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+        )
+
+
+def test_an_epoch_shows_every_view_once_whatever_was_drawn(training: CodeSet) -> None:
+    stream = CodeStream(training, lambda step: KEEPS[step % 3], deal=Deal(24, passes=1, workers=1), seed=0)
+    groups, order = stream._order(4)
+    rows = np.concatenate([stream._order(KEEPS[step % 3])[1].batch(0, step) for step in range(16)])
+    assert sorted(rows) == list(range(384))
+    codes = stream._rows(groups, order, rows[:50])
+    plain = [training.group(number) for number in groups]
+    samples = np.concatenate([group.sample for group in plain])
+    assert np.array_equal(codes.sample, samples[rows[:50]])
+
+
+def test_other_codes_in_the_same_directory_are_refused(
+    tokenizer: FrozenTokenizer, pictures: Path, codes: Path
+) -> None:
+    with pytest.raises(InputError, match=r"already holds other codes.*another directory"):
+        tokenize(tokenizer, codes, data=str(pictures), keep=(9,), progress=False)
+
+
+def test_a_count_out_of_reach_names_those_within(
+    tokenizer: FrozenTokenizer, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"--keep 3: this tokenizer reaches 4 to 16 of 16"):
+        tokenize(tokenizer, tmp_path / "set", data=str(pictures), keep=(3,), progress=False)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_damaged_shard_is_named(codes: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(codes, tmp_path / "set")
+    (shard,) = (tmp_path / "set").glob("val-*.parquet")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{shard.name} does not match its checksum"):
+        open_codes(tmp_path / "set", "val").verify()
+    shard.write_bytes(data[:-1])
+    with pytest.raises(InputError, match=rf"{shard.name} is missing or has changed"):
+        open_codes(tmp_path / "set", "val")
+
+
+def test_other_weights_at_the_tokenizers_place_are_refused(tokenizer_directory: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tokenizer_directory, tmp_path / "tok")
+    found = find_tokenizer(str(tmp_path / "tok"))
+    torch.manual_seed(1)
+    mergevq.save(mergevq.create("test_gr"), tmp_path / "tok")
+    with pytest.raises(InputError, match="its codes mean something else"):
+        found.load()
+
+
+def test_the_manifest_names_the_tokenizer_and_the_pictures(
+    codes: Path, pictures: Path, tokenizer: FrozenTokenizer
+) -> None:
+    tree = json.loads((codes / "manifest.json").read_text())
+    assert tree["tokenizer"]["sha256"] == tokenizer.sha256
+    assert tree["plan"]["data_fingerprints"]["train"] == open_dataset(pictures, "train").fingerprint
+    assert tree["views"] == {"train": 384, "val": 64}

@@ -1,0 +1,350 @@
+"""Generating and judging: the same codes for any number of workers, nothing made twice, honest names beside baselines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mergevq.errors import InputError
+from mergevq.generation import SamplingConfig
+from mergevq.metrics import to_uint8
+from mergevq_platform import checkpoints, cli, generation, loop
+from mergevq_platform.generation import judging, making
+from mergevq_platform.generation.maker import Maker
+from mergevq_platform.local import LocalHost
+from mergevq_platform.pool import answers
+from mergevq_platform.recipe import resolve
+from mergevq_platform.runs import Run
+from mergevq_platform.tracking.store import Store
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generating")
+
+
+def trained(name: str, kind: str, tree: dict[str, Any], home: Path) -> Run:
+    """A generator's run in the store, trained without Ray; made once."""
+    run = Run(name, home, str(home / "ray"))
+    if not run.directory.exists():
+        run.directory.mkdir(parents=True)
+        recipe = resolve(tree | {"steps": 8, "task": tree["task"] | {"preset": f"test_{kind}"}})
+        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+        loop.train(recipe, loop.Worker(), LocalHost(run.directory))
+        run.recorder(recipe, None).close("FINISHED")
+    return run
+
+
+@pytest.fixture
+def run(small_generator: dict[str, Any], home: Path) -> Run:
+    return trained("mergear", "mergear", small_generator, home)
+
+
+@pytest.fixture
+def random_order(small_generator: dict[str, Any], home: Path) -> Run:
+    return trained("randar", "random_order", small_generator, home)
+
+
+def order(
+    run: Run, out: Path, *, num: int = 20, batch: int = 6, classes: tuple[str, ...] = (), **of: Any
+) -> generation.Order:
+    sampler = generation.open_sampler(run.location, **of)
+    names = generation.class_names(resolve(sampler.recipe))
+    return generation.Order(sampler, str(out), generation.chosen_classes(classes, names), names, num, batch)
+
+
+def codes(out: Path) -> dict[str, np.ndarray]:
+    parts = [np.load(path) for path in sorted((out / "codes").glob("*.npz"))]
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("indices", "label", "sample")}
+
+
+def test_pictures_are_the_decoded_codes_with_classes_in_turn(run: Run, tmp_path: Path) -> None:
+    wanted = order(run, tmp_path / "out", classes=("heart", "disc", "3"))
+    manifest = generation.make(wanted, progress=False)
+    made = codes(tmp_path / "out")
+    assert made["sample"].tolist() == list(range(20))
+    assert made["label"][:4].tolist() == [10, 0, 3, 10]
+    assert made["indices"].shape == (20, 16)
+    pictures = to_uint8(Maker(wanted.sampler).pictures(torch.from_numpy(made["indices"]))).permute(0, 2, 3, 1)
+    for sample, label in zip(made["sample"], made["label"], strict=True):
+        stored = np.asarray(Image.open(wanted.picture(int(sample), int(label))))
+        assert np.abs(stored.astype(int) - pictures[sample].numpy()).max() <= 1
+    assert (tmp_path / "out" / "pictures" / "000000-heart.png").is_file()
+    assert Image.open(tmp_path / "out" / "contact_sheet.png").size[0] > 100
+    assert manifest["tokenizer"]["sha256"] == wanted.sampler.tokenizer.sha256
+    assert (manifest["seed"], manifest["guidance"]["scale"], manifest["kept_tokens"]) == (0, 1.0, 4)
+    assert manifest["complete"]
+
+
+@pytest.mark.ray
+def test_any_number_of_workers_makes_the_same_codes(
+    random_order: Run, tmp_path: Path, ray_home: Path
+) -> None:
+    options = {"keep": 9, "steps": 4}
+    generation.make(order(random_order, tmp_path / "one", **options), progress=False)
+    for workers in (2, 3):
+        generation.make(
+            order(random_order, tmp_path / str(workers), **options), workers=workers, progress=False
+        )
+        for name, array in codes(tmp_path / "one").items():
+            assert np.array_equal(array, codes(tmp_path / str(workers))[name]), (name, workers)
+
+
+def test_an_interrupted_order_makes_only_what_is_missing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation.make(order(run, tmp_path / "whole"), progress=False)
+    done: list[int] = []
+    answer = making.Worker.answer
+
+    def counting(self: making.Worker, batch: int) -> Any:
+        if len(done) == 2:
+            raise RuntimeError("the machine went away")
+        done.append(batch)
+        return answer(self, batch)
+
+    monkeypatch.setattr(making.Worker, "answer", counting)
+    with pytest.raises(RuntimeError, match="went away"):
+        generation.make(order(run, tmp_path / "parts"), progress=False)
+    assert done == [0, 1]
+    assert not json.loads((tmp_path / "parts" / "generation.json").read_text()).get("complete")
+    done.clear()
+    generation.make(order(run, tmp_path / "parts"), progress=False)
+    assert done == [2, 3]
+    assert np.array_equal(codes(tmp_path / "whole")["indices"], codes(tmp_path / "parts")["indices"])
+    next((tmp_path / "parts" / "pictures").glob("000007-*.png")).unlink()
+    done.clear()
+    generation.make(order(run, tmp_path / "parts"), progress=False)
+    assert done == [1], "a batch that lost a picture is made again"
+
+
+def test_another_order_in_the_same_directory_is_refused(run: Run, tmp_path: Path) -> None:
+    generation.make(order(run, tmp_path / "out", num=4), progress=False)
+    other = order(run, tmp_path / "out", num=4, seed=1, sampling=SamplingConfig(temperature=0.5))
+    with pytest.raises(InputError, match=r"made otherwise \(sampling, seed differ\): name another --out"):
+        generation.make(other, progress=False)
+
+
+MISTAKES = {
+    "a class out of range": (
+        ["--classes", "12"],
+        r"--classes 12: this generator knows classes 0 to 11 (disc, ring,",
+    ),
+    "an unknown class": (["--classes", "dog"], r"--classes dog: this generator knows classes"),
+    "a kept count that was not trained": (
+        ["--keep", "5"],
+        r"--keep 5: this generator was trained at 4, 9, 16",
+    ),
+    "steps of a raster order": (
+        ["--steps", "4"],
+        r"--steps 4: a mergear generator makes one token after the other",
+    ),
+    "scales for other sub-tokens": (
+        ["--cfg", "1", "2", "3"],
+        r"guidance.scale has 3 values, the codes 2 sub-tokens",
+    ),
+    "a share above one": (["--top-p", "1.5"], r"top_p"),
+    "no pictures": (["--num", "0"], r"--num is 0"),
+    "another tokenizer": (["--tokenizer", "OTHER"], r"its codes mean something else"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_is_made(
+    mistake: str,
+    run: Run,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import mergevq
+
+    monkeypatch.setenv("MERGEVQ_HOME", str(home))
+    words, message = MISTAKES[mistake]
+    if "OTHER" in words:
+        torch.manual_seed(5)
+        mergevq.save(mergevq.create("test_gr"), tmp_path / "other")
+        words = ["--tokenizer", str(tmp_path / "other")]
+    assert cli.run(["generate", run.name, "--out", str(tmp_path / "out"), *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_steps_than_tokens_are_refused(random_order: Run) -> None:
+    with pytest.raises(InputError, match=r"--steps 10: 9 tokens take 1 to 9 steps"):
+        generation.open_sampler(random_order.location, keep=9, steps=10)
+
+
+def test_the_command_line_tokenizes_trains_data_and_generates(
+    run: Run,
+    home: Path,
+    pictures: Path,
+    tokenizer_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(home))
+    out = str(tmp_path / "codes")
+    assert (
+        cli.run(
+            [
+                "tokenize",
+                str(tokenizer_directory),
+                out,
+                "--data",
+                str(pictures),
+                "--keep",
+                "{kind: uniform, counts: [4, 9]}",
+            ]
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "train: 384 views at 4, 9 kept tokens" in printed or "kept tokens" in printed
+    assert (
+        cli.run(
+            [
+                "generate",
+                run.name,
+                "--out",
+                str(tmp_path / "made"),
+                "--num",
+                "3",
+                "--cfg",
+                "1.5",
+                "2",
+                "--temperature",
+                "0",
+            ]
+        )
+        == 0
+    )
+    manifest = json.loads((tmp_path / "made" / "generation.json").read_text())
+    assert manifest["guidance"]["scale"] == [1.5, 2.0]
+    assert manifest["sampling"]["temperature"] == 0.0
+    assert cli.run(["tokenize", str(tokenizer_directory), out]) == 2
+    assert "give --data and --keep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["mergear", "random_order"])
+def test_the_report_has_the_point_without_guidance_its_baselines_and_an_honest_name(
+    kind: str, small_generator: dict[str, Any], home: Path
+) -> None:
+    name = {"mergear": "mergear", "random_order": "randar"}[kind]
+    sampler = generation.open_sampler(trained(name, kind, small_generator, home).location)
+    report, pictures = judging.judge(sampler, answers(judging.Judge, sampler), run="x", scales=[2.0])
+    assert [row["scale"] for row in report.rows] == [1.0, 2.0]
+    assert set(report.references) == {"real", "reconstructed", "by_position", "untrained"}
+    keys = {"gfd_random_v1", "class_top1", "class_top1_low", "class_top1_high", "neighbour_ratio"}
+    for row in [*report.rows, *report.references.values()]:
+        assert keys <= row.keys()
+        assert not any("fid" in key for key in row), "no Inception measured this"
+    assert report.references["real"]["gfd_random_v1"] == pytest.approx(0, abs=1e-6)
+    assert report.protocol["chance_top1"] == pytest.approx(100 / 12, abs=2)
+    assert report.protocol["tokenizer"]["sha256"] == sampler.tokenizer.sha256
+    assert len(pictures["1"].labels) == 48
+    assert any(sentence.startswith("NO") for sentence in report.verdict()), (
+        "eight steps learn nothing, and it says so"
+    )
+
+
+@pytest.mark.ray
+def test_one_and_two_workers_judge_alike(run: Run, ray_home: Path) -> None:
+    sampler = generation.open_sampler(run.location)
+    alone, _ = judging.judge(sampler, answers(judging.Judge, sampler), run="x", scales=[1.0])
+    shared, _ = judging.judge(sampler, answers(judging.Judge, sampler, workers=2), run="x", scales=[1.0])
+    for name, row in alone.references.items():
+        for key in ("gfd_random_v1", "class_top1", "neighbour_ratio"):
+            assert shared.references[name][key] == pytest.approx(row[key], rel=1e-6, abs=1e-9)
+    assert shared.rows[0]["gfd_random_v1"] == pytest.approx(alone.rows[0]["gfd_random_v1"], rel=1e-6)
+
+
+def test_codes_by_position_have_the_training_codes_frequencies(run: Run) -> None:
+    judge = judging.Judge(generation.open_sampler(run.location))
+    drawn = judge._by_position(torch.arange(4000)).numpy()
+    stored = judge.training_codes
+    for position in (0, 7, 15):
+        expected = np.bincount(stored[:, position], minlength=64) / len(stored)
+        found = np.bincount(drawn[:, position], minlength=64) / len(drawn)
+        assert np.abs(expected - found).sum() < 0.1
+    assert np.array_equal(drawn[5], judge._by_position(torch.tensor([5])).numpy()[0])
+
+
+def test_a_copied_picture_is_its_own_nearest_neighbour_even_mirrored() -> None:
+    train = np.random.default_rng(0).integers(0, 256, (20, 3 * judging.SMALL**2), dtype=np.uint8)
+    mirrored = train[3].reshape(3, judging.SMALL, judging.SMALL)[:, :, ::-1].reshape(-1)
+    distances, numbers = judging.nearest(np.stack([train[7], mirrored]), train, 2)
+    assert numbers[:, 0].tolist() == [7, 23]
+    assert distances[:, 0] == pytest.approx(0, abs=1e-2)
+    assert (distances[:, 1] > 50).all()
+
+
+def test_evaluating_a_generator_records_its_curve_over_scales_once(
+    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(home))
+    for attempt in range(2):
+        words = [
+            "evaluate",
+            run.name,
+            "--cfg",
+            "1.5",
+            "--num",
+            "24",
+            "--out",
+            str(tmp_path / str(attempt)),
+        ]
+        assert cli.run(words) == 0
+    printed = capsys.readouterr().out
+    assert "guidance scale 1.5" in printed
+    names = {path.name for path in (tmp_path / "0").iterdir()}
+    assert names == {"report.json", "table.md", "guidance.png", "samples.png", "neighbours.png"}
+    report = generation.GeneratorReport.load(tmp_path / "0" / "report.json")
+    assert report.protocol["images"] == 24
+
+    store = Store.at(home)
+    client = store.client()
+    experiment = client.get_experiment_by_name("mergevq")
+    found = client.search_runs([experiment.experiment_id], "tags.`mergevq.uid` != ''")
+    with_curve = [entry for entry in found if "cfg_curve/gfd_random_v1" in entry.data.metrics]
+    assert len(with_curve) == 2, "the training's run, and a linked one for the second evaluation"
+    for entry in with_curve:
+        history = client.get_metric_history(entry.info.run_id, "cfg_curve/gfd_random_v1")
+        assert sorted(point.step for point in history) == [100, 150]
+        assert "100 times the guidance scale" in entry.data.tags["mlflow.note.content"]
+        assert entry.data.tags["protocol.tokenizer.sha256"] == report.protocol["tokenizer"]["sha256"]
+
+
+def test_a_tokenizer_is_not_asked_for_guidance(
+    tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["evaluate", str(tokenizer_directory), "--cfg", "2"]) == 2
+    assert "--cfg and --num are for generators" in capsys.readouterr().err
+
+
+def test_a_tokenizers_run_generates_nothing(small_recipe: dict[str, Any], home: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    loop.train(resolve(small_recipe | {"steps": 1}), loop.Worker(), LocalHost(tmp_path / "run"))
+    with pytest.raises(InputError, match="trains a tokenizer; this needs a generator"):
+        generation.open_sampler(str(tmp_path / "run"))
+
+
+def test_the_stored_recipe_says_how_it_is_sampled(run: Run) -> None:
+    tree = yaml.safe_load((run.directory / "recipe.yaml").read_text())
+    assert tree["task"]["generation"]["scales"] == [1.0, 2.0]

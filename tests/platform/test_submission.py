@@ -1,0 +1,305 @@
+"""What is uploaded, refused and asked before a cluster is touched."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from mergevq.errors import InputError
+from mergevq_platform import cli
+from mergevq_platform.submission import packages, read_verb, staging
+from mergevq_platform.submission.client import Cluster, tokens
+from mergevq_platform.submission.packages import Facts, compare
+from mergevq_platform.submission.submit import Verb, _environment, _name
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_recipe: dict[str, Any]) -> Path:
+    """A working directory with a recipe, pictures and runs."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("MERGEVQ_STORAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    (folder / "small.yaml").write_text(yaml.safe_dump(small_recipe))
+    (folder / "runs").mkdir()
+    (folder / "runs" / "big.bin").write_bytes(b"x" * 100_000)
+    (folder / "secret.env").write_text("PASSWORD=hunter2")
+    return folder
+
+
+def test_the_upload_is_our_two_packages_and_what_the_words_name(here: Path, tmp_path: Path) -> None:
+    staged = staging.stage(["train", "small.yaml", "steps=3"], tmp_path / "out")
+    assert staged.words == ["train", "small.yaml", "steps=3"]
+    tops = {name.split("/")[0] for name in staged.files}
+    assert tops == {"mergevq", "mergevq_platform", "small.yaml"}
+    assert "mergevq_platform/recipes/demo.yaml" in staged.files
+    assert not any("__pycache__" in name or name.endswith(".pyc") for name in staged.files)
+    on_disk = {p.relative_to(staged.directory).as_posix() for p in staged.directory.rglob("*") if p.is_file()}
+    assert on_disk == set(staged.files)
+    assert staged.bytes < 3 * 2**20
+
+
+def test_an_installed_package_stages_the_same_tree_as_a_checkout(here: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "site-packages"
+    shutil.copytree(ROOT / "mergevq", installed / "mergevq")
+    shutil.copytree(ROOT / "platform" / "mergevq_platform", installed / "mergevq_platform")
+    shutil.copytree(ROOT / "jobs" / "recipes", installed / "mergevq_platform" / "recipes")
+    script = (
+        "from pathlib import Path; from mergevq_platform.submission import staging\n"
+        f"print(*sorted(staging.stage(['recipes'], Path({str(tmp_path / 'other')!r})).files), sep='\\n')"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=here,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() == sorted(staging.stage(["recipes"], tmp_path / "out").files)
+
+
+def test_files_from_elsewhere_are_renamed_and_cluster_paths_stay(here: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "small.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("x")
+    (here / "w.pt").write_text("weights")
+    words = ["train", str(elsewhere), f"a.b={elsewhere}", "c.d=w.pt", f"--recipe={here / 'small.yaml'}"]
+    staged = staging.stage(words, tmp_path / "out", packages=False)
+    assert staged.words == [
+        "train",
+        "given/small.yaml",
+        f"a.b={elsewhere}",
+        "c.d=w.pt",
+        "--recipe=small.yaml",
+    ]
+    assert set(staged.files) == {"given/small.yaml", "w.pt", "small.yaml"}
+
+
+def test_folders_of_this_machine_are_refused_but_names_are_not(here: Path, tmp_path: Path) -> None:
+    (here / "runs" / "data").mkdir()
+    for word in ("runs/data", "data.path=runs", "--out=runs"):
+        with pytest.raises(InputError, match="is a folder of this machine"):
+            staging.stage(["train", word], tmp_path / "out", packages=False)
+    assert staging.stage(["evaluate", "runs"], tmp_path / "out", packages=False).words == ["evaluate", "runs"]
+
+
+def test_a_large_upload_is_refused_with_its_largest_paths_before_anything_is_copied(
+    here: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=r"98\.\d KiB, more than 50\.0 KiB; largest: runs/big\.bin"
+    ) as refusal:
+        staging.stage(
+            ["evaluate", "runs/big.bin", "small.yaml"],
+            tmp_path / "out",
+            packages=False,
+            limit_bytes=50 * 1024,
+        )
+    assert "absolute path" in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_included_folder_of_a_checkout_leaves_out_what_git_ignores(here: Path, tmp_path: Path) -> None:
+    (here / "mine" / "cache").mkdir(parents=True)
+    (here / "mine" / "helper.py").write_text("x = 1")
+    (here / "mine" / "cache" / "big").write_text("x")
+    (here / ".gitignore").write_text("cache/\n")
+    subprocess.run(["git", "init", "-q"], cwd=here, check=True)
+    staged = staging.stage(["recipes"], tmp_path / "out", packages=False, include=[Path("mine")])
+    assert set(staged.files) == {"mine/helper.py"}
+    with pytest.raises(InputError, match="below the working directory"):
+        staging.stage(["recipes"], tmp_path / "out", packages=False, include=[Path("/etc/passwd")])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a verb"),
+        (["jobs", "list"], "is not a verb that runs as a job"),
+        (["train", "demo"], r"data\.path is 'runs/data/shapes', a relative path"),
+        (
+            ["train", "small.yaml", "task.losses.alignment={kind: stand_in, directory: runs/teacher}"],
+            r"task\.losses\.alignment\.directory is 'runs/teacher', a relative path",
+        ),
+        (["train", "nothing"], "no recipe 'nothing'"),
+        (["train", "small.yaml", "stepss=4"], "unknown key 'stepss'"),
+        (["train", "small.yaml", "--storage", "s3://k:hunter2@b/x"], "open to all who see the cluster"),
+    ],
+)
+def test_what_the_verb_would_refuse_is_refused_before_submission(
+    here: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as refusal:
+        read_verb(words)
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_a_training_without_a_name_is_named_as_its_job(here: Path) -> None:
+    verb = read_verb(["train", "small.yaml", "steps=3"])
+    assert (verb.recipe, verb.names_a_run) == ("small", True)
+    assert _name(verb).startswith("small-20")
+    assert not read_verb(["train", "small.yaml", "--name", "mine"]).names_a_run
+    assert _name(read_verb(["train", "--resume", "mine"])).startswith("train-mine-20")
+
+
+def test_small_weights_beside_a_recipe_go_along(here: Path) -> None:
+    (here / "dino.safetensors").write_bytes(b"x")
+    words = ["train", "small.yaml", "task.initial_weights=dino.safetensors"]
+    assert read_verb(words).include == [Path("dino.safetensors")]
+
+
+def test_an_image_of_another_version_is_said() -> None:
+    other = Facts(**{**vars(HAS_ALL), "versions": {"mergevq": "0.0.1"}, "holds_mergevq": True})
+    assert "the image holds mergevq 0.0.1" in packages.of_image(other).warnings[0]
+
+
+def test_a_sweep_takes_the_recipe_file_that_it_names_along(here: Path) -> None:
+    (here / "question.py").write_text(
+        "from mergevq_platform.sweeps import *\n"
+        "SWEEP = Sweep(name='q', question='?', recipe='small.yaml', search=Grid(), "
+        "space={'seed': choice(0, 1)}, objectives=(mean_psnr(),))\n"
+    )
+    verb = read_verb(["sweep", "question.py"])
+    assert (verb.recipe, verb.include) == ("q", [Path("small.yaml")])
+
+
+HAS_ALL = Facts(
+    python="3.11.2",
+    versions={"ray": "2.60.0", "torch": "2.13.0", "mlflow": "3.17.2"},
+    holds_mergevq=False,
+    environment={},
+    tracking=False,
+)
+NEEDS = [
+    Requirement(text) for text in ("ray[train]>=2.60,<3", "torch>=2.6", "mlflow>=3.10,<4", "einops>=0.8")
+]
+
+
+def test_missing_packages_are_installed_and_present_ones_are_not() -> None:
+    plan = compare(HAS_ALL, NEEDS)
+    assert plan.install == ["einops>=0.8"]
+
+
+def test_a_cluster_that_cannot_run_us_is_refused_with_the_reason() -> None:
+    old_python = Facts(**{**vars(HAS_ALL), "python": "3.10.1"})
+    with pytest.raises(InputError, match=r"runs Python 3\.10\.1, mergevq needs >=3\.11"):
+        compare(old_python, NEEDS)
+    old_ray = Facts(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "ray": "2.9.0"}})
+    with pytest.raises(InputError, match=r"runs ray 2\.9\.0, mergevq needs"):
+        compare(old_ray, NEEDS)
+
+
+def test_an_old_or_other_torch_is_said() -> None:
+    old = Facts(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "torch": "2.1.0"}})
+    plan = compare(old, NEEDS)
+    assert "torch>=2.6" in plan.install
+    assert any("torch is installed for this job" in warning for warning in plan.warnings)
+    other = Facts(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "torch": "2.99.1"}})
+    assert any("torch is 2.99.1 there" in warning for warning in compare(other, NEEDS).warnings)
+
+
+def test_the_requirements_are_those_of_pyproject() -> None:
+    names = {requirement.name for requirement in packages.requirements()}
+    assert {"ray", "torch", "mlflow"} <= names
+    assert "pytest" not in names  # an extra
+
+
+class Local:
+    """A cluster on this machine, as far as the environment of a job asks."""
+
+    is_local = True
+
+
+class Remote:
+    """A cluster elsewhere."""
+
+    is_local = False
+
+
+def environment(
+    monkeypatch: pytest.MonkeyPatch,
+    facts: Facts = HAS_ALL,
+    cluster: Any = Remote,
+    home: str | None = "/shared",
+    **variables: str,
+) -> dict[str, str]:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return _environment(cluster, facts, home, "train")
+
+
+def test_a_jobs_environment_holds_places_and_no_secrets(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    found = environment(monkeypatch, MLFLOW_TRACKING_URI="https://mlflow.example", MERGEVQ_STORAGE="s3://b/x")
+    assert found == {
+        "MERGEVQ_HOME": "/shared",
+        "MERGEVQ_STORAGE": "s3://b/x",
+        "MLFLOW_TRACKING_URI": "https://mlflow.example",
+        "RAY_JOB_STOP_WAIT_TIME_S": "600",
+    }
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD") as refusal:
+        environment(monkeypatch, MLFLOW_TRACKING_URI="https://me:hunter2@mlflow.example")
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_a_home_that_would_vanish_with_the_job_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="give --home PATH"):
+        environment(monkeypatch, home=None)
+    with pytest.raises(InputError, match="absolute path"):
+        environment(monkeypatch, home="runs")
+    told = Facts(**{**vars(HAS_ALL), "environment": {"MERGEVQ_HOME": "/mnt/runs"}})
+    assert "MERGEVQ_HOME" not in environment(monkeypatch, told, home=None)  # the cluster's own stands
+
+
+def test_a_tracking_server_of_this_machine_is_no_use_to_another(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="is this machine's"):
+        environment(monkeypatch, MLFLOW_TRACKING_URI="http://127.0.0.1:5000")
+    found = environment(monkeypatch, cluster=Local, MLFLOW_TRACKING_URI="http://127.0.0.1:5000")
+    assert found["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
+
+
+def test_tokens_are_tried_in_order_from_environment_then_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    given = tmp_path / "given"
+    given.write_text("two\n")
+    home = tmp_path / "runs"
+    home.mkdir()
+    (home / "ray_token").write_text("three")
+    found = tokens({"RAY_AUTH_TOKEN": "one", "RAY_AUTH_TOKEN_PATH": str(given)}, home)
+    assert [token for _, token in found] == ["one", "two", "three"]
+    with pytest.raises(InputError, match="RAY_AUTH_TOKEN_PATH"):
+        list(tokens({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, home))
+
+
+def test_an_address_where_nobody_answers_is_one_line_with_the_fix(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(here / "runs"))
+    assert cli.run(["submit", "--address", "http://127.0.0.1:9", "--", "train", "small.yaml"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "no Ray dashboard answers at http://127.0.0.1:9" in lines[0]
+    with pytest.raises(InputError, match="jobs are submitted to the dashboard"):
+        Cluster("ray://head:10001", home=here)
+
+
+def test_verbs_may_be_passed_in_any_number_of_words() -> None:
+    assert read_verb(["recipes", "demo"]) == Verb(words=["recipes", "demo"], recipe="demo")
