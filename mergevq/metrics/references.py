@@ -63,11 +63,13 @@ def read_reference(path: str | Path, *, key: str = "reference") -> Reference:
     if not file.is_file():
         raise InputError(f"{key}: there is no file '{path}': give the npz with the reference statistics")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile) or not {"mu", "sigma"} <= set(arrays.files):
-                held = ", ".join(arrays.files) if isinstance(arrays, np.lib.npyio.NpzFile) else "one array"
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"{key}: '{path}' holds one array, not mu and sigma: it is no reference statistics")
+        with archive as arrays:
+            if not {"mu", "sigma"} <= set(arrays.files):
                 raise InputError(
-                    f"{key}: '{path}' holds {held}, not mu and sigma: it is no reference statistics"
+                    f"{key}: '{path}' holds {', '.join(arrays.files)}, not mu and sigma: it is no reference statistics"
                 )
             count = int(arrays["mergevq_images"]) if "mergevq_images" in arrays.files else None
             extractor = (

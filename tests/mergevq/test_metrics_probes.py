@@ -44,7 +44,7 @@ def objective(weights, x, y, C):
 def test_the_probe_reaches_the_optimum_of_scikit_learn(C):
     x, y = problem(400)
     x, _ = uncorrelated(*standardised(x, x))
-    found = fit_logistic(x, y, 4, C)
+    found = fit_logistic(x, y, 4, C).weights
     theirs = LogisticRegression(C=C, tol=1e-8, max_iter=5000).fit(x.double().numpy(), y.numpy())
     their_weights = torch.from_numpy(np.vstack([theirs.coef_.T, theirs.intercept_]))
     assert objective(found, x, y, C) == pytest.approx(objective(their_weights, x, y, C), rel=1e-3)
@@ -58,7 +58,7 @@ def test_features_turned_to_their_axes_have_the_same_optimum():
     turned, _ = uncorrelated(x, x)
     correlation = turned.T @ turned / len(turned)
     assert (correlation - correlation.diagonal().diag()).abs().max() < 1e-4
-    values = [objective(fit_logistic(part, y, 4, 0.1, steps=1000), part, y, 0.1) for part in (x, turned)]
+    values = [objective(fit_logistic(part, y, 4, 0.1).weights, part, y, 0.1) for part in (x, turned)]
     assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
@@ -67,7 +67,18 @@ def test_a_start_changes_the_way_but_not_the_optimum():
     x, _ = uncorrelated(*standardised(x, x))
     far = fit_logistic(x, y, 4, 100.0)
     cold, warm = fit_logistic(x, y, 4, 0.1), fit_logistic(x, y, 4, 0.1, start=far)
-    assert objective(cold, x, y, 0.1) == pytest.approx(objective(warm, x, y, 0.1), rel=1e-4)
+    assert objective(cold.weights, x, y, 0.1) == pytest.approx(objective(warm.weights, x, y, 0.1), rel=1e-4)
+
+
+def test_the_whole_grid_reaches_its_optima_one_from_the_other():
+    x, y = problem(500, dim=40, classes=6, separation=0.6)
+    x, _ = uncorrelated(*standardised(x, x))
+    solution = None
+    for C in C_GRID:
+        solution = fit_logistic(x, y, 6, C, start=solution)
+        exact = fit_logistic(x, y, 6, C, tolerance=1e-9)
+        found, least = (objective(s.weights, x, y, C) for s in (solution, exact))
+        assert found == pytest.approx(least, rel=2e-4)
 
 
 def test_clear_classes_are_all_found_and_noise_none():
