@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -82,6 +83,27 @@ class BareCluster:
                 pass
             time.sleep(0.3)
         raise AssertionError((self.folder / "ray-start.log").read_text())
+
+    def join(self, count: int) -> None:
+        """Start one more node of one CPU, so that there are `count`; Ray gives one up that takes more than 30 s to start."""
+        for _ in range(4):
+            process = self.start(f"--address={self.gcs}", "--num-cpus=1")
+            while process.poll() is None:
+                if self.alive() >= count:
+                    return
+                time.sleep(0.5)
+            self.processes.remove(process)
+        raise AssertionError((self.folder / "ray-start.log").read_text())
+
+    def alive(self) -> int:
+        """How many nodes there are."""
+        request = urllib.request.Request(
+            f"{self.address}/nodes?view=summary",
+            headers={"Authorization": f"Bearer {self.token.read_text()}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            summary = json.load(answer)["data"]["summary"]
+        return sum(node.get("raylet", {}).get("state") == "ALIVE" for node in summary)
 
     def kill(self, process: subprocess.Popen) -> None:
         """Kill a node with all its processes at once, as a machine that loses power."""
@@ -176,8 +198,8 @@ def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareClust
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareCluster]:
     """A head without CPUs, and two nodes of one CPU each: `processes[1]` and `processes[2]`."""
     for cluster in started(tmp_path_factory.mktemp("nodes"), "--num-cpus=0"):
-        for _ in range(2):
-            cluster.start(f"--address={cluster.gcs}", "--num-cpus=1")
+        for joined in (2, 3):
+            cluster.join(joined)
         yield cluster
 
 

@@ -19,10 +19,20 @@ from mergevq.config import config
 from mergevq.ema import Ema
 from mergevq_platform import checkpoints, loop
 from mergevq_platform.checkpoints import TrainingState
-from mergevq_platform.data import Deal, TrainStream, open_dataset, to_unit_range, write_shapes
+from mergevq_platform.data import (
+    Dataset,
+    Deal,
+    TrainStream,
+    decode,
+    make_views,
+    open_dataset,
+    to_unit_range,
+    write_shapes,
+)
 from mergevq_platform.recipe import Recipe, TokenizerTask
 
 REPEATS = 7
+INPUT_PICTURES = 32
 KEEP_DRAWS = 256
 FOREVER = 10**9  # a step at which everything that starts late has started
 
@@ -69,7 +79,7 @@ def measure(
         state = TrainingState(
             training, Ema(training.model(), recipe.ema_decay), loop.make_optimizers(recipe, training)
         )
-        batches, input_seconds = _batches(recipe, dataset, large, device)
+        batches = _batches(recipe, dataset, large, device)
         autocast = (
             nullcontext
             if recipe.precision == "float32"
@@ -113,7 +123,7 @@ def measure(
             call_seconds=whole - per_picture * large,
             picture_seconds=per_picture,
             update_seconds=min(times["update"]),
-            input_seconds=input_seconds,
+            input_seconds=_input_seconds(recipe, dataset),
             gradient_bytes=_bytes(trained),
             state_bytes=_bytes(_tensors(training))
             + _bytes(trained)
@@ -144,23 +154,22 @@ def _kept_counts(recipe: Recipe) -> tuple[int | None, int | None]:
 
 
 def _batches(
-    recipe: Recipe, dataset: Any, micro_batch: int, device: torch.device
-) -> tuple[list[dict[str, Tensor]], float]:
+    recipe: Recipe, dataset: Dataset, micro_batch: int, device: torch.device
+) -> list[dict[str, Tensor]]:
     stream = TrainStream(
-        dataset,
-        recipe.data.views,
-        deal=Deal(micro_batch, passes=1, workers=1),
-        seed=recipe.seed,
-        workers=0,
+        dataset, recipe.data.views, deal=Deal(micro_batch, passes=1, workers=1), seed=recipe.seed
     )
-    found = []
     with stream:
         source = iter(stream)
-        found.append(next(source))
-        began = time.process_time()
-        found += [next(source) for _ in range(2)]
-        seconds = time.process_time() - began
-    return [to_unit_range(step[0], device) for step in found], seconds / (2 * micro_batch)
+        return [to_unit_range(next(source)[0], device) for _ in range(2)]
+
+
+def _input_seconds(recipe: Recipe, dataset: Dataset) -> float:
+    rows = dataset.read(list(range(INPUT_PICTURES)))
+    began = time.process_time()
+    for row in rows:
+        make_views(decode(row.data), recipe.data.views, seed=recipe.seed, epoch=0, sample=row.sample)
+    return (time.process_time() - began) / len(rows)
 
 
 class Saved:

@@ -50,8 +50,12 @@ class Cluster:
         if self._jobs is None:
             from ray.job_submission import JobSubmissionClient
 
-            for noisy in ("ray.dashboard", "ray._private.runtime_env"):
-                logging.getLogger(noisy).setLevel(logging.WARNING)
+            for noisy in (
+                "dashboard.modules.job.sdk",
+                "dashboard.modules.dashboard_sdk",
+                "_private.runtime_env.packaging",
+            ):
+                logging.getLogger(f"ray.{noisy}").setLevel(logging.WARNING)
             self._jobs = JobSubmissionClient(self.address, headers=dict(self.headers))
         return self._jobs
 

@@ -13,9 +13,7 @@ from mergevq_platform.submission.client import Cluster
 
 ASKED = "mergevq.asks"  # what the job's own process asks of the cluster; Ray does not tell that of a job
 HINT_SECONDS = 10.0
-SILENT_SECONDS = (
-    60.0  # after so long without a line the connection is made anew: it may be dead without saying so
-)
+SILENT_SECONDS = 60.0  # without a line for so long, the connection is made anew: a dead one may not say so
 RETRY_SECONDS = (0.5, 1, 2, 5, 10)
 PATIENCE_SECONDS = 600.0  # how long a cluster may be out of reach before we stop asking
 INTERRUPTED = 130
