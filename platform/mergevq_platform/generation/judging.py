@@ -360,11 +360,12 @@ def neighbour_distances(small: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 
 def nearest(small: np.ndarray, train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest training pictures of each: distances (B, count), and numbers (B, count); T and more for mirror images
-    of T training pictures."""
-    wanted = torch.from_numpy(small).float()
-    known = torch.from_numpy(train).float()
+    """The `count` nearest of T training pictures, each or its mirror image, whichever is nearer: distances (B, count) in grey
+    levels, and numbers (B, count), T and more for mirror images."""
+    wanted, known = torch.from_numpy(small).float(), torch.from_numpy(train).float()
     mirrored = known.view(-1, 3, SMALL, SMALL).flip(-1).flatten(1)
-    distances = torch.cat([torch.cdist(wanted, known), torch.cdist(wanted, mirrored)], 1)
-    values, numbers = distances.topk(min(count, distances.shape[1]), largest=False)
+    both = torch.stack([torch.cdist(wanted, known), torch.cdist(wanted, mirrored)])
+    distances, is_mirrored = both.min(0)
+    values, pictures = distances.topk(min(count, len(train)), largest=False)
+    numbers = pictures + len(train) * is_mirrored.gather(1, pictures)
     return (values / wanted.shape[1] ** 0.5).numpy(), numbers.numpy()
