@@ -7,6 +7,7 @@ weights), which code sets, recipes, checkpoints of generators and generated pict
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,8 +54,9 @@ def find_tokenizer(place: str, *, sha256: str | None = None, key: str = "tokeniz
             )
         config = read_config(directory)
         found = checkpoints.sha256(directory / WEIGHTS)
-        location = place
-        if not checkpoints.is_bare(place):  # a run goes on; its checkpoint of now is what is meant
+        if checkpoints.is_bare(place):
+            location = str(Path(place).resolve())  # workers run in other directories
+        else:  # a run goes on; its checkpoint of now is what is meant
             name = checkpoints.directory_name(checkpoints.about(directory)["step"])
             location = next(there for there in checkpoints.listed(place) if name in there)
     if sha256 is not None and found != sha256:

@@ -216,9 +216,12 @@ def test_other_weights_at_the_tokenizers_place_are_refused(tokenizer_directory: 
 
 
 def test_the_manifest_names_the_tokenizer_and_the_pictures(
-    codes: Path, pictures: Path, tokenizer: FrozenTokenizer
+    codes: Path, pictures: Path, tokenizer: FrozenTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = json.loads((codes / "manifest.json").read_text())
+    monkeypatch.chdir(Path(tokenizer.location).parent)
+    assert find_tokenizer(Path(tokenizer.location).name) == tokenizer, "places are absolute"
+    assert Path(tree["tokenizer"]["location"]).is_absolute()
     assert tree["tokenizer"]["sha256"] == tokenizer.sha256
     assert tree["plan"]["data_fingerprints"]["train"] == open_dataset(pictures, "train").fingerprint
     assert tree["views"] == {"train": 384, "val": 64}

@@ -211,6 +211,7 @@ def tokenize(
             )
     names = tuple(splits or split_names(data))
     opened = {name: open_dataset(data, name) for name in names}
+    data = next(iter(opened.values())).path  # absolute: workers run in other directories
 
     def stored(block: int) -> tuple[int, ...]:
         if distribution is None:

@@ -20,7 +20,18 @@ from torch import Tensor
 
 import mergevq
 from mergevq.generation import build_generator
-from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, linear_probe, to_uint8
+from mergevq.metrics import (
+    FeatureStatistics,
+    InceptionExtractor,
+    InceptionScore,
+    distance_name,
+    extractor,
+    frechet_distance,
+    linear_probe,
+    precision_recall,
+    score_name,
+    to_uint8,
+)
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
 from mergevq_platform.data.keyed import Stream, uniforms
@@ -33,6 +44,8 @@ BATCHES_PER_JOB = 2
 SMALL = 32  # pictures are compared with their neighbours at this many pixels a side
 POSITION_ROWS = 4096  # training views whose codes the position baseline draws from
 SHOWN = 48  # pictures of each point that the figures may show
+
+JOINED = ("features", "summary", "labels", "small")
 
 Kind = Literal["real", "reconstructed", "generated", "by_position", "untrained"]
 
@@ -51,6 +64,8 @@ class Measured:
     """What is known of a set of pictures."""
 
     statistics: FeatureStatistics
+    score: InceptionScore | None  # where the extractor has the logits for it
+    features: np.ndarray  # (B, D) float32 of the extractor; none of training pictures
     summary: np.ndarray  # (B, D) float32, the tokenizer's summary with all tokens kept
     labels: np.ndarray  # (B,) int64: their class, or the one asked for
     small: np.ndarray  # (B, 3 * SMALL * SMALL) uint8
@@ -60,9 +75,11 @@ class Measured:
 
     def merge(self, other: Measured) -> Measured:
         """Of both sets."""
+        both = self.score is not None and other.score is not None
         return Measured(
             self.statistics.merge(other.statistics),
-            *(np.concatenate([getattr(self, n), getattr(other, n)]) for n in ("summary", "labels", "small")),
+            self.score.merge(other.score) if both else None,  # type: ignore[union-attr, arg-type]
+            *(np.concatenate([getattr(self, n), getattr(other, n)]) for n in JOINED),
             np.concatenate([self.first, other.first])[:SHOWN],
             self.tokens + other.tokens,
             self.seconds + other.seconds,
@@ -97,11 +114,15 @@ class Judge:
 
     def _batch(self, job: Job, index: int) -> Measured:
         if job.kind in ("real", "reconstructed"):
-            batch = to_unit_range(real_batches(self.maker, job.split).batch(index), self.device)
+            batches = real_batches(self.maker, job.split)
+            batch = to_unit_range(batches.batch(index), self.device)
             images, labels = batch["image"], batch["label"]
             if job.kind == "reconstructed":
                 images = self._reconstructed(images)
-            return self._measured(images, labels)
+            if job.split == self.recipe.data.train_split:
+                return self._measured(images, labels)
+            places = index * batches.batch_size + torch.arange(len(images))
+            return self._measured(images, labels, places, batches.images)
         settings = self.recipe.generator.generation
         ids = torch.arange(index * settings.batch, min((index + 1) * settings.batch, settings.images))
         labels = ids % self.recipe.generator.model.classes
@@ -115,11 +136,27 @@ class Judge:
                 indices = self._by_position(ids)
         images = self.maker.pictures(indices)
         seconds = time.monotonic() - began
-        return self._measured(images, labels, indices.numel(), seconds)
+        return self._measured(images, labels, ids, settings.images, indices.numel(), seconds)
 
-    def _measured(self, images: Tensor, labels: Tensor, tokens: int = 0, seconds: float = 0.0) -> Measured:
+    def _measured(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        places: Tensor | None = None,
+        of: int = 0,
+        tokens: int = 0,
+        seconds: float = 0.0,
+    ) -> Measured:
+        """Of pictures at `places` among `of` that are judged together; without places, of training pictures."""
+        score = None
+        if isinstance(self.extractor, InceptionExtractor) and places is not None:
+            outputs = self.extractor.outputs(images)
+            features, score = outputs.pool, InceptionScore(of)
+            score.update(outputs.logits, places)
+        else:
+            features = self.extractor(images)
         statistics = FeatureStatistics()
-        statistics.update(self.extractor(images))
+        statistics.update(features)
         seen = to_uint8(images)
         # The summary is asked of pictures as a file holds them, as it is of real ones.
         summary, _ = self.maker.tokenizer.encode_summary(
@@ -130,6 +167,8 @@ class Judge:
             small = F.interpolate(small, (SMALL, SMALL), mode="area")
         return Measured(
             statistics,
+            score,
+            features[: len(features) if places is not None else 0].cpu().numpy(),
             summary.float().cpu().numpy(),
             labels.cpu().numpy(),
             small.round().byte().flatten(1).cpu().numpy(),
@@ -238,7 +277,9 @@ def judge(
     real = gather("real", held_out.num_batches, split=data.evaluation_split)
     painted = gather("reconstructed", held_out.num_batches, split=data.evaluation_split)
     network = extractor(recipe.evaluation.extractor)
-    known = Known(train, real, f"gfd_{network.name}", neighbour_distances(painted.small, train.small))
+    keys = {name: score_name(network, name) for name in ("precision", "recall", "inception_score")}
+    keys["frechet"] = distance_name(network, "generation")
+    known = Known(train, real, keys, neighbour_distances(painted.small, train.small))
 
     made = -(-settings.images // settings.batch)
     rows: list[dict[str, float]] = []
@@ -260,6 +301,7 @@ def judge(
             pictures[kind] = part
     protocol = {
         **sampler.protocol(),
+        "keys": keys,
         "extractor": {"name": network.name, **network.identity},
         "images": settings.images,
         "reference": {"split": data.evaluation_split, "images": len(real.labels)},
@@ -285,7 +327,7 @@ class Known:
 
     train: Measured
     real: Measured
-    frechet: str  # the metric's name
+    keys: dict[str, str]  # what the metrics are called
     painted_distances: np.ndarray  # of reconstructed held-out pictures to their nearest training pictures
 
     def row(self, part: Measured) -> dict[str, float]:
@@ -297,11 +339,16 @@ class Known:
             )
         )
         row = {
-            self.frechet: frechet_distance(self.real.statistics, part.statistics),
+            self.keys["frechet"]: frechet_distance(self.real.statistics, part.statistics),
             "class_top1": probe.top1,
             "class_top1_low": probe.interval[0],
             "class_top1_high": probe.interval[1],
         }
+        if part is not self.real:
+            found = precision_recall(torch.from_numpy(part.features), torch.from_numpy(self.real.features))
+            row |= {self.keys["precision"]: found.precision, self.keys["recall"]: found.recall}
+        if part.score is not None:
+            row[self.keys["inception_score"]] = part.score.compute().mean
         distances = neighbour_distances(part.small, self.train.small)
         row["neighbour_ratio"] = float(np.median(distances) / np.median(self.painted_distances))
         return row
@@ -313,11 +360,12 @@ def neighbour_distances(small: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 
 def nearest(small: np.ndarray, train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest training pictures of each: distances (B, count), and numbers (B, count); T and more for mirror images
-    of T training pictures."""
-    wanted = torch.from_numpy(small).float()
-    known = torch.from_numpy(train).float()
+    """The `count` nearest of T training pictures, each or its mirror image, whichever is nearer: distances (B, count) in grey
+    levels, and numbers (B, count), T and more for mirror images."""
+    wanted, known = torch.from_numpy(small).float(), torch.from_numpy(train).float()
     mirrored = known.view(-1, 3, SMALL, SMALL).flip(-1).flatten(1)
-    distances = torch.cat([torch.cdist(wanted, known), torch.cdist(wanted, mirrored)], 1)
-    values, numbers = distances.topk(min(count, distances.shape[1]), largest=False)
+    both = torch.stack([torch.cdist(wanted, known), torch.cdist(wanted, mirrored)])
+    distances, is_mirrored = both.min(0)
+    values, pictures = distances.topk(min(count, len(train)), largest=False)
+    numbers = pictures + len(train) * is_mirrored.gather(1, pictures)
     return (values / wanted.shape[1] ** 0.5).numpy(), numbers.numpy()

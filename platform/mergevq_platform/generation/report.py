@@ -46,8 +46,7 @@ class GeneratorReport:
     @property
     def frechet_key(self) -> str:
         """The name of the Fréchet distance of generated pictures."""
-        name = self.protocol["extractor"]["name"]
-        return "gfid" if name == "inception" else f"gfd_{name}"
+        return str(self.protocol["keys"]["frechet"])
 
     @property
     def best(self) -> dict[str, float]:
@@ -87,11 +86,12 @@ class GeneratorReport:
 
     def columns(self) -> list[tuple[str, str, str]]:
         """(key, title, format) of what is shown."""
+        keys = self.protocol["keys"]
         every = [
-            (self.frechet_key, "Fréchet distance", ".3f"),
-            ("precision", "precision", ".3f"),
-            ("recall", "recall", ".3f"),
-            ("inception_score", "IS", ".1f"),
+            (keys["frechet"], "Fréchet distance", ".3f"),
+            (keys["precision"], "precision", ".3f"),
+            (keys["recall"], "recall", ".3f"),
+            (keys["inception_score"], "Inception score", ".1f"),
             ("class_top1", "class recognised %", ".1f"),
             ("neighbour_ratio", "distance to neighbour ×", ".2f"),
             ("pictures_per_second", "pictures/s", ".1f"),
@@ -142,7 +142,8 @@ class GeneratorReport:
         p = self.protocol
         return (
             f"{self.frechet_key}: Fréchet distance of {p['images']} pictures, classes in turn, to {p['reference']['images']} real ones of "
-            f"'{p['reference']['split']}', {p['extractor']['description']}. Class: {p['class_probe']['kind']}, "
+            f"'{p['reference']['split']}', {p['extractor']['description']}; precision and recall of the same features (k = 3). "
+            f"Class: {p['class_probe']['kind']}, "
             f"{p['class_probe']['train_images']} training pictures. Distance to neighbour: median over pictures, as a multiple of that of "
             f"reconstructed held-out pictures; {p['neighbours']}. {p['guidance']['schedule']} guidance; EMA weights of step "
             f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}."
