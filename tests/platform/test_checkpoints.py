@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,31 @@ def test_a_torn_description_is_a_damaged_checkpoint(run: Path, tmp_path: Path) -
     (run / checkpoints.directory_name(4) / "resume.pt").unlink()
     with pytest.raises(InputError, match="no checkpoint in"), checkpoints.newest(str(run)):
         pass
+
+
+def test_object_storage_keeps_and_replaces_as_a_directory_does(tmp_path: Path) -> None:
+    import pyarrow.fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    there = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+    run = f"s3://key:secret@bucket/run?{there}"
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(run)
+        with pytest.raises(FileNotFoundError):
+            checkpoints.keep(written(tmp_path / "local", 4), run, most=2)
+        filesystem.create_dir(path)
+        with filesystem.open_output_stream(f"{path}/recipe.yaml") as stream:
+            stream.write(b"name: run\n")
+        checkpoints.keep(tmp_path / "local" / checkpoints.directory_name(4), run, most=2)
+        for step in (8, 12, 8):
+            local = tmp_path / "local" / checkpoints.directory_name(step)
+            checkpoints.keep(local if local.exists() else written(tmp_path / "local", step), run, most=2)
+        assert [checkpoints.step_of(place) for place in checkpoints.listed(run)] == [12, 8]
+        with checkpoints.newest(run) as found:
+            assert json.loads((found / "checkpoint.json").read_text())["step"] == 12
+    finally:
+        server.stop()
