@@ -107,6 +107,8 @@ def _checked(generator: Generator, labels: Tensor, keep: int | None, sample_ids:
                 f"keep is {keep}: a raster generator always makes all {config.grid_tokens} cells, leave keep out"
             )
         keep = config.grid_tokens
+    elif keep is None:
+        keep = config.keeps[0]
     if labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < config.classes:
         wrong = next(label for label in labels.tolist() if not -1 <= label < config.classes)
         raise InputError(
@@ -114,4 +116,4 @@ def _checked(generator: Generator, labels: Tensor, keep: int | None, sample_ids:
         )
     if sample_ids.shape != labels.shape:
         raise InputError(f"{len(sample_ids)} sample_ids for {len(labels)} labels: give one each")
-    return config.keeps[0] if keep is None else keep
+    return keep

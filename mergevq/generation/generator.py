@@ -44,7 +44,8 @@ class Generator(nn.Module):
         self.transformer = Transformer(shape, shape.depth)
         self.tokens = SubTokens(shape, config.sub_bits, config.intra_depth)
         self.classes = nn.Embedding(config.classes + 1, shape.width)  # the last row stands for no class
-        self.keeps = nn.Embedding(len(config.keeps), shape.width) if tells_keep(config) else None
+        told = told_keeps(config)
+        self.keeps = nn.Embedding(len(told), shape.width) if told else None
         self.instruction = (
             nn.Parameter(torch.randn(shape.width) * 0.02) if isinstance(config, RandomOrderConfig) else None
         )
@@ -91,8 +92,8 @@ class Generator(nn.Module):
         length = prefix.shape[1]
         mask = None
         if isinstance(self.config, MergeARConfig):
-            by_cluster = self.config.duplicates == "cluster" and assignment is not None
-            first = first_occurrences((assignment if by_cluster else cells)[:, :-1])
+            names = cells if assignment is None or self.config.duplicates == "code" else assignment
+            first = first_occurrences(names[:, :-1])
             mask = mergear_mask(first, self.config.window, length)
         x = self.dropout(torch.cat([prefix, self.tokens.embed(cells[:, :-1])], 1))
         rotation = self.sequence_rotation(length, self.cell_rotation())[: x.shape[1]]
@@ -224,15 +225,15 @@ class Generator(nn.Module):
             )
 
 
-def tells_keep(config: GeneratorConfig) -> bool:
-    """Whether the sequence starts with a token of the kept count."""
+def told_keeps(config: GeneratorConfig) -> tuple[int, ...]:
+    """The kept counts that have a token before the codes; none where there is no choice."""
     match config:
         case RasterConfig():
-            return False
+            return ()
         case MergeARConfig():
-            return True
+            return config.keeps
         case RandomOrderConfig():
-            return len(config.keeps) > 1
+            return config.keeps if len(config.keeps) > 1 else ()
 
 
 def build_generator(config: GeneratorConfig) -> Generator:

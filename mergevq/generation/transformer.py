@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from mergevq.generation.cache import KVCache, Memory
@@ -20,7 +19,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(depth))
-        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm = RMSNorm(config.width)
 
     def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Every token sees itself and those before it, or what `mask` (T, T) or (B, T, T) bool allows.
@@ -60,8 +59,8 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(config.width, eps=1e-5)
-        self.norm2 = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm1 = RMSNorm(config.width)
+        self.norm2 = RMSNorm(config.width)
         self.attention = Attention(config)
         self.ffn = SwiGLU(config.width, config.ffn_width)
         self.dropout = nn.Dropout(config.dropout)
@@ -81,27 +80,43 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.qkv = Linear(config.width, 3 * config.width)
         self.proj = Linear(config.width, config.width)
-        self.norm_q, self.norm_k = (
-            nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None for _ in range(2)
-        )
+        self.norm_q, self.norm_k = (RMSNorm(config.head_dim) if config.qk_norm else None for _ in range(2))
 
     def forward(
         self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, memory: Memory | None
     ) -> Tensor:
-        qkv = rearrange(self.qkv(x), "b t (three h d) -> b t three h d", three=3, h=self.heads)
+        # Views by hand: a step of decoding is short enough for einops to show.
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, head_dim)
         queries_keys, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.norm_q is not None and self.norm_k is not None:
-            queries_keys = torch.stack([self.norm_q(qkv[:, :, 0]), self.norm_k(qkv[:, :, 1])], 2)
+            normed = torch.stack([self.norm_q(qkv[:, :, 0]), self.norm_k(qkv[:, :, 1])], 2)
+            queries_keys = normed.to(v.dtype)
         if rotation is not None:
             # Before the transpose, because the channels of all heads lie in a row here.
             queries_keys = rotate(queries_keys, rotation[..., None, None, :, :])
-        q, k = rearrange(queries_keys.to(v.dtype), "b t two h d -> two b h t d")
+        q, k = queries_keys[:, :, 0].transpose(1, 2), queries_keys[:, :, 1].transpose(1, 2)
         if memory is not None:
             k, v = memory.write(k, v)
         # A step of several tokens always brings its mask; a single token sees all visible slots.
         causal = memory is None and mask is None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.proj(rearrange(out, "b h t d -> b t (h d)"))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class RMSNorm(nn.Module):
+    """x over the root of its mean square, times a learned factor per channel; statistics in at least float32."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # By the vector's norm: one pass where PyTorch's rms_norm makes four on a CPU.
+        y = x if x.dtype == torch.float64 else x.float()
+        norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+        factor = (norm.square() / x.shape[-1] + self.eps).rsqrt()
+        return (y * factor * self.weight).to(x.dtype)
 
 
 class SwiGLU(nn.Module):
