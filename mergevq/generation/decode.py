@@ -56,7 +56,9 @@ def generate(
     if isinstance(config, RandomOrderConfig):
         if limit_distinct:
             raise InputError("limit_distinct belongs to mergear; this generator is random_order")
-        numbers = uniforms(seed, sample_ids, keep * sub_tokens, stream=CODES).view(-1, keep, sub_tokens)
+        numbers = uniforms(seed, sample_ids, keep * sub_tokens, stream=CODES).view(
+            len(labels), keep, sub_tokens
+        )
         if order is None:
             order = uniforms(seed, sample_ids, keep, stream=ORDER).argsort(1)
         return Generated(
@@ -89,7 +91,7 @@ def generate(
             drawing,
             labels,
             keep=keep,
-            numbers=numbers.view(-1, config.grid_tokens, sub_tokens).to(labels.device),
+            numbers=numbers.view(len(labels), config.grid_tokens, sub_tokens).to(labels.device),
             compress=compress,
             limit_distinct=limit_distinct,
         )

@@ -6,6 +6,7 @@ order is the configuration's kind; `cells.py` and `random_order.py` decode.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mergevq.generation import decode
 from mergevq.generation.config import GeneratorConfig, MergeARConfig, RandomOrderConfig, RasterConfig
 from mergevq.generation.decode import Generated
 from mergevq.generation.guidance import GuidanceConfig
+from mergevq.generation.linear import packed_for
 from mergevq.generation.masks import first_occurrences, mergear_mask
 from mergevq.generation.rotary import grid_coordinates, rotate, rotations
 from mergevq.generation.sampling import SamplingConfig
@@ -200,24 +202,26 @@ class Generator(nn.Module):
         `limit_distinct` lets no new code appear after `keep` different ones. Random order: `steps` is the number of
         passes, on the arccosine schedule, one token each where it is None; `order` (B, K) gives the order of
         decoding in place of a random one; codes `fixed` (B, K) stay where `fixed_mask` (B, K) bool is set and come
-        first. Raises `InputError` for a label or kept count that was not trained, more steps than tokens, and
-        options of another kind.
+        first, the steps being spread over the others. Raises `InputError` for a label or kept count that was not
+        trained, more steps than tokens, and options of another kind.
         """
-        return decode.generate(
-            self,
-            labels,
-            keep=keep,
-            sample_ids=sample_ids,
-            seed=seed,
-            sampling=sampling or SamplingConfig(),
-            guidance=guidance or GuidanceConfig(),
-            steps=steps,
-            compress=compress,
-            limit_distinct=limit_distinct,
-            order=order,
-            fixed=fixed,
-            fixed_mask=fixed_mask,
-        )
+        # Compiled blocks have their own ways.
+        with contextlib.nullcontext() if self.bucket > 1 else packed_for(self, 2 * len(labels)):
+            return decode.generate(
+                self,
+                labels,
+                keep=keep,
+                sample_ids=sample_ids,
+                seed=seed,
+                sampling=sampling or SamplingConfig(),
+                guidance=guidance or GuidanceConfig(),
+                steps=steps,
+                compress=compress,
+                limit_distinct=limit_distinct,
+                order=order,
+                fixed=fixed,
+                fixed_mask=fixed_mask,
+            )
 
 
 def tells_keep(config: GeneratorConfig) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mergevq.generation.config import TransformerConfig
+from mergevq.generation.linear import Linear
 from mergevq.generation.transformer import Transformer
 
 
@@ -23,7 +24,7 @@ class SubTokens(nn.Module):
         self.sub_bits = sub_bits
         self.embeddings = nn.ModuleList(nn.Embedding(2**bits, config.width) for bits in sub_bits)
         self.intra = Transformer(config, intra_depth)
-        self.heads = nn.ModuleList(nn.Linear(config.width, 2**bits, bias=False) for bits in sub_bits)
+        self.heads = nn.ModuleList(Linear(config.width, 2**bits) for bits in sub_bits)
 
     def split(self, indices: Tensor) -> Tensor:
         """Indices (...) int64 -> sub-tokens (..., S)."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mergevq.generation.cache import KVCache, Memory
 from mergevq.generation.config import TransformerConfig
+from mergevq.generation.linear import Linear
 from mergevq.generation.rotary import rotate
 
 
@@ -78,8 +79,8 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.proj = nn.Linear(config.width, config.width, bias=False)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.proj = Linear(config.width, config.width)
         self.norm_q, self.norm_k = (
             nn.RMSNorm(config.head_dim, eps=1e-5) if config.qk_norm else None for _ in range(2)
         )
@@ -87,13 +88,14 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, memory: Memory | None
     ) -> Tensor:
-        qkv = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
-        queries_keys, v = qkv[:2], qkv[2]
+        qkv = rearrange(self.qkv(x), "b t (three h d) -> b t three h d", three=3, h=self.heads)
+        queries_keys, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.norm_q is not None and self.norm_k is not None:
-            queries_keys = torch.stack([self.norm_q(qkv[0]), self.norm_k(qkv[1])])
+            queries_keys = torch.stack([self.norm_q(qkv[:, :, 0]), self.norm_k(qkv[:, :, 1])], 2)
         if rotation is not None:
-            queries_keys = rotate(queries_keys, rotation[..., None, :, :, :])
-        q, k = queries_keys.to(v.dtype)
+            # Before the transpose, because the channels of all heads lie in a row here.
+            queries_keys = rotate(queries_keys, rotation[..., None, None, :, :])
+        q, k = rearrange(queries_keys.to(v.dtype), "b t two h d -> two b h t d")
         if memory is not None:
             k, v = memory.write(k, v)
         # A step of several tokens always brings its mask; a single token sees all visible slots.
@@ -107,8 +109,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = Linear(width, 2 * hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)

@@ -98,7 +98,7 @@ def test_guided_greedy_decoding_mixes_two_teacher_forced_forwards(
     assert not torch.equal(made.indices, generate(generator, LABELS, sampling=GREEDY).indices)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 12),
     st.integers(1, 4),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mergevq.generation import GuidanceConfig, SamplingConfig, layout
+from mergevq.generation import GuidanceConfig, SamplingConfig, layout, linear
 
 KINDS = ("raster", "mergear", "random_order")
 LABELS = torch.tensor([0, 1, 2, -1])
@@ -49,6 +49,26 @@ def test_no_step_hands_a_value_to_the_host(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_weights_packed_for_a_cpu_give_the_same_codes_and_are_unpacked_again(
+    random_generator: Callable, generate: Callable, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = random_generator(kind).float()
+    calls = []
+    packed = torch.ops.mkldnn._linear_pointwise
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.ops.mkldnn, "_linear_pointwise", lambda *args: (calls.append(1), packed(*args))[1]
+        )
+        made = generate(generator, LABELS).indices
+    assert calls, "float32 on a CPU is packed"
+    assert all(getattr(layer, "packed", None) is None for layer in generator.modules())
+    monkeypatch.setattr(linear, "_packable", lambda weight: False)
+    assert torch.equal(generate(generator, LABELS).indices, made)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert generate(generator, LABELS).indices.shape == made.shape
+
+
+@pytest.mark.parametrize("kind", ["mergear", "random_order"])
 def test_compiled_blocks_are_whole_graphs_of_few_shapes_with_the_same_codes(
     random_generator: Callable, generate: Callable, kind: str
 ) -> None:

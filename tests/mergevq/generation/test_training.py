@@ -153,7 +153,7 @@ def test_a_generator_learns_which_codes_a_class_has(kind: str) -> None:
     training = GeneratorTraining(generator, GeneratorTrainingConfig(label_smoothing=0.0))
     optimizer = torch.optim.AdamW(training.parameters(), lr=1e-2)
     data = batch(3)
-    for i in range(150):
+    for i in range(100):
         output = step(training, data, seed=i)
         optimizer.zero_grad()
         output.total.backward()
