@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks import metrics, tokenizer
 from benchmarks import platform as feeding_and_ray
-from benchmarks import tokenizer
 
-MEASUREMENTS = {**tokenizer.MEASUREMENTS, **feeding_and_ray.MEASUREMENTS}
+MEASUREMENTS = {**tokenizer.MEASUREMENTS, **metrics.MEASUREMENTS, **feeding_and_ray.MEASUREMENTS}
 
 
 def main() -> None:
