@@ -18,10 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import generation, tokenizer
+from benchmarks import generation, metrics, tokenizer
 from benchmarks import platform as feeding_and_ray
 
-MEASUREMENTS = {**tokenizer.MEASUREMENTS, **generation.MEASUREMENTS, **feeding_and_ray.MEASUREMENTS}
+MEASUREMENTS = {
+    name: measurement
+    for room in (tokenizer, metrics, generation, feeding_and_ray)
+    for name, measurement in room.MEASUREMENTS.items()
+}
 
 
 def main() -> None:

@@ -15,13 +15,14 @@ from mergevq.metrics.extractors import (
 from mergevq.metrics.extrapolate import Extrapolated, extrapolated_distance
 from mergevq.metrics.frechet import FeatureStatistics, Moments, frechet_distance, require_same_identity
 from mergevq.metrics.inception_score import InceptionScore, InceptionScoreResult
-from mergevq.metrics.knn import KnnResult, knn_classify
+from mergevq.metrics.knn import KnnResult, Nearest, knn_classify, neighbour_counts
 from mergevq.metrics.manifold import PrecisionRecall, precision_recall
 from mergevq.metrics.mean import Mean
-from mergevq.metrics.pixels import Psnr, Ssim, to_uint8
+from mergevq.metrics.pixels import MsSsim, Psnr, Ssim, to_uint8
 from mergevq.metrics.probe import ProbeResult, linear_probe
 from mergevq.metrics.recovery import RecoveryAccuracy
 from mergevq.metrics.references import Reference, read_reference, write_reference
+from mergevq.metrics.sgd_probe import SgdProbeConfig, SgdProbeResult, sgd_probe
 
 __all__ = [
     "ClassBalance",
@@ -37,12 +38,16 @@ __all__ = [
     "KnnResult",
     "Mean",
     "Moments",
+    "MsSsim",
+    "Nearest",
     "PrecisionRecall",
     "ProbeResult",
     "Psnr",
     "RandomFeatures",
     "RecoveryAccuracy",
     "Reference",
+    "SgdProbeConfig",
+    "SgdProbeResult",
     "Ssim",
     "TimmFeatures",
     "bits_per_picture",
@@ -52,10 +57,12 @@ __all__ = [
     "frechet_distance",
     "knn_classify",
     "linear_probe",
+    "neighbour_counts",
     "precision_recall",
     "read_reference",
     "require_same_identity",
     "score_name",
+    "sgd_probe",
     "to_uint8",
     "write_reference",
 ]

@@ -6,14 +6,18 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+import scipy.linalg
 import torch
+from scipy.linalg import blas
 from torch import Tensor
 
 from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator, added, float64
 
-PIECE = 1024  # pictures at least that go into the sums at once
-BLOCK = 256  # columns of the outer products that are computed together
+PIECE = 2048  # pictures at least that go into the sums at once
+BLOCK = 256  # columns of the outer products that are computed together, on a GPU
+WELL_CONDITIONED = 1e-8  # least over greatest eigenvalue; below it roots of eigenvalues lose digits
 
 
 class Moments(NamedTuple):
@@ -21,7 +25,7 @@ class Moments(NamedTuple):
 
     mean: Tensor  # (D,) float64
     covariance: Tensor  # (D, D) float64, unbiased
-    count: int | None  # pictures; none: from a file that does not say
+    count: int | None  # type: ignore[assignment]  # pictures (hides tuple.count); none: from a file that does not say
 
 
 class FeatureStatistics(Accumulator):
@@ -34,7 +38,7 @@ class FeatureStatistics(Accumulator):
         self.count = 0
         self.waiting: list[Tensor] = []  # features not yet in the sums, which take large pieces faster
         self.sum: Tensor | None = None  # (D,)
-        self.outer: Tensor | None = None  # (D, D), of which blocks above the diagonal stay empty
+        self.outer: Tensor | None = None  # (D, D), what is above the diagonal means nothing
 
     def update(self, features: Tensor) -> None:
         """Add features (B, D) of any float dtype. Raises `InputError` for another shape or another D than before."""
@@ -87,9 +91,7 @@ class FeatureStatistics(Accumulator):
             self.sum, self.outer = x.new_zeros(dim), x.new_zeros(dim, dim)
         self.sum, self.outer = self.sum.to(x.device), self.outer.to(x.device)
         self.sum += x.sum(0)
-        for start in range(0, dim, BLOCK):  # the matrix is symmetric: half of it is half the work
-            stop = min(start + BLOCK, dim)
-            self.outer[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+        _add_outer(self.outer, x)
 
     def _check_dim(self, dim: int) -> None:
         known = self.waiting[0].shape[1] if self.waiting else None if self.sum is None else len(self.sum)
@@ -105,6 +107,7 @@ def frechet_distance(a: FeatureStatistics | Moments, b: FeatureStatistics | Mome
     |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1 S2)^½ (Dowson & Landau 1982; Heusel et al. 2017, eq. 6). The last trace is
     taken as the sum of the singular values of F1ᵀ F2 for factors S = F Fᵀ: symmetric in the sets, free of complex
     numbers, and without the square root of a rounding error that eigenvalues of S1 S2 have where S has no full rank.
+    Where both are well conditioned they are roots of symmetric eigenvalues, which is faster.
     Raises `InputError` for sets of different width, fewer than two pictures, or features that are not finite; warns
     where a set has no more pictures than features, so that its covariance has no full rank.
     """
@@ -121,9 +124,8 @@ def frechet_distance(a: FeatureStatistics | Moments, b: FeatureStatistics | Mome
             "is strongly biased upwards; use more pictures",
             stacklevel=2,
         )
-    overlap = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
-    return max(0.0, float(distance))
+    apart = float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace())
+    return max(0.0, apart - 2 * _overlap(a.covariance, b.covariance))
 
 
 def require_same_identity(protocol_a: Mapping[str, Any], protocol_b: Mapping[str, Any]) -> None:
@@ -150,12 +152,37 @@ def _identity(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {f"extractor.{key}": value for key, value in extractor.items()} | {"images": images}
 
 
-def _factor(covariance: Tensor) -> Tensor:  # (D, rank)
+def _add_outer(outer: Tensor, x: Tensor) -> None:
+    # outer += xᵀ x, on and below the diagonal only: the matrix is symmetric, and half of it is half the work.
+    if x.device.type == "cpu":
+        # BLAS counts columns first: its upper half of the transposed view is our lower half.
+        blas.dsyrk(1.0, x.numpy().T, beta=1.0, c=outer.numpy().T, overwrite_c=True)
+        return
+    for start in range(0, x.shape[1], BLOCK):
+        stop = start + BLOCK
+        outer[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+
+
+def _overlap(a: Tensor, b: Tensor) -> float:
+    # The trace of (S1 S2)^½.
+    (factor_a, condition_a), (factor_b, condition_b) = _factor(a), _factor(b)
+    product = factor_a.T @ factor_b
+    if min(condition_a, condition_b) < WELL_CONDITIONED:
+        return float(torch.linalg.svdvals(product).sum())
+    squares = blas.dsyrk(
+        1.0, product.numpy().T
+    )  # productᵀ product; SciPy's eigenvalues are faster than PyTorch's
+    values = scipy.linalg.eigvalsh(squares, lower=False, overwrite_a=True, check_finite=False)
+    return float(np.sqrt(values.clip(min=0)).sum())
+
+
+def _factor(covariance: Tensor) -> tuple[Tensor, float]:
+    # F (D, rank) with S = F Fᵀ, and about the smallest of S's eigenvalues over its largest.
     # Cholesky is several times faster, but fails, or loses digits, without full rank (fewer pictures than features).
     factor, failed = torch.linalg.cholesky_ex(covariance)
-    diagonal = factor.diagonal()
-    if not failed and bool((diagonal.square() > 1e-10 * covariance.diagonal().amax()).all()):
-        return factor
+    condition = float(factor.diagonal().square().amin() / covariance.diagonal().amax())
+    if not failed and condition > 1e-10:
+        return factor, condition
     values, vectors = torch.linalg.eigh(covariance)
     noise = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
-    return vectors[:, values > noise] * values[values > noise].sqrt()
+    return vectors[:, values > noise] * values[values > noise].sqrt(), 0.0

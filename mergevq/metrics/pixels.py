@@ -131,7 +131,7 @@ class MsSsim(PictureMean):
                 f"MS-SSIM of {self.scales} scales needs pictures of at least {need} px, got {height} x {width}: {fix}"
             )
         weights = torch.tensor(SCALE_WEIGHTS[: self.scales], dtype=x.dtype, device=x.device)
-        weights = weights / weights.sum()
+        weights = weights * (sum(SCALE_WEIGHTS) / weights.sum())
         score = x.new_ones(x.shape[:2])
         for scale, weight in enumerate(weights):
             luminance, contrast = _similarity(x, y)

@@ -65,7 +65,9 @@ def read_reference(path: str | Path, *, key: str = "reference") -> Reference:
     try:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{key}: '{path}' holds one array, not mu and sigma: it is no reference statistics")
+            raise InputError(
+                f"{key}: '{path}' holds one array, not mu and sigma: it is no reference statistics"
+            )
         with archive as arrays:
             if not {"mu", "sigma"} <= set(arrays.files):
                 raise InputError(

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.fs
 import ray
 import ray.train
+import ray.train.torch
 import torch
 from ray.train import UserCallback, WorkerGroupError
 from ray.train.collective import broadcast_from_rank_zero

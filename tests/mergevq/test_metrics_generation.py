@@ -45,9 +45,9 @@ def test_parts_in_any_order_and_hands_merge_to_the_same_score() -> None:
 
 
 def test_a_score_of_other_pictures_than_were_announced_is_refused() -> None:
+    part = InceptionScore(5, splits=1)
+    part.update(torch.zeros(4, 3), torch.arange(4))
     with pytest.raises(InputError, match="was to be of 5 pictures but saw 4"):
-        part = InceptionScore(5, splits=1)
-        part.update(torch.zeros(4, 3), torch.arange(4))
         part.compute()
     with pytest.raises(InputError, match="outside the 5 pictures"):
         InceptionScore(5, splits=1).update(torch.zeros(1, 3), torch.tensor([5]))

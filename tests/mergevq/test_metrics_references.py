@@ -107,7 +107,7 @@ def test_files_that_are_no_reference_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.save(tmp_path / "one.npy", eye)
     for name in ("text.npz", "one.npy"):
-        with pytest.raises(InputError, match="npz|holds one array"):
+        with pytest.raises(InputError, match=r"npz|holds one array"):
             read_reference(tmp_path / name)
     with pytest.raises(InputError, match="there is no file"):
         read_reference(tmp_path / "nowhere.npz")

@@ -116,9 +116,12 @@ def _tokenize(options: argparse.Namespace) -> None:
         with checkpoints.newest(location) as directory:
             recipe = checkpoints.recipe_of(directory)
     data = options.data or (recipe.data.path if recipe else None)
-    if data is None or (options.keep is None and recipe is None):
+    if options.keep:
+        keep: Any = _keep(options.keep)
+    else:
+        keep = recipe.tokenizer.keep.candidates(tokenizer.grid_tokens) if recipe else None
+    if data is None or keep is None:
         raise InputError(f"{location} is a tokenizer without a recipe: give --data and --keep")
-    keep = _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)
     workers, device = _device(options)
     manifest = codes.tokenize(
         tokenizer,

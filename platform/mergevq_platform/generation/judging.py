@@ -76,13 +76,14 @@ class Measured:
     def merge(self, other: Measured) -> Measured:
         """Of both sets."""
         both = self.score is not None and other.score is not None
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in JOINED}
         return Measured(
-            self.statistics.merge(other.statistics),
-            self.score.merge(other.score) if both else None,  # type: ignore[union-attr, arg-type]
-            *(np.concatenate([getattr(self, n), getattr(other, n)]) for n in JOINED),
-            np.concatenate([self.first, other.first])[:SHOWN],
-            self.tokens + other.tokens,
-            self.seconds + other.seconds,
+            statistics=self.statistics.merge(other.statistics),
+            score=self.score.merge(other.score) if both else None,  # type: ignore[union-attr, arg-type]
+            **joined,
+            first=np.concatenate([self.first, other.first])[:SHOWN],
+            tokens=self.tokens + other.tokens,
+            seconds=self.seconds + other.seconds,
         )
 
 
