@@ -29,6 +29,9 @@ def add(verbs: Any) -> None:
     train.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
     train.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     train.add_argument("--no-evaluation", action="store_true", help="do not measure the curve at the end")
+    train.add_argument(
+        "--register", metavar="NAME[@ALIAS]", help="register the finished tokenizer as this MLflow model"
+    )
     train.set_defaults(function=_train)
 
     official = verbs.add_parser(
@@ -57,8 +60,11 @@ def _train(options: argparse.Namespace) -> int:
     if bool(names) == bool(options.resume) or len(names) > 1:
         raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
     home = places().home
+    chosen = recipe.load(names[0], overrides) if names else None
+    if options.register and chosen is not None:
+        _ = chosen.tokenizer  # only tokenizers can be registered: said now, not at the end
     outcome = trainer.train(
-        recipe.load(names[0], overrides) if names else None,
+        chosen,
         home=home,
         storage=options.storage,
         name=options.name,
@@ -69,6 +75,17 @@ def _train(options: argparse.Namespace) -> int:
         after=None if options.no_evaluation else evaluation.after_training,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
+    if options.register and not outcome.stopped:
+        model, _, alias = options.register.partition("@")
+        made = evaluation.register(
+            outcome.run.name,
+            model,
+            home=home,
+            alias=alias or None,
+            storage=options.storage,
+            tracking_uri=places().tracking_uri,
+        )
+        print(f"registered: {made.uri}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
     print(where_to_look(outcome.experiment))
