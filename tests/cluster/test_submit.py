@@ -237,6 +237,8 @@ def test_a_job_that_cannot_start_says_why(
         env=bare_cluster.environment(),
         stderr=subprocess.PIPE,
         text=True,
+        # Where the suite runs in the background of a script, its children would ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert following.stderr is not None
     said = following.stderr.readline()
