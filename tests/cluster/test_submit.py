@@ -237,6 +237,8 @@ def test_a_job_that_cannot_start_says_why(
         env=bare_cluster.environment(),
         stderr=subprocess.PIPE,
         text=True,
+        # Where the suite runs in the background of a script, its children would ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert following.stderr is not None
     said = following.stderr.readline()
@@ -271,8 +273,8 @@ def test_a_run_whose_node_is_killed_ends_with_the_weights_of_the_undisturbed_one
     two_nodes: Any, fresh: Path
 ) -> None:
     submit = ("submit", "--home", str(two_nodes.home))
-    train = ("--", "train", "small.yaml", "steps=60", "checkpoint_every=5", "--no-evaluation")
-    undisturbed = two_nodes.mergevq(*submit, "--name", "undisturbed", *train, cwd=fresh)
+    train = ("--", "train", "small.yaml", "steps=24", "checkpoint_every=4", "--no-evaluation")
+    undisturbed = two_nodes.mergevq(*submit, "--name", "undisturbed", *train, cwd=fresh, timeout=800)
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
 
     disturbed = subprocess.Popen(

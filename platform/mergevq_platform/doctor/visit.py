@@ -188,7 +188,7 @@ def _skews(nodes: Nodes) -> dict[str, tuple[float, float]]:
     for _ in range(CLOCK_TRIES):
         for name in nodes.names:
             began = time.time()
-            there = nodes.each(time.time, {name: ()})[name]
+            there = nodes.each(node.clock, {name: ()})[name]
             ended = time.time()
             skew, uncertainty = there - (began + ended) / 2, (ended - began) / 2
             if name not in best or uncertainty < best[name][1]:
