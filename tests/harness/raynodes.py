@@ -31,6 +31,7 @@ from mergevq_platform.tracking.records import read_metrics
 
 HERE: tuple[str, tuple[str, ...]] = ("127.0.0.1", ())
 START_SECONDS = 240.0  # generous: the machine may be busy
+START_TRIES = 4
 POLL_SECONDS = 0.02
 PACKAGES = Path(__file__).resolve().parents[2]
 
@@ -132,22 +133,30 @@ class Nodes:
         ]
         options += ["--include-dashboard", "false", "--ray-client-server-port", str(free_port())]
         self._prefix = prefix
-        self.head = self._spawn(options, address, prefix)
-        try:
-            self._joined(self.head)
-        except BaseException:
+        for _ in range(START_TRIES):
+            self.head = self._spawn(options, address, prefix)
+            if self._joined(self.head):
+                break
+        else:
             self.close()
-            raise
+            raise AssertionError(f"no Ray head started in {START_TRIES} tries")
         self.environment["RAY_ADDRESS"] = self.address
         return self
 
     def add(self, *places: tuple[str, tuple[str, ...]]) -> None:
         """Nodes of one CPU for workers, started together, at (address, prefix of commands); by default one, here."""
         options = ["--address", self.address, "--num-cpus", "1"]
-        started = [self._spawn(options, *place) for place in places or [HERE]]
-        self.nodes += started
-        for node in started:
-            self._joined(node)
+        wanted = list(places or [HERE])
+        for _ in range(START_TRIES):
+            started = [self._spawn(options, *place) for place in wanted]
+            joined = [self._joined(node) for node in started]
+            self.nodes += [node for node, there in zip(started, joined, strict=True) if there]
+            wanted = [place for place, there in zip(wanted, joined, strict=True) if not there]
+            if not wanted:
+                return
+        raise AssertionError(
+            f"{len(wanted)} Ray nodes did not start in {START_TRIES} tries; see {self.folder}"
+        )
 
     def node_id(self, node: Node) -> str:
         """Ray's name for a node."""
@@ -212,6 +221,7 @@ class Nodes:
         label = f"node-{secrets.token_hex(3)}"
         log = self.folder / f"{label}.log"
         command = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block"]
+        command += ["--resources", json.dumps({label: 1})]
         command += ["--node-ip-address", address, "--disable-usage-stats", "--include-log-monitor", "false"]
         command += [
             "--object-store-memory",
@@ -238,14 +248,18 @@ class Nodes:
             )
         return Node(process, address, label)
 
-    def _joined(self, node: Node) -> None:
+    def _joined(self, node: Node) -> bool:
+        # Ray gives up a raylet that is not there after 30 s, which a busy machine may need.
         log = self.folder / f"{node.label}.log"
         wait_until(
             lambda: "Ray runtime started" in log.read_text() or node.process.poll() is not None,
             START_SECONDS,
             "a Ray node",
         )
-        assert node.process.poll() is None, log.read_text()
+        if node.process.poll() is None:
+            return True
+        node.kill()
+        return False
 
 
 def free_port() -> int:
