@@ -25,7 +25,7 @@ class Moments(NamedTuple):
 
     mean: Tensor  # (D,) float64
     covariance: Tensor  # (D, D) float64, unbiased
-    count: int | None  # type: ignore[assignment]  # pictures (hides tuple.count); none: from a file that does not say
+    images: int | None  # none: from a file that does not say
 
 
 class FeatureStatistics(Accumulator):
@@ -117,7 +117,7 @@ def frechet_distance(a: FeatureStatistics | Moments, b: FeatureStatistics | Mome
         raise InputError(
             f"features of {dim} and of {len(b.mean)} numbers have no distance: use one extractor for both sets"
         )
-    fewest = min((x.count for x in (a, b) if x.count is not None), default=dim + 1)
+    fewest = min((x.images for x in (a, b) if x.images is not None), default=dim + 1)
     if fewest <= dim:
         warnings.warn(
             f"{fewest} pictures for {dim} features: the covariance has no full rank, and the Fréchet distance "

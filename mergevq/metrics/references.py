@@ -45,8 +45,8 @@ def write_reference(path: str | Path, reference: Reference) -> None:
     for suffix, moments in (("", reference.pool), ("_s", reference.spatial)):
         if moments is not None:
             arrays |= {f"mu{suffix}": moments.mean.numpy(), f"sigma{suffix}": moments.covariance.numpy()}
-    if reference.pool.count is not None:
-        arrays["mergevq_images"] = np.array(reference.pool.count)
+    if reference.pool.images is not None:
+        arrays["mergevq_images"] = np.array(reference.pool.images)
     if reference.extractor is not None:
         arrays["mergevq_extractor"] = np.array(json.dumps(reference.extractor))
     with Path(path).open("wb") as stream:  # given a name, NumPy would add a suffix of its own

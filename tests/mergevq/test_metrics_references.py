@@ -56,7 +56,7 @@ def test_a_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
     write_reference(tmp_path / "ours", Reference(pool, spatial, identity))
     found = read_reference(tmp_path / "ours")
     assert found.extractor == identity
-    assert found.pool.count == 200
+    assert found.pool.images == 200
     for mine, theirs in ((found.pool, pool), (found.spatial, spatial)):
         assert mine is not None
         assert torch.equal(mine.mean, theirs.mean)
@@ -84,7 +84,7 @@ def test_files_of_others_do_not_say_how_many_pictures_and_are_read_all_the_same(
     expected = frechet_distance(statistics(torch.from_numpy(x)), other)
     for name in ("pytorch_fid", "adm"):
         found = read_reference(tmp_path / f"{name}.npz")
-        assert found.pool.count is None
+        assert found.pool.images is None
         assert found.extractor is None
         found.require_extractor({"name": "anything"})
         assert frechet_distance(found.pool, other) == pytest.approx(expected, rel=1e-5)
