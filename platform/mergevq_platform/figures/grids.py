@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -16,6 +17,7 @@ from mergevq.metrics import to_uint8
 CELL = 128  # screen pixels that a small picture is enlarged to, about: the factor is whole
 LEAST = 96  # screen pixels that a picture has at least
 GAP = 8  # screen pixels between pictures
+LETTER = 6.2  # screen pixels of a letter below the grid
 CAPTION = 14  # screen pixels of a line under a picture
 HEAD, FOOT, SIDE = 30, 12, 12  # screen pixels around them
 TINT = 0.5  # share of the cluster's colour over the grey picture
@@ -99,8 +101,9 @@ def _grid(
 ) -> Figure:
     rows, height, width = next(iter(columns.values())).shape[:3]
     gap = GAP + (CAPTION if captions else 0)  # below each picture
-    foot_height = FOOT + (18 if foot else 0)
     total_width = 2 * SIDE + len(columns) * (width + GAP) - GAP
+    said = textwrap.wrap(foot, int((total_width - 2 * SIDE) / LETTER)) if foot else []
+    foot_height = FOOT + (4 + 14 * len(said) if said else 0)
     total_height = HEAD + rows * (height + gap) - GAP + foot_height
     canvas = np.full((total_height, total_width, 3), 255, np.uint8)
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
@@ -116,8 +119,8 @@ def _grid(
             (x + width / 2) / total_width, 1 - (HEAD - 8) / total_height, label, ha="center", va="bottom", size=10.5,
             weight="bold" if column == 0 else "normal",
         )  # fmt: skip
-    if foot:
-        figure.text(SIDE / total_width, 7 / total_height, foot, size=9, color="#555555")
+    if said:
+        figure.text(SIDE / total_width, 7 / total_height, "\n".join(said), size=9, color="#555555")
     figure.figimage(canvas, origin="upper")  # pixel for pixel: axes would resample
     return figure
 
