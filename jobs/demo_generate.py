@@ -14,7 +14,7 @@ from mergevq_platform import checkpoints
 from mergevq_platform.generation import GeneratorReport
 from mergevq_platform.places import places
 
-KEEPS = ("16", "25")  # of the generators' recipes
+KEEPS = ("36", "49")  # of the generators' recipes
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     for number, (recipe, what) in enumerate(
         (
             ("demo_mergear", "MergeAR: 64 cells in raster order, repeated codes hidden; then judged"),
-            ("demo_randar", "random order: 16 kept tokens, placed by Source Recovery; then judged"),
+            ("demo_randar", "random order: 49 kept tokens, placed by Source Recovery; then judged"),
         ),
         2,
     ):

@@ -111,17 +111,17 @@ def _tokenize(options: argparse.Namespace) -> None:
 
     _, location = locate(options.tokenizer, home=places().home)
     tokenizer = find_tokenizer(location)
-    recipe = None
-    if not checkpoints.is_bare(location):
+    if checkpoints.is_bare(location):
+        if not options.data or not options.keep:
+            raise InputError(f"{location} is a tokenizer without a recipe: give --data and --keep")
+        data, keep = options.data, _keep(options.keep)
+    else:
         with checkpoints.newest(location) as directory:
             recipe = checkpoints.recipe_of(directory)
-    data = options.data or (recipe.data.path if recipe else None)
-    if options.keep:
-        keep: Any = _keep(options.keep)
-    else:
-        keep = recipe.tokenizer.keep.candidates(tokenizer.grid_tokens) if recipe else None
-    if data is None or keep is None:
-        raise InputError(f"{location} is a tokenizer without a recipe: give --data and --keep")
+        data = options.data or recipe.data.path
+        keep = (
+            _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)
+        )
     workers, device = _device(options)
     manifest = codes.tokenize(
         tokenizer,

@@ -45,8 +45,6 @@ SMALL = 32  # pictures are compared with their neighbours at this many pixels a 
 POSITION_ROWS = 4096  # training views whose codes the position baseline draws from
 SHOWN = 48  # pictures of each point that the figures may show
 
-JOINED = ("features", "summary", "labels", "small")
-
 Kind = Literal["real", "reconstructed", "generated", "by_position", "untrained"]
 
 
@@ -75,12 +73,14 @@ class Measured:
 
     def merge(self, other: Measured) -> Measured:
         """Of both sets."""
-        both = self.score is not None and other.score is not None
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in JOINED}
+        scored = self.score is not None and other.score is not None
         return Measured(
-            statistics=self.statistics.merge(other.statistics),
-            score=self.score.merge(other.score) if both else None,  # type: ignore[union-attr, arg-type]
-            **joined,
+            self.statistics.merge(other.statistics),
+            self.score.merge(other.score) if scored else None,  # type: ignore[union-attr, arg-type]
+            features=np.concatenate([self.features, other.features]),
+            summary=np.concatenate([self.summary, other.summary]),
+            labels=np.concatenate([self.labels, other.labels]),
+            small=np.concatenate([self.small, other.small]),
             first=np.concatenate([self.first, other.first])[:SHOWN],
             tokens=self.tokens + other.tokens,
             seconds=self.seconds + other.seconds,
