@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ class BareCluster:
     address: str
     gcs: str
     processes: list[subprocess.Popen] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)  # Ray's own
 
     @property
     def home(self) -> Path:
@@ -87,7 +89,9 @@ class BareCluster:
     def join(self, count: int) -> None:
         """Start one more node of one CPU, so that there are `count`; Ray gives one up that takes more than 30 s to start."""
         for _ in range(4):
-            process = self.start(f"--address={self.gcs}", "--num-cpus=1")
+            # A folder of its own: nodes that share one delete each other's unpacked jobs when they are done with them.
+            self.folders.append(Path("/tmp") / f"mergevq-ray-{secrets.token_hex(3)}")
+            process = self.start(f"--address={self.gcs}", "--num-cpus=1", f"--temp-dir={self.folders[-1]}")
             while process.poll() is None:
                 if self.alive() >= count:
                     return
@@ -120,6 +124,8 @@ class BareCluster:
         psutil.wait_procs(family, timeout=20)
         for process in self.processes:
             process.wait(20)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _ours(self, process: psutil.Process) -> bool:
         try:
@@ -218,6 +224,7 @@ def started(folder: Path, *arguments: str) -> Iterator[BareCluster]:
     )
     # Ray's sockets lie in its temporary folder, and a socket's path may have 107 characters.
     ray_folder = Path("/tmp") / f"mergevq-ray-{secrets.token_hex(3)}"
+    cluster.folders.append(ray_folder)
     try:
         cluster.start(
             "--head",
@@ -232,7 +239,6 @@ def started(folder: Path, *arguments: str) -> Iterator[BareCluster]:
         yield cluster
     finally:
         cluster.close()
-        subprocess.run(["rm", "-rf", ray_folder], check=False)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_the_ssh_recipe_starts_a_cluster_whose_nodes_the_doctor_examines(
         "MERGEVQ_DASHBOARD_PORT": str(dashboard),
         "MERGEVQ_RAY_FOLDER": str(folder),
         "MERGEVQ_HEAD_OPTIONS": small.format(agents[0]) + f" --ray-client-server-port={agents[2]}",
-        "MERGEVQ_WORKER_OPTIONS": small.format(agents[1]),
+        "MERGEVQ_WORKER_OPTIONS": small.format(agents[1]) + f" --temp-dir={folder}-worker",
         "MERGEVQ_DOWN": f"pkill -KILL -f {folder}",  # `ray stop` would end every cluster of this machine
     }
     script = ROOT / "jobs" / "cluster" / "ssh.sh"
@@ -67,7 +67,7 @@ def test_the_ssh_recipe_starts_a_cluster_whose_nodes_the_doctor_examines(
         subprocess.run([script, "down", "head"], env=environment, check=False)
         left = [p for p in psutil.process_iter() if str(folder) in " ".join(safe(p))]
         psutil.wait_procs(left, timeout=20)
-        subprocess.run(["rm", "-rf", folder], check=False)
+        subprocess.run(["rm", "-rf", folder, f"{folder}-worker"], check=False)
     assert not [p for p in psutil.process_iter() if str(folder) in " ".join(safe(p))]
 
 
