@@ -92,6 +92,7 @@ class Run:
         filesystem, path = checkpoints.open_storage(self.location)
         if Path(path) == self.directory.resolve():
             return
+        filesystem.create_dir(path)
         for file in self.directory.glob("*.*"):
             if file.is_file() and file.suffix != ".lock":
                 pyarrow.fs.copy_files(str(file), f"{path}/{file.name}", destination_filesystem=filesystem)

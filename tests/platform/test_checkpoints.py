@@ -10,6 +10,7 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints
+from mergevq_platform.runs import Run
 
 
 def written(folder: Path, step: int, content: bytes = b"weights") -> Path:
@@ -85,6 +86,16 @@ def test_a_torn_description_is_a_damaged_checkpoint(run: Path, tmp_path: Path) -
     (run / checkpoints.directory_name(4) / "resume.pt").unlink()
     with pytest.raises(InputError, match="no checkpoint in"), checkpoints.newest(str(run)):
         pass
+
+
+def test_a_run_is_published_in_a_storage_directory_that_is_new(tmp_path: Path) -> None:
+    run = Run("new", tmp_path / "home", str(tmp_path / "shared"))
+    run.directory.mkdir(parents=True)
+    (run.directory / "recipe.yaml").write_text("name: new\n")
+    run.publish()
+    assert (tmp_path / "shared" / "new" / "recipe.yaml").read_text() == "name: new\n"
+    checkpoints.keep(written(tmp_path / "local", 4), run.location, most=2)
+    assert names(tmp_path / "shared" / "new") == [4]
 
 
 def test_object_storage_keeps_and_replaces_as_a_directory_does(tmp_path: Path) -> None:
