@@ -17,6 +17,12 @@ for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "MERGEVQ_HOME", "MERGEVQ_STOR
     os.environ.pop(name, None)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Whatever uses the session's cluster is marked so: `make test` runs it in a process of its own."""
+    if "ray_home" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.ray)
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """192 + 64 procedural shapes of 16 px."""

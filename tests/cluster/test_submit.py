@@ -72,6 +72,7 @@ def wait_for(condition: Any, seconds: float, what: str) -> Any:
     raise AssertionError(f"{what} has not happened within {seconds} s")
 
 
+@pytest.mark.ray
 def test_a_run_is_submitted_from_a_fresh_folder(bare_cluster: Any, fresh: Path, signed_in: Cluster) -> None:
     answer = bare_cluster.mergevq(
         *("submit", "--home", str(bare_cluster.home), "--name", "first"),
@@ -79,7 +80,7 @@ def test_a_run_is_submitted_from_a_fresh_folder(bare_cluster: Any, fresh: Path, 
         cwd=fresh,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert re.search(r"uploading .*KiB: mergevq itself \(\d+ files\), small\.yaml", answer.stdout)
+    assert re.search(r"uploading .*[KM]iB: mergevq itself \(\d+ files\), small\.yaml", answer.stdout)
     assert "step 4/4" in answer.stdout  # the job's log was followed to its end
     run = Run.find("first", home=bare_cluster.home)
     assert checkpoints.step_of(run.newest_checkpoint()) == 4

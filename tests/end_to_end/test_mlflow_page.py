@@ -71,7 +71,7 @@ class Page:
         self._process.wait()
 
     def _debugging_port(self, file: Path) -> int:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             if file.exists() and len(lines := file.read_text().splitlines()) > 1:
                 return int(lines[0])

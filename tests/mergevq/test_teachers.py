@@ -127,7 +127,7 @@ def test_something_else_in_the_place_of_a_stand_in_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"alignment\.directory: '.*' holds no trained stand-in teacher"):
         StandInTeacher(StandInAlignment(directory=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"format": "other"}')
-    with pytest.raises(InputError, match="something other than a stand-in"):
+    with pytest.raises(InputError, match="something other than a trained stand-in teacher"):
         load_classifier(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):

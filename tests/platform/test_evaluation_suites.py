@@ -15,7 +15,7 @@ from PIL import Image
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import linear_probe
-from mergevq.metrics import sgd_probe as heads
+from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform import evaluation
 from mergevq_platform.curves import Curve
 from mergevq_platform.evaluation.evaluator import ProbeJob, probe_metrics
@@ -63,8 +63,8 @@ def test_suites_part_the_table_and_the_files(recipe: Recipe, tmp_path: Path) -> 
 def test_seeds_repeat_what_is_random_and_nothing_else(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = dataclasses.replace(heads.PUBLISHED["mergevq"], epochs=2)
-    monkeypatch.setitem(heads.PUBLISHED, "mergevq", quick)
+    quick = dataclasses.replace(PUBLISHED["mergevq"], epochs=2)
+    monkeypatch.setitem(PUBLISHED, "mergevq", quick)
     settings = dataclasses.replace(recipe.evaluation, untrained_baseline=True, probes=("mergevq",))
     recipe = dataclasses.replace(recipe, evaluation=settings)
     many, once = measurement(recipe, seeds=2), measurement(recipe)

@@ -66,7 +66,7 @@ def test_fine_tuning_moves_the_encoder_and_its_top1_is_measured(tree: dict[str, 
     )
 
 
-@pytest.mark.ray
+@pytest.mark.long
 def test_ray_train_runs_it_and_records_its_top1(tree: dict[str, Any], ray_home: Path) -> None:
     from mergevq_platform import trainer
 

@@ -107,7 +107,7 @@ def test_the_checkpoint_records_the_tokenizers_place_and_hash(
     assert task.tokenizer_sha256 == checkpoints.sha256(tokenizer_directory / "model.safetensors")
 
 
-@pytest.mark.ray
+@pytest.mark.long
 def test_two_ray_workers_resume_to_the_same_weights(small_generator: dict[str, Any], ray_home: Path) -> None:
     small_generator["cluster"] = {"workers": 2, "device": "cpu"}
     tree = small_generator | {"steps": 20, "checkpoint_every": 10}

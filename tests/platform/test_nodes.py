@@ -11,7 +11,7 @@ import raynodes
 import undisturbed
 from mergevq_platform.runs import Run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_a_lost_node_in_mid_run_changes_no_weight_and_no_metric(

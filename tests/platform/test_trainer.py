@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
+from family import descendants
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints, trainer
 from mergevq_platform.recipe import resolve
@@ -92,13 +92,9 @@ def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
         while time.monotonic() < deadline:
             journal = run.directory / "journal.jsonl"
             if journal.is_file() and max(read_metrics(journal).get("train/total", {0: 0.0})) >= 12:
-                workers = [
-                    p
-                    for p in psutil.process_iter(["cmdline"])
-                    if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
-                ]
-                os.kill(workers[-1].pid, signal.SIGKILL)
-                killed.append(workers[-1].pid)
+                last = descendants("RayTrainWorker")[-1]
+                last.kill()
+                killed.append(last.pid)
                 return
             time.sleep(0.02)
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from family import descendants
 from mergevq_platform import recipe as recipes
 from mergevq_platform.comparing import compare
 from mergevq_platform.sweeps import (
@@ -131,12 +132,10 @@ def kill_once(ray_home: Path, trial: str, killed: list[int]) -> threading.Thread
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not killed:
             if list((ray_home / "ray" / trial).glob("checkpoint_*/checkpoint.json")):
-                for process in psutil.process_iter(["pid", "name", "cmdline"]):
-                    words = " ".join(process.info["cmdline"] or [])
-                    if "ImplicitFunc" in words or "run_trial" in words:
-                        os.kill(process.info["pid"], signal.SIGKILL)
-                        killed.append(process.info["pid"])
-                        return
+                for process in descendants("ImplicitFunc", "run_trial"):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
             time.sleep(0.02)
 
     thread = threading.Thread(target=work, daemon=True)

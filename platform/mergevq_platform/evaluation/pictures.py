@@ -255,7 +255,7 @@ class PictureMeasurement:
 
     def _protocol(self) -> dict[str, Any]:
         images, dim = self.found["pool"].shape
-        count = self.reference.pool.count if self.reference else None
+        count = self.reference.pool.images if self.reference else None
         return {
             "images": images,
             "size": self.pictures.size,
