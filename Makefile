@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo demo-generate test test-ray test-rest test-long test-cluster faults soak check format setup clean
+.PHONY: demo demo-generate test test-long test-cluster faults soak check format setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -20,15 +20,12 @@ demo: setup  ## pictures, a stand-in teacher, a tokenizer, its curve: about ten 
 demo-generate: setup  ## after `make demo`: two small generators on its tokenizer's codes, judged: under twelve minutes
 	$(RUN)/python jobs/demo_generate.py
 
-test: setup  ## the ordinary suite: what starts Ray in one process, the rest beside it
-	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=line test-ray test-rest
-
 LONG := soak or cluster or faults or long
-test-ray:
-	$(RUN)/python -m pytest -m 'ray and not ($(LONG))'
-
-test-rest:
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m 'not (ray or $(LONG))'
+test: setup  ## the ordinary suite: what starts Ray, and beside it the rest, whose output follows at the end
+	@rest=$$(mktemp); trap 'rm -f "$$rest"' EXIT; \
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m 'not (ray or $(LONG))' >"$$rest" 2>&1 & \
+	$(RUN)/python -m pytest -m 'ray and not ($(LONG))'; ray=$$?; \
+	wait $$!; others=$$?; cat "$$rest"; exit $$((ray | others))
 
 test-long: setup  ## real trainings on Ray that the ordinary suite shows smaller; minutes
 	$(RUN)/python -m pytest -m long

@@ -153,6 +153,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.long
 def test_a_run_on_object_storage_is_resumed_from_another_machine(
     small_recipe: dict[str, Any], ray_home: Path, tmp_path: Path, bucket: str
 ) -> None:

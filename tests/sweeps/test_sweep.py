@@ -182,6 +182,7 @@ def test_a_trial_out_of_memory_says_what_to_lower(base: Path, ray_home: Path) ->
     assert "lower micro_batch" in outcome.failed["greedy-001"]
 
 
+@pytest.mark.long
 def test_a_population_exploits_its_better_half(base: Path, ray_home: Path) -> None:
     sweep = made(
         base,
@@ -215,6 +216,7 @@ def test_optuna_searches_two_objectives(base: Path, ray_home: Path) -> None:
     assert len({trial.params["task.losses.entropy.weight"] for trial in outcome.finished}) == 3
 
 
+@pytest.mark.long
 def test_trials_with_groups_of_workers_never_wait_for_each_other(base: Path, ray_home: Path) -> None:
     sweep = made(
         base,
