@@ -99,8 +99,7 @@ class Encoded(NamedTuple):
 
     def mean(self) -> Tensor:
         """The kept tokens (B, D) averaged over the grid cells that they stand for."""
-        share = self.source.size / self.source.size.sum(1, keepdim=True)
-        return torch.einsum("bk,bkd->bd", share.to(self.tokens.dtype), self.tokens)
+        return merging.mean_over_cells(self.tokens, self.source.size)
 
 
 class Encoder(nn.Module):

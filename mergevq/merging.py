@@ -94,6 +94,12 @@ def unmerge(tokens: Tensor, assignment: Tensor) -> Tensor:
     return tokens.gather(1, assignment[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
+def mean_over_cells(tokens: Tensor, size: Tensor) -> Tensor:
+    """Kept tokens (B, K, D) of sizes (B, K) averaged over the grid cells that they stand for: (B, D)."""
+    share = size / size.sum(1, keepdim=True)
+    return torch.einsum("bk,bkd->bd", share.to(tokens.dtype), tokens)
+
+
 def canonical(tokens: Tensor, assignment: Tensor) -> tuple[Tensor, Source]:
     """Reorder kept tokens (B, K, D) by the first raster cell of each; returns them with their `Source`."""
     batch, num_cells = assignment.shape

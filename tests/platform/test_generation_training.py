@@ -18,6 +18,7 @@ from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.runs import Run
 from mergevq_platform.tracking.records import read_metrics
+from raynodes import same
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +35,6 @@ def train(recipe: Recipe, directory: Path, **options: Any) -> LocalHost:
 
 def newest(directory: Path) -> Path:
     return Path(checkpoints.listed(str(directory))[0])
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def resume_state(directory: Path) -> dict[str, Any]:

@@ -21,28 +21,9 @@ from mergevq_platform.recipe import resolve
 from mergevq_platform.runs import Run
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store
+from raynodes import journal_of, same, state
 
 pytestmark = pytest.mark.ray
-
-
-def state(run: Run) -> dict[str, Any]:
-    return torch.load(Path(run.newest_checkpoint()) / "resume.pt", weights_only=True)
-
-
-def journal_of(run: Run) -> dict[str, dict[int, float]]:
-    """The metrics that training decides; speed and memory are the machine's."""
-    metrics = read_metrics(run.directory / "journal.jsonl")
-    return {name: points for name, points in metrics.items() if not name.startswith("system/")}
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 @pytest.fixture

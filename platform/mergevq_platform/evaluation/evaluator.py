@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import mergevq
+from mergevq.merging import mean_over_cells
 from mergevq.metrics import (
     CodeUsage,
     FeatureStatistics,
@@ -159,8 +160,7 @@ def features(model: MergeVQ, images: Tensor, keep: int) -> dict[str, np.ndarray]
     """Features of pictures (B, 3, H, W): `cls`, the summary token, and `mean`, the kept tokens averaged over the
     cells they stand for, before quantization; each (B, D) float32."""
     encoded = model.encode(images, keep)
-    share = encoded.source.size / encoded.source.size.sum(1, keepdim=True)
-    mean = torch.einsum("bk,bkd->bd", share.to(encoded.kept_tokens.dtype), encoded.kept_tokens)
+    mean = mean_over_cells(encoded.kept_tokens, encoded.source.size)
     return {"cls": encoded.summary.float().cpu().numpy(), "mean": mean.float().cpu().numpy()}
 
 
