@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import MEBIBYTE, device, interleaved, peak_bytes
+from mergevq.training import Training
 
 
 def encoder() -> list[str]:
@@ -127,6 +128,26 @@ def _timed_step(preset: str, batch: int, keep: int) -> tuple[float, int]:
     size = tokenizer.config.image_size
     losses = {"alignment": {"kind": "supervised", "classes": 1000}, "perceptual": {"kind": "none"}}
     training = build_training(losses, tokenizer).to(device())
+    one_step = _whole_step(training, _pictures(batch, size), keep)
+    seconds = interleaved({"step": one_step}, rounds=3)["step"]
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return seconds, peak
+
+
+def _pictures(batch: int, size: int) -> dict[str, Tensor]:
+    return {
+        "image": torch.rand(batch, 3, size, size, device=device()) * 2 - 1,
+        "student": torch.rand(batch, 3, size, size, device=device()) * 2 - 1,
+        "label": torch.arange(batch, device=device()),
+    }
+
+
+def _whole_step(training: Training, pictures: dict[str, Tensor], keep: int) -> Callable[[], None]:
+    """A step with both updates, at a time when the adversarial terms have begun."""
     fused = torch.cuda.is_available()
     optimizers = {
         name: torch.optim.AdamW(
@@ -134,28 +155,68 @@ def _timed_step(preset: str, batch: int, keep: int) -> tuple[float, int]:
         )
         for name, phase in training.phases.items()
     }
-    pictures = {
-        "image": torch.rand(batch, 3, size, size, device=device()) * 2 - 1,
-        "student": torch.rand(batch, 3, size, size, device=device()) * 2 - 1,
-        "label": torch.arange(batch, device=device()),
-    }
 
     def one_step() -> None:
         carry: dict[str, Tensor] = {}
         for name, phase in training.phases.items():
-            output = phase(pictures, carry, keep=keep, step=10**6)  # the adversarial terms have begun
+            output = phase(pictures, carry, keep=keep, step=10**6)
             output.total.backward()
             carry = output.carry
             optimizers[name].step()
             optimizers[name].zero_grad(set_to_none=True)
 
-    seconds = interleaved({"step": one_step}, rounds=3)["step"]
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if fused
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    return seconds, peak
+    return one_step
 
 
-MEASUREMENTS = {f.__name__: f for f in (encoder, lfq, unmerge, step)}
+def precision() -> list[str]:
+    """Pictures per second of the published tokenizers' training steps: float32, bfloat16, and its blocks compiled."""
+    if not torch.cuda.is_available():
+        return ["training in bfloat16, compiled: needs a GPU"]
+    lines = []
+    for preset, batch, keep in (("g_256_d64", 16, 256), ("gr_256_d64", 16, 144), ("r_256_vitb", 16, 144)):
+        rates, peaks, warm_ups = {}, {}, {}
+        for way in ("float32", "bfloat16", "compiled"):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rates[way], peaks[way], warm_ups[way] = pool.apply(_training_rate, (preset, batch, keep, way))
+        lines.append(
+            f"training step {preset}, batch {batch}, keep {keep}: "
+            + "; ".join(
+                f"{way} {rates[way]:.0f} pictures/s ({rates[way] / rates['float32']:.2f} x, {peaks[way] / 1e9:.1f} GB, "
+                f"first step {warm_ups[way]:.0f} s)"
+                for way in rates
+            )
+        )
+    return lines
+
+
+def _training_rate(preset: str, batch: int, keep: int, way: str) -> tuple[float, int, float]:
+    """(pictures per second, bytes at the peak, seconds of the first step); float32's products are tf32, as in training."""
+    import time
+
+    import mergevq
+    from mergevq.train_step import build_training
+
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    tokenizer = mergevq.create(preset)
+    size = tokenizer.config.image_size
+    losses = {"alignment": {"kind": "supervised", "classes": 1000}, "perceptual": {"kind": "none"}}
+    training = build_training(losses, tokenizer).to(device()).to(memory_format=torch.channels_last)
+    if way == "compiled":
+        training.model().compile()
+    work = _whole_step(training, _pictures(batch, size), keep)
+    autocast = torch.autocast("cuda", torch.bfloat16, enabled=way != "float32")
+
+    def one_step() -> None:
+        with autocast:
+            work()
+
+    began = time.perf_counter()
+    one_step()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - began
+    seconds = interleaved({"step": one_step}, rounds=9)["step"]
+    return batch / seconds, torch.cuda.max_memory_allocated(), first
+
+
+MEASUREMENTS = {f.__name__: f for f in (encoder, lfq, unmerge, step, precision)}

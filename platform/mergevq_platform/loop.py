@@ -6,6 +6,7 @@ that never stopped, and the data and kept counts of a step do not depend on the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -123,7 +124,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         if recipe.precision == "float32"
         else lambda: torch.autocast(worker.device.type, PRECISIONS[recipe.precision])
     )
-    meter = Meter(worker, host, recipe, total_steps)
+    meter = Meter(worker, host, recipe, total_steps, state.scaler)
 
     def save() -> None:
         meter.flush()
@@ -371,8 +372,16 @@ def update(recipe: Recipe, training: Training, state: TrainingState) -> dict[str
 class Meter:
     """Losses of the steps since the last report, kept on the device; reduced over ranks at the logging cadence."""
 
-    def __init__(self, worker: Worker, host: Host, recipe: Recipe, total_steps: int) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        host: Host,
+        recipe: Recipe,
+        total_steps: int,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         self.worker, self.host, self.recipe, self.total_steps = worker, host, recipe, total_steps
+        self.scaler = scaler
         self.rows: list[tuple[int, int | None, Tensor]] = []
         self.names: list[str] = []
         self.started = time.monotonic()
@@ -429,6 +438,9 @@ class Meter:
                 named["kept_tokens"] = float(keep)
             rate = schedules.scale(self.recipe.optimizer.schedule, step - 1, self.total_steps)
             named["learning_rate"] = self.recipe.optimizer.learning_rate * rate
+            if self.scaler:  # a step that it left out has no norm
+                named = {name: value for name, value in named.items() if math.isfinite(value)}
+                named["loss_scale"] = self.scaler.get_scale()
             self.host.record(step, {f"train/{name}": value for name, value in named.items()})
         status = dict(zip(self.names, values[-1].tolist(), strict=True))
         last = rows[-1][0]
@@ -445,7 +457,18 @@ class Meter:
         self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
 
     def _check_finite(self, rows: list, values: Tensor) -> None:
-        if self.recipe.on_nan == "skip" or bool(values.isfinite().all()):
+        if self.recipe.on_nan == "skip":
+            return
+        if self.scaler:
+            if self.scaler.get_scale() < 1:
+                raise BrokenTraining(
+                    f"step {rows[-1][0]}: gradients overflow float16 at every loss scale; the last checkpoint is from before. "
+                    "Set precision=bfloat16 or float32, or lower optimizer.learning_rate"
+                )
+            # Norms overflow while the scaler looks for the scale: it leaves such steps out.
+            norms = torch.tensor([name.endswith("_gradient_norm") for name in self.names])
+            values = values.masked_fill(norms, 0.0)
+        if bool(values.isfinite().all()):
             return
         row, column = (int(i) for i in (~values.isfinite()).nonzero()[0])
         raise BrokenTraining(

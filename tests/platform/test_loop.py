@@ -156,6 +156,27 @@ def test_a_number_that_breaks_stops_the_run_and_names_step_and_term(
     assert not checkpoints.listed(str(tmp_path)), "no checkpoint may hold broken weights"
 
 
+def test_float16_leaves_out_steps_while_it_looks_for_a_scale_and_then_trains(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = resolve(small_recipe | {"precision": "float16", "steps": 10, "checkpoint_every": 10})
+    history = train(recipe, tmp_path).history
+    scales = [values["train/loss_scale"] for _, values in history]
+    assert "train/tokenizer_gradient_norm" not in history[0][1], "65,536 overflows: a step that is left out"
+    assert scales[0] == 32768
+    assert "train/tokenizer_gradient_norm" in history[-1][1]
+    assert scales[-1] >= 1
+
+
+def test_gradients_that_overflow_at_every_scale_stop_the_run(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**-3))
+    recipe = resolve(small_recipe | {"precision": "float16", "steps": 4})
+    with pytest.raises(loop.BrokenTraining, match=r"at every loss scale.*precision=bfloat16"):
+        train(recipe, tmp_path)
+
+
 def test_skipping_broken_steps_leaves_the_weights_alone(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = resolve(small_recipe | {"on_nan": "skip", "steps": 1})
     from mergevq_platform.data import open_dataset
