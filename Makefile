@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo demo-generate test test-long test-cluster faults soak check format setup clean
+.PHONY: demo demo-generate test test-long test-gpu test-cluster faults soak check format setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -20,7 +20,7 @@ demo: setup  ## pictures, a stand-in teacher, a tokenizer, its curve: about ten 
 demo-generate: setup  ## after `make demo`: two small generators on its tokenizer's codes, judged: under twelve minutes
 	$(RUN)/python jobs/demo_generate.py
 
-LONG := soak or cluster or faults or long
+LONG := soak or cluster or faults or long or gpu
 test: setup  ## the ordinary suite: what starts Ray, and beside it the rest, whose output follows at the end
 	@rest=$$(mktemp); trap 'rm -f "$$rest"' EXIT; \
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m 'not (ray or $(LONG))' >"$$rest" 2>&1 & \
@@ -29,6 +29,9 @@ test: setup  ## the ordinary suite: what starts Ray, and beside it the rest, who
 
 test-long: setup  ## real trainings on Ray that the ordinary suite shows smaller; minutes
 	$(RUN)/python -m pytest -m long
+
+test-gpu: setup  ## on a machine with an NVIDIA GPU: the library, the loop and the generators on it; three minutes
+	$(RUN)/python -m pytest -m gpu tests/gpu
 
 test-cluster: setup  ## jobs of real clusters: submission, lost nodes, doctor, plan; minutes
 	$(RUN)/python -m pytest -m cluster

@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -104,13 +105,18 @@ class MergeVQ(nn.Module):
         )
         self.head = SummaryHead(config.head, width) if config.head else None
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args: Any, kept_counts: int = 1, **kwargs: Any) -> None:
         """`torch.compile` the transformer blocks in place, the encoder's once per token count and merge.
 
-        Convolutions and quantization stay eager: they are libraries' kernels already. Takes the arguments of `torch.compile`;
-        `dynamic=False` unless given.
+        Convolutions and quantization stay eager: they are libraries' kernels already. `kept_counts`: how many different
+        ones will come; PyTorch's limit of graphs is raised to what they need, where a block would otherwise go on
+        uncompiled with no more than a warning. Takes the arguments of `torch.compile`; `dynamic=False` unless given.
         """
         kwargs.setdefault("dynamic", False)
+        needed = self.config.encoder.depth * (kept_counts + 1)  # and one for each other view's size
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 2 * needed)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * needed)
         for block in (*self.encoder.blocks, *self.decoder.blocks):
             block.compile(*args, **kwargs)
 

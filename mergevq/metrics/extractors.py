@@ -294,7 +294,10 @@ def _is_torchscript(path: str) -> bool:
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
     # TF32, cuDNN's default for convolutions and often chosen for products, would make the distance depend on the GPU.
-    precision = torch.get_float32_matmul_precision()
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set in one of PyTorch's two ways, then in the other: what CUDA does is the word
+        precision = "high" if torch.backends.cuda.matmul.allow_tf32 else "highest"
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):

@@ -267,11 +267,9 @@ def compile_model(recipe: Recipe, training: Training) -> None:
     """Compile in place. A tokenizer's blocks get one graph for every (layer, kept count) of the recipe's menu."""
     if isinstance(recipe.task, TokenizerTask):
         menu = len(recipe.task.keep.candidates(recipe.task.model.grid_tokens))
-        needed = recipe.task.model.encoder.depth * (menu + 1)  # and one for each other view's size
-        limits = torch._dynamo.config  # beyond its limit a block would silently run uncompiled
-        limits.recompile_limit = max(limits.recompile_limit, 2 * needed)
-        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * needed)
-    training.model().compile()
+        training.model().compile(kept_counts=menu)
+    else:
+        training.model().compile()
 
 
 def make_optimizers(recipe: Recipe, training: Training) -> dict[str, torch.optim.Optimizer]:

@@ -1,6 +1,6 @@
-"""What needs a GPU: skipped with a reason where there is none, so `python -m pytest tests/gpu` is safe anywhere.
+"""What needs a GPU: `make test-gpu` runs it, and skips it with a reason where there is none.
 
-These tests import neither Ray nor MLflow: a bare GPU machine with the model's own requirements runs them.
+These tests import neither Ray nor MLflow: a GPU machine with the model's own requirements alone runs them.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # before markers choose
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in this folder needs CUDA."""
-    if torch.cuda.is_available():
-        return
     for item in items:
         if "tests/gpu/" in item.path.as_posix():
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 @pytest.fixture(autouse=True)
 def full_float32() -> Iterator[None]:
     """Products in float32 proper, not tf32, so that the CPU's numbers are the reference."""
-    matmul, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolutions
+    torch.set_float32_matmul_precision("highest")
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+    torch.set_float32_matmul_precision("highest")

@@ -231,3 +231,18 @@ def test_names_of_extractors_are_fit_for_metric_names():
     assert safe_name("vit_base_patch14_dinov2.lvd142m") == "dinov2_vitb14"
     assert safe_name("vit_small_patch14_reg4_dinov2.lvd142m") == "dinov2_vits14_reg4"
     assert safe_name("convnext_tiny.fb_in22k") == "convnext_tiny_fb_in22k"
+
+
+def test_features_do_not_mind_in_which_way_tf32_was_chosen() -> None:
+    from mergevq.metrics import RandomFeatures, extractor
+
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    network = extractor(RandomFeatures())
+    expected = network(pictures)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cuda.matmul.allow_tf32 = False  # PyTorch refuses to say its precision after both
+        assert torch.equal(network(pictures), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
