@@ -39,7 +39,8 @@ def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
     match value:
         case Tensor() | np.ndarray():
             name = str(len(tensors))
-            tensor = value if isinstance(value, Tensor) else torch.from_numpy(value)
+            # Arrays that come from Ray are read-only.
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
             tensors[name] = tensor.detach().cpu().contiguous()
             return {"tensor" if isinstance(value, Tensor) else "array": name}
         case Accumulator():
