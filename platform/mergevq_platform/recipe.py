@@ -357,6 +357,27 @@ def _listed(counts: tuple[int, ...] | range) -> str:
     return f"1 to {counts[-1]}" if isinstance(counts, range) else ", ".join(map(str, counts))
 
 
+PLACES = ("path", "codes", "tokenizer", "directory", "weights", "backbone", "heads", "initial_weights")
+
+
+def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
+    """The same with absolute paths for the files and folders that it names relative to `folder` (none: where we are).
+
+    Workers and trials run in directories of their own. Names of what is not there stay: a weights file that
+    `MERGEVQ_WEIGHTS` knows, a URI, or a mistake, which is reported under the name that was given.
+    """
+    start = Path.cwd() if folder is None else Path(folder)
+    tree = to_tree(recipe)
+    for key, value in flattened(tree).items():
+        named = key.rpartition(".")[2] in PLACES and isinstance(value, str) and "://" not in value
+        if named and not Path(value).is_absolute() and (start / value).exists():
+            change: Any = str(start / value)
+            for part in reversed(key.split(".")):
+                change = {part: change}
+            tree = merged(tree, change)
+    return parse(Recipe, tree)
+
+
 def weights_files(recipe: Recipe) -> dict[str, str]:
     """The weights that a recipe names, key path → file (of a directory: its model.safetensors)."""
     found = {}

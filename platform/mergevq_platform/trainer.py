@@ -22,7 +22,7 @@ from mergevq.config import to_tree, with_overrides
 from mergevq_platform import checkpoints, cluster, heartbeat, loop
 from mergevq_platform.feeding import pinned
 from mergevq_platform.progress import Progress
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.runs import Run
 from mergevq_platform.tracking.store import Store
@@ -144,9 +144,9 @@ def _begin(
     if resume is not None:
         run = Run.find(resume, home=home, storage=storage)
         tree = yaml.safe_load(run.read("recipe.yaml"))
-        return run, resolve(with_overrides(tree, overrides))
+        return run, located(resolve(with_overrides(tree, overrides)))
     assert recipe is not None
-    recipe = pinned(recipe)
+    recipe = pinned(located(recipe))
     unique = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     run = Run.new(unique, home=home, storage=storage)
     return run, recipe

@@ -135,3 +135,21 @@ def test_a_file_that_is_no_recipe_says_so(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(InputError, match="holds no recipe"):
         recipes.read(tmp_path / "list.yaml")
+
+
+def test_relative_names_of_what_is_there_become_absolute_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "teacher").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recipe = recipes.load("demo", ["data.path=pictures", "task.losses.alignment.directory=nowhere"])
+    found = recipes.located(recipe)
+    assert found.data.path == str(tmp_path / "pictures")
+    assert found.tokenizer.losses.alignment.directory == "nowhere"
+    monkeypatch.chdir("/")
+    recipe = recipes.load("demo", ["data.path=s3://bucket/x", "task.losses.alignment.directory=teacher"])
+    assert recipes.located(recipe).tokenizer.losses.alignment.directory == "teacher"
+    found = recipes.located(recipe, tmp_path)
+    assert found.tokenizer.losses.alignment.directory == str(tmp_path / "teacher")
+    assert found.data.path == "s3://bucket/x"

@@ -70,9 +70,15 @@ def made(base: Path, **changes: Any) -> Sweep:
 
 
 def test_a_sweep_ends_in_one_picture_with_its_trials_below_it_in_mlflow(
-    base: Path, ray_home: Path, tmp_path: Path
+    base: Path, ray_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = made(base, objectives=(mean_log_frechet(), mean_probe()))
+    # Recipe and pictures are named as a person does who stands in a folder; trials run in others.
+    monkeypatch.chdir(tmp_path)
+    tree = yaml.safe_load(base.read_text())
+    pictures = tree["data"]["path"]
+    tree["data"]["path"] = os.path.relpath(pictures)
+    base.write_text(yaml.safe_dump(tree))
+    sweep = made(Path(base.name), objectives=(mean_log_frechet(), mean_probe()))
     outcome = driver.sweep(sweep, home=ray_home, name="families")
     assert outcome.complete
     assert not outcome.failed
@@ -93,6 +99,7 @@ def test_a_sweep_ends_in_one_picture_with_its_trials_below_it_in_mlflow(
     artifacts = {file.path for file in store.client().list_artifacts(parent.run_id, "report")}
     assert {"report/pareto.png", "report/curves.png", "report/pareto.html", "report/winner.yaml"} <= artifacts
 
+    assert all(Path(trial.recipe["data"]["path"]).samefile(pictures) for trial in outcome.finished)
     winner = recipes.load(outcome.files["winner.yaml"])
     best = min(outcome.finished, key=lambda trial: trial.objectives["mean_log_frechet"])
     assert winner.tokenizer.keep.kind == best.recipe["task"]["keep"]["kind"]

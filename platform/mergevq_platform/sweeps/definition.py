@@ -93,10 +93,12 @@ class Sweep:
     rung: Rung = field(default_factory=Rung)
     gpus_per_trial: float = 1.0  # of a trial with one worker on GPUs; a fraction shares one
     max_failures: int = 2  # restarts of a trial from its checkpoint
+    folder: str | None = None  # what relative paths start from; none: where we are. Set when a sweep begins.
 
     def base(self) -> Tree:
         """The tree that every trial starts from."""
-        return with_overrides(recipes.read(self.recipe), self.overrides)
+        beside = Path(self.folder or ".") / self.recipe
+        return with_overrides(recipes.read(beside if beside.is_file() else self.recipe), self.overrides)
 
     def recipe_of(self, params: Params, *, seed: int | None = None, name: str | None = None) -> Recipe:
         """The resolved recipe of a choice. Raises `InputError` if the schema refuses it."""
@@ -105,7 +107,7 @@ class Sweep:
             tree = {**tree, "seed": seed}
         if self.rung_steps is not None:
             tree = {**tree, "checkpoint_every": self.rung_steps}
-        return recipes.resolve({**tree, "name": name} if name else tree)
+        return recipes.located(recipes.resolve({**tree, "name": name} if name else tree), self.folder)
 
     @property
     def rung_steps(self) -> int | None:

@@ -91,6 +91,8 @@ def sweep(
             text or "", what, "a sweep stores where it keeps things; set them in the environment"
         )
     definition, place = _begin(definition, home, name, resume, storage, tracking_uri)
+    if definition.folder is None:
+        definition = replace(definition, folder=os.getcwd())
     definition.check()
     base = _first_recipe(definition)
     fingerprint = loop.preflight(base).fingerprint

@@ -28,7 +28,7 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import drawn_figure
 from mergevq_platform.local import LocalHost
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.runs import Run
 from mergevq_platform.sweeps.definition import Sweep, described, named
 from mergevq_platform.sweeps.objectives import Reference
@@ -319,7 +319,7 @@ def untrained_reference(sweep: Sweep, device: str) -> Reference:
 
     Raises `InputError` where the pictures have no labels.
     """
-    recipe = resolve(sweep.base())
+    recipe = located(resolve(sweep.base()), sweep.folder)
     settings = replace(
         recipe.evaluation,
         keeps=(recipe.tokenizer.model.grid_tokens,),
