@@ -9,9 +9,9 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from mergevq.config import config, to_tree
+from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
-from mergevq.exports import write_export
+from mergevq.exports import load_export, read_description, write_export
 from mergevq.frozen import Frozen
 from mergevq.metrics.sgd_probe import ProbeHeads
 from mergevq.tokenizer import MergeVQ
@@ -32,18 +32,19 @@ class ProbeTrainingConfig:
     normalise: bool = True  # batch norm without parameters before the heads
 
 
-class FrozenTokenizer(Frozen):
+class FrozenFeatures(Frozen):
     """A tokenizer whose features (B, D) of pictures (B, 3, H, W) in [-1, 1] are read; no part of a run's state."""
 
-    def __init__(self, tokenizer: MergeVQ) -> None:
+    def __init__(self, tokenizer: MergeVQ, settings: ProbeTrainingConfig) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.feature = tokenizer, settings.feature
+        self.keep = settings.keep or tokenizer.grid_tokens
         self.freeze()
 
     @torch.no_grad()
-    def forward(self, images: Tensor, feature: Literal["cls", "mean"], keep: int) -> Tensor:
-        encoded = self.tokenizer.encoder(images, keep)
-        return encoded.summary if feature == "cls" else encoded.mean()
+    def forward(self, images: Tensor) -> Tensor:
+        encoded = self.tokenizer.encoder(images, self.keep)
+        return encoded.summary if self.feature == "cls" else encoded.mean()
 
 
 class ProbePhase(nn.Module):
@@ -51,15 +52,14 @@ class ProbePhase(nn.Module):
 
     def __init__(self, tokenizer: MergeVQ, heads: ProbeHeads, settings: ProbeTrainingConfig) -> None:
         super().__init__()
-        self.tokenizer = FrozenTokenizer(tokenizer)
-        self.heads, self.settings = heads, settings
-        self.keep = settings.keep or tokenizer.grid_tokens
+        self.tokenizer = FrozenFeatures(tokenizer, settings)
+        self.heads = heads
 
     def forward(
         self, batch: dict[str, Tensor], carry: dict[str, Tensor], *, keep: int | None, step: int
     ) -> Output:
         del carry, keep, step
-        logits = self.heads(self.tokenizer(batch["image"], self.settings.feature, self.keep))
+        logits = self.heads(self.tokenizer(batch["image"]))
         losses = self.heads.losses(logits, batch["label"])
         named = {f"head_{index}": loss for index, loss in enumerate(losses.detach())}
         return Output(total=losses.sum(), losses={"total": losses.detach().mean(), **named})
@@ -105,7 +105,23 @@ class ProbeTraining(Training):
         ]
 
     def export(self, model: nn.Module, directory: str | Path) -> None:
-        """Write the heads and their settings; `ProbeHeads` of the same sizes loads the weights."""
+        """Write the heads and their settings."""
         assert isinstance(model, ProbeHeads)
-        facts = {"config": to_tree(self.settings), "classes": model.classes}
+        facts = {"config": to_tree(self.settings), "classes": model.classes, "dim": model.weights[0].shape[1]}
         write_export(directory, model, _FORMAT, facts)
+
+
+def load_probe(directory: str | Path, *, key: str = "probe") -> tuple[ProbeHeads, ProbeTrainingConfig]:
+    """The heads that `ProbeTraining.export` wrote, in eval mode on the CPU, and their settings.
+
+    `key` is the configuration key that named the directory. Raises `InputError` when it is not such an export.
+    """
+    description, where = read_description(directory, _FORMAT, what="a linear probe", key=key)
+    settings = parse(ProbeTrainingConfig, description["config"], where=where)
+    heads = ProbeHeads(
+        description["dim"],
+        description["classes"],
+        len(settings.rate_factors),
+        normalise=settings.normalise,
+    )
+    return load_export(directory, heads, key=key), settings

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+import mergevq
 from mergevq import keep as kept
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
+from mergevq.probe_training import FrozenFeatures
 from mergevq.tokenizer import MergeVQ
-from mergevq_platform import validation
+from mergevq_platform import checkpoints, validation
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, read_manifest
 from mergevq_platform.data import Batch, Dataset, EvalBatches, TrainStream, open_dataset, to_unit_range
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer, mismatch
@@ -28,6 +30,7 @@ from mergevq_platform.recipe import (
     ClassifierTask,
     FineTuneTask,
     GeneratorTask,
+    ProbeTask,
     Recipe,
     TokenizerTask,
     resolve,
@@ -100,7 +103,7 @@ def draw_keep(recipe: Recipe, step: int) -> int | None:
     match recipe.task:
         case TokenizerTask() | GeneratorTask() as task:
             return kept.draw(task.keep, task.model.grid_tokens, seed=recipe.seed, step=step)
-        case ClassifierTask() | FineTuneTask():
+        case ClassifierTask() | FineTuneTask() | ProbeTask():
             return None
 
 
@@ -147,8 +150,23 @@ class PictureFeed:
             for index in batches.shard(self.worker.rank, self.worker.world_size):
                 yield to_unit_range(batches.batch(index), self.worker.device)
 
-        measure = validation.of_tokenizer if isinstance(model, MergeVQ) else validation.of_classifier
+        measure: Callable[[Any, Batch, validation.Meters], None]
+        if isinstance(model, MergeVQ):
+            measure = validation.of_tokenizer
+        elif self.probed is not None:
+            measure = partial(validation.of_probe, self.probed)
+        else:
+            measure = validation.of_classifier
         return validation.validate(model, share(), measure, self.worker.world_size)
+
+    @cached_property
+    def probed(self) -> FrozenFeatures | None:
+        """The frozen tokenizer whose features a probe reads."""
+        task = self.recipe.task
+        if not isinstance(task, ProbeTask):
+            return None
+        with checkpoints.weights(task.tokenizer) as directory:
+            return FrozenFeatures(mergevq.load(directory), task.settings).to(self.worker.device)
 
     def validation_batches(self) -> EvalBatches:
         """The fixed batches of the first pictures of the evaluation split."""

@@ -28,6 +28,7 @@ from mergevq.errors import InputError
 from mergevq.finetune import FineTuneTraining
 from mergevq.generation import GeneratorTraining, build_generator
 from mergevq.initialisation import select_weights
+from mergevq.probe_training import ProbeTraining
 from mergevq.tokenizer import MergeVQ
 from mergevq.train_step import build_training
 from mergevq.training import Output, Training
@@ -48,6 +49,7 @@ from mergevq_platform.recipe import (
     FineTuneTask,
     GeneratorTask,
     OptimizerConfig,
+    ProbeTask,
     Recipe,
     TokenizerTask,
 )
@@ -239,19 +241,28 @@ def build(recipe: Recipe, samples: Samples) -> Training:
             _require_classes(samples, task.model.classes, "a classifier")
             return ClassifierTraining(StandInClassifier(task.model))
         case FineTuneTask() as task:
-            if not samples.labelled:
-                raise InputError(f"{samples.path} has no labels: nothing can be fine-tuned on it")
-            with checkpoints.weights(task.tokenizer) as directory:
-                tokenizer = mergevq.load(directory)
-            size = tokenizer.config.image_size
-            if recipe.data.views.image_size != size:
-                raise InputError(
-                    f"data.views.image_size is {recipe.data.views.image_size} but {task.tokenizer} works at {size}: make them equal"
-                )
+            tokenizer = judged_tokenizer(recipe, task.tokenizer, samples)
             return FineTuneTraining(tokenizer, task.settings, classes=samples.num_classes)
+        case ProbeTask() as task:
+            tokenizer = judged_tokenizer(recipe, task.tokenizer, samples)
+            return ProbeTraining(tokenizer, task.settings, classes=samples.num_classes)
         case GeneratorTask() as task:
             _require_classes(samples, task.model.classes, "a class-conditional generator")
             return GeneratorTraining(build_generator(task.model), task.losses)
+
+
+def judged_tokenizer(recipe: Recipe, location: str, samples: Samples) -> MergeVQ:
+    """The tokenizer whose features answer for classes. Raises `InputError` for one that does not fit the pictures."""
+    if not samples.labelled:
+        raise InputError(f"{samples.path} has no labels: nothing can be classified on it")
+    with checkpoints.weights(location) as directory:
+        tokenizer = mergevq.load(directory)
+    size = tokenizer.config.image_size
+    if recipe.data.views.image_size != size:
+        raise InputError(
+            f"data.views.image_size is {recipe.data.views.image_size} but {location} works at {size}: make them equal"
+        )
+    return tokenizer
 
 
 def _require_classes(samples: Samples, classes: int, what: str) -> None:

@@ -31,6 +31,7 @@ from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.metrics import FeaturesConfig, RandomFeatures
 from mergevq.metrics.lpips import LpipsFiles
 from mergevq.presets import preset
+from mergevq.probe_training import ProbeTrainingConfig
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.credentials import keys_with_credentials
@@ -71,6 +72,15 @@ class FineTuneTask:
     kind: Literal["finetune"] = "finetune"
     tokenizer: str  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
     settings: FineTuneConfig = Field(default_factory=FineTuneConfig)
+
+
+@config
+class ProbeTask:
+    """Train linear probes on a frozen tokenizer's features of augmented views (paper, A.4)."""
+
+    kind: Literal["probe"] = "probe"
+    tokenizer: str  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    settings: ProbeTrainingConfig = Field(default_factory=ProbeTrainingConfig)
 
 
 @config
@@ -132,7 +142,9 @@ class GeneratorTask:
             raise ValueError(f"generation.steps is {steps}, more than the {tokens} tokens to make: lower it")
 
 
-Task = Annotated[TokenizerTask | ClassifierTask | GeneratorTask | FineTuneTask, Field(discriminator="kind")]
+Task = Annotated[
+    TokenizerTask | ClassifierTask | GeneratorTask | FineTuneTask | ProbeTask, Field(discriminator="kind")
+]
 
 
 @config

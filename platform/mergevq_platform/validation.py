@@ -56,6 +56,14 @@ def of_classifier(model: Any, batch: Batch, meters: Meters) -> None:
     meters.setdefault("accuracy", Mean("accuracy")).update(right)
 
 
+def of_probe(features: nn.Module, heads: Any, batch: Batch, meters: Meters) -> None:
+    """Accuracy of each head of a probe."""
+    right = heads(features(batch["image"])).argmax(-1) == batch["label"]
+    for index, row in enumerate(right):
+        name = f"accuracy_{index}"
+        meters.setdefault(name, Mean(name)).update(row)
+
+
 def of_generator(model: Any, batch: Batch, meters: Meters) -> None:
     """Loss (nats a code, without smoothing) and accuracy of a generator's codes, each predicted from the true ones before it."""
     keep = batch["indices"].shape[1]

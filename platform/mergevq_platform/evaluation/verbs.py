@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,12 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.data import decode, evaluation_view
 from mergevq_platform.evaluation.answering import ray_answers
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.classifying import ClassifierEvaluator, classify
+from mergevq_platform.evaluation.classifying import (
+    ClassifierEvaluator,
+    ProbeEvaluator,
+    classify,
+    classify_by_probe,
+)
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.finding import find, locate
 from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
@@ -35,7 +40,14 @@ from mergevq_platform.evaluation.recording import note, picture_grids, record, s
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.places import places
-from mergevq_platform.recipe import EvaluationConfig, FineTuneTask, GeneratorTask, Recipe, TokenizerTask
+from mergevq_platform.recipe import (
+    EvaluationConfig,
+    FineTuneTask,
+    GeneratorTask,
+    ProbeTask,
+    Recipe,
+    TokenizerTask,
+)
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -94,7 +106,7 @@ def evaluate(
 
 
 def after_training(outcome: Any, recorder: Any) -> None:
-    """Measure a finished training and record it in its own MLflow run: a tokenizer's curve, a fine-tuned one's top-1."""
+    """Measure a finished training and record it in its own MLflow run: a tokenizer's curve, the top-1 of what classifies."""
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location) as directory:
         recipe = checkpoints.recipe_of(directory)
@@ -104,14 +116,29 @@ def after_training(outcome: Any, recorder: Any) -> None:
         case TokenizerTask():
             _curve_after_training(outcome, recorder, recipe, location)
         case FineTuneTask():
-            device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
-            subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-            found = classify(
-                subject,
-                pool.answers(ClassifierEvaluator, subject, workers=recipe.cluster.workers, device=device),
-            )
-            recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
-            print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
+            _top1_after_training(outcome, recorder, recipe, location, ClassifierEvaluator, classify)
+        case ProbeTask():
+            _top1_after_training(outcome, recorder, recipe, location, ProbeEvaluator, classify_by_probe)
+
+
+def _top1_after_training(
+    outcome: Any,
+    recorder: Any,
+    recipe: Recipe,
+    location: str,
+    evaluator: type,
+    judge: Callable[[Subject, pool.Answers], dict[str, float]],
+) -> None:
+    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    subject = Subject(location, to_tree(recipe), recipe.data.path, device)
+    found = judge(subject, pool.answers(evaluator, subject, workers=recipe.cluster.workers, device=device))
+    recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
+    print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
+    if isinstance(recipe.task, ProbeTask) and "train_top1" in found:
+        factor = recipe.task.settings.rate_factors[int(found["head"])]
+        print(
+            f"head at {recipe.optimizer.learning_rate * factor:g}, chosen by its top-1 of {found['train_top1']:.2f}% on training pictures"
+        )
 
 
 def _curve_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:

@@ -1,0 +1,112 @@
+"""Linear probes as a recipe of the ordinary loop: heads on augmented views, and the top-1 of the one that is chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mergevq
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq.probe_training import load_probe
+from mergevq_platform import evaluation, loop, pool
+from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.evaluation.classifying import ProbeEvaluator, classify_by_probe
+from mergevq_platform.evaluation.subject import Subject
+from mergevq_platform.local import LocalHost
+from mergevq_platform.recipe import resolve
+from mergevq_platform.runs import Run
+from mergevq_platform.tracking.listing import find_run
+from mergevq_platform.tracking.store import Store
+
+
+@pytest.fixture
+def tree(small_recipe: dict[str, Any], tokenizer_directory: Path) -> dict[str, Any]:
+    return small_recipe | {
+        "name": "probe",
+        "task": {
+            "kind": "probe",
+            "tokenizer": str(tokenizer_directory),
+            "settings": {"feature": "mean", "keep": 9, "rate_factors": [1e-4, 1.0]},
+        },
+        "data": {
+            "path": small_recipe["data"]["path"],
+            "views": {"image_size": 16, "image_flip": 0.5, "image_scale": [0.5, 1.0]},
+        },
+        "optimizer": {"learning_rate": 0.05, "schedule": {"kind": "cosine"}},
+        "evaluation": {"batch": 24, "every": 20},
+        "ema_decay": 0.0,
+        "steps": 40,
+        "global_batch": 32,
+        "micro_batch": 16,
+        "checkpoint_every": 20,
+    }
+
+
+def test_heads_learn_on_a_frozen_tokenizer_and_the_better_one_answers(
+    tree: dict[str, Any], tmp_path: Path, tokenizer_directory: Path
+) -> None:
+    recipe, home = resolve(tree), tmp_path / "home"
+    run = Run("probe", home, str(home / "ray"))
+    run.directory.mkdir(parents=True)
+    host = LocalHost(run.directory)
+    loop.train(recipe, loop.Worker(), host)
+    named = [values for _, values in host.history]
+    assert any({"val/accuracy_0", "val/accuracy_1"} <= values.keys() for values in named)
+    losses = [values["train/head_1"] for values in named if "train/head_1" in values]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+    subject = Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
+    found = classify_by_probe(subject, pool.answers(ProbeEvaluator, subject))
+    assert found["head"] == 1, "the other's rate is a ten-thousandth"
+
+    heads, settings = load_probe(run.newest_checkpoint())
+    assert settings == recipe.task.settings
+    tokenizer = mergevq.load(tokenizer_directory)
+    right = images = 0
+    dataset = open_dataset(recipe.data.path, "val")
+    batches = EvalBatches(dataset, 16, 64)
+    with torch.inference_mode():
+        for index in range(batches.num_batches):
+            batch = to_unit_range(batches.batch(index), torch.device("cpu"))
+            features = tokenizer.encoder(batch["image"], 9).mean()
+            right += int((heads(features)[1].argmax(1) == batch["label"]).sum())
+            images += len(batch["label"])
+    assert found["top1"] == pytest.approx(100 * right / images)
+    assert found["top1_low"] <= found["top1"] <= found["top1_high"]
+
+
+def test_a_stopped_probe_goes_on_bit_for_bit_and_its_checkpoint_holds_no_tokenizer(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = resolve(tree | {"steps": 4, "checkpoint_every": 4, "evaluation": {"batch": 24}})
+    states = []
+    for name, stops in (("whole", (None,)), ("parts", (2, None))):
+        directory = tmp_path / name
+        directory.mkdir()
+        for stop in stops:
+            loop.train(recipe, loop.Worker(), LocalHost(directory, stop_at=stop))
+        states.append(load_probe(directory / "checkpoint_000000004")[0].state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert sum(value.numel() for value in states[0].values()) == 2 * (12 * 32 + 12) + 2 * 32
+
+
+@pytest.mark.long
+def test_ray_train_runs_it_and_records_its_top1(tree: dict[str, Any], ray_home: Path) -> None:
+    from mergevq_platform import trainer
+
+    tree["cluster"] = {"device": "cpu", "workers": 2}
+    trainer.train(resolve(tree), home=ray_home, name="probe-on-ray", after=evaluation.after_training)
+    metrics = find_run(Store.at(ray_home), "probe-on-ray").metrics
+    assert metrics["test/top1_low"] <= metrics["test/top1"] <= metrics["test/top1_high"]
+    assert metrics["test/head"] == 1
+
+
+def test_a_tokenizer_that_is_not_there_is_said(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["task"]["tokenizer"] = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere"):
+        loop.preflight(resolve(tree))
