@@ -15,7 +15,7 @@ from mergevq.metrics.extractors import (
 from mergevq.metrics.extrapolate import Extrapolated, extrapolated_distance
 from mergevq.metrics.frechet import FeatureStatistics, Moments, frechet_distance, require_same_identity
 from mergevq.metrics.inception_score import InceptionScore, InceptionScoreResult
-from mergevq.metrics.knn import KnnResult, Nearest, knn_classify, neighbour_counts
+from mergevq.metrics.knn import KnnResult, Nearest, Votes, knn_classify, knn_votes, neighbour_counts
 from mergevq.metrics.manifold import PrecisionRecall, precision_recall
 from mergevq.metrics.mean import Mean
 from mergevq.metrics.pixels import MsSsim, Psnr, Ssim, to_uint8
@@ -50,12 +50,14 @@ __all__ = [
     "SgdProbeResult",
     "Ssim",
     "TimmFeatures",
+    "Votes",
     "bits_per_picture",
     "distance_name",
     "extractor",
     "extrapolated_distance",
     "frechet_distance",
     "knn_classify",
+    "knn_votes",
     "linear_probe",
     "neighbour_counts",
     "precision_recall",

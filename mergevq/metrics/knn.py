@@ -114,6 +114,65 @@ class Nearest(Accumulator):
         return ranks, labels.gather(1, order)
 
 
+class Votes(Accumulator):
+    """How many queries each number of neighbours answers right, over shares of the queries that add up exactly."""
+
+    def __init__(self, ks: Sequence[int]) -> None:
+        self.ks = list(ks)
+        self.held_out = torch.zeros(len(ks), dtype=torch.int64)  # right answers on the held-out part of train
+        self.test = torch.zeros(len(ks), dtype=torch.int64)
+        self.images = 0  # test queries
+
+    def merge(self, other: Votes) -> Self:
+        """The votes over both shares. Raises `InputError` for other numbers of neighbours."""
+        if self.ks != other.ks:
+            raise InputError(f"votes of {self.ks} and of {other.ks} neighbours do not merge")
+        merged = self.at_rest()
+        merged.held_out, merged.test = self.held_out + other.held_out, self.test + other.test
+        merged.images = self.images + other.images
+        return merged
+
+    def result(self) -> KnnResult:
+        """The number of neighbours that does best on the held-out part (the smallest among equals), on the test set."""
+        top1 = 100 * self.test.double() / self.images
+        best = int(self.held_out.argmax())
+        return KnnResult(float(top1[best]), self.ks[best], dict(zip(self.ks, top1.tolist(), strict=True)))
+
+
+def knn_votes(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    share: tuple[int, int] = (0, 1),
+    chunk: int = 1024,
+) -> Votes:
+    """The votes for share i of n, `share` = (i, n), of the test and held-out features; see `knn_classify`.
+
+    Any split into shares gives the same sums.
+    """
+    train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
+    classes, train_y = train_y.unique(return_inverse=True)
+    test_y = class_numbers(classes, test_y)
+    held_out = held_out_part(train_y)
+    votes = Votes(neighbour_counts(int((~held_out).sum())))
+    mine = slice(share[0], None, share[1])
+
+    def right(bank: Tensor, labels: Tensor, queries: Tensor, answers: Tensor) -> Tensor:
+        queries, answers = queries[mine], answers[mine]
+        if not len(queries):
+            return torch.zeros_like(votes.test)
+        nearest = Nearest(queries, k=max(votes.ks))
+        nearest.update(bank, labels, 0, chunk=chunk)
+        return nearest.right(answers, votes.ks, len(classes), chunk=chunk).cpu()
+
+    votes.held_out = right(train_x[~held_out], train_y[~held_out], train_x[held_out], train_y[held_out])
+    votes.test = right(train_x, train_y, test_x, test_y)
+    votes.images = len(test_y[mine])
+    return votes
+
+
 def knn_classify(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, chunk: int = 1024
 ) -> KnnResult:
@@ -123,21 +182,7 @@ def knn_classify(
     on a held-out fifth of train; then all of train votes. `chunk` test pictures are compared at a time, which
     changes memory only. Works on the features' device. Raises `InputError` as `linear_probe` does.
     """
-    train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
-    classes, train_y = train_y.unique(return_inverse=True)
-    test_y = class_numbers(classes, test_y)
-    held_out = held_out_part(train_y)
-    ks = neighbour_counts(int((~held_out).sum()))
-
-    def right(bank: Tensor, labels: Tensor, queries: Tensor, answers: Tensor) -> Tensor:
-        nearest = Nearest(queries, k=max(ks))
-        nearest.update(bank, labels, 0, chunk=chunk)
-        return nearest.right(answers, ks, len(classes), chunk=chunk)
-
-    inner = right(train_x[~held_out], train_y[~held_out], train_x[held_out], train_y[held_out])
-    top1 = 100 * right(train_x, train_y, test_x, test_y).double() / len(test_y)
-    best = int(inner.argmax())
-    return KnnResult(float(top1[best]), ks[best], dict(zip(ks, top1.tolist(), strict=True)))
+    return knn_votes(train_x, train_y, test_x, test_y, chunk=chunk).result()
 
 
 def neighbour_counts(train_images: int) -> list[int]:

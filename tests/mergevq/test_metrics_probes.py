@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from mergevq.errors import InputError
-from mergevq.metrics import knn_classify, linear_probe
+from mergevq.metrics import knn_classify, knn_votes, linear_probe
 from mergevq.metrics.knn import TEMPERATURE
 from mergevq.metrics.probe import (
     C_GRID,
@@ -198,4 +198,10 @@ def test_neighbours_vote_as_in_brute_force(seed, k):
 def test_chunks_change_nothing_and_small_sets_vote_whole():
     data = split(*problem(260), 200)
     assert knn_classify(*data) == knn_classify(*data, chunk=7)
+    for shares in (2, 5, 7):
+        votes = [knn_votes(*data, share=(index, shares)) for index in range(shares)]
+        merged = votes[-1]
+        for part in votes[:-1]:  # in another order
+            merged = merged.merge(part)
+        assert merged.result() == knn_classify(*data)
     assert knn_classify(*split(*problem(30), 8)).k <= 8

@@ -14,11 +14,11 @@ from PIL import Image
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.metrics import linear_probe
+from mergevq.metrics import knn_votes, linear_probe
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform import evaluation
 from mergevq_platform.curves import Curve
-from mergevq_platform.evaluation.evaluator import ProbeJob, probe_metrics
+from mergevq_platform.evaluation.evaluator import ProbeJob, knn_metrics, probe_metrics
 from mergevq_platform.evaluation.measuring import Findings, Measurement, nearest
 from mergevq_platform.recipe import Recipe, resolve
 
@@ -90,7 +90,9 @@ def test_the_probes_of_a_job_are_the_librarys_with_what_was_chosen() -> None:
     found = probe_metrics(ProbeJob("cls", train_x, train_y, test_x, test_y), torch.device("cpu"))
     expected = linear_probe(*map(torch.from_numpy, (train_x, train_y, test_x, test_y)))
     assert (found["probe_top1_cls"], found["probe_C_cls"]) == (expected.top1, expected.C)
-    assert found["knn_top1_cls"] == found[f"knn_top1_cls_k{found['knn_k_cls']:.0f}"]
+    votes = knn_votes(*map(torch.from_numpy, (train_x, train_y, test_x, test_y)))
+    voted = knn_metrics(votes, "cls")
+    assert voted["knn_top1_cls"] == voted[f"knn_top1_cls_k{voted['knn_k_cls']:.0f}"] == votes.result().top1
 
 
 def test_one_class_and_broken_features_are_said() -> None:

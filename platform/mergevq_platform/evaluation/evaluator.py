@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +16,9 @@ from mergevq.metrics import (
     CodeUsage,
     FeatureStatistics,
     Mean,
+    Votes,
     extractor,
-    knn_classify,
+    knn_votes,
     linear_probe,
     to_uint8,
 )
@@ -54,6 +55,13 @@ class ProbeJob(NamedTuple):
     test_y: np.ndarray
     protocol: str = "exact"  # or one of `PUBLISHED`
     seed: int = 0  # of a published protocol's order and start
+
+
+class KnnJob(NamedTuple):
+    """One share of the test and held-out features, to be compared with all train features."""
+
+    features: ProbeJob
+    share: tuple[int, int]  # number, of how many
 
 
 class Evaluator:
@@ -109,8 +117,10 @@ class Evaluator:
         return torch.stack([self.batch(split, int(row) // size)["image"][int(row) % size] for row in rows])
 
     @torch.no_grad()
-    def answer(self, job: Job | ProbeJob) -> Any:
+    def answer(self, job: Job | ProbeJob | KnnJob) -> Any:
         """Do one job; see the module's docstring."""
+        if isinstance(job, KnnJob):
+            return knn_votes(*_tensors(job.features, self.device), share=job.share)
         if isinstance(job, ProbeJob):
             return probe_metrics(job, self.device)
         return merge(self._batch(job, index) for index in job.batches)
@@ -165,13 +175,11 @@ def features(model: MergeVQ, images: Tensor, keep: int) -> dict[str, np.ndarray]
 
 
 def probe_metrics(job: ProbeJob, device: torch.device) -> dict[str, float]:
-    """Top-1 (percent) with its 95% interval: of the exact probe and of k-NN, or of a published protocol's probe.
+    """Top-1 (percent) with its 95% interval of the exact probe, or of a published protocol's.
 
-    Beside each the setting that was chosen without the test split: C, k, the learning rate.
+    Beside it the setting that was chosen without the test split: C, or the learning rate.
     """
-    train_x, train_y, test_x, test_y = (
-        torch.from_numpy(array).to(device) for array in (job.train_x, job.train_y, job.test_x, job.test_y)
-    )
+    train_x, train_y, test_x, test_y = _tensors(job, device)
     name = job.suffix
     if job.protocol != "exact":
         sgd = sgd_probe(train_x, train_y, test_x, test_y, PUBLISHED[job.protocol], seed=job.seed)
@@ -183,13 +191,25 @@ def probe_metrics(job: ProbeJob, device: torch.device) -> dict[str, float]:
             f"probe_{job.protocol}_rate_{name}": sgd.learning_rate,
         }
     probe = linear_probe(train_x, train_y, test_x, test_y)
-    knn = knn_classify(train_x, train_y, test_x, test_y)
     return {
         f"probe_top1_{name}": probe.top1,
         f"probe_top1_{name}_low": probe.interval[0],
         f"probe_top1_{name}_high": probe.interval[1],
         f"probe_C_{name}": probe.C,
+    }
+
+
+def knn_metrics(votes: Votes, name: str) -> dict[str, float]:
+    """Top-1 (percent) of nearest neighbours, their number, chosen without the test split, and top-1 of each number."""
+    knn = votes.result()
+    return {
         f"knn_top1_{name}": knn.top1,
         f"knn_k_{name}": float(knn.k),
         **{f"knn_top1_{name}_k{k}": top1 for k, top1 in knn.by_k.items()},
     }
+
+
+def _tensors(job: ProbeJob, device: torch.device) -> Iterator[Tensor]:
+    return (
+        torch.from_numpy(array).to(device) for array in (job.train_x, job.train_y, job.test_x, job.test_y)
+    )

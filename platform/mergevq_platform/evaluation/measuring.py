@@ -25,12 +25,14 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.evaluator import Job, ProbeJob
+from mergevq_platform.evaluation.evaluator import Job, KnnJob, ProbeJob, knn_metrics
 from mergevq_platform.evaluation.subject import Subject, identity, split_batches, untrained_identity
 from mergevq_platform.recipe import Recipe, resolve
 
 BATCHES_PER_JOB = 4  # at least
 JOBS_PER_PASS = 64  # about, of a large split: an answer may be 100 MB
+KNN_QUERIES = 4096  # test features of one share of the nearest neighbours, up to
+KNN_SHARES = 8  # shares: each takes a copy of the train features along
 FEATURES = ("cls", "mean")
 QUERIES, NEIGHBOURS = 8, 7  # pictures whose nearest training pictures are shown, and how many of these
 CAVEATS = {
@@ -40,7 +42,7 @@ CAVEATS = {
 
 Suite = Literal["reconstruction", "representation"]
 SUITES: tuple[Suite, ...] = ("reconstruction", "representation")
-Ask = Callable[[Sequence[Job | ProbeJob]], Iterable[Any]]
+Ask = Callable[[Sequence[Job | ProbeJob | KnnJob]], Iterable[Any]]
 
 
 def measure(
@@ -194,7 +196,17 @@ class Measurement:
             self.findings.neighbours, self.findings.neighbours_keep = nearest(train["cls"], queries), keep
         learned_from = [self._key(kind, part, keep, seed) for part in ("train", "test")]
         key = {"kind": "probes", "suffixes": suffixes, "of": learned_from, "protocol": [protocol, order]}
-        return self._through(key, jobs) | {"majority_top1": majority_top1(train["label"], test["label"])}
+        row = self._through(key, jobs) | {"majority_top1": majority_top1(train["label"], test["label"])}
+        if protocol != "exact":
+            return row
+        shares = min(KNN_SHARES, math.ceil(len(test["label"]) / KNN_QUERIES))
+        for job in jobs:
+            votes = self._through(
+                {"kind": "knn", "suffix": job.suffix, "of": learned_from},
+                [KnnJob(job, (number, shares)) for number in range(shares)],
+            )
+            row |= knn_metrics(votes, job.suffix)
+        return row
 
     def _pass(self, kind: Any, part: str, keep: int, seed: int = 0) -> Any:
         batches = self.splits[part]
