@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from mergevq.errors import InputError
@@ -23,6 +22,7 @@ from mergevq_platform.figures.comparison import (
 )
 from mergevq_platform.pareto import front
 from mergevq_platform.runs import Run
+from mergevq_platform.tables import table_console
 
 
 def compare(names: Sequence[str], *, home: Path, out: Path, paper: bool = False) -> dict[str, Path]:
@@ -83,4 +83,4 @@ def show(names: Sequence[str], *, home: Path) -> None:
         table.add_column(title, no_wrap=True)
     for index, p in enumerate(points):
         table.add_row("*" if index in best else "", str(p.keep), f"{p.loss:.4g}", f"{p.gain:.4g}", p.label)
-    Console().print(table)
+    table_console().print(table)

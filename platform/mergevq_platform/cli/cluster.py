@@ -132,10 +132,10 @@ def _follow(cluster: Any, job: str) -> int:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from mergevq_platform import submission
+    from mergevq_platform.tables import table_console
 
     table = Table()
     for title in ("job", "verb", "recipe", "state", "began", "commit", "user"):
@@ -143,7 +143,7 @@ def _list(options: argparse.Namespace) -> None:
     for job in submission.list_jobs(_cluster(options), all_jobs=options.all):
         began = time.strftime("%m-%d %H:%M", time.localtime(job.began_ms / 1000)) if job.began_ms else ""
         table.add_row(job.id, job.verb, job.recipe, job.status, began, job.commit[:8], job.user)
-    Console().print(table)
+    table_console().print(table)
 
 
 def _logs(options: argparse.Namespace) -> int:

@@ -171,9 +171,8 @@ def _extractor(options: argparse.Namespace) -> Any:
 
 
 def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
-    from rich.console import Console
-
     from mergevq_platform import evaluation
+    from mergevq_platform.tables import table_console
 
     scores = evaluation.evaluate_pictures(
         options.images,
@@ -188,7 +187,7 @@ def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
         address=options.address,
         cache=not options.no_cache,
     )
-    Console().print(scores.table())
+    table_console().print(scores.table())
     _write(scores, options)
 
 

@@ -75,10 +75,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> None:
     import json
 
-    from rich.console import Console
-
     from mergevq.config import parse, to_tree
     from mergevq_platform import planning, recipe
+    from mergevq_platform.tables import table_console
 
     chosen = recipe.load(options.recipe, options.overrides)
     if options.measured:
@@ -114,7 +113,7 @@ def _plan(options: argparse.Namespace) -> None:
         f"links: {links.within_gbps:g} Gbit/s within a node, {links.between_gbps:g} between nodes; "
         f"{links.overlap:.0%} of the backward pass hides all-reduce; an epoch: {pictures:,} pictures ({whose})"
     )
-    Console().print(planning.table(rows, (options.nodes, options.gpus)))
+    table_console().print(planning.table(rows, (options.nodes, options.gpus)))
     for line in planning.conclusions(chosen, measured, asked, rows, memory_gib=options.memory_gib):
         print(line)
 

@@ -56,9 +56,9 @@ def add(verbs: Any) -> None:
 def _runs_list(options: argparse.Namespace) -> None:
     import time
 
-    from rich.console import Console
     from rich.table import Table
 
+    from mergevq_platform.tables import table_console
     from mergevq_platform.tracking.listing import list_runs
     from mergevq_platform.tracking.store import Store
 
@@ -68,7 +68,7 @@ def _runs_list(options: argparse.Namespace) -> None:
     for run in list_runs(Store.at(places().home, places().tracking_uri), options.experiment):
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
         table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)
-    Console().print(table)
+    table_console().print(table)
 
 
 def _runs_show(options: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from mergevq.config import flattened
@@ -19,6 +18,7 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import Findings
 from mergevq_platform.evaluation.subject import Subject
+from mergevq_platform.tables import table_console
 
 PICTURES_SHOWN = 8
 
@@ -121,7 +121,7 @@ def record(curve: Curve, files: dict[str, Path], recorder: Any) -> None:
 
 def show(curve: Curve, files: dict[str, Path]) -> None:
     """Print the table, the verdict and where the picture is."""
-    console = Console()
+    console = table_console()
     console.print(curve.table(console.width))
     for sentence in curve.verdict():
         console.print(f"  {sentence}", highlight=False)

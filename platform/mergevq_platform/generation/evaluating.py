@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from mergevq.config import flattened, merged, to_tree
 from mergevq.metrics import FeaturesConfig
@@ -24,6 +23,7 @@ from mergevq_platform.generation.report import NAMES, GeneratorReport
 from mergevq_platform.pool import answers
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.runs import locate
+from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import JOURNAL_NAME, SCALE_PREFIX
@@ -198,7 +198,7 @@ def record(report: GeneratorReport, files: dict[str, Path], recorder: Any, recip
 
 def show(report: GeneratorReport, files: dict[str, Path]) -> None:
     """Print the table, the verdict and where the pictures are."""
-    console = Console()
+    console = table_console()
     console.print(report.table())
     for sentence in report.verdict():
         console.print(f"  {sentence}", highlight=False)

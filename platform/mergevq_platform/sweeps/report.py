@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from mergevq_platform.figures import save_png
@@ -27,6 +26,7 @@ from mergevq_platform.figures.comparison import (
 from mergevq_platform.pareto import front, hypervolume
 from mergevq_platform.sweeps.definition import Population, Sweep, described
 from mergevq_platform.sweeps.trial import Finished, Place
+from mergevq_platform.tables import table_console
 
 MIN_FOR_IMPORTANCE = 4
 
@@ -200,7 +200,8 @@ def record(
 
 def show(definition: Sweep, finished: Sequence[Finished]) -> None:
     """Print the Pareto table and the best trials."""
-    console = Console()
+    console = table_console()
+    prefix = f"{finished[0].name.rpartition('-')[0]}-"  # the sweep's name, the same in every row
     for title, rows in (
         ("trials, best first", table(definition, finished)),
         ("the Pareto front", pareto_rows(definition, finished)),
@@ -209,7 +210,7 @@ def show(definition: Sweep, finished: Sequence[Finished]) -> None:
         for column in rows[0]:
             printed.add_column(column, no_wrap=column != "choice")
         for row in rows[1:]:
-            printed.add_row(*row)
+            printed.add_row(*(cell.removeprefix(prefix) for cell in row))
         console.print(printed)
 
 
