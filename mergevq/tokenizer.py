@@ -15,6 +15,7 @@ from mergevq.config import config
 from mergevq.decoder import Decoder, DecoderConfig
 from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
+from mergevq.layers import ResBlock
 from mergevq.merging import Source, sizes, unmerge
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
 from mergevq.recovery import RecoveryConfig, SourceRecovery
@@ -119,6 +120,12 @@ class MergeVQ(nn.Module):
         limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * needed)
         for block in (*self.encoder.blocks, *self.decoder.blocks):
             block.compile(*args, **kwargs)
+
+    def recompute(self, recompute: bool = True) -> None:
+        """Whether the convolution stages compute their norms and activations again in the backward pass, see `ResBlock`."""
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                module.recompute = recompute
 
     @property
     def last_layer(self) -> Tensor:

@@ -109,37 +109,37 @@ def unmerge() -> list[str]:
 
 
 def step() -> list[str]:
-    """A whole stage-1 step: both forward passes, all losses, both updates; time, and peak memory of a fresh process."""
+    """A whole stage-1 step: tokenizer and discriminator forward, all losses, both updates, 2^18 codes; time, and peak
+    memory of a fresh process; also with norms recomputed, and with the view that alignment encodes besides."""
+    official = "the official code on 2 cores"
     return [
-        _step(
-            "gr_128_d32",
-            batch=4,
-            keep=36,
-            target="4.5 s / 1.8 GB; the official code on 2 cores: 10.1-11.4 s / 5.5 GB",
-        ),
-        _step(
-            "gr_256_d32",
-            batch=2,
-            keep=144,
-            target="10 s / 2.5 GB; the official code on 2 cores: 23.3-25.8 s / 7.4 GB",
-        ),
+        *_steps("gr_128_d32", 4, 36, f"target: 4.5 s / 1.8 GB; {official}: 10.1-11.4 s / 5.5 GB"),
+        *_steps("gr_256_d32", 2, 144, f"target: 10 s / 2.5 GB; {official}: 23.3-25.8 s / 7.4 GB"),
     ]
 
 
-def _step(preset: str, *, batch: int, keep: int, target: str) -> str:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        seconds, peak = pool.apply(_timed_step, (preset, batch, keep))
-    return f"stage-1 step {preset}, batch {batch}, keep {keep}: {seconds:.2f} s, {peak / 1e9:.2f} GB at the peak (target: {target})"
+def _steps(preset: str, batch: int, keep: int, target: str) -> list[str]:
+    lines = []
+    for way in ("plain", "recompute", "aligned"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, peak, states = pool.apply(_timed_step, (preset, batch, keep, way))
+        lines.append(
+            f"stage-1 step {preset}, batch {batch}, keep {keep}, {way}: {seconds:.2f} s, {peak / 1e9:.2f} GB at the peak, "
+            f"of which weights, gradients and moments {states / 1e9:.2f} GB ({target})"
+        )
+    return lines
 
 
-def _timed_step(preset: str, batch: int, keep: int) -> tuple[float, int]:
+def _timed_step(preset: str, batch: int, keep: int, way: str) -> tuple[float, int, int]:
     import mergevq
     from mergevq.train_step import build_training
 
     torch.manual_seed(0)
     tokenizer = mergevq.create(preset)
+    tokenizer.recompute(way == "recompute")
     size = tokenizer.config.image_size
-    losses = {"alignment": {"kind": "supervised", "classes": 1000}, "perceptual": {"kind": "none"}}
+    alignment = {"kind": "supervised", "classes": 1000} if way == "aligned" else {"kind": "none"}
+    losses = {"alignment": alignment, "perceptual": {"kind": "none"}}
     training = build_training(losses, tokenizer).to(device())
     one_step = _whole_step(training, _pictures(batch, size), keep)
     seconds = interleaved({"step": one_step}, rounds=3)["step"]
@@ -148,7 +148,7 @@ def _timed_step(preset: str, batch: int, keep: int) -> tuple[float, int]:
         if torch.cuda.is_available()
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
-    return seconds, peak
+    return seconds, peak, 4 * sum(p.numel() * p.element_size() for p in training.parameters())
 
 
 def _pictures(batch: int, size: int) -> dict[str, Tensor]:
@@ -161,10 +161,9 @@ def _pictures(batch: int, size: int) -> dict[str, Tensor]:
 
 def _whole_step(training: Training, pictures: dict[str, Tensor], keep: int) -> Callable[[], None]:
     """A step with both updates, at a time when the adversarial terms have begun."""
-    fused = torch.cuda.is_available()
     optimizers = {
         name: torch.optim.AdamW(
-            [p for p in phase.parameters() if p.requires_grad], lr=1e-4, betas=(0.5, 0.9), fused=fused or None
+            [p for p in phase.parameters() if p.requires_grad], lr=1e-4, betas=(0.5, 0.9), fused=True
         )
         for name, phase in training.phases.items()
     }

@@ -234,6 +234,7 @@ def build(recipe: Recipe, samples: Samples) -> Training:
     match recipe.task:
         case TokenizerTask() as task:
             tokenizer = MergeVQ(task.model)
+            tokenizer.recompute(recipe.recompute)
             if task.initial_weights:
                 select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
             return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
@@ -296,8 +297,7 @@ def make_optimizers(recipe: Recipe, training: Training) -> dict[str, torch.optim
             }
             for group in training.parameter_groups(name)
         ]
-        fused = next(training.phases[name].parameters()).device.type == "cuda"
-        optimizers[name] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+        optimizers[name] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     return optimizers
 
 

@@ -236,6 +236,7 @@ class Recipe:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False  # torch.compile the transformer blocks, one graph per kept count
     channels_last: bool = False
+    recompute: bool = False  # a tokenizer's convolution stages: less memory, the same numbers
     on_nan: Literal["stop", "skip"] = "stop"
     log_every: Count = 10
     checkpoint_every: Count = 1000

@@ -1,10 +1,12 @@
 import copy
+from collections import Counter
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mergevq
 from mergevq.classifier import StandInClassifier, StandInConfig, save_classifier
@@ -455,3 +457,32 @@ def test_recovery_reaches_the_encoder_unless_it_is_detached():
         assert sum(p.grad.norm() for p in tokenizer.recovery.parameters()) > 0
     assert lengths[0] > 0
     assert lengths[1] == 0
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preset", ["test_g", "test_gr", "test_r"])
+def test_recomputing_norms_gives_the_same_gradients_and_repeats_no_convolution(files, preset):
+    found = []
+    for recompute in (False, True):
+        training = _training(_trees(files)["self-distillation, adaptive"], preset)
+        training.model().recompute(recompute)
+        with Operations() as operations:
+            _step(training, _batch(training), _keep(training))
+        gradients = {name: p.grad for name, p in training.named_parameters() if p.grad is not None}
+        found.append((operations.counts, gradients))
+    (plain, one), (spared, other) = found
+    assert one.keys() == other.keys()
+    assert all(torch.equal(gradient, other[name]) for name, gradient in one.items())
+    assert spared[torch.ops.aten.convolution] == plain[torch.ops.aten.convolution]
+    assert spared[torch.ops.aten.native_group_norm] > plain[torch.ops.aten.native_group_norm]
