@@ -36,7 +36,10 @@ class FeatureStatistics(Accumulator):
 
     def __init__(self) -> None:
         self.count = 0
-        self.waiting: list[Tensor] = []  # features not yet in the sums, which take large pieces faster
+        self.waiting: Tensor | None = (
+            None  # (PIECE, D) features not yet in the sums, which take large pieces faster
+        )
+        self.filled = 0  # rows of it
         self.sum: Tensor | None = None  # (D,)
         self.outer: Tensor | None = None  # (D, D), what is above the diagonal means nothing
 
@@ -46,9 +49,10 @@ class FeatureStatistics(Accumulator):
             raise InputError(f"features have shape {tuple(features.shape)}: give one row per picture (B, D)")
         self._check_dim(features.shape[1])
         self.count += len(features)
-        self.waiting.append(features.detach().clone())
-        if sum(map(len, self.waiting)) >= PIECE:
-            self._settle()
+        for part in features.detach().split(PIECE):
+            if self.filled + len(part) > PIECE:
+                self._settle()
+            self._wait(part)
 
     def merge(self, other: FeatureStatistics) -> Self:
         """The statistics of both sets, on the CPU. Raises `InputError` where the features differ in width."""
@@ -69,7 +73,8 @@ class FeatureStatistics(Accumulator):
         if self.count < 2 or self.sum is None or self.outer is None:
             raise InputError(f"a Fréchet distance needs at least 2 pictures in each set, got {self.count}")
         mean, outer = self.sum.cpu() / self.count, self.outer.cpu().tril()
-        if not (mean.isfinite().all() and outer.isfinite().all()):
+        # A sum of squares is not finite where anything in its column is not.
+        if not (mean.isfinite().all() and outer.diagonal().isfinite().all()):
             raise InputError(
                 "the features hold NaN or infinity: look at the pictures and the extractor's weights"
             )
@@ -78,14 +83,20 @@ class FeatureStatistics(Accumulator):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return super().__getstate__() | {"waiting": []}
+        return super().__getstate__() | {"waiting": None}
+
+    def _wait(self, part: Tensor) -> None:
+        if self.waiting is None:
+            device = float64(part[:0]).device
+            self.waiting = torch.empty(PIECE, part.shape[1], dtype=torch.float64, device=device)
+        self.waiting[self.filled : self.filled + len(part)] = part
+        self.filled += len(part)
 
     def _settle(self) -> None:
-        if not self.waiting:
+        if self.waiting is None or not self.filled:
             return
-        first = float64(self.waiting[0])
-        x = torch.cat([first, *(float64(part).to(first.device) for part in self.waiting[1:])])
-        self.waiting = []
+        x = self.waiting[: self.filled]
+        self.filled = 0
         dim = x.shape[1]
         if self.sum is None or self.outer is None:
             self.sum, self.outer = x.new_zeros(dim), x.new_zeros(dim, dim)
@@ -94,7 +105,9 @@ class FeatureStatistics(Accumulator):
         _add_outer(self.outer, x)
 
     def _check_dim(self, dim: int) -> None:
-        known = self.waiting[0].shape[1] if self.waiting else None if self.sum is None else len(self.sum)
+        known = None if self.sum is None else len(self.sum)
+        if self.waiting is not None:
+            known = self.waiting.shape[1]
         if known not in (None, dim):
             raise InputError(
                 f"features of {dim} numbers do not go with features of {known}: use one extractor"
