@@ -48,10 +48,10 @@ def curve_of(run: Run, recipe: Recipe, answers: Any) -> list[dict[str, float]]:
 
 
 @pytest.mark.ray
-def test_one_two_and_three_workers_agree(run: Run, recipe: Recipe, ray_home: Path) -> None:
+def test_one_two_and_five_workers_agree(run: Run, recipe: Recipe, ray_home: Path) -> None:
     alone = curve_of(run, recipe, evaluation.local_answers)
     assert [row["keep"] for row in alone] == [4, 9, 16]
-    for workers in (2, 3):
+    for workers in (2, 5):
         rows = curve_of(run, recipe, lambda subject, w=workers: evaluation.ray_answers(subject, w))
         for mine, theirs in zip(alone, rows, strict=True):
             assert mine.keys() == theirs.keys()
