@@ -14,7 +14,7 @@ from mergevq_platform import checkpoints
 from mergevq_platform.generation import GeneratorReport
 from mergevq_platform.places import places
 
-KEEPS = ("36", "49")  # of the generators' recipes
+KEEPS = ("36", "64")  # of the generators' recipes
 
 
 def main() -> None:
@@ -22,7 +22,8 @@ def main() -> None:
     home = places().home
     tokenizer = newest_tokenizer(home)
     pictures = home / "data" / "shapes"
-    codes = home / "codes" / f"{tokenizer.parent.name}-{tokenizer.name.removeprefix(checkpoints.PREFIX)}"
+    step = tokenizer.name.removeprefix(checkpoints.PREFIX)
+    codes = home / "codes" / "-".join((tokenizer.parent.name, step, *KEEPS))
     if not (codes / "manifest.json").is_file():
         verb(
             "1/5  codes: every picture and its mirror image through the frozen tokenizer, once",
@@ -34,7 +35,7 @@ def main() -> None:
     for number, (recipe, what) in enumerate(
         (
             ("demo_mergear", "MergeAR: 64 cells in raster order, repeated codes hidden; then judged"),
-            ("demo_randar", "random order: 49 kept tokens, placed by Source Recovery; then judged"),
+            ("demo_randar", "random order: 64 kept tokens, placed by Source Recovery; then judged"),
         ),
         2,
     ):
