@@ -66,7 +66,7 @@ def _doctor(options: argparse.Namespace) -> int:
     names = [text for text in given if "=" not in text]
     if len(names) > 1 or (given and not names):
         raise InputError("give one recipe, then a.b=c")
-    chosen = recipe.load(names[0], [text for text in given if "=" in text]) if names else None
+    chosen = recipe.located(recipe.load(names[0], [t for t in given if "=" in t])) if names else None
     place = places(storage=options.storage)
     findings = doctor.examine(chosen, places=place, address=options.address, say=print)
     return doctor.summary(findings, say=print)
@@ -79,7 +79,7 @@ def _plan(options: argparse.Namespace) -> None:
     from mergevq_platform import planning, recipe
     from mergevq_platform.tables import table_console
 
-    chosen = recipe.load(options.recipe, options.overrides)
+    chosen = recipe.located(recipe.load(options.recipe, options.overrides))
     if options.measured:
         try:
             measured = parse(planning.Measured, json.loads(options.measured.read_text()))
