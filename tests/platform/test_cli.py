@@ -249,3 +249,11 @@ def test_a_verb_may_return_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     for returned, status in ((130, 130), (0, 0), (None, 0)):
         monkeypatch.setattr(cli.training, "_recipes", lambda options, returned=returned: returned)
         assert cli.run(["recipes"]) == status
+
+
+def test_lists_may_be_given_in_one_go_or_one_by_one() -> None:
+    options = cli.parse(
+        ["evaluate", "run", "--probe", "mergevq", "--keep", "9", "--probe", "dinov2", "--keep", "16", "25"]
+    )
+    assert options.probe == ["mergevq", "dinov2"]
+    assert options.keep == [9, 16, 25]

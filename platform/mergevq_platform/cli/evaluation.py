@@ -30,7 +30,12 @@ def add(verbs: Any) -> None:
         "generation",
     )
     evaluate.add_argument(
-        "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: the recipe's)"
+        "--keep",
+        type=int,
+        action="extend",
+        nargs="+",
+        metavar="K",
+        help="kept-token counts (default: the recipe's)",
     )
     evaluate.add_argument(
         "--cfg",
@@ -54,6 +59,7 @@ def add(verbs: Any) -> None:
     )
     evaluate.add_argument(
         "--probe",
+        action="extend",
         nargs="+",
         default=[],
         choices=["exact", "mergevq", "mae", "dinov2"],
@@ -113,7 +119,7 @@ def add(verbs: Any) -> None:
     reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
     reconstruct.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     reconstruct.add_argument(
-        "--keep", type=int, nargs="+", metavar="K", help="kept-token counts (default: six)"
+        "--keep", type=int, action="extend", nargs="+", metavar="K", help="kept-token counts (default: six)"
     )
     reconstruct.add_argument("--out", type=Path, default=Path("reconstructions"))
     reconstruct.set_defaults(function=_reconstruct)
