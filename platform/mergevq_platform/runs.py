@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,15 @@ class Run:
         with filesystem.open_input_stream(f"{path}/{file}") as stream:
             return stream.read().decode()
 
-    def publish(self) -> None:
-        """Copy recipe and journal beside the checkpoints, where those lie elsewhere."""
+    def publish(self, *, failed: bool = False) -> None:
+        """Copy recipe and journal beside the checkpoints, where those lie elsewhere.
+
+        After a run that `failed`, a storage that does not take them raises nothing: why the run failed is the news.
+        """
+        with contextlib.suppress(*[OSError] if failed else []):
+            self._publish()
+
+    def _publish(self) -> None:
         filesystem, path = checkpoints.open_storage(self.location)
         if Path(path) == self.directory.resolve():
             return

@@ -129,7 +129,7 @@ def train(
     finally:
         recorder.close(status)
         ray.kill(actor)
-        run.publish()
+        run.publish(failed=status == "FAILED")
 
 
 def _begin(

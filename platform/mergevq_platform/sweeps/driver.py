@@ -121,7 +121,7 @@ def sweep(
         return outcome
     finally:
         recorder.close(status)
-        run.publish()
+        run.publish(failed=status == "FAILED")
 
 
 def _begin(
