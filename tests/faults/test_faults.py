@@ -325,7 +325,7 @@ def test_node_about_to_be_taken_away(
     report(
         "preemption notice (15 s)",
         run.noticed("about to lose"),
-        run.again(15),
+        run.again(run.noticed("about to lose")),
         f"saved at once ({saved.name[-2:]}); moved to the spare node",
         run.check(expected),
     )
@@ -362,7 +362,7 @@ def test_shrink_and_grow(
             sum(points["train/reconstruction"][step] for step in range(start, start + 20))
             for points in (journal, expected["journal"])
         )
-        assert mine == pytest.approx(theirs, rel=0.05), start
+        assert mine == pytest.approx(theirs, rel=0.1), start
     delivered(tmp_path, "elastic", journal)
     assert nodes.left_behind() == ([], [])
     difference = largest_difference(state(run.run)["training"], expected["state"]["training"])
