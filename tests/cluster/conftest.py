@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -120,7 +121,8 @@ class BareCluster:
         """End every process of the cluster."""
         family = [p for p in psutil.process_iter() if self._ours(p)]
         for member in family:
-            member.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         psutil.wait_procs(family, timeout=20)
         for process in self.processes:
             process.wait(20)

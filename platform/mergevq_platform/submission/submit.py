@@ -28,6 +28,13 @@ STOP_SECONDS = 600  # what a job gets to write its checkpoint when it is stopped
 NOT_JOBS = ("submit", "jobs", "ui")
 RECORDING = ("train", "sweep", "evaluate", "sync", "runs")  # verbs that write or read the home's store
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+WITHDRAW_SECONDS = 120.0  # to take away a job that has not begun
+_WITHDRAWAL = (
+    "import ray; from ray.dashboard.modules.job import job_manager as jobs; "
+    "ray.init(address='auto', log_to_driver=False); "
+    "ray.kill(ray.get_actor(jobs.JOB_ACTOR_NAME_TEMPLATE.format(job_id={job!r}), "
+    "namespace=jobs.SUPERVISOR_ACTOR_RAY_NAMESPACE))"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +327,7 @@ def stop(cluster: Cluster, job: str, *, say: Callable[[str], None] = print, poll
     """Stop a job gracefully and wait until it has ended; returns its status.
 
     The job's driver is sent SIGTERM, on which a run or a sweep ends at a step boundary with a checkpoint. It has
-    `STOP_SECONDS` for that (given when it was submitted); then Ray kills it.
+    `STOP_SECONDS` for that (given when it was submitted); then Ray kills it. One that waits for resources is withdrawn.
     """
     info = require(cluster, job)
     if info.status.is_terminal():
@@ -332,6 +339,10 @@ def stop(cluster: Cluster, job: str, *, say: Callable[[str], None] = print, poll
         say(
             f"warning: job {job} was not submitted by mergevq: Ray gives it 3 s, perhaps too few for a checkpoint"
         )
+    if str(info.status) == "PENDING":
+        _withdraw(cluster, job, poll_seconds)
+        say(f"job {job} had not begun: withdrawn")
+        return "STOPPED"
     cluster.jobs.stop_job(job)
     say(f"asked {job} to stop; it writes a checkpoint first (up to {STOP_SECONDS // 60} minutes)")
     deadline = time.monotonic() + STOP_SECONDS + 60
@@ -341,3 +352,20 @@ def stop(cluster: Cluster, job: str, *, say: Callable[[str], None] = print, poll
             return str(status)
         time.sleep(poll_seconds)
     raise RuntimeError(f"job {job} has not ended after {STOP_SECONDS + 60} s: look at its node")
+
+
+def _withdraw(cluster: Cluster, job: str, poll_seconds: float) -> None:
+    # Ray's own stop is a message to the job's supervisor, which is not there yet; so the supervisor is taken away, from inside.
+    errand = cluster.jobs.submit_job(
+        entrypoint=f"python -c {shlex.quote(_WITHDRAWAL.format(job=job))}",
+        metadata={"mergevq.verb": "withdraw"},
+    )
+    deadline = time.monotonic() + WITHDRAW_SECONDS
+    while time.monotonic() < deadline:
+        if cluster.jobs.get_job_status(errand).is_terminal() and require(cluster, job).status.is_terminal():
+            cluster.jobs.delete_job(errand)
+            return
+        time.sleep(poll_seconds)
+    raise RuntimeError(
+        f"job {job} has not begun and could not be withdrawn within {WITHDRAW_SECONDS:.0f} s: mergevq jobs logs {errand}"
+    )
