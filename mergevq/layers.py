@@ -18,7 +18,7 @@ class ResBlock(nn.Module):
     """GN, SiLU, conv, GN, SiLU, conv with a skip (MAGVIT-v2's block).
 
     With `recompute`, a forward pass that will be differentiated keeps what convolutions give and computes norms and SiLU
-    again in the backward pass, which may then be run once: a third of the memory, the same numbers.
+    again in the backward pass, which may then be run once: less memory, the same numbers.
     """
 
     recompute = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.timing import MEBIBYTE, device, interleaved
+from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved
 from mergevq.metrics import CodeUsage, FeatureStatistics, Moments, frechet_distance
 from mergevq.metrics.probe import C_GRID, fit_logistic, standardised, uncorrelated
 
@@ -52,8 +51,7 @@ def statistics() -> list[str]:
         np.cov(x.numpy(), rowvar=False)
 
     times = interleaved({"ours": ours, "numpy": numpy}, rounds=3)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        small, large = (pool.apply(_statistics_memory, (count,)) for count in (4_096, 32_768))
+    small, large = (in_fresh_process(_statistics_memory, count) for count in (4_096, 32_768))
     return [
         f"feature statistics, 10,000 x {DIM} in batches of 64: {times['ours']:.2f} s, np.cov {times['numpy']:.2f} s: "
         f"{times['numpy'] / times['ours']:.2f} x (target: 1)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.timing import in_fresh_process
 
 
 def loader() -> list[str]:
@@ -58,8 +59,7 @@ def ray_overhead() -> list[str]:
 
         write_shapes(Path(folder) / "data", images=2048, val_images=64, size=32, seed=0)
         for index in range(3):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                bare = pool.apply(_bare, (folder, index))
+            bare = in_fresh_process(_bare, folder, index)
             through_ray = _through_ray(folder, index)
             ratios.append(through_ray / bare)
             bares.append(bare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import statistics
 import time
@@ -37,6 +38,12 @@ def synchronise() -> None:
 def device() -> torch.device:
     """The device measured."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function(*arguments)` returns in a process of its own, whose high-water mark of memory is nobody else's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import MEBIBYTE, device, interleaved, peak_bytes
+from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved, peak_bytes
 from mergevq.training import Training
 
 
@@ -75,10 +75,7 @@ def lfq() -> list[str]:
 
         return work
 
-    with multiprocessing.get_context("spawn").Pool(
-        1
-    ) as pool:  # a process without a high-water mark of others
-        extra = pool.apply(_lfq_peak, (4096, 18))
+    extra = in_fresh_process(_lfq_peak, 4096, 18)
     tokens, bits = (2048 if torch.cuda.is_available() else 128), 18
     times = interleaved(
         {"ours": _lfq_work(tokens, bits), "materialised": materialised(tokens, bits)}, rounds=3
@@ -121,8 +118,7 @@ def step() -> list[str]:
 def _steps(preset: str, batch: int, keep: int, target: str) -> list[str]:
     lines = []
     for way in ("plain", "recompute", "aligned"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            seconds, peak, states = pool.apply(_timed_step, (preset, batch, keep, way))
+        seconds, peak, states = in_fresh_process(_timed_step, preset, batch, keep, way)
         lines.append(
             f"stage-1 step {preset}, batch {batch}, keep {keep}, {way}: {seconds:.2f} s, {peak / 1e9:.2f} GB at the peak, "
             f"of which weights, gradients and moments {states / 1e9:.2f} GB ({target})"
@@ -196,8 +192,7 @@ def _training_rates(*ways: str) -> list[str]:
     preset, batch, keep = "gr_256_d64", 16, 144
     rates, peaks, first = {}, {}, {}
     for way in ways:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rates[way], peaks[way], first[way] = pool.apply(_training_rate, (preset, batch, keep, way))
+        rates[way], peaks[way], first[way] = in_fresh_process(_training_rate, preset, batch, keep, way)
     return [
         f"training step {preset}, batch {batch}, keep {keep}, {way}: {rates[way]:.0f} pictures/s "
         f"({rates[way] / rates[ways[0]]:.2f} x), {peaks[way] / 1e9:.1f} GB at the peak; first step {first[way]:.0f} s"
@@ -207,8 +202,6 @@ def _training_rates(*ways: str) -> list[str]:
 
 def _training_rate(preset: str, batch: int, keep: int, way: str) -> tuple[float, int, float]:
     """(pictures per second, bytes at the peak, seconds of the first step); float32's products are tf32, as in training."""
-    import time
-
     import mergevq
     from mergevq.train_step import build_training
 

@@ -16,16 +16,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-import mergevq
 from mergevq import keep as kept
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
 from mergevq.probe_training import FrozenFeatures
 from mergevq.tokenizer import MergeVQ
-from mergevq_platform import checkpoints, validation
+from mergevq_platform import validation
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, read_manifest
 from mergevq_platform.data import Batch, Dataset, EvalBatches, TrainStream, open_dataset, to_unit_range
-from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer, mismatch
+from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer, mismatch, probed_features
 from mergevq_platform.recipe import (
     ClassifierTask,
     FineTuneTask,
@@ -163,10 +162,7 @@ class PictureFeed:
     def probed(self) -> FrozenFeatures | None:
         """The frozen tokenizer whose features a probe reads."""
         task = self.recipe.task
-        if not isinstance(task, ProbeTask):
-            return None
-        with checkpoints.weights(task.tokenizer) as directory:
-            return FrozenFeatures(mergevq.load(directory), task.settings).to(self.worker.device)
+        return probed_features(task, self.worker.device) if isinstance(task, ProbeTask) else None
 
     def validation_batches(self) -> EvalBatches:
         """The fixed batches of the first pictures of the evaluation split."""

@@ -14,9 +14,11 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.probe_training import FrozenFeatures
 from mergevq.tokenizer import MergeVQ
 from mergevq.weights import WEIGHTS, read_config
 from mergevq_platform import checkpoints
+from mergevq_platform.recipe import ProbeTask
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ def find_tokenizer(place: str, *, sha256: str | None = None, key: str = "tokeniz
     return FrozenTokenizer(
         location, found, config.image_size, config.grid_tokens, config.quantizer.vocabulary
     )
+
+
+def probed_features(task: ProbeTask, device: torch.device) -> FrozenFeatures:
+    """The features that a probe's heads read, of the tokenizer that its recipe names."""
+    with checkpoints.weights(task.tokenizer) as directory:
+        return FrozenFeatures(mergevq.load(directory), task.settings).to(device)
 
 
 def mismatch(what: str, found: str, expected: str) -> str:

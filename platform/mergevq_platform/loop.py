@@ -439,6 +439,7 @@ class Meter:
         self._check_finite(rows, values)
         if self.worker.rank:
             return
+        scale = {"loss_scale": self.scaler.get_scale()} if self.scaler else {}
         for (step, keep, _), row in zip(rows, values.tolist(), strict=True):
             if step % self.recipe.log_every and step != self.total_steps:
                 continue
@@ -448,8 +449,7 @@ class Meter:
             rate = schedules.scale(self.recipe.optimizer.schedule, step - 1, self.total_steps)
             named["learning_rate"] = self.recipe.optimizer.learning_rate * rate
             if self.scaler:  # a step that it left out has no norm
-                named = {name: value for name, value in named.items() if math.isfinite(value)}
-                named["loss_scale"] = self.scaler.get_scale()
+                named = {name: value for name, value in named.items() if math.isfinite(value)} | scale
             self.host.record(step, {f"train/{name}": value for name, value in named.items()})
         status = dict(zip(self.names, values[-1].tolist(), strict=True))
         last = rows[-1][0]

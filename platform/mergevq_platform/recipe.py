@@ -370,7 +370,8 @@ def _listed(counts: tuple[int, ...] | range) -> str:
     return f"1 to {counts[-1]}" if isinstance(counts, range) else ", ".join(map(str, counts))
 
 
-PLACES = ("path", "codes", "tokenizer", "directory", "weights", "backbone", "heads", "initial_weights")
+WEIGHTS_KEYS = ("weights", "backbone", "heads", "initial_weights")  # keys that name a file of weights
+PLACES = ("path", "codes", "tokenizer", "directory", *WEIGHTS_KEYS)
 
 
 def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
@@ -380,15 +381,15 @@ def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
     `MERGEVQ_WEIGHTS` knows, a URI, or a mistake, which is reported under the name that was given.
     """
     start = Path.cwd() if folder is None else Path(folder)
-    tree = to_tree(recipe)
-    for key, value in flattened(tree).items():
-        named = key.rpartition(".")[2] in PLACES and isinstance(value, str) and "://" not in value
-        if named and not Path(value).is_absolute() and (start / value).exists():
-            change: Any = str(start / value)
-            for part in reversed(key.split(".")):
-                change = {part: change}
-            tree = merged(tree, change)
-    return parse(Recipe, tree)
+
+    def placed(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {inner: placed(inner, part) for inner, part in value.items()}
+        named = key in PLACES and isinstance(value, str) and "://" not in value
+        # An absolute path stays what it is when it is joined to another.
+        return str(start / value) if named and (start / value).exists() else value
+
+    return parse(Recipe, placed("", to_tree(recipe)))
 
 
 def weights_files(recipe: Recipe) -> dict[str, str]:
@@ -396,7 +397,7 @@ def weights_files(recipe: Recipe) -> dict[str, str]:
     found = {}
     for key, value in flattened(to_tree(recipe)).items():
         last = key.rpartition(".")[2]
-        if isinstance(value, str) and last in ("weights", "backbone", "heads", "initial_weights"):
+        if isinstance(value, str) and last in WEIGHTS_KEYS:
             found[key] = value
         elif isinstance(value, str) and last == "directory":
             found[key] = str(Path(value) / "model.safetensors")

@@ -93,7 +93,7 @@ class Run:
 
         After a run that `failed`, a storage that does not take them raises nothing: why the run failed is the news.
         """
-        with contextlib.suppress(*[OSError] if failed else []):
+        with contextlib.suppress(OSError) if failed else contextlib.nullcontext():
             self._publish()
 
     def _publish(self) -> None:

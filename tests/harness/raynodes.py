@@ -108,22 +108,20 @@ class Nodes:
             for name, value in os.environ.items()
             if not name.startswith(("RAY_AUTH", "RAY_ADDRESS"))
         }
-        self.environment = (
-            kept
-            | {
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN_PATH": str(token),
-                "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-                "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-                "DO_NOT_TRACK": "true",
-                "OMP_NUM_THREADS": "1",
-                "MALLOC_MMAP_THRESHOLD_": "65536",  # tensors come from the system each time, where a limit is noticed
-                "PYTHONPATH": f"{PACKAGES / 'platform'}:{PACKAGES}",
-                **self.settings,
-            }
-        )
+        self.environment = kept | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+            "OMP_NUM_THREADS": "1",
+            # Tensors come from the system each time, where a limit is noticed.
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "PYTHONPATH": f"{PACKAGES / 'platform'}:{PACKAGES}",
+            **self.settings,
+        }
         self.port = free_port()
         self.address = f"{address}:{self.port}"
         options = [

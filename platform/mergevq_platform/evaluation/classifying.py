@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-import mergevq
 from mergevq.finetune import load_fine_tuned
 from mergevq.metrics import Mean
 from mergevq.metrics.probe import wilson_interval
-from mergevq.probe_training import FrozenFeatures, load_probe
+from mergevq.probe_training import load_probe
 from mergevq_platform import checkpoints
 from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.subject import Subject, split_batches
+from mergevq_platform.frozen_tokenizer import probed_features
 from mergevq_platform.pool import Answers
 from mergevq_platform.recipe import ProbeTask, Recipe, resolve
 
@@ -44,9 +44,7 @@ def classify(subject: Subject, answers: Answers) -> dict[str, float]:
     """`top1` (percent) over the evaluation split, with its 95% interval."""
     recipe = resolve(subject.recipe)
     batches = split_batches(recipe, subject.data, recipe.data.evaluation_split)
-    merged: Any = merge(answers(range(batches.num_batches)))
-    low, high = wilson_interval(merged.compute()["top1"], merged.count)
-    return merged.compute() | {"top1_low": low, "top1_high": high}
+    return _with_interval(*_top1(answers(range(batches.num_batches))))
 
 
 class ProbeEvaluator:
@@ -59,9 +57,8 @@ class ProbeEvaluator:
         assert isinstance(recipe.task, ProbeTask)
         self.device = torch.device(subject.device)
         with checkpoints.newest(subject.checkpoint) as directory:
-            heads, settings = load_probe(directory)
-        with checkpoints.weights(recipe.task.tokenizer) as directory:
-            self.features = FrozenFeatures(mergevq.load(directory), settings).to(self.device)
+            heads, _ = load_probe(directory)
+        self.features = probed_features(recipe.task, self.device)
         self.heads = heads.to(self.device)
         self.splits = _probed_splits(recipe, subject)
 
@@ -104,11 +101,15 @@ def classify_by_probe(subject: Subject, answers: Answers) -> dict[str, float]:
         scores = [_top1(parts)[0] for parts in zip(*answers(numbers), strict=True)]
         head = max(range(heads), key=scores.__getitem__)
         chosen_by = {"train_top1": scores[head]}
-    top1, images = _top1([found[head] for found in answers(range(tested.num_batches))])
-    low, high = wilson_interval(top1, images)
-    return {"top1": top1, "top1_low": low, "top1_high": high, "head": float(head)} | chosen_by
+    found = _top1(heads_found[head] for heads_found in answers(range(tested.num_batches)))
+    return _with_interval(*found) | {"head": float(head)} | chosen_by
 
 
-def _top1(parts: Sequence[Mean]) -> tuple[float, int]:
+def _top1(parts: Iterable[Mean]) -> tuple[float, int]:
     merged: Any = merge(parts)
     return merged.compute()["top1"], merged.count
+
+
+def _with_interval(top1: float, images: int) -> dict[str, float]:
+    low, high = wilson_interval(top1, images)
+    return {"top1": top1, "top1_low": low, "top1_high": high}
