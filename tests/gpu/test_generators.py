@@ -16,22 +16,10 @@ from mergevq.generation import (
     layout,
     parse_generator,
 )
+from random_generators import random_generator
 
 KINDS = ("raster", "mergear", "random_order")
 LABELS = torch.tensor([0, 1, 2, -1])
-
-
-def random_generator(kind: str) -> Generator:
-    torch.manual_seed(1)
-    tree = to_tree(generator_preset(f"test_{kind}"))
-    generator = build_generator(parse_generator(merged(tree, {}))).double().eval()
-    with torch.no_grad():
-        for name, parameter in generator.named_parameters():
-            if parameter.ndim > 1 and "heads" not in name:
-                parameter.mul_(16)
-        for head in generator.tokens.heads:
-            head.get_parameter("weight").normal_(std=0.6)
-    return generator
 
 
 def generate(generator: Generator, device: str = "cuda", **options: object) -> Generated:
