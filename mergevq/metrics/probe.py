@@ -74,16 +74,15 @@ def fit_logistic(
 
     The objective of scikit-learn's LogisticRegression. Features (B, D) float32, labels (B,) in [0, classes). L-BFGS
     (Liu & Nocedal 1989) over the mean loss, until the step that it would take promises less than `tolerance` of the
-    objective. It is fast where features are uncorrelated, whose curvatures scale its steps, and where `start` solves a
-    neighbouring problem: the curvature of the loss is the same for every C, and is kept.
+    objective, some 1e-4 from the least. It is fast where features are uncorrelated, so that each weight's own
+    curvature scales its steps well, and where `start` solves a neighbouring problem: what is known of the loss's
+    curvature is the same for every C, and is kept.
     """
     images, dim = x.shape
     decay = x.new_full((dim + 1, 1), 1 / (C * images))
     decay[-1] = 0
     design = torch.cat([x, x.new_ones(images, 1)], 1)
     transposed = design.T.contiguous()
-    # What each weight's curvature would be if all answers were equally likely.
-    scale = (design.square().mean(0).unsqueeze(1) / num_classes + decay).clamp(min=1e-12)
     rows = torch.arange(images, device=x.device)
 
     def evaluate(weights: Tensor) -> tuple[float, Tensor]:  # the objective per picture, and its gradient
@@ -99,6 +98,9 @@ def fit_logistic(
         return float(loss + penalty), torch.addcmul(transposed @ errors, decay, weights)
 
     weights, memory = start or Solution(x.new_zeros(dim + 1, num_classes), [])
+    odds = (design @ weights).softmax(1)
+    # The curvature of each weight by itself, as the start's answers have it.
+    scale = (transposed.square() @ (odds * (1 - odds) / images) + decay).clamp(min=1e-12)
     value, gradient = evaluate(weights)
     for _ in range(steps):
         step = _quasi_newton(gradient, [(s, change + decay * s) for s, change in memory], scale)
