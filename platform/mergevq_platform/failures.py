@@ -36,7 +36,9 @@ def one_line(error: BaseException) -> str:
             "a machine with more"
         )
     if lost := _loss(cause):
-        return f"a training worker was lost: {lost}"
+        # A system short of memory ends a process from outside, and Ray cannot tell why it went.
+        unexplained = " (was it the machine's memory? its kernel log says so; then lower micro_batch or evaluation.batch)"
+        return f"a training worker was lost: {lost}{unexplained if 'worker process' in lost else ''}"
     if isinstance(cause, OSError) and cause.strerror:
         named = f" ({cause.filename})" if cause.filename else ""
         return f"{cause.strerror.lower()}{named}"

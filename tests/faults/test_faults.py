@@ -134,7 +134,8 @@ def test_worker_out_of_memory(
     assert final.driver.finish() == 1
     final.close()
     (line,) = [line for _, line in final.driver.lines if line.startswith("mergevq: ")]
-    assert "out of memory" in line
+    # Where a thread of Ray's asks for memory before the training does, the process ends without a word.
+    assert "out of memory" in line or "was it the machine's memory?" in line
     assert "lower micro_batch" in line
     report(
         "worker out of memory (rlimit)",

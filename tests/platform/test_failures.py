@@ -29,5 +29,17 @@ def test_a_worker_that_only_lost_its_peer_is_not_the_reason(failures: list[Excep
 
 def test_a_lost_node_is_said_in_words() -> None:
     assert one_line(DEATH) == "a training worker was lost: its node has died"
+
+
+def test_a_worker_that_died_without_a_word_may_have_lacked_memory() -> None:
+    silent = ray.exceptions.ActorDiedError()
+    silent.error_msg = (
+        "The actor died unexpectedly because its worker process has died. Worker exit type: SYSTEM"
+    )
+    assert one_line(silent).startswith("a training worker was lost: its worker process has died (was it the")
+    assert "lower micro_batch" in one_line(WorkerGroupError("several", {0: PEER, 1: silent}))
+
+
+def test_a_lack_of_memory_is_said_with_what_to_do() -> None:
     assert ran_out_of_memory(MEMORY)
     assert "lower micro_batch" in one_line(WorkerGroupError("several", {0: PEER, 1: MEMORY}))
