@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved
+from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved, peak_bytes
 from mergevq.metrics import CodeUsage, FeatureStatistics, Moments, frechet_distance
 from mergevq.metrics.probe import C_GRID, fit_logistic, standardised, uncorrelated
 
@@ -146,12 +145,14 @@ def _moments(features: Tensor) -> Moments:
 
 def _statistics_memory(images: int) -> int:
     part = torch.randn(64, DIM)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = FeatureStatistics()
-    for _ in range(images // 64):
-        found.update(part)
-    found.moments()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+    def work() -> None:
+        found = FeatureStatistics()
+        for _ in range(images // 64):
+            found.update(part)
+        found.moments()
+
+    return peak_bytes(work)
 
 
 MEASUREMENTS: dict[str, Callable[[], list[str]]] = {

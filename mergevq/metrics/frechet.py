@@ -16,7 +16,7 @@ from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator, added, float64
 
 PIECE = 2048  # pictures at least that go into the sums at once
-BLOCK = 256  # columns of the outer products that are computed together, on a GPU
+BLOCK = 256  # columns of a matrix that are taken together
 WELL_CONDITIONED = 1e-8  # least over greatest eigenvalue; below it roots of eigenvalues lose digits
 
 
@@ -72,14 +72,13 @@ class FeatureStatistics(Accumulator):
         self._settle()
         if self.count < 2 or self.sum is None or self.outer is None:
             raise InputError(f"a Fréchet distance needs at least 2 pictures in each set, got {self.count}")
-        mean, outer = self.sum.cpu() / self.count, self.outer.cpu().tril()
+        mean, outer = self.sum.cpu() / self.count, self.outer.cpu()
         # A sum of squares is not finite where anything in its column is not.
         if not (mean.isfinite().all() and outer.diagonal().isfinite().all()):
             raise InputError(
                 "the features hold NaN or infinity: look at the pictures and the extractor's weights"
             )
-        outer += outer.tril(-1).T
-        return Moments(mean, outer.addr_(mean, mean, alpha=-self.count).div_(self.count - 1), self.count)
+        return Moments(mean, _covariance(outer, mean, self.count), self.count)
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
@@ -174,6 +173,20 @@ def _add_outer(outer: Tensor, x: Tensor) -> None:
     for start in range(0, x.shape[1], BLOCK):
         stop = start + BLOCK
         outer[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+
+
+def _covariance(outer: Tensor, mean: Tensor, count: int) -> Tensor:
+    # (outer - count mean meanᵀ) / (count - 1), of what is on and below the diagonal. In blocks of rows: a transpose
+    # of everything at once would go through memory column by column.
+    covariance = torch.empty_like(outer)
+    for start in range(0, len(outer), BLOCK):
+        stop = start + BLOCK
+        rows = outer[start:stop, :stop].addr(mean[start:stop], mean[:stop], alpha=-count).div_(count - 1)
+        covariance[start:stop, :stop] = rows
+        covariance[:start, start:stop] = rows[:, :start].T
+        square = covariance[start:stop, start:stop]
+        square.copy_(square.tril() + square.tril(-1).T)
+    return covariance
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
