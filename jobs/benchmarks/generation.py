@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -46,6 +47,34 @@ def generation_target() -> list[str]:
         f"raster {LABEL}, N = 256, batch 4, guidance 2, float32: {seconds:.1f} s, {4 * 256 / seconds:.0f} tokens/s "
         "(target: 9 s; LlamaGen's own code on 2 cores: 34 to 37 s)"
     ]
+
+
+def generation_graphs() -> list[str]:
+    """Decoding on a GPU with its steps recorded as CUDA graphs, against launching every kernel."""
+    from mergevq.generation import graphs
+
+    if not torch.cuda.is_available():
+        return ["recorded decoding: needs a GPU"]
+    lines = []
+    for name, count, options in (("raster_b", 256, {}), ("random_order_b", 64, {"keep": 144, "steps": 64})):
+        changes = {"keeps": [144]} if options else {}
+        generator = _generator(name, **changes)
+        recorded = _sample(generator, 4, **options)
+
+        def launched(work: Callable[[], Any] = recorded) -> None:
+            def call(_: Any, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+                return function(*arguments)
+
+            with mock.patch.object(graphs.Graphs, "__call__", call):
+                work()
+
+        times = interleaved({"recorded": recorded, "launched": launched}, rounds=5)
+        lines.append(
+            f"{name} {LABEL}, batch 4, {count} steps, float32: recorded {times['recorded']:.2f} s "
+            f"({times['recorded'] / count * 1e3:.1f} ms a step), launched one by one {times['launched']:.2f} s: "
+            f"{times['launched'] / times['recorded']:.1f} x"
+        )
+    return lines
 
 
 def generation_cache() -> list[str]:
@@ -94,8 +123,8 @@ def _forgetting(generator: Any, cells: int, keep: int, batch: int = 4) -> str:
     from mergevq.generation import cells as decoding
 
     labels = torch.arange(batch, device=device())
-    numbers = torch.zeros(batch, cells, 2, dtype=torch.float64, device=device())
-    drawing = _scripted(generator, GuidanceConfig(scale=2.0), _repeating(batch, cells, keep))
+    script = generator.tokens.split(_repeating(batch, cells, keep)).double()
+    drawing = _scripted(generator, GuidanceConfig(scale=2.0))
     held: dict[bool, int] = {}
 
     def run(compress: bool) -> None:
@@ -105,7 +134,7 @@ def _forgetting(generator: Any, cells: int, keep: int, batch: int = 4) -> str:
                 drawing,
                 labels,
                 keep=keep,
-                numbers=numbers,
+                numbers=script,
                 compress=compress,
                 limit_distinct=False,
             )
@@ -135,17 +164,17 @@ def _repeating(batch: int, cells: int, keep: int) -> Tensor:
     return torch.stack(rows).to(device())
 
 
-def _scripted(generator: Any, guidance: Any, codes: Tensor) -> Any:
-    """Draws as always, and then takes the code of a script instead."""
+def _scripted(generator: Any, guidance: Any) -> Any:
+    """Draws as always, and then takes the code of a script, which comes in the place of the random numbers."""
     from mergevq.generation.guided import Drawing
 
     @dataclass(frozen=True)
     class Scripted(Drawing):
         def draw(
-            self, hidden: Tensor, uniforms: Tensor, fraction: float, seen: Tensor | None = None
+            self, hidden: Tensor, uniforms: Tensor, scales: Tensor, seen: Tensor | None = None
         ) -> Tensor:
-            super().draw(hidden, uniforms, fraction, seen)
-            return codes[:, round(fraction * codes.shape[1])]
+            super().draw(hidden, torch.zeros_like(uniforms), scales, seen)
+            return self.tokens.join(uniforms.long())
 
     return Scripted(generator.tokens, [(1.0, 0, 1.0)] * 2, guidance)
 
@@ -205,5 +234,12 @@ def _copy_rate() -> float:
 
 MEASUREMENTS = {
     f.__name__: f
-    for f in (generation_target, generation_cache, generation_mergear, generation_parallel, generation_batch)
+    for f in (
+        generation_target,
+        generation_graphs,
+        generation_cache,
+        generation_mergear,
+        generation_parallel,
+        generation_batch,
+    )
 }

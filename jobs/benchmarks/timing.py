@@ -53,7 +53,8 @@ def peak_bytes(work: Callable[[], Any]) -> int:
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is resident now
+    # The high-water mark starts again from what is resident now.
+    Path("/proc/self/clear_refs").write_text("5")
     before = _high_water_bytes()
     work()
     return _high_water_bytes() - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mergevq.generation.cache import KVCache
 from mergevq.generation.config import MergeARConfig
+from mergevq.generation.graphs import Graphs
 from mergevq.generation.guidance import guided_steps
 from mergevq.generation.guided import Drawing
 from mergevq.generation.layout import Compressed, Whole, sequence_mask
@@ -30,7 +32,9 @@ def decode(
     """Codes (B, N) of labels (B,) with `numbers` (B, N, S); the passes it took, and the cache's bytes at their peak."""
     config, device, transformer = generator.config, labels.device, generator.transformer
     batch, count = len(labels), config.grid_tokens
-    guided = guided_steps(drawing.guidance, [cell / count for cell in range(count)], len(config.sub_bits))
+    fractions = [cell / count for cell in range(count)]
+    guided = guided_steps(drawing.guidance, fractions, len(config.sub_bits))
+    scales = drawing.scales(fractions, device)
     prefix, nobody = (generator.prefix(who, keep) for who in (labels, torch.full_like(labels, -1)))
     length = prefix.shape[1]
     rotation = generator.sequence_rotation(length, generator.cell_rotation())
@@ -43,9 +47,11 @@ def decode(
     else:
         layout = Whole(batch, count, length, window, generator.bucket, device)
     cache = transformer.cache(batch, layout.slots, prefix)
-    peak, halves = 0, 1
+    peak, halves, graphs = 0, 1, Graphs(device)
 
     for cell in range(count):
+        if guided and cell in (guided.start, guided.stop):
+            graphs.forget()
         if guided and cell == guided.start:
             fed = codes[:, : cell - 1] if cell else None
             _add_unconditional(generator, cache, layout, nobody, fed, rotation, window)
@@ -62,6 +68,7 @@ def decode(
             slots, visible, mask = layout.place(cell - 1, codes[:, cell - 1])
             if layout.slots > cache.slots:
                 cache.grow(layout.slots)
+                graphs.forget()
             x = generator.tokens.embed(codes[:, cell - 1, None]).repeat(halves, 1, 1)
             turns = rotation[length + cell - 1 : length + cell]
             if slots.ndim == 2:
@@ -69,12 +76,13 @@ def decode(
             if mask is not None and mask.shape[0] > 1:
                 mask = mask.repeat(halves, 1, 1)
         peak = max(peak, cache.num_bytes)
-        hidden = transformer.step(x, turns, cache, slots, visible, mask)[:, -1]
+        step = partial(transformer.step, cache=cache, visible=visible)
+        hidden = graphs(visible, step, x, turns, slots, mask)[:, -1]
         seen = None
         if limit_distinct and cell:
             full = layout.distinct.count[:, None] >= keep
             seen = torch.where(full, layout.distinct.codes, -1)
-        codes[:, cell] = drawing.draw(hidden, numbers[:, cell], cell / count, seen)
+        codes[:, cell] = graphs("draw", drawing.draw, hidden, numbers[:, cell], scales[cell], seen)
     return codes, count, peak
 
 
@@ -99,7 +107,8 @@ def _add_unconditional(
     total = x.shape[1]
     whole = transformer.cache(len(x), total, x)
     mask = sequence_mask(fed, window, nobody.shape[1])
-    transformer.step(x, rotation[:total], whole, torch.arange(total, device=x.device), total, mask)
+    place = torch.arange(total, device=x.device)
+    transformer.step(x, rotation[:total], place, mask, cache=whole, visible=total)
     index = layout.held(cache.slots).clamp(max=total - 1)[:, None, :, None]
 
     def joined(held: Tensor, other: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Generator(nn.Module):
             nn.Parameter(torch.randn(shape.width) * 0.02) if isinstance(config, RandomOrderConfig) else None
         )
         self.dropout = nn.Dropout(shape.token_dropout)
-        self.bucket = 1
+        self.compiled = False
         self.apply(_initialise)
         for head in self.tokens.heads:
             nn.init.zeros_(head.get_parameter("weight"))
@@ -58,13 +58,18 @@ class Generator(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile` the transformer blocks in place; from then on sampling pads its steps to few shapes.
 
-        A step reads its cache in quarters, at least 64 slots at a time, so that a generation needs few graphs. Takes the
-        arguments of `torch.compile`; `dynamic=False` unless given.
+        Takes the arguments of `torch.compile`; `dynamic=False` unless given.
         """
         kwargs.setdefault("dynamic", False)
-        self.bucket = max(64, self.config.grid_tokens // 4)
+        self.compiled = True
         for block in (*self.transformer.blocks, *self.tokens.intra.blocks):
             block.compile(*args, **kwargs)
+
+    @property
+    def bucket(self) -> int:
+        """A step reads a multiple of so many of its cache's slots: of few shapes where each is compiled or recorded."""
+        few = self.compiled or self.classes.weight.is_cuda
+        return max(64, self.config.grid_tokens // 4) if few else 1
 
     def forward(
         self,
@@ -207,7 +212,7 @@ class Generator(nn.Module):
         trained, more steps than tokens, and options of another kind.
         """
         # Compiled blocks have their own ways.
-        with contextlib.nullcontext() if self.bucket > 1 else packed_for(self, 2 * len(labels)):
+        with contextlib.nullcontext() if self.compiled else packed_for(self, 2 * len(labels)):
             return decode.generate(
                 self,
                 labels,

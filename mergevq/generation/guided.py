@@ -23,10 +23,14 @@ class Drawing:
     settings: list[tuple[float, int, float]]  # temperature, top_k, top_p per sub-token
     guidance: GuidanceConfig
 
-    def draw(self, hidden: Tensor, uniforms: Tensor, fraction: float, seen: Tensor | None = None) -> Tensor:
-        """Indices (R,) int64 for hidden (R, D), or (2 R, D) with the unconditional half, numbers (R, S) and the share
-        of tokens decoded; where `seen` (R, C) holds codes, with -1 for none, only these can come."""
-        scales = self.guidance.scales(fraction, len(self.settings))
+    def scales(self, fractions: list[float], device: torch.device) -> Tensor:
+        """The guidance's scales (T, S) float64 at the steps with these shares of tokens decoded."""
+        rows = [self.guidance.scales(fraction, len(self.settings)) for fraction in fractions]
+        return torch.tensor(rows, dtype=torch.float64, device=device)
+
+    def draw(self, hidden: Tensor, uniforms: Tensor, scales: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Indices (R,) int64 for hidden (R, D), or (2 R, D) with the unconditional half, numbers (R, S) and the
+        guidance's scales (S,); where `seen` (R, C) holds codes, with -1 for none, only these can come."""
         halves = hidden.shape[0] // uniforms.shape[0]
         known = None if seen is None else self.tokens.split(seen.clamp(min=0))
         chosen: list[Tensor] = []
@@ -34,11 +38,9 @@ class Drawing:
         def pick(j: int, logits: Tensor) -> Tensor:
             if halves == 2:
                 conditional, unconditional = logits.chunk(2)
-                logits = (
-                    conditional
-                    if scales[j] == 1
-                    else unconditional + scales[j] * (conditional - unconditional)
-                )
+                scale = scales[j].to(logits.dtype)
+                guided = unconditional + scale * (conditional - unconditional)
+                logits = torch.where(scale == 1, conditional, guided)  # at 1 not even rounding differs
             if seen is not None and known is not None:
                 logits = logits.masked_fill(~_possible(seen, known, chosen, logits.shape[-1]), -torch.inf)
             chosen.append(choose(logits, uniforms[:, j], *self.settings[j]))

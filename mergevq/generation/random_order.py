@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mergevq.errors import InputError
+from mergevq.generation.graphs import Graphs
 from mergevq.generation.guidance import guided_steps
 from mergevq.generation.guided import Drawing
 
@@ -96,6 +98,7 @@ def _decode(
     starts = [done + sum(schedule[:step]) for step in range(len(schedule))]
     fractions = [start / keep for start in starts]
     guided = guided_steps(drawing.guidance, fractions, len(drawing.settings))
+    scales = drawing.scales(fractions, device)
 
     prefix, nobody = (generator.prefix(who, keep) for who in (labels, torch.full_like(labels, -1)))
     length = prefix.shape[1]
@@ -111,16 +114,18 @@ def _decode(
     bucket = 8 if generator.bucket > 1 else 1
     slots = length + 2 * keep + 1  # the last one takes what pads a step
     cache = transformer.cache(len(labels), slots, prefix)
-    peak, halves, written = 0, 1, 0
+    peak, halves, written, graphs = 0, 1, 0, Graphs(device)
 
     for step, (start, count) in enumerate(zip(starts, schedule, strict=True)):
+        if guided and step in (guided.start, guided.stop):
+            graphs.forget()
         if guided and step == guided.start:
             other = transformer.cache(len(labels), slots, prefix)
             if written:
                 x = torch.cat([nobody, sequence[:, length:written]], 1)
                 index = torch.arange(written, device=device)
                 causal = torch.ones(written, written, dtype=torch.bool, device=device).tril()
-                transformer.step(x, turns[:, :written], other, index, written, causal)
+                transformer.step(x, turns[:, :written], index, causal, cache=other, visible=written)
             cache.replace(lambda held, more: torch.cat([held, more]), other)
             halves = 2
         elif guided and step == guided.stop:
@@ -142,12 +147,14 @@ def _decode(
         if pad:
             x = torch.nn.functional.pad(x, (0, 0, 0, pad))
             rotation = torch.nn.functional.pad(rotation, (0, 0, 0, 0, 0, pad))
-        hidden = transformer.step(x, rotation, cache, place, visible, mask)
+        hidden = graphs(
+            visible, partial(transformer.step, cache=cache, visible=visible), x, rotation, place, mask
+        )
         hidden = hidden[:, end - written : end - written + count].flatten(0, 1)
 
         where = order[:, asked]
         drawn = numbers.gather(1, where[..., None].expand(-1, -1, numbers.shape[-1])).flatten(0, 1)
-        chosen = drawing.draw(hidden, drawn, fractions[step]).view(where.shape)
+        chosen = graphs("draw", drawing.draw, hidden, drawn, scales[step]).view(where.shape)
         codes.scatter_(1, where, chosen)
         sequence[:, end + 1 : end + 2 * count : 2] = generator.tokens.embed(chosen)
         written = end + 1

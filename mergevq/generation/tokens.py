@@ -65,7 +65,7 @@ class SubTokens(nn.Module):
         x, parts = hidden, []
         for j, head in enumerate(self.heads):
             slot = torch.full((1,), j, device=hidden.device)
-            x = self.intra.step(x[:, None], None, cache, slot, j + 1)[:, 0]
+            x = self.intra.step(x[:, None], None, slot, cache=cache, visible=j + 1)[:, 0]
             parts.append(choose(j, head(x)))
             x = self.embeddings[j](parts[-1])
         return torch.stack(parts, -1)

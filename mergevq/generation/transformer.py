@@ -36,10 +36,11 @@ class Transformer(nn.Module):
         self,
         x: Tensor,
         rotation: Tensor | None,
-        cache: KVCache,
         slots: Tensor,
-        visible: int,
         mask: Tensor | None = None,
+        *,
+        cache: KVCache,
+        visible: int,
     ) -> Tensor:
         """T new tokens (B, T, D) go into the cache's `slots` and see its first `visible` slots, or those of them
         that `mask` (T, visible) or (B, T, visible) bool allows."""

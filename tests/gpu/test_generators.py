@@ -13,6 +13,7 @@ from mergevq.generation import (
     SamplingConfig,
     build_generator,
     generator_preset,
+    graphs,
     layout,
     parse_generator,
 )
@@ -64,6 +65,30 @@ def test_steps_wait_for_the_device_nowhere(kind: str, monkeypatch: pytest.Monkey
             sum(event.count for event in profile.key_averages() if event.key == "aten::_local_scalar_dense")
         )
     assert waits[0] == waits[1], f"a step hands a value to the host: {waits}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("guidance", [{}, {"schedule": "linear"}, {"interval": (0.3, 0.7)}])
+def test_recorded_steps_draw_the_same_codes(
+    kind: str, guidance: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = random_generator(kind).float().cuda()
+    options = {
+        "guidance": GuidanceConfig(scale=2.0 if guidance else 1.0, **guidance),  # type: ignore[arg-type]
+        "sampling": SamplingConfig(top_k=5, top_p=0.9),
+    }
+    recordings: list[graphs.Recording] = []
+    record = graphs._recorded
+
+    def counted(*arguments: object) -> graphs.Recording:
+        recordings.append(record(*arguments))  # type: ignore[arg-type]
+        return recordings[-1]
+
+    monkeypatch.setattr(graphs, "_recorded", counted)
+    recorded = generate(generator, **options)
+    assert recordings
+    monkeypatch.setattr(graphs.Graphs, "__call__", lambda _, key, function, *arguments: function(*arguments))
+    assert torch.equal(generate(generator, **options).indices, recorded.indices)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,7 +27,7 @@ class Scripted(Drawing):
     codes: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, N)
     hidden: list[Tensor] = field(default_factory=list)
 
-    def draw(self, hidden: Tensor, uniforms: Tensor, fraction: float, seen: Tensor | None = None) -> Tensor:
+    def draw(self, hidden: Tensor, uniforms: Tensor, scales: Tensor, seen: Tensor | None = None) -> Tensor:
         self.hidden.append(hidden)
         return self.codes[:, len(self.hidden) - 1]
 
@@ -113,7 +113,7 @@ def test_the_compressed_cache_gives_what_the_masked_one_and_the_forward_give(
 ) -> None:
     """Batches whose rows repeat differently: from all cells alike to nearly all different."""
     generator = random_generator("mergear", {"window": window}, seed=seed % 5)
-    generator.bucket = bucket
+    generator.compiled = bucket > 1  # pads its steps, compiled or not
     random = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 64, (4, 16), generator=random)
     codes[1:] %= variety

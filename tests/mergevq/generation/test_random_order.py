@@ -101,7 +101,7 @@ def test_parallel_queries_see_all_that_is_decoded_and_themselves(
     random_generator: Callable, generate: Callable, steps: int, guidance: dict, bucket: int
 ) -> None:
     generator, order, config = random_generator("random_order"), orders(), GuidanceConfig(**guidance)
-    generator.bucket = bucket
+    generator.compiled = bucket > 1  # pads its steps, compiled or not
     made = generate(generator, LABELS, sampling=GREEDY, order=order, steps=steps, guidance=config)
     assert made.steps == steps
     assert torch.equal(made.indices, by_hand(generator, order, arccos_schedule(9, steps), config))

@@ -102,7 +102,7 @@ def test_steps_through_a_cache_equal_one_pass() -> None:
     cache = model.cache(2, 12, x)
     allowed = torch.ones(12, 12, dtype=torch.bool).tril()
     parts = [
-        model.step(x[:, a:b], factors[a:b], cache, torch.arange(a, b), b, allowed[a:b, :b])
+        model.step(x[:, a:b], factors[a:b], torch.arange(a, b), allowed[a:b, :b], cache=cache, visible=b)
         for a, b in ((0, 4), (4, 5), (5, 9))
     ]
     torch.testing.assert_close(torch.cat(parts, 1), whole)
