@@ -120,7 +120,8 @@ def interface_of(address: str) -> str | None:
 def _use_token(home: Path) -> None:
     # A local `ray.init()` turns token authentication on by itself, and would write its token, readable by all, into
     # the user's home. Only the path is set here: Ray reads the mode when it is imported, which has happened.
-    if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if given or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
     path = home.absolute() / "ray_token"
     if not path.exists():

@@ -137,8 +137,10 @@ def test_a_token_is_made_once_and_readable_by_its_owner_only(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     first = path.read_text()
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # without one, Ray would write its own into the user's home
     path.chmod(0o644)
     cluster._use_token(tmp_path)
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(path)
     assert path.read_text() == first
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
