@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -338,7 +339,7 @@ def test_shrink_and_grow(
     level(nodes, 3)
     tree["cluster"] |= {"workers": 3, "min_workers": 1, "resize_seconds": 3}
     tree["task"]["losses"]["adversarial"]["discriminator"]["norm"] = "group"
-    tree |= {"steps": 400, "global_batch": 10, "micro_batch": 4, "checkpoint_every": 20}
+    tree |= {"steps": 150, "global_batch": 10, "micro_batch": 4, "checkpoint_every": 20}
     expected = undisturbed.train(tree, tmp_path / "three", world_size=3)
     run = disturb("elastic", tree=tree)
     run.reach(22)
@@ -356,14 +357,13 @@ def test_shrink_and_grow(
     journal = journal_of(run.run)
     assert journal.keys() == expected["journal"].keys()
     assert journal["train/kept_tokens"] == expected["journal"]["train/kept_tokens"]
-    assert sorted(journal["train/total"]) == list(range(1, 401))
-    # Other sizes round otherwise, and a rounded bit of a code is another picture: steps agree on the average.
-    for start in range(1, 401, 20):
-        mine, theirs = (
-            sum(points["train/reconstruction"][step] for step in range(start, start + 20))
-            for points in (journal, expected["journal"])
-        )
-        assert mine == pytest.approx(theirs, rel=0.1), start
+    assert sorted(journal["train/total"]) == list(range(1, 151))
+    # Other sizes round otherwise, and once a rounded bit of a code is another picture, steps agree only on average.
+    mine, theirs = (points["train/reconstruction"] for points in (journal, expected["journal"]))
+    fewer = next(step for step, size in enumerate(sizes(), 1) if size == 2)
+    for step in range(1, fewer + 5):
+        assert mine[step] == pytest.approx(theirs[step], rel=1e-2), step
+    assert fmean(mine.values()) == pytest.approx(fmean(theirs.values()), rel=0.05)
     delivered(tmp_path, "elastic", journal)
     assert nodes.left_behind() == ([], [])
     difference = largest_difference(state(run.run)["training"], expected["state"]["training"])
