@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -191,10 +190,9 @@ def newest(run: str, say: Callable[[str], None] = _warn) -> Iterator[Path]:
     folder for the length of the context. Raises `InputError` if there is none.
     """
     filesystem, root = open_storage(run)
-    with tempfile.TemporaryDirectory(prefix="mergevq-checkpoint-") as temporary:
-        problems: list[str] = []
-        for path in _candidates(filesystem, root):
-            local = _local_copy(filesystem, path, Path(temporary))
+    problems: list[str] = []
+    for path in _candidates(filesystem, root):
+        with _local(filesystem, path) as local:
             try:
                 verify(local)
             except InputError as error:
@@ -273,11 +271,13 @@ def _candidates(filesystem: pyarrow.fs.FileSystem, root: str) -> list[str]:
     return sorted(found, reverse=True)
 
 
-def _local_copy(filesystem: pyarrow.fs.FileSystem, path: str, temporary: Path) -> Path:
+@contextmanager
+def _local(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Path]:
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        return Path(path)
-    target = temporary / Path(path).name
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    pyarrow.fs.copy_files(path, str(target), source_filesystem=filesystem)
-    return target
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="mergevq-checkpoint-") as temporary:
+        target = Path(temporary) / Path(path).name
+        target.mkdir()
+        pyarrow.fs.copy_files(path, str(target), source_filesystem=filesystem)
+        yield target
