@@ -365,7 +365,7 @@ def test_shrink_and_grow(
         assert mine[step] == pytest.approx(theirs[step], rel=1e-2), step
     assert fmean(mine.values()) == pytest.approx(fmean(theirs.values()), rel=0.05)
     delivered(tmp_path, "elastic", journal)
-    assert nodes.left_behind() == ([], [])
+    wait_until(lambda: nodes.left_behind() == ([], []), 60, "nothing left behind")
     difference = largest_difference(state(run.run)["training"], expected["state"]["training"])
     report(
         "node SIGKILL, 3 → 2 → 3 workers (`min_workers`)",
