@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from packaging.requirements import Requirement
 
@@ -299,6 +304,33 @@ def test_an_address_where_nobody_answers_is_one_line_with_the_fix(
     assert "no Ray dashboard answers at http://127.0.0.1:9" in lines[0]
     with pytest.raises(InputError, match="jobs are submitted to the dashboard"):
         Cluster("ray://head:10001", home=here)
+
+
+class Dashboard(BaseHTTPRequestHandler):
+    """Says its version, as Ray's does."""
+
+    def do_GET(self) -> None:
+        content = json.dumps(
+            {"version": "4", "ray_version": ray.__version__, "ray_commit": "", "session_name": ""}
+        )
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Not into the tests' output."""
+
+
+def test_the_address_asked_for_is_taken_whatever_the_environment_names(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert Cluster(address, home=here).jobs.get_address() == address
+        server.shutdown()
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:9"
 
 
 def test_verbs_may_be_passed_in_any_number_of_words() -> None:

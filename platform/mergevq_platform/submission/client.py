@@ -9,12 +9,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
 from mergevq_platform.credentials import refuse_credentials
 
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -29,7 +31,7 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None, *, home: Path) -> None:
-        self.address = _http_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS)
+        self.address = _http_address(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
         self.headers: dict[str, str] = {}
         self.about: dict[str, Any] = self._sign_in(home)
         self._jobs: Any = None
@@ -56,7 +58,8 @@ class Cluster:
                 "_private.runtime_env.packaging",
             ):
                 logging.getLogger(f"ray.{noisy}").setLevel(logging.WARNING)
-            self._jobs = JobSubmissionClient(self.address, headers=dict(self.headers))
+            with _environment_address(self.address):
+                self._jobs = JobSubmissionClient(self.address, headers=dict(self.headers))
         return self._jobs
 
     def nodes(self) -> list[dict[str, float]]:
@@ -99,6 +102,20 @@ class Cluster:
         request = urllib.request.Request(self.address + path, headers=self.headers)
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
             return json.load(answer)
+
+
+@contextmanager
+def _environment_address(address: str) -> Iterator[None]:
+    # Ray takes an address in the environment before the one that it is given, and our token would go there.
+    before = os.environ.get(ADDRESS_VARIABLE)
+    os.environ[ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS_VARIABLE]
+        else:
+            os.environ[ADDRESS_VARIABLE] = before
 
 
 def tokens(environ: Mapping[str, str], home: Path) -> Iterator[tuple[str, str]]:
