@@ -122,9 +122,11 @@ def distance_name(network: Extractor, of: Measured, measure: Literal["fd", "sfd"
     return f"{of[0]}{measure}_{network.name}"
 
 
-def score_name(network: Extractor, measure: str) -> str:
-    """What a score (`inception_score`, `precision`, ...) is called: with the features' name unless they are standard."""
-    return measure if network.standard else f"{measure}_{network.name}"
+def score_name(network: Extractor, measure: str, of: Measured = "generation") -> str:
+    """What a score (`inception_score`, `precision`, ...) is called: of reconstructions it says so, and it has the
+    features' name unless they are standard."""
+    name = f"reconstruction_{measure}" if of == "reconstruction" else measure
+    return name if network.standard else f"{name}_{network.name}"
 
 
 class RandomExtractor(Extractor):

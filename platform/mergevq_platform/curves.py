@@ -121,12 +121,16 @@ class Curve:
 
     def shown(self) -> list[tuple[str, str, str]]:
         """(key, title, format) of the columns that tables show."""
-        frechet = self.frechet_key
+        frechet, keys = self.frechet_key, self.protocol.get("keys", {})
         every = [
             ("keep", "kept", ".0f"),
             ("merge_ratio", "merged", ".0%"),
             (frechet, frechet, ".3f"),
             (f"{frechet}_recovered", "… recovered", ".3f"),
+            (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
+            (keys.get("inception_score", ""), "Inception score", ".1f"),
+            (keys.get("precision", ""), "precision", ".3f"),
+            (keys.get("recall", ""), "recall", ".3f"),
             ("psnr", "PSNR dB", ".2f"),
             ("ssim", "SSIM", ".3f"),
             ("lpips_vgg", "LPIPS", ".3f"),

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+Whole = TypeVar("Whole")
 Answers = Callable[[Sequence[Any]], Iterable[Any]]
+
+
+class Share(NamedTuple, Generic[Whole]):
+    """A job that is one of several shares of a whole, which travels to the workers once."""
+
+    of: Whole
+    number: int
+    shares: int
 
 
 def answers(
@@ -27,13 +36,29 @@ def answers(
         "num_gpus": int(device == "cuda"),
         "scheduling_strategy": "SPREAD",
     }
-    remote: Any = ray.remote(worker)
+
+    class Worker(worker):
+        """Takes the whole of a share out of the object store."""
+
+        def answer_share(self, of: Any, number: int, shares: int) -> Any:
+            return self.answer(Share(of, number, shares))
+
+    remote: Any = ray.remote(Worker)
     actors = [
         remote.options(**place, max_restarts=2, max_task_retries=2).remote(subject) for _ in range(workers)
     ]
     pool: Any = ActorPool(actors)
 
     def on_ray(jobs: Sequence[Any]) -> Iterator[Any]:
-        return pool.map(lambda actor, job: actor.answer.remote(job), jobs)
+        stored: dict[int, Any] = {}
+
+        def send(actor: Any, job: Any) -> Any:
+            if not isinstance(job, Share):
+                return actor.answer.remote(job)
+            if id(job.of) not in stored:
+                stored[id(job.of)] = ray.put(job.of)
+            return actor.answer_share.remote(stored[id(job.of)], job.number, job.shares)
+
+        return pool.map(send, jobs)
 
     return on_ray

@@ -111,7 +111,8 @@ def test_weights_are_known_by_what_they_hold(subject: evaluation.Subject, tmp_pa
 def test_files_give_back_what_was_put_in(tmp_path: Path) -> None:
     torch.manual_seed(0)
     part = Reconstruction(codes=CodeUsage(8))
-    part.true.update(torch.randn(5, 3))
+    part.true.pool.update(torch.randn(5, 3))
+    part.true.features = np.random.rand(5, 3).astype(np.float32)
     part.psnr.update(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
     assert part.codes is not None
     part.codes.update(torch.arange(6))
@@ -121,8 +122,10 @@ def test_files_give_back_what_was_put_in(tmp_path: Path) -> None:
         stored.save(tmp_path / name, answer)
     again = stored.load(tmp_path / "part")
     assert isinstance(again, Reconstruction)
-    assert isinstance(again.true, FeatureStatistics)
-    assert torch.equal(again.true.outer, part.true.outer)
+    assert isinstance(again.true.pool, FeatureStatistics)
+    assert torch.equal(again.true.pool.outer, part.true.pool.outer)
+    assert np.array_equal(again.true.features, part.true.features)
+    assert again.true.spatial is None
     assert again.psnr.compute() == part.psnr.compute()
     assert again.codes is not None
     assert again.codes.compute() == part.codes.compute()

@@ -14,11 +14,11 @@ from PIL import Image
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.metrics import knn_votes, linear_probe
+from mergevq.metrics import knn_votes, linear_probe, precision_recall
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform import evaluation
 from mergevq_platform.curves import Curve
-from mergevq_platform.evaluation.evaluator import ProbeJob, knn_metrics, probe_metrics
+from mergevq_platform.evaluation.evaluator import Evaluator, ProbeJob, knn_metrics, probe_metrics
 from mergevq_platform.evaluation.measuring import Findings, Measurement, nearest
 from mergevq_platform.recipe import Recipe, resolve
 
@@ -58,6 +58,25 @@ def test_suites_part_the_table_and_the_files(recipe: Recipe, tmp_path: Path) -> 
     assert not keys["reconstruction"] & keys["representation"]
     assert "psnr" in keys["reconstruction"]
     assert "probe_top1_cls" in keys["representation"]
+
+
+def test_likeness_of_reconstructions_is_the_librarys(recipe: Recipe) -> None:
+    one = measurement(recipe)
+    curve = one.curve((9,), step=0, run="x", suites=("reconstruction",))
+    evaluator = Evaluator(one.subject)
+    real, painted = [], []
+    for index in range(one.splits["test"].num_batches):
+        images = evaluator.batch(recipe.data.evaluation_split, index)["image"]
+        real.append(one.network(images))
+        with torch.no_grad():
+            painted.append(one.network(evaluator.tokenizer.decode(evaluator.tokenizer.encode(images, 9))))
+    expected = precision_recall(torch.cat(painted), torch.cat(real))
+    row = curve.rows[0]
+    assert row["reconstruction_precision_random_v1"] == pytest.approx(expected.precision)
+    assert row["reconstruction_recall_random_v1"] == pytest.approx(expected.recall)
+    assert not any("inception_score" in key or "sfd" in key for key in row), "no Inception saw these"
+    assert "precision" in curve.markdown()
+    assert "3 nearest neighbours" in curve.protocol["precision_recall"]
 
 
 def test_seeds_repeat_what_is_random_and_nothing_else(

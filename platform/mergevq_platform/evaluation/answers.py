@@ -10,13 +10,14 @@ import numpy as np
 
 from mergevq.metrics import CodeUsage, FeatureStatistics, Mean, Psnr, RecoveryAccuracy, Ssim
 from mergevq.metrics.pixels import MsSsim
+from mergevq_platform.seen import Parts, Seen
 
 
 @dataclass
-class Reconstruction:
+class Reconstruction(Parts):
     """Accumulators of one kept count over the evaluation split."""
 
-    true: FeatureStatistics = field(default_factory=FeatureStatistics)
+    true: Seen = field(default_factory=Seen)
     recovered: FeatureStatistics = field(default_factory=FeatureStatistics)
     psnr: Psnr = field(default_factory=Psnr)
     psnr_recovered: Psnr = field(default_factory=Psnr)
@@ -26,17 +27,6 @@ class Reconstruction:
     codes: CodeUsage | None = None
     recovery: RecoveryAccuracy = field(default_factory=RecoveryAccuracy)
     each_psnr: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (B,) of every picture, in order
-
-    def merge(self, other: Reconstruction) -> Reconstruction:
-        """The accumulators over both sets of pictures."""
-        parts: dict[str, Any] = {}
-        for name, mine in vars(self).items():
-            theirs = getattr(other, name)
-            if isinstance(mine, np.ndarray):
-                parts[name] = np.concatenate([mine, theirs])
-            else:
-                parts[name] = theirs if mine is None else mine if theirs is None else mine.merge(theirs)
-        return Reconstruction(**parts)
 
 
 def merge(parts: Iterable[Any]) -> Any:

@@ -14,12 +14,12 @@ import mergevq
 from mergevq.merging import mean_over_cells
 from mergevq.metrics import (
     CodeUsage,
-    FeatureStatistics,
     Mean,
     Votes,
     extractor,
     knn_votes,
     linear_probe,
+    precision_recall,
     to_uint8,
 )
 from mergevq.metrics.lpips import LpipsDistance
@@ -30,8 +30,11 @@ from mergevq_platform import checkpoints, loop
 from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
 from mergevq_platform.evaluation.answers import Reconstruction, merge
 from mergevq_platform.evaluation.subject import Subject, split_batches
+from mergevq_platform.pool import Share
 from mergevq_platform.recipe import resolve
+from mergevq_platform.seen import Seen, see
 
+MANIFOLD_PICTURES = 10_000  # of each set, at most, whose features precision and recall compare
 DECODED_BYTES = 512 * 1024**2  # decoded pictures that one process keeps
 
 
@@ -57,11 +60,11 @@ class ProbeJob(NamedTuple):
     seed: int = 0  # of a published protocol's order and start
 
 
-class KnnJob(NamedTuple):
-    """One share of the test and held-out features, to be compared with all train features."""
+class ManifoldJob(NamedTuple):
+    """Features (M, D) and (N, D) float32: which of each set lie on the other's manifold?"""
 
-    features: ProbeJob
-    share: tuple[int, int]  # number, of how many
+    judged: np.ndarray
+    reference: np.ndarray
 
 
 class Evaluator:
@@ -117,33 +120,41 @@ class Evaluator:
         return torch.stack([self.batch(split, int(row) // size)["image"][int(row) % size] for row in rows])
 
     @torch.no_grad()
-    def answer(self, job: Job | ProbeJob | KnnJob) -> Any:
-        """Do one job; see the module's docstring."""
-        if isinstance(job, KnnJob):
-            return knn_votes(*_tensors(job.features, self.device), share=job.share)
-        if isinstance(job, ProbeJob):
-            return probe_metrics(job, self.device)
-        return merge(self._batch(job, index) for index in job.batches)
+    def answer(self, job: Job | ProbeJob | ManifoldJob | Share[ProbeJob]) -> Any:
+        """Do one job; a share of a probe's is the nearest neighbours of a share of its test and held-out features."""
+        match job:
+            case Share(of, number, shares):
+                return knn_votes(*_tensors(of, self.device), share=(number, shares))
+            case ProbeJob():
+                return probe_metrics(job, self.device)
+            case ManifoldJob():
+                found = precision_recall(*_tensors(job, self.device))
+                return {"precision": found.precision, "recall": found.recall}
+            case Job():
+                return merge(self._batch(job, index) for index in job.batches)
+
+    def _see(self, job: Job, index: int, images: Tensor) -> Seen:
+        batches = self.batches(job.split)
+        places = index * batches.batch_size + torch.arange(len(images))
+        return see(self.extractor, images, places, batches.images, features=MANIFOLD_PICTURES)
 
     def _batch(self, job: Job, index: int) -> Any:
         batch = self.batch(job.split, index)
         images, keep = batch["image"], job.keep
         match job.kind:
             case "reference":
-                statistics = FeatureStatistics()
-                statistics.update(self.extractor(images))
-                return statistics
+                return self._see(job, index, images)
             case "reconstruction":
-                return self._reconstruct(images, keep)
+                return self._reconstruct(job, index, images)
             case "features" | "untrained":
                 model = self.tokenizer if job.kind == "features" else self.untrained(job.seed)
                 return features(model, images, keep) | {"label": batch["label"].cpu().numpy()}
 
-    def _reconstruct(self, images: Tensor, keep: int) -> Reconstruction:
+    def _reconstruct(self, job: Job, index: int, images: Tensor) -> Reconstruction:
         result = Reconstruction(codes=CodeUsage(self.tokenizer.config.quantizer.vocabulary))
-        encoded = self.tokenizer.encode(images, keep)
+        encoded = self.tokenizer.encode(images, job.keep)
         painted = self.tokenizer.decode(encoded)
-        result.true.update(self.extractor(painted))
+        result.true = self._see(job, index, painted)
         result.psnr.update(images, painted)
         result.each_psnr = (
             result.psnr.scores(to_uint8(images).double(), to_uint8(painted).double()).cpu().numpy()
@@ -209,7 +220,5 @@ def knn_metrics(votes: Votes, name: str) -> dict[str, float]:
     }
 
 
-def _tensors(job: ProbeJob, device: torch.device) -> Iterator[Tensor]:
-    return (
-        torch.from_numpy(array).to(device) for array in (job.train_x, job.train_y, job.test_x, job.test_y)
-    )
+def _tensors(job: ProbeJob | ManifoldJob, device: torch.device) -> Iterator[Tensor]:
+    return (torch.from_numpy(array).to(device) for array in job if isinstance(array, np.ndarray))

@@ -17,22 +17,31 @@ import numpy as np
 
 import mergevq
 from mergevq.config import to_tree
-from mergevq.metrics import FeatureStatistics, bits_per_picture, distance_name, extractor, frechet_distance
+from mergevq.metrics import bits_per_picture, distance_name, extractor, frechet_distance, score_name
 from mergevq.metrics.extractors import Extractor
 from mergevq.metrics.lpips import LpipsDistance, LpipsFiles
+from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.evaluator import Job, KnnJob, ProbeJob, knn_metrics
+from mergevq_platform.evaluation.evaluator import (
+    MANIFOLD_PICTURES,
+    Job,
+    ManifoldJob,
+    ProbeJob,
+    knn_metrics,
+)
 from mergevq_platform.evaluation.subject import Subject, identity, split_batches, untrained_identity
+from mergevq_platform.pool import Share
 from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.seen import SPLITS, Seen
 
 BATCHES_PER_JOB = 4  # at least
 JOBS_PER_PASS = 64  # about, of a large split: an answer may be 100 MB
 KNN_QUERIES = 4096  # test features of one share of the nearest neighbours, up to
-KNN_SHARES = 8  # shares: each takes a copy of the train features along
+KNN_SHARES = 8  # shares, up to
 FEATURES = ("cls", "mean")
 QUERIES, NEIGHBOURS = 8, 7  # pictures whose nearest training pictures are shown, and how many of these
 CAVEATS = {
@@ -42,7 +51,7 @@ CAVEATS = {
 
 Suite = Literal["reconstruction", "representation"]
 SUITES: tuple[Suite, ...] = ("reconstruction", "representation")
-Ask = Callable[[Sequence[Job | ProbeJob | KnnJob]], Iterable[Any]]
+Ask = Callable[[Sequence[Job | ProbeJob | ManifoldJob | Share[ProbeJob]]], Iterable[Any]]
 
 
 def measure(
@@ -135,15 +144,15 @@ class Measurement:
         return identity(self.subject)
 
     @cached_property
-    def reference(self) -> FeatureStatistics:
-        """The features of the pictures themselves."""
+    def reference(self) -> Seen:
+        """What the pictures themselves are."""
         return self._pass("reference", "test", 0)
 
     def reconstruction(self, keep: int) -> dict[str, float]:
-        """Fréchet distance, pixels, codes and recovery at a kept count."""
+        """Likeness of the whole sets, pixels, codes and recovery at a kept count."""
         part = self._pass("reconstruction", "test", keep)
         frechet, model = distance_name(self.network, "reconstruction"), self.recipe.tokenizer.model
-        row = {frechet: frechet_distance(self.reference, part.true)}
+        row = self._likeness(part.true, self._key("reconstruction", "test", keep, 0))
         row |= part.psnr.compute() | part.ssim.compute() | part.codes.compute()
         for optional in (part.ms_ssim, part.lpips):
             row |= optional.compute() if optional is not None else {}
@@ -156,9 +165,22 @@ class Measurement:
         self.findings.each_psnr[keep] = part.each_psnr
         self.findings.code_counts[keep] = part.codes.checked().numpy()
         if part.recovery.count:
-            row[f"{frechet}_recovered"] = frechet_distance(self.reference, part.recovered)
+            row[f"{frechet}_recovered"] = frechet_distance(self.reference.pool, part.recovered)
             row["psnr_recovered"] = part.psnr_recovered.compute()["psnr"]
             row |= part.recovery.compute()
+        return row
+
+    def _likeness(self, painted: Seen, key: dict[str, Any]) -> dict[str, float]:
+        real, names = self.reference, likeness_names(self.network)
+        row = {names["frechet"]: frechet_distance(real.pool, painted.pool)}
+        if real.spatial is not None and painted.spatial is not None:
+            row[names["spatial_frechet"]] = frechet_distance(real.spatial, painted.spatial)
+        if painted.score is not None:
+            row[names["inception_score"]] = painted.score.compute().mean
+        if len(real.features) > NEIGHBOURHOOD:
+            job = ManifoldJob(painted.features, real.features)
+            found = self._through({"kind": "manifold", "of": key, "k": NEIGHBOURHOOD}, [job])
+            row |= {names[name]: value for name, value in found.items()}
         return row
 
     def representation(self, keep: int) -> dict[str, float]:
@@ -203,7 +225,7 @@ class Measurement:
         for job in jobs:
             votes = self._through(
                 {"kind": "knn", "suffix": job.suffix, "of": learned_from},
-                [KnnJob(job, (number, shares)) for number in range(shares)],
+                [Share(job, number, shares) for number in range(shares)],
             )
             row |= knn_metrics(votes, job.suffix)
         return row
@@ -245,6 +267,7 @@ class Measurement:
         protocol: dict[str, Any] = {
             "suites": list(suites),
             "frechet_key": distance_name(self.network, "reconstruction"),
+            "keys": likeness_names(self.network),
             "extractor": {"name": self.network.name, **self.network.identity},
             **({"lpips": lpips_identity(settings.lpips)} if settings.lpips else {}),
             "images": evaluated.images,
@@ -256,6 +279,8 @@ class Measurement:
             "step": step,
             "checkpoint": self.subject.checkpoint,
             **self.weights,
+            "inception_score": f"{SPLITS} splits, shuffled",
+            "precision_recall": f"{NEIGHBOURHOOD} nearest neighbours, the first {MANIFOLD_PICTURES:,} pictures at most",
             "batch": settings.batch,
             "mergevq": mergevq.__version__,
             "caveat": CAVEATS.get(recipe.tokenizer.losses.alignment.kind, ""),
@@ -273,6 +298,18 @@ class Measurement:
                 "untrained_seeds": self.seeds if settings.untrained_baseline else 0,
             }
         return protocol
+
+
+def likeness_names(network: Extractor) -> dict[str, str]:
+    """What the metrics of reconstructions as a set are called with the network's features."""
+    return {
+        "frechet": distance_name(network, "reconstruction"),
+        "spatial_frechet": distance_name(network, "reconstruction", "sfd"),
+        **{
+            name: score_name(network, name, "reconstruction")
+            for name in ("inception_score", "precision", "recall")
+        },
+    }
 
 
 @lru_cache(maxsize=4)

@@ -38,8 +38,8 @@ from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.measuring import BATCHES_PER_JOB, JOBS_PER_PASS, averaged
 from mergevq_platform.recipe import EvaluationConfig
+from mergevq_platform.seen import SPLITS
 
-SPLITS = 10  # of the Inception score
 FEWEST_FOR_TREND = 100  # pictures below which no distance is extrapolated
 
 

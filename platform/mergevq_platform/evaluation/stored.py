@@ -15,6 +15,9 @@ from torch import Tensor
 
 from mergevq.metrics.accumulate import Accumulator
 from mergevq_platform.evaluation.answers import Reconstruction
+from mergevq_platform.seen import Parts, Seen
+
+PARTS: dict[str, type[Parts]] = {kind.__name__: kind for kind in (Reconstruction, Seen)}
 
 
 def save(path: Path, answer: Any) -> None:
@@ -46,8 +49,9 @@ def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
         case Accumulator():
             state = {key: _described(part, tensors) for key, part in value.__getstate__().items()}
             return {"accumulator": type(value).__name__, "state": state}
-        case Reconstruction():
-            return {"reconstruction": {key: _described(part, tensors) for key, part in vars(value).items()}}
+        case Parts():
+            parts = {key: _described(part, tensors) for key, part in vars(value).items()}
+            return {"of": type(value).__name__, "parts": parts}
         case dict():
             return {"named": {key: _described(part, tensors) for key, part in value.items()}}
         case list() | tuple():
@@ -67,8 +71,8 @@ def _restored(value: Any, file: Any) -> Any:
             accumulator = kind.__new__(kind)
             accumulator.__setstate__({key: _restored(part, file) for key, part in state.items()})
             return accumulator
-        case {"reconstruction": parts}:
-            return Reconstruction(**{key: _restored(part, file) for key, part in parts.items()})
+        case {"of": name, "parts": parts}:
+            return PARTS[name](**{key: _restored(part, file) for key, part in parts.items()})
         case {"named": parts}:
             return {key: _restored(part, file) for key, part in parts.items()}
         case list():

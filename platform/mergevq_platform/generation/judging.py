@@ -21,9 +21,6 @@ from torch import Tensor
 import mergevq
 from mergevq.generation import build_generator
 from mergevq.metrics import (
-    FeatureStatistics,
-    InceptionExtractor,
-    InceptionScore,
     distance_name,
     extractor,
     frechet_distance,
@@ -39,6 +36,7 @@ from mergevq_platform.generation.maker import Maker, Sampler
 from mergevq_platform.generation.report import GeneratorReport
 from mergevq_platform.pool import Answers
 from mergevq_platform.recipe import resolve
+from mergevq_platform.seen import Seen, see
 
 BATCHES_PER_JOB = 2
 SMALL = 32  # pictures are compared with their neighbours at this many pixels a side
@@ -61,9 +59,7 @@ class Job(NamedTuple):
 class Measured:
     """What is known of a set of pictures."""
 
-    statistics: FeatureStatistics
-    score: InceptionScore | None  # where the extractor has the logits for it
-    features: np.ndarray  # (B, D) float32 of the extractor; none of training pictures
+    seen: Seen | None  # by the extractor; none of training pictures
     summary: np.ndarray  # (B, D) float32, the tokenizer's summary with all tokens kept
     labels: np.ndarray  # (B,) int64: their class, or the one asked for
     small: np.ndarray  # (B, 3 * SMALL * SMALL) uint8
@@ -73,11 +69,8 @@ class Measured:
 
     def merge(self, other: Measured) -> Measured:
         """Of both sets."""
-        scored = self.score is not None and other.score is not None
         return Measured(
-            self.statistics.merge(other.statistics),
-            self.score.merge(other.score) if scored else None,  # type: ignore[union-attr, arg-type]
-            features=np.concatenate([self.features, other.features]),
+            seen=None if self.seen is None or other.seen is None else self.seen.merge(other.seen),
             summary=np.concatenate([self.summary, other.summary]),
             labels=np.concatenate([self.labels, other.labels]),
             small=np.concatenate([self.small, other.small]),
@@ -149,31 +142,21 @@ class Judge:
         seconds: float = 0.0,
     ) -> Measured:
         """Of pictures at `places` among `of` that are judged together; without places, of training pictures."""
-        score = None
-        if isinstance(self.extractor, InceptionExtractor) and places is not None:
-            outputs = self.extractor.outputs(images)
-            features, score = outputs.pool, InceptionScore(of)
-            score.update(outputs.logits, places)
-        else:
-            features = self.extractor(images)
-        statistics = FeatureStatistics()
-        statistics.update(features)
-        seen = to_uint8(images)
+        seen = None if places is None else see(self.extractor, images, places, of, features=of)
+        rounded = to_uint8(images)
         # The summary is asked of pictures as a file holds them, as it is of real ones.
         summary, _ = self.maker.tokenizer.encode_summary(
-            seen.float() / 127.5 - 1, self.maker.tokenizer.grid_tokens
+            rounded.float() / 127.5 - 1, self.maker.tokenizer.grid_tokens
         )
-        small = seen.float()
+        small = rounded.float()
         if small.shape[-1] != SMALL:
             small = F.interpolate(small, (SMALL, SMALL), mode="area")
         return Measured(
-            statistics,
-            score,
-            features[: len(features) if places is not None else 0].cpu().numpy(),
+            seen,
             summary.float().cpu().numpy(),
             labels.cpu().numpy(),
             small.round().byte().flatten(1).cpu().numpy(),
-            seen[:SHOWN].permute(0, 2, 3, 1).cpu().numpy(),
+            rounded[:SHOWN].permute(0, 2, 3, 1).cpu().numpy(),
             tokens,
             seconds,
         )
@@ -280,6 +263,7 @@ def judge(
     network = extractor(recipe.evaluation.extractor)
     keys = {name: score_name(network, name) for name in ("precision", "recall", "inception_score")}
     keys["frechet"] = distance_name(network, "generation")
+    keys["spatial_frechet"] = distance_name(network, "generation", "sfd")
     known = Known(train, real, keys, neighbour_distances(painted.small, train.small))
 
     made = -(-settings.images // settings.batch)
@@ -339,17 +323,22 @@ class Known:
                 for array in (self.train.summary, self.train.labels, part.summary, part.labels)
             )
         )
+        seen, real = part.seen, self.real.seen
+        assert seen is not None
+        assert real is not None
         row = {
-            self.keys["frechet"]: frechet_distance(self.real.statistics, part.statistics),
+            self.keys["frechet"]: frechet_distance(real.pool, seen.pool),
             "class_top1": probe.top1,
             "class_top1_low": probe.interval[0],
             "class_top1_high": probe.interval[1],
         }
+        if real.spatial is not None and seen.spatial is not None:
+            row[self.keys["spatial_frechet"]] = frechet_distance(real.spatial, seen.spatial)
         if part is not self.real:
-            found = precision_recall(torch.from_numpy(part.features), torch.from_numpy(self.real.features))
+            found = precision_recall(torch.from_numpy(seen.features), torch.from_numpy(real.features))
             row |= {self.keys["precision"]: found.precision, self.keys["recall"]: found.recall}
-        if part.score is not None:
-            row[self.keys["inception_score"]] = part.score.compute().mean
+        if seen.score is not None:
+            row[self.keys["inception_score"]] = seen.score.compute().mean
         distances = neighbour_distances(part.small, self.train.small)
         row["neighbour_ratio"] = float(np.median(distances) / np.median(self.painted_distances))
         return row

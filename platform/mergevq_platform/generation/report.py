@@ -90,6 +90,7 @@ class GeneratorReport:
         keys = self.protocol["keys"]
         every = [
             (keys["frechet"], "Fréchet distance", ".3f"),
+            (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
             (keys["precision"], "precision", ".3f"),
             (keys["recall"], "recall", ".3f"),
             (keys["inception_score"], "Inception score", ".1f"),
