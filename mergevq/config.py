@@ -143,7 +143,8 @@ def _explain(cls: type, error: Any, where: str) -> str:
 def _fields(owner: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(owner):
         return _hints(cast(Hashable, owner))
-    return {}
+    members = _members(owner)
+    return _fields(members[0]) if len(members) == 1 else {}  # a dataclass or none
 
 
 @cache

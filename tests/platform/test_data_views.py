@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data import auto_augment
 
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq_platform.data import ViewsConfig, evaluation_view, make_views
+from mergevq_platform.data.augment import GREY, OPERATIONS, RandAugmentConfig, rand_augmented
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -120,6 +122,91 @@ def test_resampling_is_pillows_bicubic_to_one_grey_level() -> None:
     assert np.abs(evaluation_view(picture, 32).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("way", [1, -1])
+@pytest.mark.parametrize("place", range(15))
+def test_every_operation_of_randaugment_is_timms(
+    place: int, way: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.fromarray(noise(30, 44, seed=3))
+    name = auto_augment._RAND_INCREASING_TRANSFORMS[place]
+    monkeypatch.setattr(auto_augment.random, "random", lambda: 0.1 if way == 1 else 0.9)  # timm's coin
+    for magnitude in (0.0, 1.0, 4.7, 9.0, 9.9 if name == "PosterizeIncreasing" else 10.0):
+        theirs = auto_augment.AugmentOp(
+            name,
+            prob=1.0,
+            magnitude=magnitude,
+            hparams={"img_mean": GREY, "interpolation": Image.Resampling.BICUBIC},
+        )
+        ours = OPERATIONS[place](picture, magnitude / 10, way)
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs(picture))), (name, magnitude)
+
+
+def test_posterizing_at_the_greatest_strength_leaves_one_bit() -> None:
+    posterized = OPERATIONS[4](
+        Image.fromarray(noise(30, 44)), 1.0, 1
+    )  # timm's asks for 0, which Pillow refuses
+    assert set(np.unique(np.asarray(posterized))) == {0, 128}
+
+
+def test_randaugment_follows_its_numbers_alone() -> None:
+    picture = noise(20, 20)
+    settings = RandAugmentConfig(operations=2, magnitude=9.0, magnitude_std=0.5)
+
+    def place(index: int) -> float:
+        return (index + 0.5) / len(OPERATIONS)
+
+    invert, rotate = 2, 3
+    numbers = np.array([place(invert), 0.49, 0.5, 0.0, place(rotate), 0.51, 0.5, 0.0])
+    assert np.array_equal(rand_augmented(picture, settings, numbers), 255 - picture)  # the second stays away
+    numbers[5] = 0.0
+    numbers[6] = 0.975  # a strength of 1.96 standard deviations more
+    rotated = OPERATIONS[rotate](Image.fromarray(255 - picture), (9 + 0.5 * 1.95996) / 10, 1)
+    assert np.array_equal(rand_augmented(picture, settings, numbers), np.asarray(rotated))
+
+
+def test_a_classifiers_views_are_augmented_and_erased_by_seed_epoch_and_sample_alone() -> None:
+    picture = noise(60, 80)
+    plain = ViewsConfig(image_size=32)
+    augmented = parse(
+        ViewsConfig, {"image_size": 32, "image_augment": {"probability": 1.0}, "image_erase": 1.0}
+    )
+
+    def view(config: ViewsConfig, **key: int) -> np.ndarray:
+        return make_views(picture, config, **{"seed": 0, "epoch": 0, "sample": 5, **key})["image"]
+
+    again = view(augmented)
+    assert np.array_equal(view(augmented), again)
+    for other in ({"seed": 1}, {"epoch": 1}, {"sample": 6}):
+        assert not np.array_equal(view(augmented, **other), again)
+    off = parse(ViewsConfig, {"image_size": 32, "image_augment": {"probability": 0.0}, "image_erase": 0.0})
+    assert np.array_equal(view(off), view(plain))  # the crop does not depend on what follows it
+
+
+def test_erasing_puts_noise_of_imagenets_pixels_into_a_rectangle() -> None:
+    size, black = 64, np.zeros((64, 64, 3), dtype=np.uint8)
+    config = ViewsConfig(image_size=size, image_erase=0.25)
+    shares, ratios, pixels, count = [], [], [], 1500
+    for sample in range(count):
+        view = make_views(black, config, seed=0, epoch=0, sample=sample)["image"]
+        rows, columns = np.nonzero(view.any(-1).any(1))[0], np.nonzero(view.any(-1).any(0))[0]
+        if len(rows) == 0:
+            continue
+        part = view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert part.any(-1).mean() > 0.9  # one rectangle
+        shares.append(part.shape[0] * part.shape[1] / size**2)
+        ratios.append(part.shape[0] / part.shape[1])
+        pixels.append(part.reshape(-1, 3))
+    assert len(shares) == pytest.approx(count / 4, rel=0.15)
+    assert 0.015 < min(shares) < 0.03
+    assert 0.3 < max(shares) < 0.35
+    assert 0.25 < min(ratios) < 0.4 < 2.5 < max(ratios) < 4
+    values = np.concatenate(pixels) / 255
+    assert values.mean(0) == pytest.approx(
+        [0.485, 0.456, 0.406], abs=0.01
+    )  # clipped at 0 and 1: a little inwards
+    assert values.std(0) == pytest.approx([0.229, 0.224, 0.225], abs=0.01)
+
+
 def test_senseless_views_are_refused_at_parse() -> None:
     assert parse(ViewsConfig, to_tree(ALL)) == ALL
     for change, message in (
@@ -127,6 +214,12 @@ def test_senseless_views_are_refused_at_parse() -> None:
         ({"student_scale": [0.5, 1.5]}, "cannot cover more than 1"),
         ({"image_size": 0}, "image_size"),
         ({"crop": 3}, "unknown key 'crop'"),
+        ({"image_erase": 1.5}, "image_erase"),
+        ({"image_augment": {"magnitude": 11}}, "magnitude"),
+        (
+            {"image_augment": {"policy": "a"}},
+            "unknown key 'image_augment.policy': did you mean 'probability'",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             parse(ViewsConfig, {"image_size": 32, **change})

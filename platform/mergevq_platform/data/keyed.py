@@ -24,6 +24,8 @@ class Stream(IntEnum):
     PACK_ORDER = 6
     SPLIT = 7
     POSITION_BASELINE = 8
+    AUGMENT = 9
+    ERASE = 10
 
 
 def words(count: int, seed: int, stream: Stream, *address: int) -> np.ndarray:

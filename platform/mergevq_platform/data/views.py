@@ -1,8 +1,9 @@
 """The views of a picture that a training step reads, keyed by (seed, epoch, sample) alone.
 
 Three views after the official release (`data/base.py`): the reconstruction view, resized and cropped at random, never
-flipped (unless a classifier's recipe says otherwise); the teacher's, likewise at its own size; the student's, a random
-resized crop (scale 0.08 to 1), flipped half the time. All resampling is bicubic with antialiasing.
+flipped (a classifier's recipe may say otherwise, and have it augmented and erased); the teacher's, likewise at its own
+size; the student's, a random resized crop (scale 0.08 to 1), flipped half the time. All resampling is bicubic with
+antialiasing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ from pydantic import Field
 from torch.nn import functional
 
 from mergevq.config import config
+from mergevq_platform.data.augment import (
+    NUMBERS,
+    RandAugmentConfig,
+    erase_numbers,
+    erased,
+    rand_augmented,
+)
 from mergevq_platform.data.keyed import Stream, uniforms
 
 Side = Annotated[int, Field(ge=1)]
@@ -36,6 +44,8 @@ class ViewsConfig:
     image_scale: tuple[Positive, Positive] | None = (
         None  # none: resized and cropped; else a random resized crop, for classifiers
     )
+    image_augment: RandAugmentConfig | None = None  # for classifiers; none: no RandAugment
+    image_erase: Fraction = 0.0  # how often a part is erased, for classifiers
     student_scale: tuple[Positive, Positive] = (0.08, 1.0)  # share of the picture's area that a crop covers
     student_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)  # width over height of a crop
     student_flip: Fraction = 0.5
@@ -66,7 +76,14 @@ def make_views(
         view = _random_resized_crop(
             pixels, config.image_size, config.image_scale, config.student_ratio, image
         )
-    views = {"image": _flipped(view, image[-1] < config.image_flip)}
+    view = _flipped(view, image[-1] < config.image_flip)
+    if (augment := config.image_augment) is not None:
+        random = uniforms(augment.operations * NUMBERS, seed, Stream.AUGMENT, epoch, sample)
+        view = rand_augmented(view, augment, random)
+    if config.image_erase:
+        random = uniforms(erase_numbers(config.image_size), seed, Stream.ERASE, epoch, sample)
+        view = erased(view, config.image_erase, random)
+    views = {"image": view}
     if config.student_size is not None:
         student = uniforms(2 * CROP_TRIES + 3, seed, Stream.STUDENT_VIEW, epoch, sample)
         crop = _random_resized_crop(
