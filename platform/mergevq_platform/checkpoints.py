@@ -233,6 +233,11 @@ def listed(run: str) -> list[str]:
     return [inside(run, path.removeprefix(root)) for path in found]
 
 
+def at_step(run: str, step: int) -> str:
+    """The location of the whole checkpoint after `step` optimizer steps; of a checkpoint, itself."""
+    return next(place for place in listed(run) if directory_name(step) in place)
+
+
 def inside(place: str | Path, name: str) -> str:
     """`name` below a path or URI; a URI's query (`?endpoint_override=…`) stays at its end."""
     base, mark, query = str(place).partition("?") if "://" in str(place) else (str(place), "", "")

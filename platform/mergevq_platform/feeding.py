@@ -287,7 +287,7 @@ def trained_keeps(recipe: Recipe) -> tuple[int, ...]:
 
 
 def pinned(recipe: Recipe) -> Recipe:
-    """A generator's recipe with place and hash of its tokenizer written out, as it is stored; others as they are.
+    """A generator's recipe with place and hashes of its tokenizer written out, as it is stored; others as they are.
 
     Raises `InputError` if the tokenizer is not there, or is another than the recipe's hash or the code set says.
     """
@@ -296,26 +296,33 @@ def pinned(recipe: Recipe) -> Recipe:
         return recipe
     made_by = read_manifest(task.codes).tokenizer if task.codes else None
     if task.tokenizer:
-        expected = task.tokenizer_sha256 or (made_by.sha256 if made_by else None)
-        found = find_tokenizer(task.tokenizer, sha256=expected, key="task.tokenizer")
+        sha256, codes_sha256 = task.tokenizer_sha256, task.tokenizer_codes_sha256
+        if sha256 is None and made_by:
+            sha256, codes_sha256 = made_by.sha256, made_by.codes_sha256
+        found = find_tokenizer(task.tokenizer, sha256=sha256, codes_sha256=codes_sha256, key="task.tokenizer")
     else:
         assert made_by is not None
         found = made_by
-    settled = {
-        "task": {"tokenizer": found.location, "tokenizer_sha256": task.tokenizer_sha256 or found.sha256}
-    }
-    return resolve(merged(to_tree(recipe), settled))
+    hashes = {"tokenizer_sha256": found.sha256, "tokenizer_codes_sha256": found.codes_sha256}
+    if task.tokenizer_sha256:  # whether `found` agrees with it is for `require_maker` to say
+        hashes = {}
+    return resolve(merged(to_tree(recipe), {"task": {"tokenizer": found.location, **hashes}}))
 
 
 def tokenizer_of(recipe: Recipe, place: str | None = None) -> FrozenTokenizer:
     """The tokenizer that a generator's recipe was pinned to, looked for at `place` if that is given.
 
-    Raises `InputError` if it is not there, has other weights, or does not fit the model.
+    At `place` may lie one with another Source Recovery. Raises `InputError` if there is none, if its other weights differ, or
+    if it does not fit the model.
     """
     task = recipe.generator
     assert task.tokenizer is not None
-    key = "task.tokenizer" if place is None else "tokenizer"
-    found = find_tokenizer(place or task.tokenizer, sha256=task.tokenizer_sha256, key=key)
+    found = find_tokenizer(
+        place or task.tokenizer,
+        sha256=task.tokenizer_sha256,
+        codes_sha256=task.tokenizer_codes_sha256,
+        key="task.tokenizer" if place is None else "tokenizer",
+    )
     require_fit(recipe, found)
     return found
 
@@ -337,7 +344,7 @@ def require_codes(recipe: Recipe) -> None:
 def require_maker(recipe: Recipe, made_by: FrozenTokenizer) -> None:
     """Raise `InputError` if the code set was made by another tokenizer than the recipe says, or one that does not fit."""
     task = recipe.generator
-    if task.tokenizer_sha256 not in (None, made_by.sha256):
+    if not made_by.makes_codes_of(task.tokenizer_sha256, task.tokenizer_codes_sha256):
         raise InputError(
             mismatch(f"task.codes: the maker of {task.codes}", made_by.sha256, task.tokenizer_sha256 or "")
         )

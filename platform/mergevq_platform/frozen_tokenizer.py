@@ -1,16 +1,20 @@
 """The frozen tokenizer of stage 2: where it lies, and the hash by which codes, recipe and generator know it again.
 
 Codes mean nothing without the very weights that made them. Its identity is the sha256 of its `model.safetensors` (averaged
-weights), which code sets, recipes, checkpoints of generators and generated pictures all record.
+weights), which code sets, recipes, checkpoints of generators and generated pictures all record. Beside it stands the hash of
+all weights but those of Source Recovery, which neither makes nor paints codes: a tokenizer that differs in it alone (`mergevq
+train recovery_gr_256`) may take the place of the recorded one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 import mergevq
 from mergevq.errors import InputError
@@ -30,6 +34,15 @@ class FrozenTokenizer:
     image_size: int
     grid_tokens: int
     vocabulary: int
+    codes_sha256: str | None = (
+        None  # of its weights without Source Recovery; none: recorded before there was one
+    )
+
+    def makes_codes_of(self, sha256: str | None, codes_sha256: str | None) -> bool:
+        """Whether it is the tokenizer with these hashes, or differs from it in Source Recovery alone; without any, yes."""
+        return sha256 in (None, self.sha256) or (
+            codes_sha256 is not None and codes_sha256 == self.codes_sha256
+        )
 
     def load(self, device: torch.device | str = "cpu") -> MergeVQ:
         """The tokenizer in evaluation mode, without gradients. Raises `InputError` if other weights lie there now."""
@@ -44,10 +57,13 @@ class FrozenTokenizer:
         return asdict(self)
 
 
-def find_tokenizer(place: str, *, sha256: str | None = None, key: str = "tokenizer") -> FrozenTokenizer:
+def find_tokenizer(
+    place: str, *, sha256: str | None = None, codes_sha256: str | None = None, key: str = "tokenizer"
+) -> FrozenTokenizer:
     """The tokenizer of a run directory (its newest whole checkpoint), a checkpoint, a tokenizer alone, or a URI.
 
-    Raises `InputError`, naming `key`, if there is none, or if its weights do not have the given hash.
+    Raises `InputError`, naming `key`, if there is none, or if it is not the one with the given hashes: with `codes_sha256` its
+    Source Recovery may be another.
     """
     with checkpoints.weights(place) as directory:
         if not (directory / WEIGHTS).is_file():
@@ -55,17 +71,34 @@ def find_tokenizer(place: str, *, sha256: str | None = None, key: str = "tokeniz
                 f"{key}: '{place}' holds no tokenizer: give a run, a checkpoint or an imported tokenizer"
             )
         config = read_config(directory)
-        found = checkpoints.sha256(directory / WEIGHTS)
         if checkpoints.is_bare(place):
             location = str(Path(place).resolve())  # workers run in other directories
         else:  # a run goes on; its checkpoint of now is what is meant
-            name = checkpoints.directory_name(checkpoints.about(directory)["step"])
-            location = next(there for there in checkpoints.listed(place) if name in there)
-    if sha256 is not None and found != sha256:
-        raise InputError(mismatch(f"{key}: the tokenizer at {location}", found, sha256))
-    return FrozenTokenizer(
-        location, found, config.image_size, config.grid_tokens, config.quantizer.vocabulary
-    )
+            location = checkpoints.at_step(place, checkpoints.about(directory)["step"])
+        found = FrozenTokenizer(
+            location,
+            checkpoints.sha256(directory / WEIGHTS),
+            config.image_size,
+            config.grid_tokens,
+            config.quantizer.vocabulary,
+            sha256_of_codes(directory / WEIGHTS),
+        )
+    if not found.makes_codes_of(sha256, codes_sha256):
+        raise InputError(mismatch(f"{key}: the tokenizer at {location}", found.sha256, sha256 or ""))
+    return found
+
+
+def sha256_of_codes(weights: Path) -> str:
+    """Hex sha256 of the names, types, shapes and values of a tokenizer's tensors, without those of Source Recovery."""
+    digest = hashlib.sha256()
+    with safe_open(weights, framework="pt") as tensors:
+        for name in sorted(tensors.keys()):
+            if not name.startswith("recovery."):
+                tensor = tensors.get_tensor(name)
+                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+                # A moving average of equal weights makes 0 of -0, which is the same weight.
+                digest.update((tensor + 0).flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def probed_features(task: ProbeTask, device: torch.device) -> FrozenFeatures:
@@ -77,6 +110,6 @@ def probed_features(task: ProbeTask, device: torch.device) -> FrozenFeatures:
 def mismatch(what: str, found: str, expected: str) -> str:
     """The message for codes and tokenizer that do not belong together."""
     return (
-        f"{what} has weights {found[:12]}…, but {expected[:12]}… is recorded: its codes mean something else; "
-        "give the tokenizer that made them, or tokenize and train again"
+        f"{what} has weights {found[:12]}…, but {expected[:12]}… is recorded: its codes mean something else; give the "
+        "tokenizer that made them (its Source Recovery alone may be another), or tokenize and train again"
     )

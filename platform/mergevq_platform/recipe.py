@@ -117,6 +117,9 @@ class GeneratorTask:
     codes: str | None = None  # a directory or URI
     tokenizer: str | None = None  # a run directory, a checkpoint or a URI; none: the one that made the codes
     tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
+    tokenizer_codes_sha256: str | None = (
+        None  # without Source Recovery's, which may be another; none: as above
+    )
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:

@@ -242,6 +242,39 @@ def test_the_command_line_tokenizes_trains_data_and_generates(
     assert "give --data and --keep" in capsys.readouterr().err
 
 
+def test_a_tokenizer_with_another_source_recovery_paints_the_generators_codes(
+    random_order: Run, home: Path, tokenizer_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mergevq
+
+    monkeypatch.setenv("MERGEVQ_HOME", str(home))
+    tokenizer, tuned = mergevq.load(tokenizer_directory), str(tmp_path / "tuned")
+    tokenizer.recovery.embed.bias.data += 1.0
+    mergevq.save(tokenizer, tuned)
+    words = ["generate", random_order.name, "--num", "3"]
+    assert cli.run([*words, "--out", str(tmp_path / "own")]) == 0
+    assert cli.run([*words, "--out", str(tmp_path / "other"), "--tokenizer", tuned]) == 0
+    own, other = (json.loads((tmp_path / name / "generation.json").read_text()) for name in ("own", "other"))
+    assert np.array_equal(codes(tmp_path / "own")["indices"], codes(tmp_path / "other")["indices"])
+    assert other["tokenizer"]["location"] == tuned
+    assert other["tokenizer"]["sha256"] == checkpoints.sha256(Path(tuned, "model.safetensors"))
+    assert other["tokenizer"]["sha256"] != own["tokenizer"]["sha256"]
+    assert other["tokenizer"]["codes_sha256"] == own["tokenizer"]["codes_sha256"]
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder.stem"])
+def test_a_tokenizer_that_differs_in_more_than_source_recovery_is_refused(
+    part: str, random_order: Run, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    import mergevq
+
+    other = mergevq.load(tokenizer_directory)
+    other.get_submodule(part).get_parameter("conv_in.weight").data.view(-1)[0] += 1.0
+    mergevq.save(other, tmp_path)
+    with pytest.raises(InputError, match=r"its codes mean something else.*Source Recovery alone may be"):
+        generation.open_sampler(random_order.location, tokenizer=str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["mergear", "random_order"])
 def test_the_report_has_the_point_without_guidance_its_baselines_and_an_honest_name(
     kind: str, small_generator: dict[str, Any], home: Path
@@ -335,7 +368,7 @@ def test_a_tokenizer_is_not_asked_for_guidance(
     tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(["evaluate", str(tokenizer_directory), "--cfg", "2"]) == 2
-    assert "--cfg and --num are for generators" in capsys.readouterr().err
+    assert "--cfg and --num are for generators, as is --tokenizer" in capsys.readouterr().err
 
 
 def test_a_tokenizers_run_generates_nothing(small_recipe: dict[str, Any], home: Path, tmp_path: Path) -> None:

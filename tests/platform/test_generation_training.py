@@ -14,6 +14,7 @@ from mergevq.config import with_overrides
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints, loop, trainer
 from mergevq_platform.feeding import pinned
+from mergevq_platform.frozen_tokenizer import sha256_of_codes
 from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.runs import Run
@@ -96,6 +97,7 @@ def test_the_checkpoint_records_the_tokenizers_place_and_hash(
     task = checkpoints.recipe_of(newest(tmp_path / "run")).generator
     assert task.tokenizer == str(tokenizer_directory)
     assert task.tokenizer_sha256 == checkpoints.sha256(tokenizer_directory / "model.safetensors")
+    assert task.tokenizer_codes_sha256 == sha256_of_codes(tokenizer_directory / "model.safetensors")
 
 
 @pytest.mark.long
@@ -130,6 +132,23 @@ def test_a_tokenizer_that_did_not_make_the_codes_is_refused(
     )
     with pytest.raises(InputError, match=r"task\.tokenizer: .*its codes mean something else"):
         pinned(recipe)
+
+
+def test_a_tokenizer_with_another_source_recovery_stands_for_the_maker_of_the_codes(
+    small_generator: dict[str, Any], tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    tokenizer = mergevq.load(tokenizer_directory)
+    assert tokenizer.recovery is not None
+    tokenizer.recovery.embed.bias.data += 1.0
+    bias = next(weight for weight in tokenizer.encoder.parameters() if not weight.any())
+    bias.data.neg_()  # of zeros: -0 is no other weight
+    mergevq.save(tokenizer, tmp_path)
+    recipe = resolve(with_overrides(small_generator, [f"task.tokenizer={tmp_path}"]))
+    loop.preflight(recipe)
+    task = pinned(recipe).generator
+    assert task.tokenizer_sha256 == checkpoints.sha256(tmp_path / "model.safetensors")
+    assert task.tokenizer_codes_sha256 == sha256_of_codes(tokenizer_directory / "model.safetensors")
+    loop.preflight(pinned(recipe))
 
 
 def test_codes_of_another_tokenizer_are_refused_on_resume(

@@ -47,6 +47,11 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--num", type=int, help="generators: pictures of each scale (default: the recipe's)"
     )
+    evaluate.add_argument(
+        "--tokenizer",
+        metavar="RUN",
+        help="generators: paint with this tokenizer: its own, moved, or with Source Recovery fine-tuned",
+    )
     evaluate.add_argument("--data", help="another data directory (default: the recipe's)")
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
@@ -143,8 +148,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     if options.suite == "generation":
         raise InputError(f"{options.run} is a tokenizer, which generates no pictures: choose another --suite")
-    if options.cfg or options.num:
-        raise InputError(f"--cfg and --num are for generators; {options.run} is a tokenizer: leave them out")
+    if options.cfg or options.num or options.tokenizer:
+        raise InputError(
+            f"--cfg and --num are for generators, as is --tokenizer; {options.run} is a tokenizer: leave them out"
+        )
     suites = evaluation.SUITES if options.suite == "all" else (options.suite,)
     curve = evaluation.evaluate(
         options.run,
@@ -220,6 +227,7 @@ def _is_generator(name: str, *, storage: str | None) -> bool:
 
 def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
     from mergevq_platform import generation
+    from mergevq_platform.runs import locate
 
     if options.recipe or options.probe or len(options.keep or ()) > 1:
         raise InputError(
@@ -232,6 +240,7 @@ def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
         images=options.num,
         keep=options.keep[0] if options.keep else None,
         data=options.data,
+        tokenizer=locate(options.tokenizer, home=places().home)[1] if options.tokenizer else None,
         extractor=extractor,
         workers=options.workers,
         out=options.out,

@@ -77,7 +77,11 @@ def add(verbs: Any) -> None:
         type=int,
         help="pictures made together (default: the recipe's); part of what decides the codes",
     )
-    generate.add_argument("--tokenizer", help="where the tokenizer lies now, if it was moved")
+    generate.add_argument(
+        "--tokenizer",
+        metavar="RUN",
+        help="paint with this tokenizer: its own, moved, or with Source Recovery fine-tuned (mergevq train recovery_gr_256)",
+    )
     generate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
     _add_cluster(generate)
     generate.set_defaults(function=_generate)
@@ -169,6 +173,7 @@ def _generate(options: argparse.Namespace) -> None:
     from mergevq_platform.runs import locate
 
     _, location = locate(options.run, home=places().home, storage=options.storage)
+    tokenizer = locate(options.tokenizer, home=places().home)[1] if options.tokenizer else None
     with checkpoints.newest(location) as directory:
         settings = checkpoints.recipe_of(directory).generator.generation
     sampling = {
@@ -194,7 +199,7 @@ def _generate(options: argparse.Namespace) -> None:
         seed=options.seed,
         sampling=parse(SamplingConfig, {**to_tree(settings.sampling), **sampling}, where="--"),
         guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, where="--cfg "),
-        tokenizer=options.tokenizer,
+        tokenizer=tokenizer,
     )
     from mergevq_platform.recipe import resolve
 

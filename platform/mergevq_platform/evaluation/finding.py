@@ -83,7 +83,7 @@ def locate(name: str, *, home: Path, store: Store, storage: str | None = None) -
 def _newest(location: str, *, run: Run | None = None, tracked: TrackedRun | None = None) -> Found:
     with checkpoints.newest(location) as directory:
         recipe, step = checkpoints.recipe_of(directory), checkpoints.about(directory)["step"]
-    place = next(place for place in checkpoints.listed(location) if checkpoints.directory_name(step) in place)
+    place = checkpoints.at_step(location, step)
     label = run.name if run else tracked.name if tracked else Path(place).name
     return Found(label=label, checkpoint=place, recipe=recipe, step=step, run=run, tracked=tracked)
 

@@ -77,15 +77,15 @@ def open_sampler(
 ) -> Sampler:
     """The newest generator at a run, checkpoint or URI; what is not said is the recipe's `task.generation`.
 
-    `tokenizer`: where its tokenizer lies now. Raises `InputError` for a kept count that was not trained, more steps than tokens,
-    settings for another number of sub-tokens, and a tokenizer that is not the one whose codes were learnt.
+    `tokenizer`: where its tokenizer lies now, or one with another Source Recovery. Raises `InputError` for a kept count that
+    was not trained, more steps than tokens, settings for another number of sub-tokens, and a tokenizer whose codes are not
+    those that were learnt.
     """
     with checkpoints.newest(location) as directory:
         recipe = checkpoints.recipe_of(directory)
         about = checkpoints.about(directory)
     task, step = recipe.generator, int(about["step"])
-    name = checkpoints.directory_name(step)
-    checkpoint = next(place for place in checkpoints.listed(location) if name in place)
+    checkpoint = checkpoints.at_step(location, step)
     settings = task.generation
     chosen = chosen_keep(recipe, keep)
     tokens = chosen or task.model.grid_tokens
