@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,7 +15,15 @@ from scipy.stats import spearmanr
 from mergevq.errors import InputError
 
 WIDE = 150  # terminal columns that all of a curve needs
-NARROW = ("keep", "psnr", "probe_top1_cls", "probe_top1_untrained", "recovery_accuracy", "recovery_baseline")
+NARROW = (
+    "keep",
+    "psnr",
+    "probe_top1_cls",
+    "probe_top1_untrained",
+    "recovery_accuracy_before",
+    "recovery_accuracy",
+    "recovery_baseline",
+)
 
 
 @dataclass(frozen=True)
@@ -55,41 +63,44 @@ class Curve:
         return [row[key] for row in self.rows]
 
     def verdict(self) -> list[str]:
-        """Plain sentences: does the curve go the way the paper says, and does the probe beat its baselines?"""
+        """Plain sentences: does the curve go the way the paper says, and do probe and recovery beat their baselines?"""
         keeps = self.column("keep")
         if len(keeps) < 3:
-            return ["fewer than three kept counts: no trend can be told"]
+            return ["fewer than three kept counts: no trend can be told", *self._of_recovery()]
         sentences = []
         if self.frechet_key in self.rows[0]:
             claim = "the Fréchet distance falls with more kept tokens"
             sentences.append(_trend(claim, keeps, self.column(self.frechet_key), -1, 0.02))
         if "psnr" in self.rows[0]:
             sentences.append(_trend("PSNR rises with more kept tokens", keeps, self.column("psnr"), 1, 0.005))
+        return [*sentences, *self._of_probe(keeps), *self._of_recovery()]
+
+    def _of_probe(self, keeps: list[float]) -> list[str]:
         if "probe_top1_cls" not in self.rows[0]:
-            return [*sentences, *([] if "representation" not in self.suites else ["no labels: no probe"])]
-        sentences.append(
-            _trend(
-                "the probe rises with fewer kept tokens, as in the paper",
-                keeps,
-                self.column("probe_top1_cls"),
-                -1,
-                0.02,
-            )
-        )
+            return [] if "representation" not in self.suites else ["no labels: no probe"]
+        claim = "the probe rises with fewer kept tokens, as in the paper"
+        sentences = [_trend(claim, keeps, self.column("probe_top1_cls"), -1, 0.02)]
         if not sentences[-1].startswith("yes"):
             sentences[-1] += ": on this data fewer tokens do not help the probe"
         if "probe_top1_untrained" in self.rows[0]:
             gain = min(row["probe_top1_cls"] - row["probe_top1_untrained"] for row in self.rows)
             sentences.append(_gain("the probe beats the untrained encoder at every kept count", gain))
-        if "recovery_accuracy" in self.rows[0]:
-            merged = [row for row in self.rows if row["merge_ratio"] > 0]
-            gain = min(row["recovery_accuracy"] - row["recovery_baseline"] for row in merged)
-            sentences.append(
-                _gain(
-                    "source recovery beats its most-frequent-slot baseline at every kept count below N", gain
-                )
-            )
         return sentences
+
+    def _of_recovery(self) -> list[str]:
+        merged = [row for row in self.rows if row["merge_ratio"] > 0 and "recovery_accuracy" in row]
+        claims = {
+            "recovery_baseline": "source recovery beats its most-frequent-slot baseline",
+            "recovery_accuracy_before": "fine-tuning raised source recovery",
+        }
+        return [
+            _gain(
+                f"{claim} at every kept count below N",
+                min(row["recovery_accuracy"] - row[other] for row in merged),
+            )
+            for other, claim in claims.items()
+            if merged and other in merged[0]
+        ]
 
     def table(self, width: int = 120) -> Table:
         """The curve for a terminal of so many columns; a narrow one gets the columns that matter most."""
@@ -126,6 +137,7 @@ class Curve:
             ("keep", "kept", ".0f"),
             ("merge_ratio", "merged", ".0%"),
             (frechet, frechet, ".3f"),
+            (f"{frechet}_recovered_before", "… recovered before", ".3f"),
             (f"{frechet}_recovered", "… recovered", ".3f"),
             (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
             (keys.get("inception_score", ""), "Inception score", ".1f"),
@@ -139,6 +151,7 @@ class Curve:
             *((f"probe_{name}_top1_cls", f"{name} probe %", ".1f") for name in ("mergevq", "mae", "dinov2")),
             ("knn_top1_cls", "k-NN cls %", ".1f"),
             ("probe_top1_untrained", "untrained %", ".1f"),
+            ("recovery_accuracy_before", "recovery before %", ".1f"),
             ("recovery_accuracy", "recovery %", ".1f"),
             ("recovery_baseline", "baseline %", ".1f"),
             ("code_entropy_bits", "code bits", ".2f"),
@@ -172,6 +185,17 @@ class Curve:
         if p.get("caveat"):
             parts.append(p["caveat"])
         return " ".join(parts)
+
+
+def tuned_curve(before: Curve, after: Curve) -> Curve:
+    """`after` with what Source Recovery decides of `before` beside it, as `<key>_before`; both at the same kept counts."""
+    keys = ("recovery_accuracy", "psnr_recovered", f"{after.frechet_key}_recovered")
+    rows = [
+        row | {f"{key}_before": old[key] for key in keys}
+        for old, row in zip(before.rows, after.rows, strict=True)
+    ]
+    weights = {key: before.protocol[key] for key in ("checkpoint", "weights_sha256")}
+    return replace(after, rows=rows, protocol=after.protocol | {"before": weights})
 
 
 def _trend(claim: str, keeps: Sequence[float], values: Sequence[float], expected: int, least: float) -> str:

@@ -31,9 +31,11 @@ from mergevq_platform.recipe import (
     GeneratorTask,
     ProbeTask,
     Recipe,
+    RecoveryTask,
     TokenizerTask,
     resolve,
 )
+from mergevq_platform.recovering import settled
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ def draw_keep(recipe: Recipe, step: int) -> int | None:
     match recipe.task:
         case TokenizerTask() | GeneratorTask() as task:
             return kept.draw(task.keep, task.model.grid_tokens, seed=recipe.seed, step=step)
+        case RecoveryTask():
+            task = recipe.tokenizer
+            return kept.draw(task.keep, task.model.grid_tokens, seed=recipe.seed, step=step)
         case ClassifierTask() | FineTuneTask() | ProbeTask():
             return None
 
@@ -150,7 +155,9 @@ class PictureFeed:
                 yield to_unit_range(batches.batch(index), self.worker.device)
 
         measure: Callable[[Any, Batch, validation.Meters], None]
-        if isinstance(model, MergeVQ):
+        if isinstance(self.recipe.task, RecoveryTask):
+            measure = partial(validation.of_recovery, trained_keeps(self.recipe))
+        elif isinstance(model, MergeVQ):
             measure = validation.of_tokenizer
         elif self.probed is not None:
             measure = partial(validation.of_probe, self.probed)
@@ -281,17 +288,20 @@ def _keeps(recipe: Recipe) -> Callable[[int], int]:
 
 
 def trained_keeps(recipe: Recipe) -> tuple[int, ...]:
-    """The kept counts that a generator's training draws from."""
-    task = recipe.generator
+    """The kept counts that the training of a generator, or of a recovery, draws from."""
+    task = recipe.tokenizer if isinstance(recipe.task, RecoveryTask) else recipe.generator
     return task.keep.candidates(task.model.grid_tokens)
 
 
 def pinned(recipe: Recipe) -> Recipe:
-    """A generator's recipe with place and hashes of its tokenizer written out, as it is stored; others as they are.
+    """A generator's or recovery's recipe with place and hashes of what it builds on written out, as it is stored; others as
+    they are.
 
     Raises `InputError` if the tokenizer is not there, or is another than the recipe's hash or the code set says.
     """
     task = recipe.task
+    if isinstance(task, RecoveryTask) and task.stage_1 is None:
+        return resolve(merged(to_tree(recipe), {"task": settled(task)}))
     if not isinstance(task, GeneratorTask) or (task.tokenizer and task.tokenizer_sha256):
         return recipe
     made_by = read_manifest(task.codes).tokenizer if task.codes else None

@@ -29,6 +29,7 @@ from mergevq.finetune import FineTuneTraining
 from mergevq.generation import GeneratorTraining, build_generator
 from mergevq.initialisation import select_weights
 from mergevq.probe_training import ProbeTraining
+from mergevq.recovery_training import RecoveryTraining
 from mergevq.tokenizer import MergeVQ
 from mergevq.train_step import build_training
 from mergevq.training import Output, Training
@@ -51,8 +52,10 @@ from mergevq_platform.recipe import (
     OptimizerConfig,
     ProbeTask,
     Recipe,
+    RecoveryTask,
     TokenizerTask,
 )
+from mergevq_platform.recovering import starting_tokenizer, writing_generator
 from mergevq_platform.tracking.system import SystemSampler
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -219,6 +222,8 @@ def preflight(recipe: Recipe) -> Samples:
 
     Returns the training split.
     """
+    if isinstance(recipe.task, RecoveryTask):
+        recipe = pinned(recipe)
     samples = open_samples(recipe)
     length(recipe, samples)
     if isinstance(recipe.task, GeneratorTask):
@@ -247,6 +252,15 @@ def build(recipe: Recipe, samples: Samples) -> Training:
         case ProbeTask() as task:
             tokenizer = judged_tokenizer(recipe, task.tokenizer, samples)
             return ProbeTraining(tokenizer, task.settings, classes=samples.num_classes)
+        case RecoveryTask() as task:
+            tokenizer, generator = starting_tokenizer(task), writing_generator(task)
+            _require_size(recipe, tokenizer, task.tokenizer)
+            if generator is not None and generator.config.classes != samples.num_classes:
+                raise InputError(
+                    f"task.generator: {task.generator} knows {generator.config.classes} classes but {samples.path} has "
+                    f"{samples.num_classes}: give the pictures that it learnt from"
+                )
+            return RecoveryTraining(tokenizer, task.settings, generator)
         case GeneratorTask() as task:
             _require_classes(samples, task.model.classes, "a class-conditional generator")
             return GeneratorTraining(build_generator(task.model), task.losses)
@@ -258,12 +272,16 @@ def judged_tokenizer(recipe: Recipe, location: str, samples: Samples) -> MergeVQ
         raise InputError(f"{samples.path} has no labels: nothing can be classified on it")
     with checkpoints.weights(location) as directory:
         tokenizer = mergevq.load(directory)
+    _require_size(recipe, tokenizer, location)
+    return tokenizer
+
+
+def _require_size(recipe: Recipe, tokenizer: MergeVQ, location: str) -> None:
     size = tokenizer.config.image_size
     if recipe.data.views.image_size != size:
         raise InputError(
             f"data.views.image_size is {recipe.data.views.image_size} but {location} works at {size}: make them equal"
         )
-    return tokenizer
 
 
 def _require_classes(samples: Samples, classes: int, what: str) -> None:
@@ -277,8 +295,8 @@ def _require_classes(samples: Samples, classes: int, what: str) -> None:
 
 def compile_model(recipe: Recipe, training: Training) -> None:
     """Compile in place. A tokenizer's blocks get one graph for every (layer, kept count) of the recipe's menu."""
-    if isinstance(recipe.task, TokenizerTask):
-        menu = len(recipe.task.keep.candidates(recipe.task.model.grid_tokens))
+    if isinstance(recipe.task, TokenizerTask | RecoveryTask):
+        menu = len(recipe.tokenizer.keep.candidates(recipe.tokenizer.model.grid_tokens))
         training.model().compile(kept_counts=menu)
     else:
         training.model().compile()

@@ -7,6 +7,7 @@ recipe (`to_tree`) is stored in every checkpoint and in MLflow; resolving it aga
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,7 @@ from mergevq.metrics import FeaturesConfig, RandomFeatures
 from mergevq.metrics.lpips import LpipsFiles
 from mergevq.presets import preset
 from mergevq.probe_training import ProbeTrainingConfig
+from mergevq.recovery_training import RecoveryTrainingConfig
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.credentials import keys_with_credentials
@@ -84,6 +86,24 @@ class ProbeTask:
 
 
 @config
+class RecoveryTask:
+    """Fine-tune a tokenizer's Source Recovery after stage 2, all else frozen (paper, A.1).
+
+    `stage_1`, the task that the tokenizer was trained by, is recorded when the run begins, as are the hashes: a checkpoint of
+    this task is a complete tokenizer, and is evaluated as one.
+    """
+
+    kind: Literal["recovery"] = "recovery"
+    tokenizer: str  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    tokenizer_sha256: str | None = None
+    generator: str | None = None  # a random-order one of its codes, as above; none: codes of pictures alone
+    generator_sha256: str | None = None
+    keep: KeepDistribution | None = None  # none: as the generator or, without one, the tokenizer was trained
+    settings: RecoveryTrainingConfig = Field(default_factory=RecoveryTrainingConfig)
+    stage_1: TokenizerTask | None = None
+
+
+@config
 class GenerationConfig:
     """How a generator's pictures are made where it is measured; the settings of Table 3's rows."""
 
@@ -117,9 +137,7 @@ class GeneratorTask:
     codes: str | None = None  # a directory or URI
     tokenizer: str | None = None  # a run directory, a checkpoint or a URI; none: the one that made the codes
     tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
-    tokenizer_codes_sha256: str | None = (
-        None  # without Source Recovery's, which may be another; none: as above
-    )
+    tokenizer_codes_sha256: str | None = None  # the same without Source Recovery's, which may change
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
 
     def __post_init__(self) -> None:
@@ -146,7 +164,8 @@ class GeneratorTask:
 
 
 Task = Annotated[
-    TokenizerTask | ClassifierTask | GeneratorTask | FineTuneTask | ProbeTask, Field(discriminator="kind")
+    TokenizerTask | ClassifierTask | GeneratorTask | FineTuneTask | ProbeTask | RecoveryTask,
+    Field(discriminator="kind"),
 ]
 
 
@@ -264,8 +283,10 @@ class Recipe:
                 self.deal  # noqa: B018 - raises
             except InputError as error:
                 raise ValueError(str(error)) from None
-        if isinstance(self.task, TokenizerTask):
-            self._check_kept_counts(self.task)
+        if isinstance(self.task, TokenizerTask) or (
+            isinstance(self.task, RecoveryTask) and self.task.stage_1
+        ):
+            self._check_kept_counts(self.tokenizer)
 
     def _check_kept_counts(self, task: TokenizerTask) -> None:
         grid, depth = task.model.grid_tokens, task.model.encoder.depth
@@ -287,10 +308,16 @@ class Recipe:
 
     @property
     def tokenizer(self) -> TokenizerTask:
-        """The task, where only a tokenizer makes sense. Raises `InputError` for other tasks."""
-        if not isinstance(self.task, TokenizerTask):
-            raise InputError(f"recipe '{self.name}' trains a {self.task.kind}; this needs a tokenizer")
-        return self.task
+        """The task, where only a tokenizer makes sense; of a tuned recovery that of its tokenizer, at the counts it was tuned at.
+
+        Raises `InputError` for other tasks, and for a recovery's that has not begun.
+        """
+        match self.task:
+            case TokenizerTask() as task:
+                return task
+            case RecoveryTask(stage_1=TokenizerTask() as task, keep=keep):
+                return replace(task, keep=keep or task.keep)
+        raise InputError(f"recipe '{self.name}' trains a {self.task.kind}; this needs a tokenizer")
 
     @property
     def generator(self) -> GeneratorTask:
@@ -359,6 +386,16 @@ def resolve(tree: Mapping[str, Any]) -> Recipe:
     return parse(Recipe, merged(to_tree(recipe), settled)) if settled else recipe
 
 
+def untold_task(model: TokenizerConfig) -> Tree:
+    """The task of a tokenizer of which nothing but the model is known: nothing of another's training is true of it."""
+    return {
+        "kind": "tokenizer",
+        "model": to_tree(model),
+        "keep": {"kind": "list", "merge_ratios": [0.0]},
+        "losses": {"alignment": {"kind": "none"}, "recovery": {"weight": 0.0}},
+    }
+
+
 def known_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
     """The kept counts that a generator can be trained at; a raster generator is not told, so it takes any."""
     return range(1, model.grid_tokens + 1) if isinstance(model, RasterConfig) else model.keeps
@@ -374,7 +411,7 @@ def _listed(counts: tuple[int, ...] | range) -> str:
 
 
 WEIGHTS_KEYS = ("weights", "backbone", "heads", "initial_weights")  # keys that name a file of weights
-PLACES = ("path", "codes", "tokenizer", "directory", *WEIGHTS_KEYS)
+PLACES = ("path", "codes", "tokenizer", "generator", "directory", *WEIGHTS_KEYS)
 
 
 def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:

@@ -13,7 +13,7 @@ from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints
 from mergevq_platform.credentials import without_credentials
-from mergevq_platform.recipe import GeneratorTask, Recipe, TokenizerTask
+from mergevq_platform.recipe import GeneratorTask, Recipe, RecoveryTask, TokenizerTask
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
 from mergevq_platform.tracking.store import Store
@@ -190,9 +190,9 @@ def run_around(place: str, home: Path) -> Run | None:
 def parameters(recipe: Recipe) -> dict[str, object]:
     """The flattened recipe for MLflow, with the kept counts as merge ratios beside the counts."""
     flat = flattened(to_tree(recipe))
-    if isinstance(recipe.task, TokenizerTask):
-        grid = recipe.task.model.grid_tokens
-        candidates = recipe.task.keep.candidates(grid)
+    if isinstance(recipe.task, TokenizerTask | RecoveryTask):
+        grid = recipe.tokenizer.model.grid_tokens
+        candidates = recipe.tokenizer.keep.candidates(grid)
         flat["kept_tokens"] = list(candidates)
         flat["merge_ratios"] = [round(1 - keep / grid, 4) for keep in candidates]
     return flat
@@ -206,11 +206,12 @@ def tags(recipe: Recipe, run: Run) -> dict[str, str]:
         "mergevq.checkpoints": without_credentials(run.location),
         "mlflow.note.content": recipe.description,
     }
-    if isinstance(recipe.task, TokenizerTask):
-        found["mergevq.variant"] = recipe.task.preset or recipe.task.model.encoder.kind
-        found["mergevq.alignment"] = recipe.task.losses.alignment.kind
+    if isinstance(recipe.task, TokenizerTask | RecoveryTask):
+        found["mergevq.variant"] = recipe.tokenizer.preset or recipe.tokenizer.model.encoder.kind
+        found["mergevq.alignment"] = recipe.tokenizer.losses.alignment.kind
     if isinstance(recipe.task, GeneratorTask):
         found["mergevq.variant"] = recipe.task.preset or recipe.task.model.kind
+    if isinstance(recipe.task, GeneratorTask | RecoveryTask):
         found["mergevq.tokenizer"] = recipe.task.tokenizer_sha256 or ""
     commit = git_commit()
     if commit:

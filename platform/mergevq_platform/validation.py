@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,15 @@ def of_tokenizer(model: Any, batch: Batch, meters: Meters) -> None:
     if model.config.recovery is not None:
         logits = model.recover(encoded.codes)
         meters.setdefault("recovery", RecoveryAccuracy()).update(logits.argmax(-1), encoded.source.assignment)
+
+
+def of_recovery(keeps: Sequence[int], model: Any, batch: Batch, meters: Meters) -> None:
+    """`recovery_accuracy_K` (percent of cells) of a tokenizer at each kept count K, as `RecoveryAccuracy` has it."""
+    for keep in keeps:
+        encoded = model.encode(batch["image"], keep)
+        name = f"recovery_accuracy_{keep}"
+        right = model.recover(encoded.codes).argmax(-1) == encoded.source.assignment
+        meters.setdefault(name, Mean(name)).update(right)
 
 
 def of_classifier(model: Any, batch: Batch, meters: Meters) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve, rank_correlation, six_counts
+from mergevq_platform.curves import Curve, rank_correlation, six_counts, tuned_curve
 
 
 def curve(**columns: list[float]) -> Curve:
@@ -91,3 +92,23 @@ def test_six_counts_span_the_trained_range_to_all_tokens() -> None:
 def test_rank_correlation_of_a_constant_is_zero() -> None:
     assert rank_correlation([1, 2, 3], [5, 5, 5]) == 0
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+
+
+def test_a_tuned_recovery_stands_beside_what_it_was() -> None:
+    painted = {"rfd_random_v1": [3.0, 2.0, 1.0], "rfd_random_v1_recovered": [4.0, 3.0, 1.0]}
+    painted |= {"psnr_recovered": [17.0, 19.0, 21.0], "recovery_baseline": [30.0, 25.0, 100.0]}
+    before, after = (
+        replace(made, protocol=made.protocol | {"checkpoint": name, "weights_sha256": name})
+        for name, accuracies in (("old", [50.0, 55.0, 99.0]), ("new", [70.0, 60.0, 98.0]))
+        for made in [curve(**painted, recovery_accuracy=accuracies)]
+    )
+    tuned = tuned_curve(before, after)
+    assert tuned.column("recovery_accuracy_before") == [50.0, 55.0, 99.0]
+    assert tuned.column("recovery_accuracy") == [70.0, 60.0, 98.0]
+    assert tuned.column("rfd_random_v1_recovered_before") == [4.0, 3.0, 1.0]
+    assert tuned.protocol["before"] == {"checkpoint": "old", "weights_sha256": "old"}
+    (sentence,) = (line for line in tuned.verdict() if "fine-tuning" in line)
+    assert sentence.startswith("yes")
+    assert "+5.0 points" in sentence, "the count at which nothing is merged does not count"
+    (sentence,) = (line for line in tuned_curve(after, before).verdict() if "fine-tuning" in line)
+    assert sentence.startswith("NO")

@@ -61,7 +61,7 @@ def _train(options: argparse.Namespace) -> int:
         raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
     home = places().home
     chosen = recipe.load(names[0], overrides) if names else None
-    if options.register and chosen is not None:
+    if options.register and chosen is not None and not isinstance(chosen.task, recipe.RecoveryTask):
         _ = chosen.tokenizer  # only tokenizers can be registered: said now, not at the end
     outcome = trainer.train(
         chosen,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -94,7 +95,8 @@ class Evaluator:
         if seed not in self._untrained:
             torch.manual_seed(self.recipe.seed + seed)
             dataset = open_dataset(self.subject.data, self.recipe.data.train_split)
-            model = loop.build(self.recipe, dataset).model()
+            # Of a tuned recovery, too, it is the tokenizer before stage 1.
+            model = loop.build(replace(self.recipe, task=self.recipe.tokenizer), dataset).model()
             assert isinstance(model, MergeVQ)
             self._untrained = {seed: model.to(self.device).eval()}  # jobs of one seed follow each other
         return self._untrained[seed]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.weights import read_config
 from mergevq_platform import checkpoints
-from mergevq_platform.recipe import Recipe, read, resolve
+from mergevq_platform.recipe import Recipe, read, resolve, untold_task
 from mergevq_platform.runs import Run, run_around
 from mergevq_platform.tracking.curve import open_for_curve, open_for_evaluation
 from mergevq_platform.tracking.journal import Journal
@@ -123,13 +122,8 @@ def _around(directory: str, recipe: str) -> Recipe:
     """The recipe named `recipe` with the model of a tokenizer's directory in place of its own."""
     tree, config = read(recipe), read_config(directory)
     data = tree.get("data") or {}
-    # Nothing of how that recipe trains is true of this tokenizer.
-    task = {
-        "kind": "tokenizer",
-        "model": to_tree(config),
-        "keep": {"kind": "list", "merge_ratios": [0.0]},
-        "losses": {"alignment": {"kind": "none"}, "recovery": {"weight": 0.0}},
-    }
     views = {**(data.get("views") or {}), "image_size": config.image_size}
     evaluation = {**(tree.get("evaluation") or {}), "keeps": None}
-    return resolve({**tree, "task": task, "data": {**data, "views": views}, "evaluation": evaluation})
+    return resolve(
+        {**tree, "task": untold_task(config), "data": {**data, "views": views}, "evaluation": evaluation}
+    )

@@ -17,7 +17,7 @@ from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq_platform import checkpoints, cluster, generation, pool
-from mergevq_platform.curves import Curve
+from mergevq_platform.curves import Curve, tuned_curve
 from mergevq_platform.data import decode, evaluation_view
 from mergevq_platform.evaluation.answering import ray_answers
 from mergevq_platform.evaluation.cache import Cache
@@ -46,6 +46,7 @@ from mergevq_platform.recipe import (
     GeneratorTask,
     ProbeTask,
     Recipe,
+    RecoveryTask,
     TokenizerTask,
 )
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
@@ -106,7 +107,10 @@ def evaluate(
 
 
 def after_training(outcome: Any, recorder: Any) -> None:
-    """Measure a finished training and record it in its own MLflow run: a tokenizer's curve, the top-1 of what classifies."""
+    """Measure a finished training and record it in its own MLflow run: a tokenizer's curve, the top-1 of what classifies.
+
+    Of a tuned recovery the curve holds reconstruction alone, the rest being as before, at the kept counts of its training.
+    """
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location) as directory:
         recipe = checkpoints.recipe_of(directory)
@@ -115,6 +119,8 @@ def after_training(outcome: Any, recorder: Any) -> None:
             generation.after_training(outcome, recorder, recipe)
         case TokenizerTask():
             _curve_after_training(outcome, recorder, recipe, location)
+        case RecoveryTask():
+            _recovery_after_training(outcome, recorder, recipe, location)
         case FineTuneTask():
             _top1_after_training(outcome, recorder, recipe, location, ClassifierEvaluator, classify)
         case ProbeTask():
@@ -143,12 +149,37 @@ def _top1_after_training(
 
 def _curve_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:
     recipe = with_extractor(recipe)
+    measurement = _measurement(outcome, recipe, location)
+    curve = measurement.curve(chosen_keeps(recipe, None), step=outcome.step, run=outcome.run.name, say=note)
+    _leave(curve, measurement, outcome, recorder)
+
+
+def _recovery_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:
+    recipe = with_extractor(recipe)
+    task = recipe.tokenizer
+    keeps = chosen_keeps(recipe, recipe.evaluation.keeps or task.keep.candidates(task.model.grid_tokens))
+    assert isinstance(recipe.task, RecoveryTask)
+    curves = []
+    for what, place in (("before", recipe.task.tokenizer), ("after", location)):
+        note(f"{what} fine-tuning:")
+        measurement = _measurement(outcome, recipe, place)
+        curves.append(
+            measurement.curve(
+                keeps, step=outcome.step, run=outcome.run.name, suites=("reconstruction",), say=note
+            )
+        )
+    _leave(tuned_curve(*curves), measurement, outcome, recorder)
+
+
+def _measurement(outcome: Any, recipe: Recipe, location: str) -> Measurement:
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
     answers = ray_answers(subject, recipe.cluster.workers)
-    measurement = Measurement(subject, answers, Cache.at(outcome.run.home))
-    curve = measurement.curve(chosen_keeps(recipe, None), step=outcome.step, run=outcome.run.name, say=note)
-    files = write(curve, subject, outcome.run.directory / "curve", measurement.findings)
+    return Measurement(subject, answers, Cache.at(outcome.run.home))
+
+
+def _leave(curve: Curve, measurement: Measurement, outcome: Any, recorder: Any) -> None:
+    files = write(curve, measurement.subject, outcome.run.directory / "curve", measurement.findings)
     show(curve, files)
     record(curve, files, recorder)
     recorder.flush()
