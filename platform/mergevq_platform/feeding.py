@@ -288,8 +288,8 @@ def _keeps(recipe: Recipe) -> Callable[[int], int]:
 
 
 def trained_keeps(recipe: Recipe) -> tuple[int, ...]:
-    """The kept counts that the training of a generator, or of a recovery, draws from."""
-    task = recipe.tokenizer if isinstance(recipe.task, RecoveryTask) else recipe.generator
+    """The kept counts that the training of a tokenizer, a generator or a recovery draws from. Raises `InputError` for others."""
+    task = recipe.generator if isinstance(recipe.task, GeneratorTask) else recipe.tokenizer
     return task.keep.candidates(task.model.grid_tokens)
 
 

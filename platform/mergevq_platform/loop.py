@@ -44,6 +44,7 @@ from mergevq_platform.feeding import (
     open_samples,
     pinned,
     require_codes,
+    trained_keeps,
 )
 from mergevq_platform.recipe import (
     ClassifierTask,
@@ -296,8 +297,7 @@ def _require_classes(samples: Samples, classes: int, what: str) -> None:
 def compile_model(recipe: Recipe, training: Training) -> None:
     """Compile in place. A tokenizer's blocks get one graph for every (layer, kept count) of the recipe's menu."""
     if isinstance(recipe.task, TokenizerTask | RecoveryTask):
-        menu = len(recipe.tokenizer.keep.candidates(recipe.tokenizer.model.grid_tokens))
-        training.model().compile(kept_counts=menu)
+        training.model().compile(kept_counts=len(trained_keeps(recipe)))
     else:
         training.model().compile()
 

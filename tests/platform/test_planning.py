@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
+from mergevq.generation import build_generator
 from mergevq_platform import cli, local, loop, planning, recipe
 from mergevq_platform.data import open_dataset
 from mergevq_platform.planning.measuring import Measured, saved_for_backward
@@ -88,6 +89,29 @@ def test_measured_sizes_are_those_of_a_real_run(
     assert sizes.checkpoint_bytes == pytest.approx(written, rel=0.01)
     assert sizes.call_seconds + sizes.picture_seconds > 0
     assert sizes.flops > 0
+
+
+@pytest.mark.parametrize("preset", ["test_raster", "test_mergear", "test_random_order"])
+def test_a_generator_is_measured_on_codes_that_need_not_be_made_yet(preset: str) -> None:
+    tree = {
+        "name": "generator",
+        "task": {"kind": "generator", "preset": preset, "codes": "/not/made", "model": {"classes": 1000}},
+        "data": {"path": "/not/needed", "views": {"image_size": 16}},
+        "steps": 2,
+        "global_batch": 8,
+        "micro_batch": 4,
+        "optimizer": {"schedule": {"kind": "constant"}},
+        "cluster": {"device": "cpu"},
+    }
+    resolved = recipe.resolve(tree)
+    sizes = planning.measure(resolved, device=torch.device("cpu"), repeats=1)
+    trained = sum(p.numel() * 4 for p in build_generator(resolved.generator.model).parameters())
+    assert sizes.gradient_bytes == trained
+    assert sizes.input_seconds == 0
+    assert sizes.activation_bytes > 0
+    asked = predict(resolved, sizes, nodes=1, gpus=2, links=LINKS, pictures=800)
+    lines = planning.conclusions(resolved, sizes, asked, [asked])
+    assert "input: codes, which take no decoding" in lines
 
 
 def test_saved_bytes_are_counted_once_and_only_while_they_live() -> None:

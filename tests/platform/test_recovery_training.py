@@ -13,7 +13,7 @@ import torch
 import mergevq
 from mergevq.config import to_tree, with_overrides
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, cli, evaluation, loop, trainer
+from mergevq_platform import checkpoints, cli, evaluation, loop, planning, trainer
 from mergevq_platform.data import open_dataset
 from mergevq_platform.feeding import pinned
 from mergevq_platform.frozen_tokenizer import sha256_of_codes
@@ -209,3 +209,22 @@ def test_ray_train_runs_it_and_mlflow_shows_recovery_before_and_after(
     assert after[9] > before[9] + 5
     curve = json.loads((outcome.run.directory / "curve" / "curve.json").read_text())
     assert curve["protocol"]["before"]["weights_sha256"] != curve["protocol"]["weights_sha256"]
+
+
+def test_the_plan_measures_what_builds_on_a_tokenizer(tree: dict[str, Any], home: Path) -> None:
+    recovery = mergevq.load(newest(home / "ray" / "tokenizer")).recovery
+    assert recovery is not None
+    sizes = planning.measure(resolve(tree), device=torch.device("cpu"), repeats=1)
+    assert sizes.gradient_bytes == sum(p.numel() * 4 for p in recovery.parameters())
+    with checkpoints.newest(str(home / "ray" / "generator")) as directory:
+        encoding = checkpoints.recipe_of(directory)
+    sizes = planning.measure(encoding, device=torch.device("cpu"), repeats=1)
+    assert sizes.input_seconds > 0  # it encodes pictures as they come
+    codes = replace(encoding.generator, codes="/not/made")
+    alone = planning.measure(replace(encoding, task=codes), device=torch.device("cpu"), repeats=1)
+    tokenizer = sum(
+        t.numel() * t.element_size()
+        for t in mergevq.load(newest(home / "ray" / "tokenizer")).state_dict().values()
+    )
+    assert sizes.state_bytes - alone.state_bytes == pytest.approx(tokenizer, rel=0.01)
+    assert sizes.flops > alone.flops

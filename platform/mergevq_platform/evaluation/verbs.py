@@ -39,6 +39,7 @@ from mergevq_platform.evaluation.pictures import (
 from mergevq_platform.evaluation.recording import note, picture_grids, record, show, write
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.weights import with_files
+from mergevq_platform.feeding import trained_keeps
 from mergevq_platform.places import places
 from mergevq_platform.recipe import (
     EvaluationConfig,
@@ -156,8 +157,7 @@ def _curve_after_training(outcome: Any, recorder: Any, recipe: Recipe, location:
 
 def _recovery_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:
     recipe = with_extractor(recipe)
-    task = recipe.tokenizer
-    keeps = chosen_keeps(recipe, recipe.evaluation.keeps or task.keep.candidates(task.model.grid_tokens))
+    keeps = chosen_keeps(recipe, recipe.evaluation.keeps or trained_keeps(recipe))
     assert isinstance(recipe.task, RecoveryTask)
     curves = []
     for what, place in (("before", recipe.task.tokenizer), ("after", location)):

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from mergevq_platform.data import (
     decode,
     make_views,
     open_dataset,
-    to_unit_range,
     write_shapes,
 )
-from mergevq_platform.recipe import Recipe, TokenizerTask
+from mergevq_platform.feeding import EncodedPictureFeed, Worker, open_feed, pinned, trained_keeps
+from mergevq_platform.recipe import GeneratorTask, Recipe, RecoveryTask
 
 REPEATS = 7
 INPUT_PICTURES = 32
@@ -48,7 +48,7 @@ class Measured:
     call_seconds: float  # of forward and backward of a micro-batch, whatever its size
     picture_seconds: float  # and for each picture in it
     update_seconds: float  # clipping, optimizers, moving average: once a step
-    input_seconds: float  # one core's work to decode and augment a picture
+    input_seconds: float  # one core's work to decode and augment a picture; 0 where codes are read
     gradient_bytes: int  # what all-reduce adds up in a step
     state_bytes: int  # parameters, buffers, gradients, optimizer and moving average, frozen networks too
     activation_bytes: float  # of a picture, kept for the backward pass, at the largest kept count
@@ -67,28 +67,30 @@ def measure(
 
     `micro_batch` is that of the recipe by default; for sizes alone one repeat suffices. Losses that start later in training
     are measured as started, the kept count is the mean of what the recipe draws (memory: the largest), `compile` is left
-    off. Raises `InputError` if weights files that the recipe names are missing.
+    off. A generator learns random codes, or encodes pictures first where its recipe does. Raises `InputError` if weights
+    files, a tokenizer or a generator that the recipe builds on are missing.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     large = micro_batch or recipe.micro_batch or recipe.global_batch // recipe.cluster.workers
     small = max(1, large // 4)
     with tempfile.TemporaryDirectory(prefix="mergevq-plan-") as folder:
-        recipe = _with_pictures(recipe, Path(folder) / "pictures", max(64, 2 * large))
-        dataset = open_dataset(recipe.data.path, recipe.data.train_split)
-        training = loop.build(recipe, dataset).to(device)
+        recipe, dataset = _with_pictures(recipe, Path(folder) / "pictures", max(64, 2 * large))
+        training = loop.build(recipe, _Samples(dataset, _classes(recipe) or dataset.num_classes)).to(device)
         state = TrainingState(
             training, Ema(training.model(), recipe.ema_decay), loop.make_optimizers(recipe, training)
         )
-        batches = _batches(recipe, dataset, large, device)
+        feed = None if _learns_codes(recipe) else open_feed(recipe, dataset, Worker(device=device))
         autocast = (
             nullcontext
             if recipe.precision == "float32"
             else lambda: torch.autocast(device.type, loop.PRECISIONS[recipe.precision])
         )
         keep, most = _kept_counts(recipe)
+        batches = _batches(recipe, dataset, large, keep)
 
         def micro_step(batch: dict[str, Tensor], kept: int | None) -> None:
-            loop.accumulate(dict(training.phases.items()), batch, kept, FOREVER, 1.0, True, autocast)
+            moved = feed.batch(batch, kept) if feed else {name: v.to(device) for name, v in batch.items()}
+            loop.accumulate(dict(training.phases.items()), moved, kept, FOREVER, 1.0, True, autocast)
 
         def update() -> None:
             loop.update(recipe, training, state)
@@ -105,7 +107,7 @@ def measure(
             times["small"].append(_seconds(lambda: micro_step(fewer, keep), device))
             times["update"].append(_seconds(update, device))
         with saved_for_backward() as saved:
-            micro_step(batches[0], most)
+            micro_step(_batches(recipe, dataset, large, most)[0], most)
         flops = _flops(lambda: micro_step(batches[0], keep))
         # The fastest of each: what else the machine does can only add to a time.
         whole, part = min(times["large"]), min(times["small"])
@@ -115,6 +117,7 @@ def measure(
         written = sum(file.stat().st_size for file in (Path(folder) / "checkpoint").iterdir())
         own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(training)}
         trained = [p for p in training.parameters() if p.requires_grad]
+        encoder = _tensors(feed.tokenizer) if isinstance(feed, EncodedPictureFeed) else []
         return Measured(
             recipe=recipe.name,
             machine=_machine(device),
@@ -123,9 +126,9 @@ def measure(
             call_seconds=whole - per_picture * large,
             picture_seconds=per_picture,
             update_seconds=min(times["update"]),
-            input_seconds=_input_seconds(recipe, dataset),
+            input_seconds=0.0 if _learns_codes(recipe) else _input_seconds(recipe, dataset),
             gradient_bytes=_bytes(trained),
-            state_bytes=_bytes(_tensors(training))
+            state_bytes=_bytes(_tensors(training) + encoder)
             + _bytes(trained)
             + _bytes(list(state.ema.averaged.state_dict().values()))
             + sum(_bytes(_tensors_of(optimizer.state)) for optimizer in state.optimizers.values()),
@@ -135,33 +138,74 @@ def measure(
         )
 
 
-def _with_pictures(recipe: Recipe, folder: Path, count: int) -> Recipe:
+def _with_pictures(recipe: Recipe, folder: Path, count: int) -> tuple[Recipe, Dataset]:
+    """The recipe on procedural pictures, and these."""
+    if not _learns_codes(recipe):
+        recipe = pinned(recipe)
     size = recipe.data.views.image_size
     write_shapes(folder, images=count, val_images=1, size=size, seed=0)
     data = replace(recipe.data, path=str(folder), train_split="train")
-    return replace(recipe, data=data, compile=False)
+    recipe = replace(recipe, data=data, compile=False)
+    return recipe, open_dataset(recipe.data.path, recipe.data.train_split)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Pictures, said to be of as many classes as a model knows that was made for others."""
+
+    pictures: Dataset
+    num_classes: int
+    labelled: bool = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pictures, name)
+
+
+def _classes(recipe: Recipe) -> int:
+    """Of the generator that learns, or that is built on; else 0."""
+    match recipe.task:
+        case RecoveryTask(generator=str() as place):
+            with checkpoints.newest(place) as directory:
+                return checkpoints.recipe_of(directory).generator.model.classes
+        case GeneratorTask() as task:
+            return task.model.classes
+    return 0
+
+
+def _learns_codes(recipe: Recipe) -> bool:
+    return isinstance(recipe.task, GeneratorTask) and recipe.task.codes is not None
 
 
 def _kept_counts(recipe: Recipe) -> tuple[int | None, int | None]:
     """(the reachable count nearest to the mean of those drawn, the largest)."""
-    if not isinstance(recipe.task, TokenizerTask):
+    drawn = [keep for step in range(KEEP_DRAWS) if (keep := loop.draw_keep(recipe, step)) is not None]
+    if not drawn:
         return None, None
-    drawn = [loop.draw_keep(recipe, step) or 0 for step in range(KEEP_DRAWS)]
     mean = sum(drawn) / len(drawn)
-    return min(set(drawn), key=lambda keep: abs(keep - mean)), max(
-        recipe.task.keep.candidates(recipe.task.model.grid_tokens)
-    )
+    return min(set(drawn), key=lambda keep: abs(keep - mean)), max(trained_keeps(recipe))
 
 
-def _batches(
-    recipe: Recipe, dataset: Dataset, micro_batch: int, device: torch.device
-) -> list[dict[str, Tensor]]:
+def _batches(recipe: Recipe, dataset: Dataset, micro_batch: int, keep: int | None) -> list[dict[str, Tensor]]:
+    """Two micro-batches as the recipe's data come: pictures, or codes at `keep`."""
+    if _learns_codes(recipe):
+        return [_random_codes(recipe.generator, micro_batch, keep or 0, seed) for seed in range(2)]
     stream = TrainStream(
         dataset, recipe.data.views, deal=Deal(micro_batch, passes=1, workers=1), seed=recipe.seed
     )
     with stream:
         source = iter(stream)
-        return [to_unit_range(next(source)[0], device) for _ in range(2)]
+        return [next(source)[0] for _ in range(2)]
+
+
+def _random_codes(task: GeneratorTask, rows: int, keep: int, seed: int) -> dict[str, Tensor]:
+    random, cells = torch.Generator().manual_seed(seed), task.model.grid_tokens
+    every = torch.arange(cells) % keep  # each code has a cell
+    order = torch.rand(rows, cells, generator=random).argsort(1)
+    return {
+        "indices": torch.randint(2**task.model.bits, (rows, keep), generator=random),
+        "assignment": every.expand(rows, cells).gather(1, order),
+        "label": torch.randint(task.model.classes, (rows,), generator=random),
+    }
 
 
 def _input_seconds(recipe: Recipe, dataset: Dataset) -> float:

@@ -238,7 +238,9 @@ def conclusions(
         f"{asked.exposed_seconds * 1e3:.1f} ms ({asked.all_reduce_share:.0%})"
     )
     lines.append(
-        f"pictures: {asked.input_cores:.1f} cores of every worker decode as fast as it computes"
+        "input: codes, which take no decoding"
+        if measured.input_seconds == 0
+        else f"pictures: {asked.input_cores:.1f} cores of every worker decode as fast as it computes"
         + (f" (data.loader_workers is {recipe.data.loader_workers})" if asked.input_cores > 0.5 else "")
     )
     lines.append(
