@@ -28,6 +28,7 @@ from mergevq.config import to_tree
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.training import Training
+from mergevq_platform.files import write_whole
 from mergevq_platform.recipe import Recipe, resolve
 
 FORMAT = 1
@@ -91,9 +92,7 @@ def write(directory: Path, state: TrainingState, recipe: Recipe, *, fingerprint:
         "torch": torch.__version__,
         "sha256": {path.name: sha256(path) for path in files},
     }
-    temporary = directory / ".checkpoint.json"
-    temporary.write_text(json.dumps(about, indent=1))
-    temporary.rename(directory / "checkpoint.json")
+    write_whole(directory / "checkpoint.json", json.dumps(about, indent=1))
 
 
 def restore(directory: Path, state: TrainingState) -> None:

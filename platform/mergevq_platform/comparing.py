@@ -1,4 +1,7 @@
-"""Curves of any runs and sweeps side by side: one figure over kept tokens, one of the trade-off, one table."""
+"""Curves of any runs and sweeps side by side: one figure over kept tokens, one of the trade-off, one table.
+
+Generators compare among themselves, over guidance scales.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,16 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import (
     Entry,
+    Judged,
     averaged,
     comparison_csv,
     comparison_html,
-    gain_key,
     overlay_figure,
     paper_figure,
     pareto_figure,
+    plane,
 )
+from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.pareto import front
 from mergevq_platform.runs import Run
 from mergevq_platform.tables import table_console
@@ -48,13 +53,14 @@ def compare(names: Sequence[str], *, home: Path, out: Path, paper: bool = False)
 
 
 def entries_of(name: str, *, home: Path) -> list[Entry]:
-    """The newest curve of a run, or those of all finished trials of a sweep, or a curve.json file.
+    """The newest curve of a run (a generator's over its scales), or those of all finished trials of a sweep, or a file
+    curve.json or report.json.
 
     Raises `InputError` if there is none.
     """
     path = Path(name)
     if path.is_file():
-        curve = Curve.load(path)
+        curve = _loaded(path)
         return [Entry(curve.run, curve.run, curve)]
     if Path(name).name == name and (home / "ray" / name / "place.json").is_file():
         trials = sorted((home / "ray").glob(f"{name}-[0-9]*/finished.json"))
@@ -67,10 +73,15 @@ def entries_of(name: str, *, home: Path) -> list[Entry]:
         records = [record for trial in trials if (record := Finished.load(trial))]
         return report.entries(definition, records)
     run = Run.find(name, home=home)
-    found = sorted(run.directory.glob("curve*/curve.json"), key=lambda file: file.stat().st_mtime)
+    places = (*run.directory.glob("curve*/curve.json"), *run.directory.glob("generation*/report.json"))
+    found = sorted(places, key=lambda file: file.stat().st_mtime)
     if not found:
         raise InputError(f"run '{name}' has no curve yet: measure it with mergevq evaluate {name}")
-    return [Entry(name, name, Curve.load(found[-1]))]
+    return [Entry(name, name, _loaded(found[-1]))]
+
+
+def _loaded(path: Path) -> Judged:
+    return (GeneratorReport if path.name == "report.json" else Curve).load(path)
 
 
 def show(names: Sequence[str], *, home: Path) -> None:
@@ -79,8 +90,8 @@ def show(names: Sequence[str], *, home: Path) -> None:
     points, curve = averaged(entries), entries[0].curve
     best = set(front([(p.loss, p.gain) for p in points]))
     table = Table(title="every point; * no other is better in both")
-    for title in ("", "kept", curve.frechet_key, gain_key(curve), "run"):
+    for title in ("", plane(curve).column, curve.frechet_key, plane(curve).gain, "run"):
         table.add_column(title, no_wrap=True)
     for index, p in enumerate(points):
-        table.add_row("*" if index in best else "", str(p.keep), f"{p.loss:.4g}", f"{p.gain:.4g}", p.label)
+        table.add_row("*" if index in best else "", f"{p.at:g}", f"{p.loss:.4g}", f"{p.gain:.4g}", p.label)
     table_console().print(table)

@@ -13,6 +13,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from mergevq.errors import InputError
+from mergevq_platform.files import write_whole
 
 WIDE = 150  # terminal columns that all of a curve needs
 NARROW = (
@@ -36,9 +37,7 @@ class Curve:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.rename(path)
+        write_whole(path, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> Curve:

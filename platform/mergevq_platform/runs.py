@@ -206,16 +206,28 @@ def tags(recipe: Recipe, run: Run) -> dict[str, str]:
         "mergevq.checkpoints": without_credentials(run.location),
         "mlflow.note.content": recipe.description,
     }
-    if isinstance(recipe.task, TokenizerTask | RecoveryTask):
-        found["mergevq.variant"] = recipe.tokenizer.preset or recipe.tokenizer.model.encoder.kind
-        found["mergevq.alignment"] = recipe.tokenizer.losses.alignment.kind
-    if isinstance(recipe.task, GeneratorTask):
-        found["mergevq.variant"] = recipe.task.preset or recipe.task.model.kind
-    if isinstance(recipe.task, GeneratorTask | RecoveryTask):
-        found["mergevq.tokenizer"] = recipe.task.tokenizer_sha256 or ""
+    found |= described_task(recipe)
     commit = git_commit()
     if commit:
         found["mlflow.source.git.commit"] = commit
+    return found
+
+
+def described_task(recipe: Recipe) -> dict[str, str]:
+    """The tags that say what is trained, and on whose codes."""
+    match recipe.task:
+        case TokenizerTask() | RecoveryTask():
+            task = recipe.tokenizer
+            found = {
+                "mergevq.variant": task.preset or task.model.encoder.kind,
+                "mergevq.alignment": task.losses.alignment.kind,
+            }
+        case GeneratorTask() as task:
+            found = {"mergevq.variant": task.preset or task.model.kind}
+        case _:
+            return {}
+    if isinstance(recipe.task, GeneratorTask | RecoveryTask) and recipe.task.tokenizer_sha256:
+        found["mergevq.tokenizer"] = recipe.task.tokenizer_sha256
     return found
 
 

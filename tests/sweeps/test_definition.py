@@ -16,6 +16,7 @@ from mergevq_platform.sweeps import (
     Sweep,
     choice,
     mean_psnr,
+    sample_frechet,
     uniform,
 )
 from mergevq_platform.sweeps import definition as definitions
@@ -36,8 +37,9 @@ def made(**changes: Any) -> Sweep:
     return Sweep(**(given | changes))
 
 
-def test_six_sweeps_are_shipped() -> None:
+def test_eight_sweeps_are_shipped() -> None:
     wanted = {"keep_distribution", "keep_counts", "merge_schedule", "alignment", "loss_weights", "smoke"}
+    wanted |= {"generator_window", "generator_tokens"}
     assert {path.stem for path in SHIPPED} == wanted
 
 
@@ -70,9 +72,17 @@ def test_distributions_hold_at_another_resolution() -> None:
         ({"family": "steps"}, "family 'steps' is not in the space"),
         (
             {"recipe": "shapes_teacher", "space": {"steps": choice(1, 2)}},
-            "trains a classifier, not a tokenizer",
+            "trains a classifier, neither a tokenizer nor a generator",
         ),
         ({"recipe": "nothing"}, "no recipe 'nothing'"),
+        (
+            {"objectives": (sample_frechet(),)},
+            "sample_frechet_at_1 is of generators, but recipe 'demo' trains a tokenizer",
+        ),
+        (
+            {"recipe": "demo_mergear", "space": {"steps": choice(1, 2)}},
+            "mean_psnr is of tokenizers, but recipe 'demo_mergear' trains a generator",
+        ),
         ({"search": Population(size=1, every_steps=5)}, "at least two members"),
         (
             {

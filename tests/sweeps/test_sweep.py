@@ -16,8 +16,12 @@ import pytest
 import yaml
 
 from family import descendants
+from mergevq.errors import InputError
+from mergevq_platform import loop
 from mergevq_platform import recipe as recipes
 from mergevq_platform.comparing import compare
+from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.local import LocalHost
 from mergevq_platform.sweeps import (
     EarlyStopping,
     Grid,
@@ -30,6 +34,8 @@ from mergevq_platform.sweeps import (
     mean_log_frechet,
     mean_probe,
     mean_psnr,
+    sample_class_top1,
+    sample_frechet,
     uniform,
 )
 from mergevq_platform.sweeps.trial import Finished
@@ -111,6 +117,68 @@ def test_a_sweep_ends_in_one_picture_with_its_trials_below_it_in_mlflow(
 
     files = compare(["families", "families-001"], home=ray_home, out=tmp_path / "compared", paper=True)
     assert all(path.stat().st_size > 1000 for path in files.values() if path.suffix == ".png")
+
+
+def test_a_sweep_over_generators_ends_in_their_picture_over_guidance_scales(
+    small_recipe: dict[str, Any], ray_home: Path, tmp_path: Path
+) -> None:
+    small_recipe["cluster"] = {"workers": 1, "device": "cpu"}
+    tokenizer = ray_home / "ray" / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    loop.train(recipes.resolve(small_recipe | {"steps": 2}), loop.Worker(), LocalHost(tokenizer))
+    generation = {"scales": [1.0, 2.0], "images": 48, "batch": 24}
+    task = {"kind": "generator", "preset": "test_mergear", "model": {"classes": 12}, "generation": generation}
+    tree = small_recipe | {
+        "name": "generator",
+        "task": task | {"tokenizer": str(tokenizer)},
+        "data": {"path": small_recipe["data"]["path"], "views": {"image_size": 16}},
+        "evaluation": {"batch": 16, "images": 32, "probe_images": 48},
+        "steps": 4,
+    }
+    path = tmp_path / "generator.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    sweep = Sweep(
+        name="windows",
+        question="Which window?",
+        recipe=str(path),
+        space={"task.model.window": choice(1, 2)},
+        search=Grid(),
+        objectives=(sample_frechet(), sample_class_top1(None)),
+        stopping=EarlyStopping(every_steps=2, factor=4),
+        rung=Rung(scales=(1.0,), images=24, probe_images=48),
+    )
+    outcome = driver.sweep(sweep, home=ray_home, name="windows")
+    assert outcome.complete
+    assert not outcome.failed
+    assert [trial.params for trial in outcome.finished] == [
+        {"task.model.window": 1},
+        {"task.model.window": 2},
+    ]
+    store = Store.at(ray_home)
+    runs = {run.name: run for run in list_runs(store)}
+    for trial in outcome.finished:
+        report = trial.judged()
+        assert isinstance(report, GeneratorReport)
+        assert [row["scale"] for row in report.rows] == [1.0, 2.0]
+        assert trial.objectives["sample_frechet_at_1"] == report.without_guidance[report.frechet_key]
+        assert trial.objectives["sample_class_top1_best"] == max(row["class_top1"] for row in report.rows)
+        directory = ray_home / "ray" / trial.name
+        rungs = read_metrics(directory / "journal.jsonl", "rung/")
+        assert list(rungs["rung/sample_frechet_at_1"]) == [2, 4]  # on fewer pictures than the last
+        assert report.protocol["images"] == 48
+        assert (directory / "generation" / "samples.png").stat().st_size > 1000
+        assert trial.recipe["task"]["tokenizer_sha256"] == report.protocol["tokenizer"]["sha256"]
+        child = store.client().get_run(runs[trial.name].run_id).data
+        assert child.tags["mergevq.variant"] == "test_mergear"
+        assert f"cfg_curve/{report.frechet_key}" in child.metrics
+    assert recipes.load(outcome.files["winner.yaml"]).generator.model.kind == "mergear"
+    assert "| scale |" in outcome.files["sweep.md"].read_text()
+
+    names = [trial.name for trial in outcome.finished]
+    files = compare(names, home=ray_home, out=tmp_path / "compared")
+    assert all(file.stat().st_size > 1000 for file in files.values() if file.suffix == ".png")
+    with pytest.raises(InputError, match="leave --paper out"):
+        compare(names, home=ray_home, out=tmp_path / "compared", paper=True)
 
 
 def test_hopeless_trials_stop_early_at_equal_budgets(base: Path, ray_home: Path) -> None:

@@ -1,4 +1,7 @@
-"""Several curves in one picture: overlaid over kept tokens, and against each other with the Pareto front."""
+"""Several curves in one picture: overlaid over kept tokens, and against each other with the Pareto front.
+
+A generator's curve runs over guidance scales instead.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -15,7 +19,8 @@ from matplotlib.figure import Figure
 
 from mergevq.errors import InputError
 from mergevq_platform.curves import Curve
-from mergevq_platform.figures.series import GREY, kept_counts, logarithmic_values, notes, probed
+from mergevq_platform.figures.series import GREY, few_pictures, logarithmic_values, notes, probed
+from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.pareto import front
 
 # Okabe & Ito's palette, in an order that keeps neighbours apart.
@@ -24,46 +29,98 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PLOTLY_MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 
 
+Judged = Curve | GeneratorReport
+
+
 @dataclass(frozen=True)
 class Entry:
     """A curve in a comparison. Entries of one `label` are repetitions over seeds; those of one `group` share a colour."""
 
     label: str
     group: str
-    curve: Curve
+    curve: Judged
 
 
 @dataclass(frozen=True)
 class Point:
-    """One kept count of one label: means over its seeds, and standard deviations (0 for a single seed)."""
+    """One kept count, or guidance scale, of one label: means over its seeds, and standard deviations (0 for a single seed)."""
 
     label: str
     group: str
-    keep: int
+    at: float  # the kept count or the scale
     loss: float  # Fréchet distance
-    gain: float  # probe of [CLS] in percent, or PSNR in dB where there are no labels
+    gain: float  # what `Plane.gain` names
     loss_std: float
     gain_std: float
 
 
-# What must be equal for two numbers to mean the same.
-IDENTITY = ("extractor", "data_fingerprint", "images", "split", "preprocessing")
+@dataclass(frozen=True)
+class Plane:
+    """What a comparison sets against the Fréchet distance, and what its curves run over."""
+
+    at: str  # key of what a curve runs over
+    column: str
+    over: str
+    said: str  # to be formatted with a value
+    gain: str  # key
+    gain_title: str
+    identity: tuple[str, ...]  # of the protocol: what must be equal for two numbers to mean the same
 
 
-def require_one_identity(curves: Sequence[Curve]) -> None:
+IDENTITY = ("extractor", "data_fingerprint", "images")
+
+
+def plane(curve: Judged) -> Plane:
+    """Of a tokenizer the probe over kept tokens, or PSNR without labels; of a generator the Inception score over guidance
+    scales or, with an extractor that knows no classes, how often the asked class is recognised."""
+    if isinstance(curve, Curve):
+        with_probe = probed(curve)
+        return Plane(
+            at="keep",
+            column="kept",
+            over="kept tokens",
+            said="{:g} kept tokens",
+            gain="probe_top1_cls" if with_probe else "psnr",
+            gain_title=(
+                "linear probe of [CLS], top-1 % (higher is better)"
+                if with_probe
+                else "PSNR, dB (higher is better)"
+            ),
+            identity=(*IDENTITY, "split", "preprocessing"),
+        )
+    score = curve.protocol["keys"]["inception_score"]
+    scored = all(score in row for row in curve.rows)
+    return Plane(
+        at="scale",
+        column="scale",
+        over="guidance scale",
+        said="guidance scale {:g}",
+        gain=score if scored else "class_top1",
+        gain_title="Inception score (higher is better)"
+        if scored
+        else "class recognised, % (higher is better)",
+        identity=(*IDENTITY, "reference") if scored else (*IDENTITY, "reference", "class_probe"),
+    )
+
+
+def require_one_identity(curves: Sequence[Judged]) -> None:
     """Raise `InputError` unless all curves were measured by the same protocol on the same pictures."""
     if not curves:
         raise InputError("there is no curve to compare")
-    first = curves[0]
+    first, ours = curves[0], plane(curves[0])
     for curve in curves[1:]:
-        for key in IDENTITY:
+        if plane(curve).at != ours.at:
+            raise InputError(
+                f"one of '{first.run}' and '{curve.run}' is a tokenizer, the other a generator: compare like with like"
+            )
+        for key in ours.identity:
             mine, theirs = first.protocol.get(key), curve.protocol.get(key)
             if mine != theirs:
                 raise InputError(
                     f"'{first.run}' and '{curve.run}' were not measured alike ({key}: {_short(mine)} and {_short(theirs)}): "
                     "evaluate both on the same data with the same extractor"
                 )
-        if probed(first) != probed(curve):
+        if plane(curve).gain != ours.gain:
             raise InputError(f"only one of '{first.run}' and '{curve.run}' has a probe")
 
 
@@ -73,20 +130,20 @@ def _short(value: Any) -> str:
 
 
 def averaged(entries: Sequence[Entry]) -> list[Point]:
-    """The points of every label, means over seeds, by label and rising kept count."""
+    """The points of every label, means over seeds, by label and rising kept count or scale."""
     found: list[Point] = []
     for label in dict.fromkeys(entry.label for entry in entries):
         same = [entry for entry in entries if entry.label == label]
-        gain = gain_key(same[0].curve)
-        for keep in sorted({k for entry in same for k in kept_counts(entry.curve)}):
-            rows = [row for entry in same for row in entry.curve.rows if int(row["keep"]) == keep]
-            loss = np.array([row[same[0].curve.frechet_key] for row in rows])
-            gains = np.array([row[gain] for row in rows])
+        names, frechet = plane(same[0].curve), same[0].curve.frechet_key
+        for at in sorted({row[names.at] for entry in same for row in entry.curve.rows}):
+            rows = [row for entry in same for row in entry.curve.rows if row[names.at] == at]
+            loss = np.array([row[frechet] for row in rows])
+            gains = np.array([row[names.gain] for row in rows])
             found.append(
                 Point(
                     label,
                     same[0].group,
-                    keep,
+                    at,
                     float(loss.mean()),
                     float(gains.mean()),
                     *(float(v.std(ddof=1)) if len(v) > 1 else 0.0 for v in (loss, gains)),
@@ -95,28 +152,35 @@ def averaged(entries: Sequence[Entry]) -> list[Point]:
     return found
 
 
-def gain_key(curve: Curve) -> str:
-    """What a comparison sets against the Fréchet distance."""
-    return "probe_top1_cls" if probed(curve) else "psnr"
-
-
-def gain_title(curve: Curve) -> str:
-    """Its axis title."""
-    return (
-        "linear probe of [CLS], top-1 % (higher is better)"
-        if probed(curve)
-        else "PSNR, dB (higher is better)"
-    )
-
-
-def loss_title(curve: Curve) -> str:
+def loss_title(curve: Judged) -> str:
     """The Fréchet axis, by its true name."""
     title = f"{curve.frechet_key} (lower is better): Fréchet distance, {curve.protocol['extractor']['description']}"
     return "\n".join(textwrap.wrap(title, 62))
 
 
+def judged_notes(curve: Judged) -> list[str]:
+    """What a reader must know to judge a comparison with this curve."""
+    if isinstance(curve, Curve):
+        return notes(curve)
+    p = curve.protocol
+    said = [
+        f"{p['images']:,} pictures a point, classes in turn, against {p['reference']['images']:,} real ones of "
+        f"'{p['reference']['split']}', data '{PurePath(p['data']).name}' {p['data_fingerprint'][:12]}; EMA weights; "
+        f"{p['guidance']['schedule']} guidance"
+    ]
+    if plane(curve).gain == "class_top1":
+        probe = p["class_probe"]
+        said.append(
+            f"Class: {probe['kind']}; {probe['train_images']:,} training pictures; real pictures {probe['real_top1']:.1f}%, "
+            f"chance {p['chance_top1']:.1f}%"
+        )
+    if (dim := p["extractor"].get("dim", 0)) >= p["images"]:
+        said.append(few_pictures(dim))
+    return said
+
+
 def overlay_figure(entries: Sequence[Entry], title: str, families: str = "") -> Figure:
-    """Fréchet distance (left) and probe (right) over kept tokens, one line per label, bars over seeds.
+    """Fréchet distance (left) and gain (right) over kept tokens or scales, one line per label, bars over seeds.
 
     Raises `InputError` for curves that were not measured alike.
     """
@@ -128,7 +192,7 @@ def overlay_figure(entries: Sequence[Entry], title: str, families: str = "") -> 
             mine = [p for p in points if p.label == label]
             colour, marker = style(entries, mine[0].group)
             axes.errorbar(
-                [p.keep for p in mine],
+                [p.at for p in mine],
                 [getattr(p, value) for p in mine],
                 yerr=[getattr(p, spread) for p in mine] if any(getattr(p, spread) for p in mine) else None,
                 color=colour,
@@ -138,23 +202,23 @@ def overlay_figure(entries: Sequence[Entry], title: str, families: str = "") -> 
                 alpha=0.85,
                 capsize=2.5,
             )
-        counts = sorted({p.keep for p in points})
+        places = _spread_ticks(sorted({p.at for p in points}))
         axes.set_xscale("log", base=2)
-        axes.set_xticks(_spread_ticks(counts), [str(k) for k in _spread_ticks(counts)])
+        axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.set_xticks([], minor=True)
-        axes.set_xlabel("kept tokens (log scale)")
+        axes.set_xlabel(f"{plane(curve).over} (log scale)")
     left.set_ylabel(loss_title(curve))
     if logarithmic_values([p.loss for p in points]):
         left.set_yscale("log")
-    right.set_ylabel(gain_title(curve))
-    if probed(curve):
+    right.set_ylabel(plane(curve).gain_title)
+    if isinstance(curve, Curve):
         _baseline(right, curve)
     _legend(figure, handles)
     return figure
 
 
 def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> Figure:
-    """Fréchet distance against the probe, a point per label and kept count, the Pareto front drawn and its counts named.
+    """Fréchet distance against gain, a point per label and kept count or scale, the Pareto front drawn and named.
 
     Raises `InputError` for curves that were not measured alike.
     """
@@ -184,11 +248,11 @@ def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> F
         linewidth=1.3,
         linestyle="--",
         zorder=0,
-        label="Pareto front, kept tokens named",
+        label=f"Pareto front, {plane(curve).over} named",
     )
     for point in best:
         axes.annotate(
-            str(point.keep),
+            f"{point.at:g}",
             (point.loss, point.gain),
             xytext=(0, 7),
             textcoords="offset points",
@@ -199,7 +263,7 @@ def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> F
         axes.set_xscale("log")
     axes.margins(0.08)
     axes.set_xlabel(loss_title(curve))
-    axes.set_ylabel(gain_title(curve))
+    axes.set_ylabel(plane(curve).gain_title)
     _legend(figure, [*handles, line])
     return figure
 
@@ -238,7 +302,7 @@ def comparison_html(entries: Sequence[Entry], title: str) -> str:
                 legendgrouptitle={"text": escape(mine[0].group)},
                 line={"color": COLOURS[at], "width": 1},
                 marker={"symbol": PLOTLY_MARKERS[at], "size": 8},
-                text=[f"{escape(p.label)}<br>{p.keep} kept tokens" for p in mine],
+                text=[f"{escape(p.label)}<br>{plane(curve).said.format(p.at)}" for p in mine],
                 hovertemplate="%{text}<br>" + curve.frechet_key + " %{x:.4g}<br>%{y:.4g}<extra></extra>",
             )
         )
@@ -253,12 +317,12 @@ def comparison_html(entries: Sequence[Entry], title: str) -> str:
             hoverinfo="skip",
         )
     )
-    said = "<br>".join(escape(line) for note in notes(curve) for line in textwrap.wrap(note, 150))
+    said = "<br>".join(escape(line) for note in judged_notes(curve) for line in textwrap.wrap(note, 150))
     figure.update_layout(
         template="plotly_white",
         title={"text": f"<b>{escape(title)}</b>", "subtitle": {"text": said}},
         xaxis={"title": {"text": loss_title(curve).replace("\n", "<br>")}},
-        yaxis={"title": {"text": gain_title(curve)}},
+        yaxis={"title": {"text": plane(curve).gain_title}},
         height=720,
         margin={"t": 150},
     )
@@ -296,7 +360,9 @@ def _framed(
     entries: Sequence[Entry], title: str, families: str, panels: int
 ) -> tuple[Figure, list[Axes], list[Any]]:
     said = [
-        line for note in notes(entries[0].curve) for line in textwrap.wrap(note, 118, break_on_hyphens=False)
+        line
+        for note in judged_notes(entries[0].curve)
+        for line in textwrap.wrap(note, 118, break_on_hyphens=False)
     ]
     head = textwrap.wrap(title, 78)
     groups = list(dict.fromkeys(entry.group for entry in entries))
@@ -360,8 +426,8 @@ def _baseline(axes: Axes, curve: Curve) -> None:
         )
 
 
-def _spread_ticks(counts: Sequence[int]) -> list[int]:
-    shown: list[int] = []
+def _spread_ticks(counts: Sequence[float]) -> list[float]:
+    shown: list[float] = []
     room = 0.06 * math.log(max(counts) / min(counts) or 1) if len(counts) > 1 else 0
     for count in counts:
         if not shown or math.log(count / shown[-1]) >= room:
@@ -385,10 +451,12 @@ PAPER_TABLE_4: dict[str, dict[int, tuple[float, float]]] = {
 def paper_figure(entries: Sequence[Entry], title: str) -> Figure:
     """The curves beside the paper's Table 4, each on axes of its own: the shapes compare, the numbers do not.
 
-    Raises `InputError` for curves that were not measured alike.
+    Raises `InputError` for curves that were not measured alike, and for generators'.
     """
     require_one_identity([entry.curve for entry in entries])
     points, curve = averaged(entries), entries[0].curve
+    if not isinstance(curve, Curve):
+        raise InputError("the paper's Table 4 is of tokenizers: leave --paper out for generators")
     figure, (ours, paper), handles = _framed(entries, title, "", panels=2)
     for label in dict.fromkeys(p.label for p in points):
         mine = [p for p in points if p.label == label]
@@ -396,12 +464,12 @@ def paper_figure(entries: Sequence[Entry], title: str) -> Figure:
         ours.plot([p.loss for p in mine], [p.gain for p in mine], color=colour, marker=marker, linewidth=1.2)
         for p in mine:
             ours.annotate(
-                str(p.keep), (p.loss, p.gain), xytext=(4, 4), textcoords="offset points", size=8, color=colour
+                f"{p.at:g}", (p.loss, p.gain), xytext=(4, 4), textcoords="offset points", size=8, color=colour
             )
     if logarithmic_values([p.loss for p in points]):
         ours.set_xscale("log")
     ours.set_xlabel(loss_title(curve))
-    ours.set_ylabel(gain_title(curve))
+    ours.set_ylabel(plane(curve).gain_title)
     for variant, rows in PAPER_TABLE_4.items():
         (line,) = paper.plot(*zip(*rows.values(), strict=True), color=GREY, marker="h", linewidth=1.2)
         line.set_label(f"MergeVQ {variant}, paper's Table 4 (ImageNet-1K; not comparable with other data)")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from mergevq_platform.generator_report import NAMES, GeneratorReport
+
 CELL = 64  # screen pixels that a small picture is enlarged to, about: the factor is whole
 GAP, MARGIN, LINE = 4, 12, 17  # screen pixels
 DPI = 100
@@ -59,13 +61,8 @@ def picture_rows(
     return figure
 
 
-def guidance_figure(report: Any) -> Figure:
-    """Fréchet distance (left) and recognised classes (right) over guidance scales, with baselines and ceilings as lines.
-
-    `report` is a `GeneratorReport`.
-    """
-    from mergevq_platform.generation.report import NAMES
-
+def guidance_figure(report: GeneratorReport) -> Figure:
+    """Fréchet distance (left) and recognised classes (right) over guidance scales, with baselines and ceilings as lines."""
     scales = [row["scale"] for row in report.rows]
     key, p = report.frechet_key, report.protocol
     notes = textwrap.wrap(report.caption(), 118)

@@ -127,6 +127,11 @@ def logarithmic_values(values: list[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) > LOG_FROM * min(values)
 
 
+def few_pictures(dim: int) -> str:
+    """What must be said where pictures are no more than features."""
+    return f"No more pictures than the {dim} features: the Fréchet distance is strongly biased upwards"
+
+
 def notes(curve: Curve) -> list[str]:
     """What a reader must know to judge the figure: data, weights, interval, and the teacher's caveat last."""
     p = curve.protocol
@@ -144,9 +149,7 @@ def notes(curve: Curve) -> list[str]:
         said.append(f"{why}, so no probe: PSNR is shown in its place")
     dim = p["extractor"].get("dim", 0)
     if p["images"] <= dim:
-        said.append(
-            f"No more pictures than the {dim} features: the Fréchet distance is strongly biased upwards"
-        )
+        said.append(few_pictures(dim))
     if p.get("caveat"):
         said.append(p["caveat"])
     return said

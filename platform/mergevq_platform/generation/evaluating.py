@@ -19,7 +19,7 @@ from mergevq_platform import cluster, figures
 from mergevq_platform.data import decode, evaluation_view, open_dataset
 from mergevq_platform.generation.judging import Judge, Measured, judge, nearest
 from mergevq_platform.generation.maker import Sampler, class_names, open_sampler
-from mergevq_platform.generation.report import NAMES, GeneratorReport
+from mergevq_platform.generator_report import NAMES, GeneratorReport
 from mergevq_platform.pool import answers
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.runs import locate

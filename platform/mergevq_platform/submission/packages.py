@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shlex
 import sys
 import time
@@ -17,6 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from mergevq.errors import InputError
+from mergevq_platform.files import write_whole
 from mergevq_platform.submission.client import Cluster
 from mergevq_platform.submission.following import end_of, pending_reason
 
@@ -67,9 +67,7 @@ def ask(cluster: Cluster, home: Path) -> Facts:
         return Facts(**json.loads(memory.read_text()))
     facts = _probed(cluster)
     memory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(facts)))
-    temporary.rename(memory)
+    write_whole(memory, json.dumps(asdict(facts)))
     return facts
 
 

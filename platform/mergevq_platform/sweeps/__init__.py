@@ -18,6 +18,8 @@ from mergevq_platform.sweeps.objectives import (
     mean_log_frechet,
     mean_probe,
     mean_psnr,
+    sample_class_top1,
+    sample_frechet,
 )
 from mergevq_platform.sweeps.space import choice, integer, log_uniform, uniform
 
@@ -37,5 +39,7 @@ __all__ = [
     "mean_log_frechet",
     "mean_probe",
     "mean_psnr",
+    "sample_class_top1",
+    "sample_frechet",
     "uniform",
 ]

@@ -16,7 +16,13 @@ from mergevq.errors import InputError
 from mergevq_platform import recipe as recipes
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.sweeps import space as spaces
-from mergevq_platform.sweeps.objectives import Objective, mean_log_frechet, mean_psnr
+from mergevq_platform.sweeps.objectives import (
+    Objective,
+    mean_log_frechet,
+    mean_psnr,
+    sample_class_top1,
+    sample_frechet,
+)
 from mergevq_platform.sweeps.space import Params, Space
 
 
@@ -73,6 +79,7 @@ class Rung:
     """How the objectives are measured while trials still train: on fewer pictures than the final curve."""
 
     keeps: tuple[int, ...] | None = None  # none: those of the recipe's curve
+    scales: tuple[float, ...] | None = None  # generators: guidance scales; none: those of the recipe
     images: int = 256
     probe_images: int = 1000
 
@@ -162,10 +169,16 @@ class Sweep:
                 recipe = self.recipe_of(params)
             except InputError as error:
                 raise InputError(f"sweep '{self.name}' with {described(params)}: {error}") from None
-            if recipe.task.kind != "tokenizer":
+            if recipe.task.kind not in ("tokenizer", "generator"):
                 raise InputError(
-                    f"sweep '{self.name}': recipe '{recipe.name}' trains a {recipe.task.kind}, not a tokenizer"
+                    f"sweep '{self.name}': recipe '{recipe.name}' trains a {recipe.task.kind}, neither a tokenizer nor a generator"
                 )
+            for objective in self.objectives:
+                if objective.task != recipe.task.kind:
+                    raise InputError(
+                        f"sweep '{self.name}': objective {objective.name} is of {objective.task}s, but recipe '{recipe.name}' "
+                        f"trains a {recipe.task.kind}"
+                    )
             if isinstance(self.search, Population) and recipe.cluster.workers > 1:
                 raise InputError(
                     "population-based training needs trials of one worker: set cluster.workers=1"
@@ -233,17 +246,23 @@ def changed(
 
 
 def from_dimensions(recipe: str, dimensions: Sequence[str]) -> Sweep:
-    """A sweep made on the command line: a grid where every dimension is a list, else 16 random choices."""
+    """A sweep made on the command line: a grid where every dimension is a list, else 16 random choices.
+
+    It aims at distance and PSNR of a tokenizer, and at distance and recognised classes of a generator without guidance.
+    """
     space = dict(parse_domain(text) for text in dimensions)
     listed = all(isinstance(domain, spaces.Choice) for domain in space.values())
     stem = Path(recipe).stem
+    generates = recipes.resolve(recipes.read(recipe)).task.kind == "generator"
     return Sweep(
         name=f"{stem}-sweep",
         question=f"{stem}: what do {', '.join(space)} change?",
         recipe=recipe,
         space=space,
         search=Grid() if listed else Random(trials=16),
-        objectives=(mean_log_frechet(), mean_psnr()),
+        objectives=(sample_frechet(), sample_class_top1())
+        if generates
+        else (mean_log_frechet(), mean_psnr()),
     )
 
 

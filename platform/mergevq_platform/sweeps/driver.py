@@ -25,8 +25,9 @@ from mergevq.errors import InputError
 from mergevq_platform import checkpoints, cluster, loop
 from mergevq_platform.credentials import refuse_credentials
 from mergevq_platform.failures import one_line
+from mergevq_platform.files import write_whole
 from mergevq_platform.recipe import Recipe
-from mergevq_platform.runs import Run
+from mergevq_platform.runs import Run, described_task
 from mergevq_platform.sweeps import report
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import EarlyStopping, Population, Sweep, Tpe
@@ -108,7 +109,7 @@ def sweep(
     run.directory.mkdir(parents=True, exist_ok=True)
     recorder = _recorder(run, place, definition, base, fingerprint, store)
     (run.directory / SWEEP_FILE).write_bytes(cloudpickle.dumps(definition))
-    _write(run.directory / PLACE_FILE, json.dumps(asdict(place), indent=1))
+    write_whole(run.directory / PLACE_FILE, json.dumps(asdict(place), indent=1))
     status: Status = "FAILED"
     try:
         with Board(definition, place.name, _expected(definition)), _terminated_as_interrupted():
@@ -209,8 +210,8 @@ def _recorder(
             "mergevq.run": place.name,
             "mergevq.data_fingerprint": fingerprint,
             "mlflow.note.content": definition.question,
-            "mergevq.alignment": base.tokenizer.losses.alignment.kind,
         }
+        | described_task(base)
     )
     return recorder
 
@@ -431,9 +432,3 @@ def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str])
     journal.append_status(status)
     journal.close()
     sync(directory, store)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.rename(path)

@@ -1,17 +1,18 @@
-"""What a sweep aims at: scalars made from a trial's curve."""
+"""What a sweep aims at: scalars made from a trial's curve, over kept tokens or, of generators, over guidance scales."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mergevq.errors import InputError
 from mergevq_platform import pareto
 from mergevq_platform.curves import Curve
+from mergevq_platform.generator_report import GeneratorReport
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Objective:
-    """A named scalar of a curve. `of(curve, reference)` may raise `InputError` where the curve lacks what it needs."""
+    """A named scalar of a curve: `of(curve, reference)` of a `Curve`, or of a `GeneratorReport` where `task` says so.
+
+    It may raise `InputError` where the curve lacks what it needs.
+    """
 
     name: str
     mode: Literal["min", "max"]
-    of: Callable[[Curve, Reference | None], float]
+    of: Callable[[Any, Reference | None], float]
     needs_reference: bool = False
+    task: Literal["tokenizer", "generator"] = "tokenizer"
 
     @property
     def sign(self) -> int:
@@ -71,6 +76,35 @@ def hypervolume(keeps: Sequence[int] | None = None) -> Objective:
         return pareto.hypervolume(points(curve, keeps), (math.log(reference.frechet), reference.probe))
 
     return Objective("hypervolume", "max", of, needs_reference=True)
+
+
+def sample_frechet(scale: float | None = 1.0) -> Objective:
+    """Fréchet distance of a generator's pictures at a guidance scale (1: without guidance; none: the best); lower is better."""
+    return _of_samples("sample_frechet", "min", scale, lambda report: report.frechet_key)
+
+
+def sample_class_top1(scale: float | None = 1.0) -> Objective:
+    """How often a probe of real pictures recognises the class asked for, percent, at a scale (none: the best); higher is
+    better."""
+    return _of_samples("sample_class_top1", "max", scale, lambda report: "class_top1")
+
+
+def _of_samples(
+    name: str, mode: Literal["min", "max"], scale: float | None, key: Callable[[GeneratorReport], str]
+) -> Objective:
+    def of(report: GeneratorReport, _: Reference | None) -> float:
+        found = {row["scale"]: row[key(report)] for row in report.rows}
+        if scale is None:
+            return min(found.values()) if mode == "min" else max(found.values())
+        if scale not in found:
+            raise InputError(
+                f"an objective asks for guidance scale {scale:g}, but the report has {', '.join(f'{s:g}' for s in found)}: "
+                "name it in task.generation.scales"
+            )
+        return found[scale]
+
+    where = "best" if scale is None else f"at_{scale:g}"
+    return Objective(f"{name}_{where}", mode, of, task="generator")
 
 
 def points(curve: Curve, keeps: Sequence[int] | None = None) -> list[tuple[float, float]]:

@@ -19,9 +19,9 @@ from mergevq_platform.figures.comparison import (
     averaged,
     comparison_csv,
     comparison_html,
-    gain_key,
     overlay_figure,
     pareto_figure,
+    plane,
 )
 from mergevq_platform.pareto import front, hypervolume
 from mergevq_platform.sweeps.definition import Population, Sweep, described
@@ -38,7 +38,7 @@ def entries(definition: Sweep, finished: Sequence[Finished]) -> list[Entry]:
         Entry(
             described(trial.params) if repeated else trial.name,
             definition.family_of(trial.params),
-            trial.tree(),
+            trial.judged(),
         )
         for trial in finished
     ]
@@ -80,9 +80,9 @@ def table(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
 
 def hypervolumes(finished: Sequence[Finished]) -> dict[str, float]:
     """Of each trial's curve, the area of (ln Fréchet distance, gain) that it dominates up to the worst point of all."""
-    curves = {trial.name: trial.tree() for trial in finished}
+    curves = {trial.name: trial.judged() for trial in finished}
     points = {
-        name: [(math.log(max(row[c.frechet_key], 1e-12)), row[gain_key(c)]) for row in c.rows]
+        name: [(math.log(max(row[c.frechet_key], 1e-12)), row[plane(c).gain]) for row in c.rows]
         for name, c in curves.items()
     }
     everything = [point for some in points.values() for point in some]
@@ -93,11 +93,12 @@ def hypervolumes(finished: Sequence[Finished]) -> dict[str, float]:
 def pareto_rows(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
     """Header and rows: the points that no other beats."""
     points = averaged(entries(definition, finished))
-    curve = finished[0].tree()
-    rows = [["kept", curve.frechet_key, gain_key(curve), "family", "trial"]]
+    curve = finished[0].judged()
+    names = plane(curve)
+    rows = [[names.column, curve.frechet_key, names.gain, "family", "trial"]]
     for index in front([(p.loss, p.gain) for p in points]):
         p = points[index]
-        rows.append([str(p.keep), f"{p.loss:.4g}", f"{p.gain:.4g}", p.group, p.label])
+        rows.append([f"{p.at:g}", f"{p.loss:.4g}", f"{p.gain:.4g}", p.group, p.label])
     return rows
 
 
@@ -181,7 +182,7 @@ def markdown(definition: Sweep, place: Place, finished: Sequence[Finished]) -> s
             *([key, f"{share:.0%}"] for key, share in shares.items()),
         ]
         parts += [f"## What mattered for {name}", _markdown(rows)]
-    parts.append(finished[0].tree().caption())
+    parts.append(finished[0].judged().caption())
     return "\n\n".join(parts) + "\n"
 
 

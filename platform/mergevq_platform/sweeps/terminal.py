@@ -15,6 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from mergevq_platform.files import write_whole
 from mergevq_platform.progress import duration
 from mergevq_platform.sweeps.definition import Sweep, described
 from mergevq_platform.sweeps.trial import STOPPED, Place
@@ -124,9 +125,7 @@ class Watch(tune.Callback):
         if not finished:
             directory = self.place.run(str(trial)).directory
             directory.mkdir(parents=True, exist_ok=True)
-            temporary = directory / f".{STOPPED}"
-            temporary.write_text(json.dumps({"step": int(result.get("step", 0))}))
-            temporary.rename(directory / STOPPED)
+            write_whole(directory / STOPPED, json.dumps({"step": int(result.get("step", 0))}))
         self._tell(trial, "finished" if finished else "stopped early", trial.last_result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -1,4 +1,4 @@
-"""One trial of a sweep: train a tokenizer, measure the objectives on the way, measure its curve, leave a record.
+"""One trial of a sweep: train a tokenizer or generator, measure the objectives on the way, measure its curve, leave a record.
 
 Runs inside Ray Tune's process of the trial. A trial of one worker trains right there; one of several starts a Ray Train
 group of its own, for which the trial itself holds no CPU.
@@ -23,12 +23,16 @@ from ray import tune
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, evaluation, loop, trainer
+from mergevq_platform import checkpoints, evaluation, generation, loop, trainer
 from mergevq_platform.curves import Curve
+from mergevq_platform.feeding import pinned
 from mergevq_platform.figures import save_png
-from mergevq_platform.figures.comparison import drawn_figure
+from mergevq_platform.figures.comparison import Judged, drawn_figure
+from mergevq_platform.files import write_whole
+from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.local import LocalHost
-from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.pool import answers
+from mergevq_platform.recipe import GeneratorTask, Recipe, located, resolve
 from mergevq_platform.runs import Run
 from mergevq_platform.sweeps.definition import Sweep, described, named
 from mergevq_platform.sweeps.objectives import Reference
@@ -48,25 +52,23 @@ class Finished:
     seed: int
     steps: int
     objectives: dict[str, float]
-    curve: dict[str, Any]  # of `Curve`
+    curve: dict[str, Any]  # of `Curve`, or of `GeneratorReport`
     drawn: dict[str, int]  # kept count -> steps that drew it
     seconds: float
     recipe: dict[str, Any]
 
     def save(self, path: Path) -> None:
         """Write as JSON, in one step."""
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.rename(path)
+        write_whole(path, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> Finished | None:
         """The record at `path`, if there is one."""
         return cls(**json.loads(path.read_text())) if path.is_file() else None
 
-    def tree(self) -> Curve:
+    def judged(self) -> Judged:
         """The curve."""
-        return Curve(**self.curve)
+        return (GeneratorReport if "references" in self.curve else Curve)(**self.curve)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def run_trial(config: dict[str, Any], *, sweep: Sweep, place: Place) -> None:
     if finished := Finished.load(record):
         tune.report({"step": finished.steps, **finished.objectives, "finished": True})
         return
-    recipe = sweep.recipe_of(params, seed=seed, name=name)
+    recipe = pinned(sweep.recipe_of(params, seed=seed, name=name))
     began = time.monotonic()
     if recipe.cluster.workers > 1:
         curve, steps, drawn = _in_group(sweep, place, run, recipe, params)
@@ -165,14 +167,14 @@ def trial_name(sweep: str, number: int) -> str:
     return f"{sweep}-{number:03d}"
 
 
-def measured(sweep: Sweep, curve: Curve, reference: Reference | None) -> dict[str, float]:
+def measured(sweep: Sweep, curve: Judged, reference: Reference | None) -> dict[str, float]:
     """The sweep's objectives of a curve."""
     return {objective.name: objective.of(curve, reference) for objective in sweep.objectives}
 
 
 def _in_place(
     sweep: Sweep, place: Place, run: Run, recipe: Recipe, params: Params
-) -> tuple[Curve, int, Counter[int]]:
+) -> tuple[Judged, int, Counter[int]]:
     run.directory.mkdir(parents=True, exist_ok=True)
     with _recorder(run, recipe, place, params) as recorder, _handed() as handed:
         device = torch.device("cuda" if place.device == "cuda" else "cpu")
@@ -191,7 +193,7 @@ def _in_place(
 
 def _in_group(
     sweep: Sweep, place: Place, run: Run, recipe: Recipe, params: Params
-) -> tuple[Curve, int, Counter[int]]:
+) -> tuple[Judged, int, Counter[int]]:
     begun = (run.directory / "recipe.yaml").is_file()
     found: dict[str, Any] = {}
 
@@ -226,17 +228,29 @@ def _rung(
     sweep: Sweep, place: Place, recipe: Recipe, directory: Path, step: int, recorder: Any
 ) -> dict[str, float]:
     """The objectives on few pictures; recorded as `rung/<objective>`."""
+    rung, task = sweep.rung, recipe.task
     few = replace(
         recipe,
         evaluation=replace(
             recipe.evaluation,
-            keeps=sweep.rung.keeps or recipe.evaluation.keeps,
-            images=_fewer(recipe.evaluation.images, sweep.rung.images),
-            probe_images=_fewer(recipe.evaluation.probe_images, sweep.rung.probe_images),
+            keeps=rung.keeps or recipe.evaluation.keeps,
+            images=_fewer(recipe.evaluation.images, rung.images),
+            probe_images=_fewer(recipe.evaluation.probe_images, rung.probe_images),
             untrained_baseline=False,
         ),
     )
-    curve = curve_of(few, str(directory), step, place.device, run=recipe.name)
+    curve: Judged
+    if isinstance(task, GeneratorTask):
+        settings = replace(
+            task.generation,
+            images=_fewer(task.generation.images, rung.images),
+            scales=rung.scales or task.generation.scales,
+            baselines=False,
+        )
+        few = replace(few, task=replace(task, generation=settings))
+        curve, _, _ = report_of(few, str(directory), place.device, run=recipe.name)
+    else:
+        curve = curve_of(few, str(directory), step, place.device, run=recipe.name)
     values = measured(sweep, curve, place.reference)
     recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
     return values
@@ -251,7 +265,27 @@ def curve_of(recipe: Recipe, checkpoint: str | None, step: int, device: str, *, 
     return evaluation.measure(subject, keeps, evaluation.local_answers(subject), step=step, run=run)
 
 
-def _final(recipe: Recipe, place: Place, run: Run, checkpoint: str, step: int, recorder: Any) -> Curve:
+def report_of(
+    recipe: Recipe, checkpoint: str, device: str, *, run: str
+) -> tuple[GeneratorReport, dict[str, generation.Measured], generation.Sampler]:
+    """(report, pictures, sampler) of a generator's checkpoint, measured in this process as `recipe` says."""
+    sampler = generation.open_sampler(checkpoint, device="cuda" if device == "cuda" else "cpu")
+    sampler = replace(sampler, recipe=to_tree(recipe))
+    report, pictures = generation.judge(
+        sampler,
+        answers(generation.Judge, sampler),
+        run=run,
+        scales=recipe.generator.generation.scales,
+    )
+    return report, pictures, sampler
+
+
+def _final(recipe: Recipe, place: Place, run: Run, checkpoint: str, step: int, recorder: Any) -> Judged:
+    if isinstance(recipe.task, GeneratorTask):
+        report, pictures, sampler = report_of(recipe, checkpoint, place.device, run=run.name)
+        files = generation.write(report, pictures, sampler, run.directory / "generation")
+        generation.record(report, files, recorder, recipe)
+        return report
     curve = curve_of(recipe, checkpoint, step, place.device, run=run.name)
     subject = evaluation.Subject(checkpoint, to_tree(recipe), recipe.data.path, "cpu")
     evaluation.record(curve, evaluation.write(curve, subject, run.directory / "curve"), recorder)
@@ -265,6 +299,7 @@ def _drawn(recipe: Recipe, steps: int) -> Counter[int]:
 
 def _record_drawn(drawn: Counter[int], recorder: Any, run: Run) -> None:
     path = run.directory / "curve" / "kept_counts_drawn.png"
+    path.parent.mkdir(exist_ok=True)
     save_png(drawn_figure(drawn, run.name), path)
     recorder.artifact(path, "curve")
 

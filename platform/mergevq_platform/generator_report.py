@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from mergevq.errors import InputError
+from mergevq_platform.files import write_whole
 
 NAMES = {
     "reconstructed": "reconstructions (ceiling)",
@@ -31,9 +32,7 @@ class GeneratorReport:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
-        temporary.rename(path)
+        write_whole(path, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> GeneratorReport:
