@@ -150,10 +150,7 @@ def test_a_sweep_over_generators_ends_in_their_picture_over_guidance_scales(
     outcome = driver.sweep(sweep, home=ray_home, name="windows")
     assert outcome.complete
     assert not outcome.failed
-    assert [trial.params for trial in outcome.finished] == [
-        {"task.model.window": 1},
-        {"task.model.window": 2},
-    ]
+    assert [trial.recipe["task"]["model"]["window"] for trial in outcome.finished] == [1, 2]
     store = Store.at(ray_home)
     runs = {run.name: run for run in list_runs(store)}
     for trial in outcome.finished:
