@@ -50,25 +50,23 @@ def rand_augmented(pixels: np.ndarray, settings: RandAugmentConfig, random: np.n
 
 def erase_numbers(size: int) -> int:
     """How many random numbers `erased` needs for a view of `size` pixels a side."""
-    return 1 + 4 * ERASE_TRIES + 3 * size * size
+    return 4 * ERASE_TRIES + 3 * size * size
 
 
-def erased(pixels: np.ndarray, probability: float, random: np.ndarray) -> np.ndarray:
-    """A view uint8 (S, S, 3) in which, with `probability`, a rectangle is noise (Zhong et al. 2020).
+def erased(pixels: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """A view uint8 (S, S, 3) of which a rectangle is noise (Zhong et al. 2020).
 
     A rectangle covers 0.02 to 1/3 of the view, height over width 0.3 to 3.3. The noise is normal with ImageNet's mean and
     deviation, number by number, which is timm's `pixel` mode but for rounding to 8 bits. `random`: `erase_numbers(S)`.
     """
-    if random[0] >= probability:
-        return pixels
     size = len(pixels)
-    for area, aspect, top, left in random[1 : 1 + 4 * ERASE_TRIES].reshape(ERASE_TRIES, 4):
+    for area, aspect, top, left in random[: 4 * ERASE_TRIES].reshape(ERASE_TRIES, 4):
         share = size * size * (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0]))
         ratio = math.exp(math.log(ERASED_ASPECT[0]) + aspect * math.log(ERASED_ASPECT[1] / ERASED_ASPECT[0]))
         height, width = round(math.sqrt(share * ratio)), round(math.sqrt(share / ratio))
         if height >= size or width >= size:
             continue
-        numbers = _inner(random[1 + 4 * ERASE_TRIES :][: height * width * 3].reshape(height, width, 3))
+        numbers = _inner(random[4 * ERASE_TRIES :][: height * width * 3].reshape(height, width, 3))
         noise = 255 * (np.array(MEAN) + np.array(DEVIATION) * ndtri(numbers))
         rows, columns = int(top * (size - height + 1)), int(left * (size - width + 1))
         pixels = pixels.copy()

@@ -80,9 +80,9 @@ def make_views(
     if (augment := config.image_augment) is not None:
         random = uniforms(augment.operations * NUMBERS, seed, Stream.AUGMENT, epoch, sample)
         view = rand_augmented(view, augment, random)
-    if config.image_erase:
-        random = uniforms(erase_numbers(config.image_size), seed, Stream.ERASE, epoch, sample)
-        view = erased(view, config.image_erase, random)
+    erasing = (seed, Stream.ERASE, epoch, sample)
+    if config.image_erase and uniforms(1, *erasing)[0] < config.image_erase:
+        view = erased(view, uniforms(1 + erase_numbers(config.image_size), *erasing)[1:])
     views = {"image": view}
     if config.student_size is not None:
         student = uniforms(2 * CROP_TRIES + 3, seed, Stream.STUDENT_VIEW, epoch, sample)
