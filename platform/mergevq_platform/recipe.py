@@ -301,10 +301,16 @@ class Recipe:
                     raise ValueError(f"{key}: {error}") from None
 
     @property
+    def largest_micro_batch(self) -> int:
+        """Pictures of a micro-batch, at the most: of a group that has shrunk as far as it may, where none is given."""
+        return self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
+
+    @property
     def deal(self) -> Deal:
         """How the pictures of a step are dealt to passes and ranks."""
-        micro_batch = self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
-        return Deal.of(self.global_batch, micro_batch, self.cluster.workers, self.cluster.least_workers)
+        return Deal.of(
+            self.global_batch, self.largest_micro_batch, self.cluster.workers, self.cluster.least_workers
+        )
 
     @property
     def tokenizer(self) -> TokenizerTask:

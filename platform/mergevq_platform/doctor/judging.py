@@ -262,7 +262,7 @@ def tracking(place: str, problem: str | None) -> Finding:
 
 def memory(answers: Sequence[Answer], recipe: Recipe, state_bytes: int, activation_bytes: float) -> Finding:
     """The recipe's need against the smallest device (or the memory that a CPU worker gets)."""
-    micro = recipe.micro_batch or recipe.global_batch // recipe.cluster.workers
+    micro = recipe.largest_micro_batch
     need = state_bytes + activation_bytes * micro
     on_gpu = recipe.cluster.device == "cuda" or (
         recipe.cluster.device == "auto" and any(n.gpus for n in answers)

@@ -71,7 +71,7 @@ def measure(
     files, a tokenizer or a generator that the recipe builds on are missing.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    large = micro_batch or recipe.micro_batch or recipe.global_batch // recipe.cluster.workers
+    large = micro_batch or recipe.largest_micro_batch
     small = max(1, large // 4)
     with tempfile.TemporaryDirectory(prefix="mergevq-plan-") as folder:
         recipe, dataset = _with_pictures(recipe, Path(folder) / "pictures", max(64, 2 * large))
