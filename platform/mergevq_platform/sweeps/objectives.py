@@ -99,7 +99,7 @@ def _of_samples(
         if scale not in found:
             raise InputError(
                 f"an objective asks for guidance scale {scale:g}, but the report has {', '.join(f'{s:g}' for s in found)}: "
-                "name it in task.generation.scales"
+                "name it in task.generation.scales, and in the rung where that names scales"
             )
         return found[scale]
 
