@@ -16,7 +16,7 @@ from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator, added, float64
 
 PIECE = 2048  # pictures at least that go into the sums at once
-BLOCK = 256  # columns of a matrix that are taken together
+BLOCK = 128  # columns of a matrix that are taken together
 WELL_CONDITIONED = 1e-8  # least over greatest eigenvalue; below it roots of eigenvalues lose digits
 
 
@@ -85,10 +85,18 @@ class FeatureStatistics(Accumulator):
         return super().__getstate__() | {"waiting": None}
 
     def _wait(self, part: Tensor) -> None:
-        if self.waiting is None:
+        # On the CPU by NumPy, in this thread: BLAS's threads still wait for more work when PyTorch's want their cores.
+        if self.waiting is None or self.sum is None:
             device = float64(part[:0]).device
-            self.waiting = torch.empty(PIECE, part.shape[1], dtype=torch.float64, device=device)
-        self.waiting[self.filled : self.filled + len(part)] = part
+            self.waiting = _matrix(PIECE, part.shape[1], device)
+            self.sum = self.waiting.new_zeros(part.shape[1]) if self.sum is None else self.sum.to(device)
+        rows = self.waiting[self.filled : self.filled + len(part)]
+        if rows.device.type == part.device.type == "cpu":
+            rows.numpy()[...] = part.float().numpy() if part.dtype == torch.bfloat16 else part.numpy()
+            self.sum.numpy()[...] += rows.numpy().sum(0)
+        else:
+            rows.copy_(part)
+            self.sum += rows.sum(0)
         self.filled += len(part)
 
     def _settle(self) -> None:
@@ -97,10 +105,9 @@ class FeatureStatistics(Accumulator):
         x = self.waiting[: self.filled]
         self.filled = 0
         dim = x.shape[1]
-        if self.sum is None or self.outer is None:
-            self.sum, self.outer = x.new_zeros(dim), x.new_zeros(dim, dim)
-        self.sum, self.outer = self.sum.to(x.device), self.outer.to(x.device)
-        self.sum += x.sum(0)
+        if self.outer is None:
+            self.outer = _matrix(dim, dim, x.device).zero_()
+        self.outer = self.outer.to(x.device)
         _add_outer(self.outer, x)
 
     def _check_dim(self, dim: int) -> None:
@@ -164,6 +171,14 @@ def _identity(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {f"extractor.{key}": value for key, value in extractor.items()} | {"images": images}
 
 
+def _matrix(rows: int, columns: int, device: torch.device) -> Tensor:
+    # Of float64, unset. NumPy asks the kernel for large pages, without which first touching 32 MB takes as long as reading it
+    # several times; PyTorch does not.
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty((rows, columns)))
+    return torch.empty(rows, columns, dtype=torch.float64, device=device)
+
+
 def _add_outer(outer: Tensor, x: Tensor) -> None:
     # outer += xᵀ x, on and below the diagonal only: the matrix is symmetric, and half of it is half the work.
     if x.device.type == "cpu":
@@ -176,17 +191,21 @@ def _add_outer(outer: Tensor, x: Tensor) -> None:
 
 
 def _covariance(outer: Tensor, mean: Tensor, count: int) -> Tensor:
-    # (outer - count mean meanᵀ) / (count - 1), of what is on and below the diagonal. In blocks of rows: a transpose
-    # of everything at once would go through memory column by column.
-    covariance = torch.empty_like(outer)
-    for start in range(0, len(outer), BLOCK):
-        stop = start + BLOCK
-        rows = outer[start:stop, :stop].addr(mean[start:stop], mean[:stop], alpha=-count).div_(count - 1)
-        covariance[start:stop, :stop] = rows
-        covariance[:start, start:stop] = rows[:, :start].T
-        square = covariance[start:stop, start:stop]
-        square.copy_(square.tril() + square.tril(-1).T)
-    return covariance
+    # (outer - count mean meanᵀ) / (count - 1), of what is on and below the diagonal. In square blocks: a transpose of
+    # everything at once would go through memory column by column.
+    sums, m = outer.numpy(), mean.numpy()
+    covariance = np.empty_like(sums)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(sums), BLOCK)]
+    for i, rows in enumerate(blocks):
+        for columns in blocks[: i + 1]:
+            block = m[rows, None] * m[None, columns]
+            block *= -count
+            block += sums[rows, columns]
+            block /= count - 1
+            if columns == rows:
+                block = np.tril(block) + np.tril(block, -1).T
+            covariance[rows, columns], covariance[columns, rows] = block, block.T
+    return torch.from_numpy(covariance)
 
 
 def _overlap(a: Tensor, b: Tensor) -> float:
