@@ -12,6 +12,7 @@ from mergevq.errors import InputError
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 HISTORY = 20  # steps that the search remembers
+ROWS = 2048  # pictures whose logits are taken together
 
 
 class ProbeResult(NamedTuple):
@@ -81,27 +82,35 @@ def fit_logistic(
     images, dim = x.shape
     decay = x.new_full((dim + 1, 1), 1 / (C * images))
     decay[-1] = 0
-    design = torch.cat([x, x.new_ones(images, 1)], 1)
-    transposed = design.T.contiguous()
-    rows = torch.arange(images, device=x.device)
+    # Rows are taken in blocks whose logits stay in the cache; of all pictures at once they may not even fit into memory.
+    blocks = [(x[first : first + ROWS], y[first : first + ROWS]) for first in range(0, images, ROWS)]
+    rows = torch.arange(min(images, ROWS), device=x.device)
 
-    def evaluate(weights: Tensor) -> tuple[float, Tensor]:  # the objective per picture, and its gradient
-        logits = design @ weights
-        logits -= logits.amax(1, keepdim=True)
-        right = logits[rows, y]
-        odds = logits.exp_()
-        sums = odds.sum(1, keepdim=True)
-        loss = (sums.squeeze(1).log() - right).double().mean()
-        errors = odds.div_(sums * images)
-        errors[rows, y] -= 1 / images
-        penalty = 0.5 * (decay * weights.square()).double().sum()
-        return float(loss + penalty), torch.addcmul(transposed @ errors, decay, weights)
+    def evaluate(weights: Tensor, curvature: Tensor | None = None) -> tuple[float, Tensor]:
+        # The objective per picture, and its gradient; each weight's own curvature is added to `curvature`.
+        gradient, loss = decay * weights, 0.5 * (decay * weights.square()).double().sum()
+        for part, labels in blocks:
+            here = rows[: len(part)]
+            logits = torch.addmm(weights[-1], part, weights[:-1])
+            logits -= logits.amax(1, keepdim=True)
+            right = logits[here, labels]
+            odds = logits.exp_()
+            sums = odds.sum(1, keepdim=True)
+            loss += (sums.squeeze(1).log() - right).double().sum() / images
+            odds /= sums
+            if curvature is not None:
+                spread = odds * (1 - odds) / images
+                curvature[:-1].addmm_(part.square().T, spread)
+                curvature[-1] += spread.sum(0)
+            odds[here, labels] -= 1
+            gradient[:-1].addmm_(part.T, odds, alpha=1 / images)
+            gradient[-1] += odds.sum(0) / images
+        return float(loss), gradient
 
     weights, memory = start or Solution(x.new_zeros(dim + 1, num_classes), [])
-    odds = (design @ weights).softmax(1)
-    # The curvature of each weight by itself, as the start's answers have it.
-    scale = (transposed.square() @ (odds * (1 - odds) / images) + decay).clamp(min=1e-12)
-    value, gradient = evaluate(weights)
+    scale = decay.repeat(1, num_classes)
+    value, gradient = evaluate(weights, scale)
+    scale = scale.clamp(min=1e-12)
     for _ in range(steps):
         step = _quasi_newton(gradient, [(s, change + decay * s) for s, change in memory], scale)
         slope = float((step * gradient).sum())
