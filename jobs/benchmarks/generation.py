@@ -112,13 +112,14 @@ def generation_cache() -> list[str]:
 def generation_mergear() -> list[str]:
     """MergeAR's forgetting cache against the full one on codes that repeat as K of N kept tokens do."""
     lines = []
-    for name, cells, keeps in (("mergear_b", 256, (36, 144, 256)), ("mergear_b_1024", 1024, (64, 256, 1024))):
+    sizes = (("mergear_b", 256, 4, (36, 144, 256)), ("mergear_b_1024", 1024, 1, (64, 256, 1024)))
+    for name, cells, batch, keeps in sizes:
         generator = _generator(name, keeps=list(keeps), transformer={"depth": 3})
-        lines += [_forgetting(generator, cells, keep) for keep in keeps]
+        lines += [_forgetting(generator, cells, keep, batch) for keep in keeps]
     return lines
 
 
-def _forgetting(generator: Any, cells: int, keep: int, batch: int = 4) -> str:
+def _forgetting(generator: Any, cells: int, keep: int, batch: int) -> str:
     from mergevq.generation import GuidanceConfig
     from mergevq.generation import cells as decoding
 
