@@ -160,9 +160,10 @@ def test_the_longest_unused_go_when_room_runs_out(tmp_path: Path) -> None:
         return len(asked)
 
     for age, name in enumerate("abc"):
+        before = set(tmp_path.iterdir())
         assert kept(name) == 1
-        newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_ctime_ns)
-        os.utime(newest, (1000 + age, 1000 + age))
+        (made,) = set(tmp_path.iterdir()) - before
+        os.utime(made, (1000 + age, 1000 + age))
     assert kept("a") == 0, "used: now the youngest"
     assert kept("d") == 1
     assert [kept(name) for name in "adc"] == [0, 0, 0]
