@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -198,15 +199,28 @@ def tuned_curve(before: Curve, after: Curve) -> Curve:
 
 
 def _trend(claim: str, keeps: Sequence[float], values: Sequence[float], expected: int, least: float) -> str:
-    # A trend needs a direction and a size: noise in the third digit has a rank correlation too.
+    # A trend needs a direction and a size: noise in the third digit has a rank correlation too. Nor may the noise of a part
+    # where the curve is flat outvote the part where it is steep, so only pairs that clearly differ have a say.
     rho = rank_correlation(keeps, values)
     spread = (max(values) - min(values)) / max(max(map(abs, values)), 1e-12)
-    word = "yes" if rho * expected > 0.5 and spread > least else "NO"
+    word = "yes" if concordance(keeps, values) * expected > 0.5 and spread > least else "NO"
     return f"{word}: {claim} (rank correlation {rho:+.2f}, {min(values):.3g} to {max(values):.3g})"
 
 
 def _gain(claim: str, points: float) -> str:
     return f"{'yes' if points > 0 else 'NO'}: {claim} (weakest count: {points:+.1f} points)"
+
+
+def concordance(x: Sequence[float], y: Sequence[float]) -> float:
+    """Goodman and Kruskal's gamma of the pairs whose y differ by over a tenth of y's range: 1 where all rise, -1 where all
+    fall; 0 without such pairs."""
+    clear = (max(y) - min(y)) / 10
+    signs = [
+        (x2 > x1) - (x2 < x1) if y2 > y1 else (x2 < x1) - (x2 > x1)
+        for (x1, y1), (x2, y2) in combinations(zip(x, y, strict=True), 2)
+        if abs(y2 - y1) > clear
+    ]
+    return sum(signs) / len(signs) if signs else 0.0
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve, rank_correlation, six_counts, tuned_curve
+from mergevq_platform.curves import Curve, concordance, rank_correlation, six_counts, tuned_curve
 
 
 def curve(**columns: list[float]) -> Curve:
@@ -64,6 +64,16 @@ def test_what_does_not_hold_is_said(change: dict[str, list[float]], sentence: in
 def test_fewer_tokens_that_do_not_help_the_probe_are_not_hidden() -> None:
     verdict = curve(**GOOD | {"probe_top1_cls": [50.0, 55.0, 60.0]}).verdict()
     assert "on this data fewer tokens do not help the probe" in verdict[2]
+
+
+def test_the_noise_of_a_plateau_does_not_outvote_the_fall_before_it() -> None:
+    keeps = [9, 16, 25, 36, 49, 64]
+    falling = [0.849, 0.361, 0.216, 0.251, 0.240, 0.252]
+    assert rank_correlation(keeps, falling) > -0.5
+    assert concordance(keeps, falling) == -1
+    assert concordance(keeps, [0.3, 0.5, 0.2, 0.6, 0.4, 0.3]) == pytest.approx(0, abs=0.3)
+    assert concordance(keeps, [2.0] * 6) == 0
+    assert concordance([1, 2, 3], [1.0, 2.0, 0.0]) == pytest.approx(-1 / 3)
 
 
 def test_tables_name_the_metric_and_carry_the_caveat() -> None:
