@@ -102,13 +102,15 @@ def open_feed(recipe: Recipe, samples: Dataset | CodeSet, worker: Worker) -> Fee
 def draw_keep(recipe: Recipe, step: int) -> int | None:
     """The kept-token count of a step: a function of (seed, step), the same on all ranks; None for classifiers."""
     match recipe.task:
-        case TokenizerTask() | GeneratorTask() as task:
-            return kept.draw(task.keep, task.model.grid_tokens, seed=recipe.seed, step=step)
-        case RecoveryTask():
-            task = recipe.tokenizer
+        case TokenizerTask() | GeneratorTask() | RecoveryTask():
+            task = _keeping(recipe)
             return kept.draw(task.keep, task.model.grid_tokens, seed=recipe.seed, step=step)
         case ClassifierTask() | FineTuneTask() | ProbeTask():
             return None
+
+
+def _keeping(recipe: Recipe) -> TokenizerTask | GeneratorTask:
+    return recipe.generator if isinstance(recipe.task, GeneratorTask) else recipe.tokenizer
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,7 @@ def _keeps(recipe: Recipe) -> Callable[[int], int]:
 
 def trained_keeps(recipe: Recipe) -> tuple[int, ...]:
     """The kept counts that the training of a tokenizer, a generator or a recovery draws from. Raises `InputError` for others."""
-    task = recipe.generator if isinstance(recipe.task, GeneratorTask) else recipe.tokenizer
+    task = _keeping(recipe)
     return task.keep.candidates(task.model.grid_tokens)
 
 

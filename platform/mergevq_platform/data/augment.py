@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import Field
 from scipy.special import ndtri
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mergevq.config import config
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
-GREY = tuple(round(255 * value) for value in MEAN)  # fills what a moved picture leaves open
+GREY = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)  # fills what a moved picture leaves open
 STRONGEST = 10.0
 NUMBERS = 4  # random numbers of one operation: which, whether, how strong, which way
 
@@ -67,7 +67,7 @@ def erased(pixels: np.ndarray, random: np.ndarray) -> np.ndarray:
         if height >= size or width >= size:
             continue
         numbers = _inner(random[4 * ERASE_TRIES :][: height * width * 3].reshape(height, width, 3))
-        noise = 255 * (np.array(MEAN) + np.array(DEVIATION) * ndtri(numbers))
+        noise = 255 * (np.array(IMAGENET_DEFAULT_MEAN) + np.array(IMAGENET_DEFAULT_STD) * ndtri(numbers))
         rows, columns = int(top * (size - height + 1)), int(left * (size - width + 1))
         pixels = pixels.copy()
         pixels[rows : rows + height, columns : columns + width] = noise.round().clip(0, 255)

@@ -107,7 +107,7 @@ def measure(
             times["small"].append(_seconds(lambda: micro_step(fewer, keep), device))
             times["update"].append(_seconds(update, device))
         with saved_for_backward() as saved:
-            micro_step(_batches(recipe, dataset, large, most)[0], most)
+            micro_step(_batches(recipe, dataset, large, most)[0] if feed is None else batches[0], most)
         flops = _flops(lambda: micro_step(batches[0], keep))
         # The fastest of each: what else the machine does can only add to a time.
         whole, part = min(times["large"]), min(times["small"])
