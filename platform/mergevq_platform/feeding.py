@@ -86,7 +86,7 @@ def open_samples(recipe: Recipe) -> Dataset | CodeSet:
     """The recipe's training split."""
     if isinstance(recipe.task, GeneratorTask) and recipe.task.codes:
         return open_codes(recipe.task.codes, recipe.data.train_split)
-    return open_dataset(recipe.data.path, recipe.data.train_split)
+    return open_dataset(recipe.data.path, recipe.data.train_split, recipe.data.reading)
 
 
 def open_feed(recipe: Recipe, samples: Dataset | CodeSet, worker: Worker) -> Feed:
@@ -176,7 +176,7 @@ class PictureFeed:
     def validation_batches(self) -> EvalBatches:
         """The fixed batches of the first pictures of the evaluation split."""
         settings, data = self.recipe.evaluation, self.recipe.data
-        dataset = open_dataset(data.path, data.evaluation_split)
+        dataset = open_dataset(data.path, data.evaluation_split, data.reading)
         return EvalBatches(dataset, data.views.image_size, settings.batch, limit=settings.validation_images)
 
 

@@ -230,7 +230,7 @@ def preflight(recipe: Recipe) -> Samples:
     if isinstance(recipe.task, GeneratorTask):
         require_codes(recipe)
     if recipe.evaluation.every:
-        open_dataset(recipe.data.path, recipe.data.evaluation_split)
+        open_dataset(recipe.data.path, recipe.data.evaluation_split, recipe.data.reading)
     build(recipe, samples)
     return samples
 

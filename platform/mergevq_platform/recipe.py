@@ -37,7 +37,8 @@ from mergevq.recovery_training import RecoveryTrainingConfig
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.credentials import keys_with_credentials
-from mergevq_platform.data import Deal, ViewsConfig
+from mergevq_platform.data import Deal, Reading, ViewsConfig
+from mergevq_platform.data.reading import Background
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -176,12 +177,24 @@ class DataConfig:
     path: str  # a directory of Parquet shards: local path or pyarrow URI
     train_split: str = "train"
     evaluation_split: str = "val"
+    image_column: str | None = None  # of Parquet files: the column of images; none: the one that holds some
+    label_column: str | None = None  # of Parquet files: the column of classes; none: `label`
+    background: Background | None = (
+        None  # of transparent pixels; none: what the set was packed with, else white
+    )
     views: ViewsConfig
     window_blocks: Count = 16  # row groups that are shuffled together
     loader_workers: Annotated[int, Field(ge=0)] = (
         0  # processes per training worker that decode pictures; 0: a thread
     )
     bad_picture_limit: Annotated[int, Field(ge=0)] = 0  # corrupt pictures replaced before the run is an error
+
+    @property
+    def reading(self) -> Reading:
+        """How the set's images are read, where its files leave a choice."""
+        return Reading(
+            image_column=self.image_column, label_column=self.label_column, background=self.background
+        )
 
 
 @config

@@ -124,6 +124,8 @@ def _pictures(recipe: Any, given: int | None) -> tuple[int, str]:
     if given:
         return given, "as given"
     try:
-        return open_dataset(recipe.data.path, recipe.data.train_split).rows, recipe.data.path
+        return open_dataset(
+            recipe.data.path, recipe.data.train_split, recipe.data.reading
+        ).rows, recipe.data.path
     except (InputError, OSError):
         return IMAGENET_PICTURES, f"ImageNet's: {recipe.data.path} is not here; --pictures says otherwise"

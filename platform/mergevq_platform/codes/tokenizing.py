@@ -31,9 +31,9 @@ from mergevq_platform.codes.codeset import CodeManifest, Codes, CodeShard, read_
 from mergevq_platform.data import (
     BadPicture,
     Dataset,
+    Reading,
     Row,
     ViewsConfig,
-    decode,
     evaluation_view,
     make_views,
     open_dataset,
@@ -78,6 +78,7 @@ class Subject:
     directory: str
     seed: int
     device: Literal["cpu", "cuda"]
+    reading: Reading | None = None
 
     def key(self, job: Job) -> str:
         """Digest of everything that decides a shard's content."""
@@ -108,7 +109,9 @@ class Worker:
     @torch.inference_mode()
     def answer(self, job: Job) -> Part:
         """Write one shard and, after it, the part file that says so."""
-        dataset = self.datasets.setdefault(job.split, open_dataset(self.subject.data, job.split))
+        dataset = self.datasets.setdefault(
+            job.split, open_dataset(self.subject.data, job.split, self.subject.reading)
+        )
         groups: list[tuple[int, Codes]] = []
         skipped: list[str] = []
         views = 0
@@ -132,7 +135,7 @@ class Worker:
         def view(row: Row) -> np.ndarray | str:
             try:
                 return view_of(
-                    decode(row.data), self.subject.tokenizer.image_size, self.subject.seed, row.sample, crop
+                    dataset.image(row), self.subject.tokenizer.image_size, self.subject.seed, row.sample, crop
                 )
             except BadPicture as error:
                 return f"{dataset.place(row.sample)} {error}"
@@ -186,6 +189,7 @@ def tokenize(
     workers: int = 0,
     device: Literal["cpu", "cuda"] = "cpu",
     progress: bool = True,
+    reading: Reading | None = None,
 ) -> CodeManifest:
     """Tokenize a picture set into `directory`; returns the manifest. `workers` Ray actors, or this process for 0.
 
@@ -210,7 +214,7 @@ def tokenize(
                 f"--keep {tokens}: this tokenizer reaches {within.start} to {within.stop - 1} of {model.grid_tokens} tokens"
             )
     names = tuple(splits or split_names(data))
-    opened = {name: open_dataset(data, name) for name in names}
+    opened = {name: open_dataset(data, name, reading) for name in names}
     data = next(iter(opened.values())).path  # absolute: workers run in other directories
 
     def stored(block: int) -> tuple[int, ...]:
@@ -224,7 +228,7 @@ def tokenize(
         for job in planned(name, dataset.rows, crops if name == "train" else 1, stored)
     ]
     fingerprints = {name: dataset.fingerprint for name, dataset in opened.items()}
-    subject = Subject(tokenizer, data, fingerprints, str(directory), seed, device)
+    subject = Subject(tokenizer, data, fingerprints, str(directory), seed, device, reading)
     digest = hashlib.sha256("".join(subject.key(job) for job in jobs).encode()).hexdigest()
     if (directory / MANIFEST).is_file():
         existing = read_manifest(directory)

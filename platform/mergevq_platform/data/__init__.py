@@ -10,6 +10,7 @@ from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.order import SampleOrder
 from mergevq_platform.data.pack import pack
 from mergevq_platform.data.pictures import BadPicture, decode
+from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shapes import write_shapes
 from mergevq_platform.data.stream import Batch, TrainStream, to_unit_range
 from mergevq_platform.data.views import ViewsConfig, evaluation_view, make_views
@@ -21,6 +22,7 @@ __all__ = [
     "Deal",
     "EvalBatches",
     "Pictures",
+    "Reading",
     "Row",
     "SampleOrder",
     "TrainStream",

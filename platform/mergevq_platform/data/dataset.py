@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq_platform.data.location import Location
+from mergevq_platform.data.pictures import MAX_PIXELS, decode
 from mergevq_platform.data.shards import Shard
 
 OPEN_FILES = 32
@@ -139,6 +141,10 @@ class Dataset:
             self._recent.move_to_end(group)
             rows.append(self._recent[group].row(row_id))
         return rows
+
+    def image(self, row: Row, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """The decoded RGB image of a row. Raises `BadPicture` as `decode` does."""
+        return decode(row.data, max_pixels=max_pixels)
 
     def verify(self) -> None:
         """Compare every shard with its checksum. Raises `InputError` naming the first that differs."""

@@ -10,7 +10,7 @@ import torch
 
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, Row
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode
+from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture
 from mergevq_platform.data.stream import Batch
 from mergevq_platform.data.views import evaluation_view
 
@@ -65,7 +65,7 @@ class EvalBatches:
 
     def _view(self, row: Row) -> np.ndarray:
         try:
-            return evaluation_view(decode(row.data, max_pixels=self.max_pixels), self.size)
+            return evaluation_view(self.dataset.image(row, max_pixels=self.max_pixels), self.size)
         except BadPicture as error:
             place = f"{self.dataset.path}/{self.dataset.place(row.sample)}"
             raise InputError(

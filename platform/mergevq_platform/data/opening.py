@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Columns, Dataset
 from mergevq_platform.data.location import Location
+from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shards import MANIFEST, Manifest, Shard, Split
 
 PARTS = ".parts"  # the folder of a pack that has not ended
@@ -30,15 +31,18 @@ SAME_SPLIT = {
 }
 
 
-def open_dataset(path: str | Path, split: str) -> Dataset:
-    """A split of a picture set; see `Dataset`. Names of the validation split (val, validation, …) mean the same.
+def open_dataset(path: str | Path, split: str, reading: Reading | None = None) -> Dataset:
+    """A split of an image set; see `Dataset`. Names of the validation split (val, validation, …) mean the same.
+
+    `reading` chooses columns and background where the set leaves a choice.
 
     Raises `InputError`, naming path and fix, for a missing directory or split, an empty, missing or changed shard.
     """
     location, name = _existing(path)
+    reading = reading or Reading()
     if (manifest := read_manifest(path, location)) is not None:
-        return _from_manifest(name, location, manifest, split)
-    return _from_footers(name, location, split)
+        return _from_manifest(name, location, manifest, split, reading)
+    return _from_footers(name, location, split, reading)
 
 
 def split_names(path: str | Path) -> list[str]:
@@ -72,7 +76,9 @@ def _existing(path: str | Path) -> tuple[Location, str]:
     return location, name
 
 
-def _from_manifest(name: str, location: Location, manifest: Manifest, wanted: str) -> Dataset:
+def _from_manifest(
+    name: str, location: Location, manifest: Manifest, wanted: str, reading: Reading
+) -> Dataset:
     split = manifest.splits.get(wanted) or manifest.splits.get(_canonical(wanted))
     if split is None:
         raise _missing_split(name, wanted, manifest.splits)
@@ -105,7 +111,7 @@ def _check_shards(name: str, location: Location, split: Split) -> None:
         raise InputError(f"{name}: the split holds no pictures: pack it again from a source that has some")
 
 
-def _from_footers(name: str, location: Location, wanted: str) -> Dataset:
+def _from_footers(name: str, location: Location, wanted: str, reading: Reading) -> Dataset:
     if location.filesystem.get_file_info(location.join(PARTS)).type != pyarrow.fs.FileType.NotFound:
         raise InputError(
             f"{name} holds a pack that has not ended: run the same `mergevq data pack` command again, it goes on"

@@ -23,7 +23,7 @@ from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, Row, RowGroup
 from mergevq_platform.data.dealing import Deal
 from mergevq_platform.data.order import WINDOW_BLOCKS, SampleOrder
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode
+from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture
 from mergevq_platform.data.views import ViewsConfig, make_views
 
 Batch = dict[str, Tensor]
@@ -265,7 +265,7 @@ class _Plan(IterableDataset):
         for ahead in range(size):
             row = group.row(group.first_row + (row_id - group.first_row + ahead) % size)
             try:
-                picture = decode(row.data, max_pixels=self.max_pixels)
+                picture = self.dataset.image(row, max_pixels=self.max_pixels)
             except BadPicture as error:
                 reasons.append((row.sample, str(error)))
                 continue

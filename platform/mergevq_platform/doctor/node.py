@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints
+from mergevq_platform.data import Reading
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Question:
     token: str  # names this visit's probe files
     data: str | None = None
     splits: tuple[str, ...] = ()
+    reading: Reading | None = None
     weights: tuple[str, ...] = ()  # files that the recipe names
 
 
@@ -65,7 +67,7 @@ def answer(question: Question, name: str) -> Answer:
             from mergevq_platform.data import open_dataset
 
             assert question.data is not None
-            fingerprints[split] = open_dataset(question.data, split).fingerprint
+            fingerprints[split] = open_dataset(question.data, split, question.reading).fingerprint
         except (InputError, OSError) as error:
             problems["data"] = str(error)
     weights: dict[str, str] = {}

@@ -154,6 +154,7 @@ def examine(
         token=secrets.token_hex(4),
         data=recipe.data.path if recipe else None,
         splits=(recipe.data.train_split, recipe.data.evaluation_split) if recipe else (),
+        reading=recipe.data.reading if recipe else None,
         weights=files,
     )
     by_name: dict[str, Answer] = nodes.each(node.answer, {name: (question, name) for name in nodes.names})

@@ -17,7 +17,7 @@ from mergevq.keep import reachable
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform import checkpoints
 from mergevq_platform.curves import six_counts
-from mergevq_platform.data import Dataset, EvalBatches, open_dataset
+from mergevq_platform.data import Dataset, EvalBatches, Reading, open_dataset
 from mergevq_platform.recipe import Recipe, resolve
 
 
@@ -55,15 +55,26 @@ def untrained_identity(recipe: Recipe, seed: int) -> dict[str, str]:
 
 
 @lru_cache(maxsize=8)
-def _opened(data: str, split: str) -> Dataset:
-    return open_dataset(data, split)
+def _opened(data: str, split: str, reading: Reading) -> Dataset:
+    return open_dataset(data, split, reading)
+
+
+def reading_of(recipe: Recipe, data: str) -> Reading:
+    """How the images at `data` are read: as the recipe says of its own set; another set's columns are its own."""
+    own = recipe.data
+    return own.reading if data == own.path else Reading(background=own.background)
 
 
 def split_batches(recipe: Recipe, data: str, split: str) -> EvalBatches:
     """The fixed evaluation batches of a split, up to the recipe's limits."""
     settings = recipe.evaluation
     limit = settings.probe_images if split == recipe.data.train_split else settings.images
-    return EvalBatches(_opened(data, split), recipe.data.views.image_size, settings.batch, limit=limit)
+    return EvalBatches(
+        _opened(data, split, reading_of(recipe, data)),
+        recipe.data.views.image_size,
+        settings.batch,
+        limit=limit,
+    )
 
 
 def chosen_keeps(recipe: Recipe, keeps: Sequence[int] | None) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import torch
 from mergevq.config import flattened, merged, to_tree
 from mergevq.metrics import FeaturesConfig
 from mergevq_platform import cluster, figures
-from mergevq_platform.data import decode, evaluation_view, open_dataset
+from mergevq_platform.data import evaluation_view, open_dataset
 from mergevq_platform.generation.judging import Judge, Measured, judge, nearest
 from mergevq_platform.generation.maker import Sampler, class_names, open_sampler
 from mergevq_platform.generator_report import NAMES, GeneratorReport
@@ -153,11 +153,11 @@ def neighbours_figure(
     made, train = pictures[f"{best:g}"], pictures["train"]
     count = min(SHOWN_CLASSES, len(made.first))
     distances, numbers = nearest(made.small[:count], train.small, SHOWN_NEIGHBOURS)
-    dataset = open_dataset(recipe.data.path, recipe.data.train_split)
+    dataset = open_dataset(recipe.data.path, recipe.data.train_split, recipe.data.reading)
 
     def training_picture(number: int) -> np.ndarray:
         (row,) = dataset.read([number % len(train.labels)])
-        view = evaluation_view(decode(row.data), recipe.data.views.image_size)
+        view = evaluation_view(dataset.image(row), recipe.data.views.image_size)
         return view[:, ::-1] if number >= len(train.labels) else view
 
     rows, below = {}, {}

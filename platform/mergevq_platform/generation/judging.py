@@ -30,7 +30,7 @@ from mergevq.metrics import (
     to_uint8,
 )
 from mergevq_platform.codes import open_codes
-from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.data import EvalBatches, Reading, open_dataset, to_unit_range
 from mergevq_platform.data.keyed import Stream, uniforms
 from mergevq_platform.generation.maker import Maker, Sampler
 from mergevq_platform.generator_report import GeneratorReport
@@ -215,12 +215,14 @@ def real_batches(maker: Maker, split: str) -> EvalBatches:
     """The fixed batches of real pictures of a split, up to the recipe's limits."""
     data, settings = maker.recipe.data, maker.recipe.evaluation
     limit = settings.probe_images if split == data.train_split else settings.images
-    return EvalBatches(_opened(data.path, split), data.views.image_size, settings.batch, limit=limit)
+    return EvalBatches(
+        _opened(data.path, split, data.reading), data.views.image_size, settings.batch, limit=limit
+    )
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, split: str) -> Any:
-    return open_dataset(path, split)
+def _opened(path: str, split: str, reading: Reading) -> Any:
+    return open_dataset(path, split, reading)
 
 
 def merged(parts: Sequence[Measured]) -> Measured:

@@ -200,7 +200,7 @@ def class_names(recipe: Recipe) -> tuple[str, ...]:
         names = (
             read_manifest(codes).classes
             if codes
-            else open_dataset(recipe.data.path, recipe.data.train_split).classes
+            else open_dataset(recipe.data.path, recipe.data.train_split, recipe.data.reading).classes
         )
     except InputError:
         return numbers

@@ -23,7 +23,6 @@ from mergevq_platform.data import (
     Dataset,
     Deal,
     TrainStream,
-    decode,
     make_views,
     open_dataset,
     write_shapes,
@@ -212,7 +211,7 @@ def _input_seconds(recipe: Recipe, dataset: Dataset) -> float:
     rows = dataset.read(list(range(INPUT_PICTURES)))
     began = time.process_time()
     for row in rows:
-        make_views(decode(row.data), recipe.data.views, seed=recipe.seed, epoch=0, sample=row.sample)
+        make_views(dataset.image(row), recipe.data.views, seed=recipe.seed, epoch=0, sample=row.sample)
     return (time.process_time() - began) / len(rows)
 
 
