@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import generation, metrics, tokenizer
+from benchmarks import generation, metrics, recipe_step, tokenizer
 from benchmarks import platform as feeding_and_ray
 
 MEASUREMENTS = {
     name: measurement
-    for room in (tokenizer, metrics, generation, feeding_and_ray)
+    for room in (tokenizer, recipe_step, metrics, generation, feeding_and_ray)
     for name, measurement in room.MEASUREMENTS.items()
 }
 
