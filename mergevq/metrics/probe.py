@@ -31,8 +31,8 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tenso
 
     Features are standardised by the train set. C is the one of `C_GRID` (the smallest among equals) that does best
     on a held-out fifth of train, every class in its share; the classifier is then fitted to all of train. Nothing is
-    random. Works on the features' device. Raises `InputError` for features or labels that do not make a problem:
-    wrong shapes, NaN, negative labels, one class, no class with two pictures.
+    random. Works on the features' device. Images with a negative label have none, and are left out. Raises `InputError`
+    for features that do not make a problem (wrong shapes, NaN), and for labels that do not: see `unfit_labels`.
     """
     train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
     classes, train_y = train_y.unique(return_inverse=True)
@@ -175,28 +175,51 @@ def held_out_part(y: Tensor) -> Tensor:
     return mask
 
 
+def unfit_labels(train_y: Tensor, test_y: Tensor) -> str | None:
+    """Why no probe can be learnt from these labels (B,) and judged by those, in words; none where one can.
+
+    Negative labels are none. A probe needs two classes in train and in test, and a class of two train images: one to
+    learn from and one to choose by. A test set of one class would only say how often that class is answered.
+    """
+    labelled = {"train": train_y[train_y >= 0], "test": test_y[test_y >= 0]}
+    for part, y in labelled.items():
+        if not len(y):
+            return f"none of the {part} images has a label"
+        if len(y.unique()) < 2:
+            return f"the {part} set holds one class ({len(y):,} labelled images): a probe needs at least two"
+    if int(labelled["train"].unique(return_counts=True)[1].amax()) < 2:
+        return "no class of the train set has two images: a probe needs some to learn and some to choose by"
+    return None
+
+
 def checked(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The features as float32 and the labels as int64 on one device. Raises `InputError`; see `linear_probe`."""
+    """The features as float32 and the labels as int64 of the labelled images, on one device.
+
+    Raises `InputError`; see `linear_probe`.
+    """
     device = train_x.device
     for part, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
         if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
             raise InputError(
                 f"{part} features {tuple(x.shape)} and labels {tuple(y.shape)}: they must be (B, D) and (B,), B at least 1"
             )
-        if not x.isfinite().all():
-            raise InputError(f"the {part} features hold NaN or infinity: the tokenizer diverged")
-        if y.is_floating_point() or int(y.amin()) < 0:
-            raise InputError(
-                f"{part} labels must be integers from 0 (got {y.dtype}, least {y.amin()}): leave out unlabelled pictures"
-            )
+        if y.is_floating_point():
+            raise InputError(f"{part} labels are {y.dtype}: they must be integers, -1 for none")
     if train_x.shape[1] != test_x.shape[1]:
         raise InputError(
             f"train features have {train_x.shape[1]} numbers and test features {test_x.shape[1]}"
         )
-    if len(train_y.unique()) < 2:
-        raise InputError("the train set holds one class: a probe needs at least two")
+    known = train_y >= 0, test_y >= 0
+    if not all(bool(part.any()) for part in known) or len(train_y[known[0]].unique()) < 2:
+        raise InputError(str(unfit_labels(train_y, test_y)))
+    if not all(bool(part.all()) for part in known):
+        train_x, train_y = train_x[known[0].to(device)], train_y[known[0]]
+        test_x, test_y = test_x[known[1].to(test_x.device)], test_y[known[1]]
+    for part, x in (("train", train_x), ("test", test_x)):
+        if not x.isfinite().all():
+            raise InputError(f"the {part} features hold NaN or infinity: the tokenizer diverged")
     return (
         train_x.detach().float(),
         train_y.to(device).long(),
