@@ -175,20 +175,22 @@ def held_out_part(y: Tensor) -> Tensor:
     return mask
 
 
-def unfit_labels(train_y: Tensor, test_y: Tensor) -> str | None:
+def unfit_labels(
+    train_y: Tensor, test_y: Tensor, *, names: tuple[str, str] = ("train", "test")
+) -> str | None:
     """Why no probe can be learnt from these labels (B,) and judged by those, in words; none where one can.
 
     Negative labels are none. A probe needs two classes in train and in test, and a class of two train images: one to
     learn from and one to choose by. A test set of one class would only say how often that class is answered.
     """
-    labelled = {"train": train_y[train_y >= 0], "test": test_y[test_y >= 0]}
-    for part, y in labelled.items():
+    labelled = [y[y >= 0] for y in (train_y, test_y)]
+    for part, y in zip(names, labelled, strict=True):
         if not len(y):
             return f"none of the {part} images has a label"
         if len(y.unique()) < 2:
             return f"the {part} set holds one class ({len(y):,} labelled images): a probe needs at least two"
-    if int(labelled["train"].unique(return_counts=True)[1].amax()) < 2:
-        return "no class of the train set has two images: a probe needs some to learn and some to choose by"
+    if int(labelled[0].unique(return_counts=True)[1].amax()) < 2:
+        return f"no class of the {names[0]} set has two images: a probe needs some to learn and some to choose by"
     return None
 
 

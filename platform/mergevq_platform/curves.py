@@ -66,18 +66,19 @@ class Curve:
         """Plain sentences: does the curve go the way the paper says, and do probe and recovery beat their baselines?"""
         keeps = self.column("keep")
         if len(keeps) < 3:
-            return ["fewer than three kept counts: no trend can be told", *self._of_recovery()]
+            trend = "fewer than three kept counts: no trend can be told"
+            return [trend, *self._of_recovery(), *self._lacking()]
         sentences = []
         if self.frechet_key in self.rows[0]:
             claim = "the Fréchet distance falls with more kept tokens"
             sentences.append(_trend(claim, keeps, self.column(self.frechet_key), -1, 0.02))
         if "psnr" in self.rows[0]:
             sentences.append(_trend("PSNR rises with more kept tokens", keeps, self.column("psnr"), 1, 0.005))
-        return [*sentences, *self._of_probe(keeps), *self._of_recovery()]
+        return [*sentences, *self._of_probe(keeps), *self._of_recovery(), *self._lacking()]
 
     def _of_probe(self, keeps: list[float]) -> list[str]:
         if "probe_top1_cls" not in self.rows[0]:
-            return [] if "representation" not in self.suites else ["no labels: no probe"]
+            return []
         claim = "the probe rises with fewer kept tokens, as in the paper"
         sentences = [_trend(claim, keeps, self.column("probe_top1_cls"), -1, 0.02)]
         if not sentences[-1].startswith("yes"):
@@ -86,6 +87,16 @@ class Curve:
             gain = min(row["probe_top1_cls"] - row["probe_top1_untrained"] for row in self.rows)
             sentences.append(_gain("the probe beats the untrained encoder at every kept count", gain))
         return sentences
+
+    def _lacking(self) -> list[str]:
+        lacking = self.protocol.get("lacking", {})
+        if "representation" in self.suites and not any("probe_top1_cls" in row for row in self.rows):
+            lacking = {"probe": "no labels"} | lacking  # files from before the reason was recorded
+        left_out = [
+            f"{len(rows):,} image{'s' * (len(rows) > 1)} of '{split}' cannot be decoded: left out"
+            for split, rows in self.protocol.get("left_out", {}).items()
+        ]
+        return [f"{reason}: no {what}" for what, reason in lacking.items()] + left_out
 
     def _of_recovery(self) -> list[str]:
         merged = [row for row in self.rows if row["merge_ratio"] > 0 and "recovery_accuracy" in row]
@@ -182,6 +193,11 @@ class Curve:
                 f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training pictures, {interval}; "
                 f"majority class {p['majority_top1']:.1f}%."
             )
+            if without := p["probe"].get("unlabelled"):
+                parts.append(
+                    f"Without a label, and so not in it: {without['train']:,} training and {without['test']:,} other images."
+                )
+        parts += [f"No {what}: {reason}." for what, reason in p.get("lacking", {}).items()]
         if p.get("caveat"):
             parts.append(p["caveat"])
         return " ".join(parts)

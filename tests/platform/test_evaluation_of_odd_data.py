@@ -1,0 +1,175 @@
+"""An evaluation of data as people have them: it measures what can be measured, says what cannot, and does not fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mergevq.config import to_tree
+from mergevq_platform import evaluation
+from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.measuring import Measurement
+from mergevq_platform.recipe import Recipe, resolve
+
+KEEPS = (4, 9, 16)
+
+
+@pytest.fixture
+def recipe(small_recipe: dict[str, Any]) -> Recipe:
+    small_recipe["evaluation"] |= {"batch": 24, "probe_images": 96}
+    return resolve(small_recipe)
+
+
+@pytest.fixture
+def changed(pictures: Path, tmp_path: Path) -> Callable[..., str]:
+    """A copy of the pictures as bare Parquet, with other labels, other bytes, or fewer rows, by split."""
+
+    def make(
+        labels: dict[str, Callable[[np.ndarray], Any]] | None = None,
+        bad: dict[str, list[int]] | None = None,
+        rows: dict[str, int] | None = None,
+    ) -> str:
+        directory = tmp_path / "changed"
+        directory.mkdir()
+        for split in ("train", "val"):
+            (source,) = Path(pictures).glob(f"{split}-*.parquet")
+            table = pq.read_table(source).replace_schema_metadata(None)
+            table = table.slice(0, (rows or {}).get(split, len(table)))
+            if split in (labels or {}):
+                assert labels is not None
+                found = labels[split](table["label"].to_numpy())
+                table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(found))
+            images = table["image"].to_pylist()
+            for row in (bad or {}).get(split, ()):
+                images[row] = images[row] | {"bytes": images[row]["bytes"][:40]}
+            column = pa.array(images, table.schema.field("image").type)
+            table = table.set_column(table.schema.get_field_index("image"), "image", column)
+            pq.write_table(table, directory / f"{split}-00000.parquet")
+        return str(directory)
+
+    return make
+
+
+def measured(
+    recipe: Recipe, data: str, tmp_path: Path, keeps: tuple[int, ...] = KEEPS, **options: Any
+) -> Curve:
+    """The curve, with all that an evaluation writes down of it."""
+    subject = evaluation.Subject(None, to_tree(recipe), data, "cpu")
+    one = Measurement(subject, evaluation.local_answers(subject), **options)
+    curve = one.curve(keeps, step=0, run="odd")
+    files = evaluation.write(curve, subject, tmp_path / "out", one.findings)
+    read = Curve.load(files["curve.json"])
+    assert read == curve
+    json.loads(files["curve.json"].read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert curve.table(80).row_count == len(keeps)
+    return curve
+
+
+def some_without(labels: np.ndarray, none: int = -1) -> np.ndarray:
+    return np.where(np.arange(len(labels)) % 4 == 1, none, labels)
+
+
+@pytest.mark.parametrize("splits", [("train",), ("val",), ("train", "val")])
+def test_images_without_a_label_stay_out_of_the_probes_and_are_counted(
+    recipe: Recipe, changed: Any, tmp_path: Path, splits: tuple[str, ...]
+) -> None:
+    data = changed(labels=dict.fromkeys(splits, some_without))
+    curve = measured(recipe, data, tmp_path)
+    assert 0 <= curve.rows[0]["probe_top1_cls"] <= 100
+    assert 0 <= curve.rows[0]["knn_top1_untrained"] <= 100
+    expected = {"train": 24 * ("train" in splits), "test": 16 * ("val" in splits)}
+    assert curve.protocol["probe"]["unlabelled"] == expected
+    assert curve.protocol["probe"]["train_images"] == 96 - expected["train"]
+    assert f"{expected['train']} training and {expected['test']} other images" in curve.caption()
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            {"train": np.zeros_like, "val": np.zeros_like},
+            "the train set holds one class (96 labelled images)",
+        ),
+        ({"val": np.zeros_like}, "the val set holds one class (64 labelled images)"),
+        ({"train": lambda y: np.where(y == y[0], y, -1)}, "the train set holds one class"),
+        (
+            {"train": lambda y: np.full_like(y, -1), "val": lambda y: np.full_like(y, -1)},
+            "no labels: no probe",
+        ),
+        ({"val": lambda y: np.full_like(y, -1)}, "no labels in 'val': no probe"),
+        ({"train": lambda y: np.arange(len(y))}, "no class of the train set has two images"),
+    ],
+)
+def test_labels_that_make_no_probe_leave_the_rest_of_the_curve(
+    recipe: Recipe, changed: Any, tmp_path: Path, labels: Any, said: str
+) -> None:
+    for keeps in (KEEPS, (9,)):
+        curve = measured(
+            recipe, changed(labels=labels) if keeps == KEEPS else str(tmp_path / "changed"), tmp_path, keeps
+        )
+        assert "psnr" in curve.rows[0]
+        assert not any("probe" in key or "knn" in key for row in curve.rows for key in row)
+        assert "probe" not in curve.protocol
+        assert any(said in sentence and sentence.endswith(": no probe") for sentence in curve.verdict())
+        assert f"No probe: {said.removesuffix(': no probe')}" in curve.caption()
+        assert "No probe" in curve.markdown()
+
+
+def test_fewer_classes_than_in_train_and_gaps_in_the_numbers_are_no_hindrance(
+    recipe: Recipe, changed: Any, tmp_path: Path
+) -> None:
+    labels = {"train": lambda y: 10 * (y % 4), "val": lambda y: np.where(y % 2, 30, 70)}
+    curve = measured(recipe, changed(labels=labels), tmp_path)
+    assert "probe_top1_cls" in curve.rows[0]
+    assert "lacking" not in curve.protocol
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_images_that_cannot_be_decoded_are_left_out_by_name(
+    recipe: Recipe, changed: Any, tmp_path: Path, cached: bool
+) -> None:
+    data = changed(bad={"val": [0, 30], "train": [5]})
+    cache = Cache.at(tmp_path) if cached else None
+    curve = measured(recipe, data, tmp_path, cache=cache)
+    assert curve.protocol["images"] == 62
+    assert curve.protocol["probe"]["train_images"] == 95
+    assert curve.protocol["left_out"] == {"val": [0, 30], "train": [5]}
+    assert "2 images of 'val' cannot be decoded: left out" in curve.verdict()
+    assert "1 image of 'train' cannot be decoded: left out" in curve.verdict()
+    if cached:
+        assert measured(recipe, data, tmp_path, cache=cache).rows == curve.rows
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 4])
+def test_a_validation_split_of_very_few_images_gives_what_so_many_allow(
+    recipe: Recipe, changed: Any, tmp_path: Path, images: int
+) -> None:
+    curve = measured(recipe, changed(rows={"val": images}), tmp_path)
+    row = curve.rows[0]
+    assert "psnr" in row
+    assert ("rfd_random_v1" in row) == (images > 1)
+    assert ("reconstruction_recall_random_v1" in row) == (images > 3)
+    assert any("no Fréchet distance" in sentence for sentence in curve.verdict()) == (images == 1)
+    assert any("no precision and recall" in sentence for sentence in curve.verdict()) == (images < 4)
+
+
+def test_few_training_images_and_limits_above_the_splits_are_no_hindrance(
+    recipe: Recipe, changed: Any, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(
+        recipe.evaluation, images=10_000, probe_images=10_000, batch=500, probes=("mergevq", "mae", "dinov2")
+    )
+    quick = dataclasses.replace(recipe, evaluation=settings)
+    data = changed(rows={"train": 7}, labels={"train": lambda y: np.array([0, 0, 1, 1, 2, 3, 3])})
+    curve = measured(quick, data, tmp_path)
+    assert curve.protocol["probe"]["train_images"] == 7
+    assert curve.rows[0]["knn_k_cls"] < 7
