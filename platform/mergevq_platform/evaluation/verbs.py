@@ -136,9 +136,9 @@ def _top1_after_training(
     evaluator: type,
     judge: Callable[[Subject, pool.Answers], dict[str, float]],
 ) -> None:
-    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    workers, device = _workers_at_hand(recipe)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-    found = judge(subject, pool.answers(evaluator, subject, workers=recipe.cluster.workers, device=device))
+    found = judge(subject, pool.answers(evaluator, subject, workers=workers, device=device))
     recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
     print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
     if isinstance(recipe.task, ProbeTask) and "train_top1" in found:
@@ -172,10 +172,16 @@ def _recovery_after_training(outcome: Any, recorder: Any, recipe: Recipe, locati
 
 
 def _measurement(outcome: Any, recipe: Recipe, location: str) -> Measurement:
-    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    workers, device = _workers_at_hand(recipe)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-    answers = ray_answers(subject, recipe.cluster.workers)
-    return Measurement(subject, answers, Cache.at(outcome.run.home))
+    return Measurement(subject, ray_answers(subject, workers), Cache.at(outcome.run.home))
+
+
+def _workers_at_hand(recipe: Recipe) -> tuple[int, Literal["cpu", "cuda"]]:
+    workers, device, said = cluster.evaluators(recipe.cluster)
+    if said:
+        note(said)
+    return workers, device
 
 
 def _leave(curve: Curve, measurement: Measurement, outcome: Any, recorder: Any) -> None:

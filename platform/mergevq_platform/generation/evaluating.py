@@ -95,11 +95,13 @@ def evaluate(
 
 def after_training(outcome: Any, recorder: Any, recipe: Recipe) -> None:
     """Judge a generator that has just been trained, and record it in the training's own MLflow run."""
-    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    workers, device, said = cluster.evaluators(recipe.cluster)
+    if said:
+        note(said)
     sampler = open_sampler(outcome.run.newest_checkpoint(), device=device)
     report, pictures = judge(
         sampler,
-        answers(Judge, sampler, workers=recipe.cluster.workers, device=device),
+        answers(Judge, sampler, workers=workers, device=device),
         run=outcome.run.name,
         scales=recipe.generator.generation.scales,
         say=note,
