@@ -262,6 +262,8 @@ class CodeFeed:
             for keep in trained_keeps(recipe):
                 left = limit
                 for number in codes.groups_of(keep):
+                    if not left:
+                        break
                     group = codes.group(number)
                     rows = min(left, len(group.label))
                     for start in range(0, rows, size):
@@ -296,14 +298,17 @@ def trained_keeps(recipe: Recipe) -> tuple[int, ...]:
 
 
 def pinned(recipe: Recipe) -> Recipe:
-    """A generator's or recovery's recipe with place and hashes of what it builds on written out, as it is stored; others as
-    they are.
+    """A recipe with place and hashes of the tokenizer that it builds on written out, as it is stored; others as they are.
 
     Raises `InputError` if the tokenizer is not there, or is another than the recipe's hash or the code set says.
     """
     task = recipe.task
     if isinstance(task, RecoveryTask) and task.stage_1 is None:
         return resolve(merged(to_tree(recipe), {"task": settled(task)}))
+    if isinstance(task, FineTuneTask | ProbeTask) and task.tokenizer_sha256 is None:
+        judged = find_tokenizer(task.tokenizer, key="task.tokenizer")
+        told = {"tokenizer": judged.location, "tokenizer_sha256": judged.sha256}
+        return resolve(merged(to_tree(recipe), {"task": told}))
     if not isinstance(task, GeneratorTask) or (task.tokenizer and task.tokenizer_sha256):
         return recipe
     made_by = read_manifest(task.codes).tokenizer if task.codes else None

@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import mergevq
 from mergevq import schedules
 from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.ema import Ema
@@ -36,6 +35,7 @@ from mergevq.training import Output, Training
 from mergevq_platform import checkpoints
 from mergevq_platform.checkpoints import TrainingState
 from mergevq_platform.data import open_dataset
+from mergevq_platform.evaluable import require_evaluable
 from mergevq_platform.feeding import (
     Samples,
     Worker,
@@ -46,6 +46,7 @@ from mergevq_platform.feeding import (
     require_codes,
     trained_keeps,
 )
+from mergevq_platform.frozen_tokenizer import classified_tokenizer
 from mergevq_platform.recipe import (
     ClassifierTask,
     FineTuneTask,
@@ -218,10 +219,10 @@ def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
     return max(1, round(recipe.epochs * steps_per_epoch)), steps_per_epoch
 
 
-def preflight(recipe: Recipe) -> Samples:
+def preflight(recipe: Recipe, *, evaluated: bool = True) -> Samples:
     """Open the data and build the model as every worker will, so that what is missing is said before a run starts.
 
-    Returns the training split.
+    And open what the evaluation at the end will, if there is one. Returns the training split.
     """
     if isinstance(recipe.task, RecoveryTask):
         recipe = pinned(recipe)
@@ -232,6 +233,8 @@ def preflight(recipe: Recipe) -> Samples:
     if recipe.evaluation.every:
         open_dataset(recipe.data.path, recipe.data.evaluation_split, recipe.data.reading)
     build(recipe, samples)
+    if evaluated:
+        require_evaluable(recipe)
     return samples
 
 
@@ -239,19 +242,17 @@ def build(recipe: Recipe, samples: Samples) -> Training:
     """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
     match recipe.task:
         case TokenizerTask() as task:
-            tokenizer = MergeVQ(task.model)
+            tokenizer = initial_tokenizer(task)
             tokenizer.recompute(recipe.recompute)
-            if task.initial_weights:
-                select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
             return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
         case ClassifierTask() as task:
             _require_classes(samples, task.model.classes, "a classifier")
             return ClassifierTraining(StandInClassifier(task.model))
         case FineTuneTask() as task:
-            tokenizer = judged_tokenizer(recipe, task.tokenizer, samples)
+            tokenizer = judged_tokenizer(recipe, task, samples)
             return FineTuneTraining(tokenizer, task.settings, classes=samples.num_classes)
         case ProbeTask() as task:
-            tokenizer = judged_tokenizer(recipe, task.tokenizer, samples)
+            tokenizer = judged_tokenizer(recipe, task, samples)
             return ProbeTraining(tokenizer, task.settings, classes=samples.num_classes)
         case RecoveryTask() as task:
             tokenizer, generator = starting_tokenizer(task), writing_generator(task)
@@ -267,13 +268,20 @@ def build(recipe: Recipe, samples: Samples) -> Training:
             return GeneratorTraining(build_generator(task.model), task.losses)
 
 
-def judged_tokenizer(recipe: Recipe, location: str, samples: Samples) -> MergeVQ:
+def initial_tokenizer(task: TokenizerTask) -> MergeVQ:
+    """The tokenizer before its first step, initialised by PyTorch's generator (and from given weights)."""
+    tokenizer = MergeVQ(task.model)
+    if task.initial_weights:
+        select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
+    return tokenizer
+
+
+def judged_tokenizer(recipe: Recipe, task: FineTuneTask | ProbeTask, samples: Samples) -> MergeVQ:
     """The tokenizer whose features answer for classes. Raises `InputError` for one that does not fit the pictures."""
     if not samples.labelled:
         raise InputError(f"{samples.path} has no labels: nothing can be classified on it")
-    with checkpoints.weights(location) as directory:
-        tokenizer = mergevq.load(directory)
-    _require_size(recipe, tokenizer, location)
+    tokenizer = classified_tokenizer(task)
+    _require_size(recipe, tokenizer, task.tokenizer)
     return tokenizer
 
 

@@ -39,6 +39,7 @@ from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.credentials import keys_with_credentials
 from mergevq_platform.data import Deal, Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
+from mergevq_platform.places import places
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -74,6 +75,7 @@ class FineTuneTask:
 
     kind: Literal["finetune"] = "finetune"
     tokenizer: str  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
     settings: FineTuneConfig = Field(default_factory=FineTuneConfig)
 
 
@@ -83,6 +85,7 @@ class ProbeTask:
 
     kind: Literal["probe"] = "probe"
     tokenizer: str  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
     settings: ProbeTrainingConfig = Field(default_factory=ProbeTrainingConfig)
 
 
@@ -436,17 +439,23 @@ PLACES = ("path", "codes", "tokenizer", "generator", "directory", *WEIGHTS_KEYS)
 def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
     """The same with absolute paths for the files and folders that it names relative to `folder` (none: where we are).
 
-    Workers and trials run in directories of their own. Names of what is not there stay: a weights file that
-    `MERGEVQ_WEIGHTS` knows, a URI, or a mistake, which is reported under the name that was given.
+    Workers and trials run in directories of their own. Files of weights are looked for in the folder `MERGEVQ_WEIGHTS` too.
+    Names of what is not there stay: a URI, or a mistake, which is reported under the name that was given.
     """
     start = Path.cwd() if folder is None else Path(folder)
+    weights = places().weights
 
     def placed(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {inner: placed(inner, part) for inner, part in value.items()}
         named = key in PLACES and isinstance(value, str) and "://" not in value
+        if not named:
+            return value
         # An absolute path stays what it is when it is joined to another.
-        return str(start / value) if named and (start / value).exists() else value
+        known = [start / value]
+        if weights and key in WEIGHTS_KEYS:  # the path of another machine is a name here
+            known += [weights / value, weights / Path(value).name]
+        return next((str(place) for place in known if place.exists()), value)
 
     return parse(Recipe, placed("", to_tree(recipe)))
 

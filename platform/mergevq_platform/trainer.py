@@ -67,7 +67,8 @@ def train(
     error if training fails for good.
     """
     run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
-    fingerprint = loop.preflight(recipe).fingerprint
+    samples = loop.preflight(recipe, evaluated=after is not None)
+    fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
     Store.at(home, tracking_uri).prepare()
     cluster.connect(home, address=address)
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.least_workers)
@@ -117,7 +118,8 @@ def train(
     )
     status = "FAILED"
     try:
-        step, stopped = _fit(trainer, recorder, recipe, run, watch, device)
+        step, interrupted = _fit(trainer, recorder, recipe, run, watch, device)
+        stopped = interrupted and step < total_steps
         status = "KILLED" if stopped else "FINISHED"
         outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
         if after is not None and not stopped:
@@ -192,17 +194,13 @@ def _fit(
     if "error" in result:
         raise result["error"]
     step = result["value"].return_value
-    return step, bool(signals) and not _complete(run, step, recipe)
+    return step, bool(signals)
 
 
 def _end_hung(actor: Any, beat: heartbeat.Beat, line: str) -> None:
     if heartbeat.end(beat):
         actor.warn.remote(f"{line}: ended, and the group restarts (cluster.hang_timeout_seconds)")
     actor.gone.remote(beat.rank)
-
-
-def _complete(run: Run, step: int, recipe: Recipe) -> bool:
-    return recipe.steps is not None and step >= recipe.steps
 
 
 @contextmanager

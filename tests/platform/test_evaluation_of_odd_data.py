@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mergevq.config import to_tree
-from mergevq_platform import evaluation
+from mergevq.errors import InputError
+from mergevq_platform import evaluation, loop
 from mergevq_platform.curves import Curve
 from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import Measurement
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, located, resolve
 
 KEEPS = (4, 9, 16)
 
@@ -173,3 +177,84 @@ def test_few_training_images_and_limits_above_the_splits_are_no_hindrance(
     curve = measured(quick, data, tmp_path)
     assert curve.protocol["probe"]["train_images"] == 7
     assert curve.rows[0]["knn_k_cls"] < 7
+
+
+def without_validation(tree: dict[str, Any], tmp_path: Path) -> None:
+    (source,) = Path(tree["data"]["path"]).glob("train-*.parquet")
+    (tmp_path / "train_only").mkdir()
+    pq.write_table(pq.read_table(source), tmp_path / "train_only" / "train-00000.parquet")
+    tree["data"]["path"] = str(tmp_path / "train_only")
+
+
+def undecodable_validation(tree: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(tree["data"]["path"], tmp_path / "bad", ignore=shutil.ignore_patterns("manifest*"))
+    (file,) = (tmp_path / "bad").glob("val-*.parquet")
+    table = pq.read_table(file).replace_schema_metadata(None)
+    column = pa.array([{"bytes": b"no image", "path": None}] * len(table))
+    table = table.set_column(table.schema.get_field_index("image"), "image", column)
+    pq.write_table(table, file)
+    tree["data"]["path"] = str(tmp_path / "bad")
+
+
+def no_extractor(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["evaluation"]["extractor"] = {"kind": "inception", "weights": "nowhere.pth"}
+
+
+def no_lpips(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["evaluation"]["lpips"] = {"backbone": "vgg16.pth", "heads": "vgg.pth"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without_validation, "has no split 'val'.*--no-evaluation"),
+        (undecodable_validation, "none of the 16 images of 'val' can be decoded"),
+        (no_extractor, "evaluation.extractor.weights: .*nowhere.pth"),
+        (no_lpips, "evaluation.lpips.*: .*(vgg16|vgg).pth"),
+    ],
+)
+def test_what_an_evaluation_could_not_begin_with_is_refused_before_the_first_step(
+    small_recipe: dict[str, Any], tmp_path: Path, spoil: Any, said: str
+) -> None:
+    spoil(small_recipe, tmp_path)
+    recipe = resolve(small_recipe)
+    with pytest.raises(InputError, match=said):
+        loop.preflight(recipe)
+    loop.preflight(recipe, evaluated=False)
+
+
+def test_weights_by_name_are_found_for_every_recipe_in_one_folder(
+    small_recipe: dict[str, Any],
+    small_generator: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("inception.pth", "vgg16.pth", "vgg.pth", "dino.pth")
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.setenv("MERGEVQ_WEIGHTS", str(tmp_path))
+    lpips = {"backbone": "vgg16.pth", "heads": "/of/another/machine/vgg.pth"}
+    for tree in (small_recipe, small_generator):
+        tree["evaluation"] |= {"extractor": {"kind": "inception", "weights": "inception.pth"}, "lpips": lpips}
+        found: Any = located(resolve(tree)).evaluation
+        assert found.extractor.weights == str(tmp_path / "inception.pth")
+        assert (found.lpips.backbone, found.lpips.heads) == (
+            str(tmp_path / "vgg16.pth"),
+            str(tmp_path / "vgg.pth"),
+        )
+    small_recipe["task"]["initial_weights"] = "dino.pth"
+    assert located(resolve(small_recipe)).tokenizer.initial_weights == str(tmp_path / "dino.pth")
+
+
+def test_the_untrained_tokenizer_needs_neither_teacher_nor_training_images(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = resolve(small_recipe)
+    torch.manual_seed(recipe.seed + 1)
+    expected = loop.build(recipe, loop.open_samples(recipe)).model().state_dict()
+    small_recipe["task"]["losses"]["alignment"] = {"kind": "stand_in", "directory": "nowhere"}
+    small_recipe["data"]["path"] = str(tmp_path / "nowhere")
+    subject = evaluation.Subject(None, to_tree(resolve(small_recipe)), str(tmp_path / "nowhere"), "cpu")
+    found = Evaluator(subject).untrained(1).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -19,6 +19,7 @@ from mergevq.errors import InputError
 from mergevq_platform import checkpoints, trainer
 from mergevq_platform.recipe import resolve
 from mergevq_platform.runs import Run
+from mergevq_platform.tracking.listing import find_run
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store
 from raynodes import journal_of, same, state
@@ -86,6 +87,23 @@ def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
     assert killed, "the run ended before a worker could be killed"
     assert same(state(outcome.run), undisturbed["state"])
     assert journal_of(outcome.run) == undisturbed["journal"]
+
+
+def test_a_signal_in_the_last_step_of_a_run_by_epochs_comes_too_late_to_stop_it(
+    small_recipe: dict[str, Any], ray_home: Path
+) -> None:
+    small_recipe = {key: value for key, value in small_recipe.items() if key != "steps"}
+    recipe = resolve(small_recipe | {"epochs": 8 * 8 / 192, "checkpoint_every": 100})
+    measured: list[int] = []
+
+    def watch(checkpoint: str, step: int, recorder: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # the only checkpoint is that of the last step
+
+    outcome = trainer.train(
+        recipe, home=ray_home, name="late", watch=watch, after=lambda done, _: measured.append(done.step)
+    )
+    assert (outcome.step, outcome.stopped, measured) == (8, False, [8])
+    assert find_run(Store.at(ray_home), "late").status == "FINISHED"
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -29,9 +28,9 @@ from mergevq.metrics.pixels import WINDOW, MsSsim
 from mergevq.metrics.sgd_probe import PUBLISHED, sgd_probe
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform import checkpoints, loop
-from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.evaluation.answers import Reconstruction, merge
-from mergevq_platform.evaluation.subject import Subject, reading_of, split_batches
+from mergevq_platform.evaluation.subject import Subject, split_batches
 from mergevq_platform.pool import Share
 from mergevq_platform.recipe import resolve
 from mergevq_platform.seen import Seen, see
@@ -97,14 +96,8 @@ class Evaluator:
         """The tokenizer as it was before its first step: same seed (and the ones after it), same initialisation."""
         if seed not in self._untrained:
             torch.manual_seed(self.recipe.seed + seed)
-            dataset = open_dataset(
-                self.subject.data,
-                self.recipe.data.train_split,
-                reading_of(self.recipe, self.subject.data),
-            )
             # Of a tuned recovery, too, it is the tokenizer before stage 1.
-            model = loop.build(replace(self.recipe, task=self.recipe.tokenizer), dataset).model()
-            assert isinstance(model, MergeVQ)
+            model = loop.initial_tokenizer(self.recipe.tokenizer)
             self._untrained = {seed: model.to(self.device).eval()}  # jobs of one seed follow each other
         return self._untrained[seed]
 

@@ -21,7 +21,7 @@ from mergevq_platform.generation.judging import Judge, Measured, judge, nearest
 from mergevq_platform.generation.maker import Sampler, class_names, open_sampler
 from mergevq_platform.generator_report import NAMES, GeneratorReport
 from mergevq_platform.pool import answers
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.runs import locate
 from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.curve import open_for_curve
@@ -72,7 +72,7 @@ def evaluate(
         changed["data"] = {"path": data}
     if extractor is not None:
         changed["evaluation"] = {"extractor": to_tree(extractor)}
-    sampler = replace(sampler, recipe=to_tree(resolve(merged(sampler.recipe, changed))))
+    sampler = replace(sampler, recipe=to_tree(located(resolve(merged(sampler.recipe, changed)))))
     recipe = resolve(sampler.recipe)
     label = run.name if run else Path(sampler.checkpoint).name
     report, pictures = judge(
