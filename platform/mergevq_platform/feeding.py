@@ -153,8 +153,8 @@ class PictureFeed:
         batches = self.validation_batches()
 
         def share() -> Iterator[Batch]:
-            for index in batches.shard(self.worker.rank, self.worker.world_size):
-                yield to_unit_range(batches.batch(index), self.worker.device)
+            for batch in readable_share(batches, self.worker):
+                yield to_unit_range(batch, self.worker.device)
 
         measure: Callable[[Any, Batch, validation.Meters], None]
         if isinstance(self.recipe.task, RecoveryTask):
@@ -178,6 +178,13 @@ class PictureFeed:
         settings, data = self.recipe.evaluation, self.recipe.data
         dataset = open_dataset(data.path, data.evaluation_split, data.reading)
         return EvalBatches(dataset, data.views.image_size, settings.batch, limit=settings.validation_images)
+
+
+def readable_share(batches: EvalBatches, worker: Worker) -> Iterator[Batch]:
+    """This worker's batches of a validation, without images that cannot be decoded."""
+    for index in batches.shard(worker.rank, worker.world_size):
+        if (batch := batches.readable(index)) is not None:
+            yield batch
 
 
 @dataclass(frozen=True)
@@ -219,8 +226,8 @@ class EncodedPictureFeed:
 
         def share() -> Iterator[Batch]:
             for keep in trained_keeps(self.recipe):
-                for index in batches.shard(self.worker.rank, self.worker.world_size):
-                    yield self.batch(batches.batch(index), keep)
+                for batch in readable_share(batches, self.worker):
+                    yield self.batch(batch, keep)
 
         return validation.validate(model, share(), validation.of_generator, self.worker.world_size)
 

@@ -34,7 +34,7 @@ from mergevq.train_step import build_training
 from mergevq.training import Output, Training
 from mergevq_platform import checkpoints
 from mergevq_platform.checkpoints import TrainingState
-from mergevq_platform.data import open_dataset
+from mergevq_platform.data import Dataset, open_dataset
 from mergevq_platform.evaluable import require_evaluable
 from mergevq_platform.feeding import (
     Samples,
@@ -107,6 +107,10 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     recipe = pinned(recipe)
     samples = open_samples(recipe)
     total_steps, _ = length(recipe, samples)
+    if worker.rank == 0 and (without := unlabelled(recipe, samples)):
+        host.warn(
+            f"{without:,} of the {samples.rows:,} images of '{recipe.data.train_split}' have no label: they teach the classes nothing"
+        )
 
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
     training = build(recipe, samples).to(worker.device).to(memory_format=layout)
@@ -266,6 +270,12 @@ def build(recipe: Recipe, samples: Samples) -> Training:
         case GeneratorTask() as task:
             _require_classes(samples, task.model.classes, "a class-conditional generator")
             return GeneratorTraining(build_generator(task.model), task.losses)
+
+
+def unlabelled(recipe: Recipe, samples: Samples) -> int:
+    """How many training images a task of classes cannot learn from: its losses leave out those without a label."""
+    classes = isinstance(recipe.task, ClassifierTask | FineTuneTask | ProbeTask)
+    return samples.unlabelled if classes and isinstance(samples, Dataset) else 0
 
 
 def initial_tokenizer(task: TokenizerTask) -> MergeVQ:

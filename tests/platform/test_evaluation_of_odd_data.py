@@ -17,11 +17,18 @@ import torch
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq_platform import evaluation, loop
+from mergevq_platform import evaluation, loop, pool
 from mergevq_platform.curves import Curve
 from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.classifying import (
+    ClassifierEvaluator,
+    ProbeEvaluator,
+    classify,
+    classify_by_probe,
+)
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import Measurement
+from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import Recipe, located, resolve
 
 KEEPS = (4, 9, 16)
@@ -41,8 +48,9 @@ def changed(pictures: Path, tmp_path: Path) -> Callable[..., str]:
         labels: dict[str, Callable[[np.ndarray], Any]] | None = None,
         bad: dict[str, list[int]] | None = None,
         rows: dict[str, int] | None = None,
+        name: str = "changed",
     ) -> str:
-        directory = tmp_path / "changed"
+        directory = tmp_path / name
         directory.mkdir()
         for split in ("train", "val"):
             (source,) = Path(pictures).glob(f"{split}-*.parquet")
@@ -258,3 +266,60 @@ def test_the_untrained_tokenizer_needs_neither_teacher_nor_training_images(
     found = Evaluator(subject).untrained(1).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+CLASSIFIERS = ("classifier", "finetune", "probe")
+
+
+def classes_task(kind: str, tokenizer: Path) -> dict[str, Any]:
+    return {
+        "classifier": {
+            "kind": "classifier",
+            "model": {"classes": 12, "image_size": 16, "num_stages": 2, "width": 8},
+        },
+        "finetune": {"kind": "finetune", "tokenizer": str(tokenizer)},
+        "probe": {"kind": "probe", "tokenizer": str(tokenizer), "settings": {"rate_factors": [0.1, 1.0]}},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_what_classifies_learns_from_labelled_images_and_is_judged_by_them(
+    small_recipe: dict[str, Any], tokenizer_directory: Path, changed: Any, tmp_path: Path, kind: str
+) -> None:
+    data = changed(labels=dict.fromkeys(("train", "val"), some_without), bad={"val": [0, 2, 30]})
+    recipe = resolve(
+        small_recipe
+        | {
+            "task": classes_task(kind, tokenizer_directory),
+            "data": {"path": data, "views": {"image_size": 16}},
+            "evaluation": {"batch": 2, "every": 4, "validation_images": 32},
+            "steps": 4,
+        }
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    host = LocalHost(run)
+    loop.preflight(recipe)
+    loop.train(recipe, loop.Worker(), host)
+    assert "48 of the 192 images of 'train' have no label: they teach the classes nothing" in host.warnings
+    validated = {
+        name: value for _, values in host.history for name, value in values.items() if "val/" in name
+    }
+    assert len(validated) == (2 if kind == "probe" else 1)
+    assert all(0 <= value <= 100 for value in validated.values())
+    if kind == "classifier":
+        return
+    subject = evaluation.Subject(str(run), to_tree(recipe), data, "cpu")
+    judge, worker = {
+        "finetune": (classify, ClassifierEvaluator),
+        "probe": (classify_by_probe, ProbeEvaluator),
+    }[kind]
+    found = judge(subject, pool.answers(worker, subject))
+    assert (found["unlabelled"], found["undecodable"]) == (16, 3)
+    assert (found["top1"] * 45 / 100) == pytest.approx(round(found["top1"] * 45 / 100)), (
+        "of 64 - 16 - 3 images"
+    )
+    none = changed(labels={"val": lambda y: np.full_like(y, -1)}, name="none")
+    found = judge(subject := dataclasses.replace(subject, data=none), pool.answers(worker, subject))
+    assert "top1" not in found
+    assert found["unlabelled"] == 64

@@ -95,6 +95,14 @@ class Dataset:
         """Number of classes; 0 without labels."""
         return len(self.classes) if self.labelled else 0
 
+    @property
+    def unlabelled(self) -> int:
+        """Images without a label; reads every label."""
+        if not self.labelled:
+            return self.rows
+        groups = range(len(self.row_group_sizes))
+        return sum(int((self.row_group(group).labels < 0).sum()) for group in groups)
+
     def group_of(self, row_ids: np.ndarray | int) -> np.ndarray:
         """The row groups, int64, that hold the rows."""
         return np.searchsorted(self.row_group_starts, row_ids, side="right") - 1

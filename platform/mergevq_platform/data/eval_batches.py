@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -62,7 +62,10 @@ class EvalBatches:
         if not 0 <= index < self.num_batches:
             raise IndexError(f"batch {index} of {self.num_batches}")
         start = index * self.batch_size
-        rows = self.dataset.read(self.rows[start : start + self.batch_size])
+        return self._batch(self.rows[start : start + self.batch_size])
+
+    def _batch(self, numbers: Iterable[int]) -> Batch:
+        rows = self.dataset.read(numbers)
         with ThreadPoolExecutor(
             min(DECODING_THREADS, os.cpu_count() or 1)
         ) as pool:  # Pillow works outside the GIL
@@ -72,6 +75,16 @@ class EvalBatches:
             "label": torch.tensor([row.label for row in rows], dtype=torch.int64),
             "sample": torch.tensor([row.sample for row in rows], dtype=torch.int64),
         }
+
+    def readable(self, index: int) -> Batch | None:
+        """Batch `index` without its images that cannot be decoded; none where it has no other."""
+        try:
+            return self.batch(index)
+        except BadImage:
+            start = index * self.batch_size
+            rows = self.dataset.read(self.rows[start : start + self.batch_size])
+            good = [row.sample for row in rows if self._reason(row) is None]
+            return self._batch(good) if good else None
 
     def bad_rows(self) -> dict[int, str]:
         """The rows that cannot be decoded, each with its place and the reason; decodes every image."""

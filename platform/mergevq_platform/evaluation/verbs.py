@@ -140,7 +140,16 @@ def _top1_after_training(
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
     found = judge(subject, pool.answers(evaluator, subject, workers=workers, device=device))
     recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
-    print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
+    if "top1" in found:
+        print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
+    else:
+        print(f"no top-1: no image of '{recipe.data.evaluation_split}' has a label")
+    if found.get("unlabelled") and "top1" in found:
+        print(
+            f"{found['unlabelled']:,.0f} images of '{recipe.data.evaluation_split}' have no label: left out"
+        )
+    if found.get("undecodable"):
+        print(f"{found['undecodable']:,.0f} images cannot be decoded: left out")
     if isinstance(recipe.task, ProbeTask) and "train_top1" in found:
         factor = recipe.task.settings.rate_factors[int(found["head"])]
         print(
