@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mergevq.config import to_tree
+from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
-from mergevq_platform import evaluation, loop, pool
+from mergevq_platform import evaluation, generation, loop, pool
 from mergevq_platform.curves import Curve
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.classifying import (
@@ -28,8 +28,11 @@ from mergevq_platform.evaluation.classifying import (
 )
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import Measurement
+from mergevq_platform.generation import judging
+from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.sweeps.objectives import sample_class_top1
 
 KEEPS = (4, 9, 16)
 
@@ -323,3 +326,83 @@ def test_what_classifies_learns_from_labelled_images_and_is_judged_by_them(
     found = judge(subject := dataclasses.replace(subject, data=none), pool.answers(worker, subject))
     assert "top1" not in found
     assert found["unlabelled"] == 64
+
+
+def generators_report(
+    tree: dict[str, Any], data: str, tmp_path: Path, **changes: Any
+) -> tuple[GeneratorReport, dict[str, Path]]:
+    """The report of a generator before its first step, with all that is written down of it."""
+    recipe = resolve(merged(tree, {"data": {"path": data}, **changes}) | {"steps": 1, "checkpoint_every": 1})
+    run = tmp_path / "generator"
+    if not run.exists():
+        run.mkdir()
+        loop.train(recipe, loop.Worker(), LocalHost(run))
+    sampler = dataclasses.replace(generation.open_sampler(str(run)), recipe=to_tree(recipe))
+    report, shown = generation.judge(
+        sampler, pool.answers(generation.Judge, sampler), run="odd", scales=[2.0]
+    )
+    files = generation.write(report, shown, sampler, tmp_path / "report")
+    assert GeneratorReport.load(files["report.json"]) == report
+    json.loads(files["report.json"].read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert report.table().row_count == 6
+    return report, files
+
+
+def test_a_generator_on_a_set_without_labels_is_judged_without_classes(
+    small_generator: dict[str, Any], changed: Any, tmp_path: Path
+) -> None:
+    none = dict.fromkeys(("train", "val"), lambda y: np.full_like(y, -1))
+    report, _ = generators_report(small_generator, changed(labels=none), tmp_path)
+    assert "gfd_random_v1" in report.rows[0]
+    assert not any("class" in key for row in report.rows for key in row)
+    assert "none of the train images has a label: no class" in report.verdict()
+    assert "No class: none of the train images has a label" in report.caption()
+    with pytest.raises(InputError, match="none of the train images has a label: no class"):
+        sample_class_top1().of(report, None)
+
+
+def test_a_generator_is_judged_by_the_labelled_images_that_can_be_decoded(
+    small_generator: dict[str, Any], changed: Any, tmp_path: Path
+) -> None:
+    data = changed(labels=dict.fromkeys(("train", "val"), some_without), bad={"val": [3, 40], "train": [0]})
+    report, _ = generators_report(small_generator, data, tmp_path)
+    assert report.protocol["class_probe"]["train_images"] == 192 - 48 - 1
+    assert report.protocol["reference"]["images"] == 62
+    assert report.protocol["left_out"] == {"val": [3, 40], "train": [0]}
+    assert "2 images of 'val' cannot be decoded: left out" in report.verdict()
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_a_generator_is_judged_against_as_few_images_as_there_are(
+    small_generator: dict[str, Any], changed: Any, tmp_path: Path, images: int
+) -> None:
+    report, _ = generators_report(small_generator, changed(rows={"val": images}), tmp_path)
+    assert ("gfd_random_v1" in report.rows[0]) == (images > 1)
+    assert ("recall_random_v1" in report.rows[0]) == (images > 3)
+    assert any("no Fréchet distance" in sentence for sentence in report.verdict()) == (images == 1)
+
+
+def test_a_generator_may_be_judged_on_the_images_that_it_learnt_from(
+    small_generator: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    changes = {"evaluation": {"images": 40}}
+    report, _ = generators_report(small_generator, str(pictures), tmp_path)
+    again, _ = generators_report(
+        merged(small_generator, {"data": {"evaluation_split": "train"}}), str(pictures), tmp_path, **changes
+    )
+    assert again.rows[0].keys() == report.rows[0].keys()
+
+
+def test_neighbours_in_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    small, train = (
+        generator.integers(0, 256, (count, 3 * judging.SMALL**2), dtype=np.uint8) for count in (30, 50)
+    )
+    train[7] = small[4]
+    train[9] = small[5].reshape(3, judging.SMALL, judging.SMALL)[..., ::-1].reshape(-1)
+    whole = judging.nearest(small, train, 3)
+    assert (whole[1][4, 0], whole[1][5, 0]) == (7, 50 + 9)
+    monkeypatch.setattr(judging, "BLOCK", 8)
+    blocks = judging.nearest(small, train, 3)
+    assert np.array_equal(blocks[1], whole[1])
+    assert blocks[0] == pytest.approx(whole[0], abs=0.3)

@@ -360,6 +360,7 @@ class Measurement:
             "step": step,
             "checkpoint": self.subject.checkpoint,
             **self.weights,
+            "psnr": "an exact image counts as one with a single value off by one level",
             "inception_score": f"{SPLITS} splits, shuffled",
             "precision_recall": f"{NEIGHBOURHOOD} nearest neighbours, the first {MANIFOLD_PICTURES:,} pictures at most",
             "batch": settings.batch,

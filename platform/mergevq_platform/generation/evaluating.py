@@ -142,7 +142,9 @@ def samples_figure(report: GeneratorReport, pictures: dict[str, Measured], class
         ("untrained", "untrained"),
     ]:
         if key in pictures:
-            rows[label] = [picture for c in shown if (picture := _first_of(pictures[key], c)) is not None]
+            of_class = [_first_of(pictures[key], c) for c in shown]
+            blank = np.full_like(pictures[key].first[0], 255)  # so that every column stays one class
+            rows[label] = [blank if picture is None else picture for picture in of_class]
     foot = f"{report.run}: {report.kept()}; the first picture of each class, not chosen; guidance 1 is no guidance."
     return figures.picture_rows(rows, heads=[classes[c] for c in shown], foot=foot)
 
@@ -156,9 +158,11 @@ def neighbours_figure(
     count = min(SHOWN_CLASSES, len(made.first))
     distances, numbers = nearest(made.small[:count], train.small, SHOWN_NEIGHBOURS)
     dataset = open_dataset(recipe.data.path, recipe.data.train_split, recipe.data.reading)
+    left_out = report.protocol.get("left_out", {}).get(recipe.data.train_split, ())
+    known = np.setdiff1d(np.arange(dataset.rows), left_out)
 
     def training_picture(number: int) -> np.ndarray:
-        (row,) = dataset.read([number % len(train.labels)])
+        (row,) = dataset.read([known[number % len(train.labels)]])
         view = evaluation_view(dataset.image(row), recipe.data.views.image_size)
         return view[:, ::-1] if number >= len(train.labels) else view
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mergevq.errors import InputError
 from mergevq_platform import pareto
-from mergevq_platform.curves import Curve
+from mergevq_platform.curves import Curve, lacking_sentences
 from mergevq_platform.generator_report import GeneratorReport
 
 
@@ -93,6 +93,11 @@ def _of_samples(
     name: str, mode: Literal["min", "max"], scale: float | None, key: Callable[[GeneratorReport], str]
 ) -> Objective:
     def of(report: GeneratorReport, _: Reference | None) -> float:
+        if lacking := [row["scale"] for row in report.rows if key(report) not in row]:
+            reasons = "; ".join(lacking_sentences(report.protocol))
+            raise InputError(
+                f"the report has no '{key(report)}' at guidance scale {lacking[0]:g} ({reasons})"
+            )
         found = {row["scale"]: row[key(report)] for row in report.rows}
         if scale is None:
             return min(found.values()) if mode == "min" else max(found.values())
@@ -120,5 +125,6 @@ def values(curve: Curve, key: str, keeps: Sequence[int] | None = None) -> list[f
         have = ", ".join(f"{row['keep']:.0f}" for row in curve.rows)
         raise InputError(f"an objective asks for kept counts {list(keeps or ())}, but the curve has {have}")
     if any(key not in row for row in rows):
-        raise InputError(f"the curve has no '{key}': probes need labelled pictures")
+        reasons = "; ".join(lacking_sentences(curve.protocol)) or "probes need labelled pictures"
+        raise InputError(f"the curve has no '{key}': {reasons}")
     return [row[key] for row in rows]

@@ -28,7 +28,7 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.feeding import pinned
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import Judged, drawn_figure
-from mergevq_platform.files import write_whole
+from mergevq_platform.files import json_text, write_whole
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.local import LocalHost
 from mergevq_platform.pool import answers
@@ -59,7 +59,7 @@ class Finished:
 
     def save(self, path: Path) -> None:
         """Write as JSON, in one step."""
-        write_whole(path, json.dumps(asdict(self), indent=1))
+        write_whole(path, json_text(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Finished | None:
