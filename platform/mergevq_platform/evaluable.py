@@ -42,6 +42,18 @@ def require_evaluable(recipe: Recipe) -> None:
         _require_takes(f"evaluation.lpips: {distance.name}", size, lambda: distance(blank, blank))
 
 
+def require_classes(recipe: Recipe, why: str) -> None:
+    """Raise `InputError` where a split has no labels, or one class alone, and so nothing that a probe could tell apart."""
+    data = recipe.data
+    for split in (data.train_split, data.evaluation_split):
+        opened = open_dataset(data.path, split, data.reading)
+        if opened.num_classes < 2:
+            lacks = "has one class" if opened.labelled else "has no labels"
+            raise InputError(
+                f"{why}, but '{split}' of {data.path} {lacks}: label it, or choose another objective"
+            )
+
+
 def _require_takes(what: str, size: int, forward: Callable[[], Tensor]) -> None:
     try:
         forward()

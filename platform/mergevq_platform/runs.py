@@ -169,16 +169,6 @@ class Run:
             ) from None
 
 
-def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:
-    """(run, location) of a run's name, a run directory, a checkpoint directory or a URI; the run if it is one of ours."""
-    if checkpoints.is_bare(name):
-        return None, name
-    if checkpoints.listed(name):
-        return run_around(name, home), name
-    run = Run.find(name, home=home, storage=storage)
-    return run, run.location
-
-
 def run_around(place: str, home: Path) -> Run | None:
     """The run of this home that a run directory or checkpoint directory belongs to."""
     path = Path(place).resolve()

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
@@ -32,6 +33,8 @@ from mergevq_platform.generation import judging
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.sweeps import Grid, Sweep, choice, objectives
+from mergevq_platform.sweeps.driver import sweep
 from mergevq_platform.sweeps.objectives import sample_class_top1
 
 KEEPS = (4, 9, 16)
@@ -406,3 +409,25 @@ def test_neighbours_in_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyP
     blocks = judging.nearest(small, train, 3)
     assert np.array_equal(blocks[1], whole[1])
     assert blocks[0] == pytest.approx(whole[0], abs=0.3)
+
+
+def test_a_sweep_whose_objective_needs_a_probe_is_refused_where_there_can_be_none(
+    small_recipe: dict[str, Any], changed: Any, tmp_path: Path
+) -> None:
+    for name, labels, said in (
+        ("none", lambda y: np.full_like(y, -1), "has no labels"),
+        ("one", np.zeros_like, "has one class"),
+    ):
+        small_recipe["data"]["path"] = changed(labels=dict.fromkeys(("train", "val"), labels), name=name)
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(small_recipe))
+        definition = Sweep(
+            name="odd",
+            question="which rate?",
+            recipe=str(file),
+            space={"optimizer.learning_rate": choice(1e-3, 1e-4)},
+            search=Grid(),
+            objectives=(objectives.mean_probe(),),
+        )
+        with pytest.raises(InputError, match=f"mean_probe_cls needs a probe, but 'train' of .* {said}"):
+            sweep(definition, home=tmp_path / "home", name=name)

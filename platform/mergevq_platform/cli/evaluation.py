@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.where import located
 from mergevq_platform.places import places
 
 
@@ -212,13 +213,9 @@ def _write(measured: Any, options: argparse.Namespace) -> None:
 
 
 def _is_generator(name: str, *, storage: str | None) -> bool:
-    from mergevq_platform import checkpoints, evaluation
-    from mergevq_platform.tracking.store import Store
+    from mergevq_platform import checkpoints
 
-    home = places().home
-    location = evaluation.locate(
-        name, home=home, store=Store.at(home, places().tracking_uri), storage=storage
-    )
+    location = located(name, storage=storage)
     if checkpoints.is_bare(location):
         return False
     with checkpoints.newest(location) as directory:
@@ -227,7 +224,6 @@ def _is_generator(name: str, *, storage: str | None) -> bool:
 
 def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
     from mergevq_platform import generation
-    from mergevq_platform.runs import locate
 
     if options.recipe or options.probe or len(options.keep or ()) > 1:
         raise InputError(
@@ -240,13 +236,13 @@ def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
         images=options.num,
         keep=options.keep[0] if options.keep else None,
         data=options.data,
-        tokenizer=locate(options.tokenizer, home=places().home)[1] if options.tokenizer else None,
+        tokenizer=located(options.tokenizer) if options.tokenizer else None,
         extractor=extractor,
         workers=options.workers,
         out=options.out,
         storage=options.storage,
         address=options.address,
-        tracking_uri=None if options.no_tracking else places().tracking_uri,
+        tracking_uri=places().tracking_uri,
         track=not options.no_tracking,
     )
     _write(report, options)

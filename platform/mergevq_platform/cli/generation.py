@@ -11,6 +11,7 @@ import yaml
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution
+from mergevq_platform.cli.where import located
 from mergevq_platform.places import places
 
 
@@ -111,9 +112,8 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import checkpoints, codes
     from mergevq_platform.frozen_tokenizer import find_tokenizer
-    from mergevq_platform.runs import locate
 
-    _, location = locate(options.tokenizer, home=places().home)
+    location = located(options.tokenizer)
     tokenizer = find_tokenizer(location)
     if checkpoints.is_bare(location):
         if not options.data or not options.keep:
@@ -170,10 +170,9 @@ def _keep(words: list[str]) -> Any:
 def _generate(options: argparse.Namespace) -> None:
     from mergevq.generation import GuidanceConfig, SamplingConfig
     from mergevq_platform import checkpoints, generation
-    from mergevq_platform.runs import locate
 
-    _, location = locate(options.run, home=places().home, storage=options.storage)
-    tokenizer = locate(options.tokenizer, home=places().home)[1] if options.tokenizer else None
+    location = located(options.run, storage=options.storage)
+    tokenizer = located(options.tokenizer) if options.tokenizer else None
     with checkpoints.newest(location) as directory:
         settings = checkpoints.recipe_of(directory).generator.generation
     sampling = {

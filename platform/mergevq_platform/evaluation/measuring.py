@@ -166,10 +166,10 @@ class Measurement:
         part = self._pass("reconstruction", "test", keep)
         frechet, model = distance_name(self.network, "reconstruction"), self.recipe.tokenizer.model
         row = self._likeness(part.true, self._key("reconstruction", "test", keep, 0))
-        row |= part.psnr.compute() | part.codes.compute()
         if part.ssim is None:
             self.lacking["SSIM"] = f"images of {self.splits['test'].size} px, under its window of {WINDOW}"
-        for optional in (part.ssim, part.ms_ssim, part.lpips):
+        row |= part.psnr.compute() | (part.ssim.compute() if part.ssim else {}) | part.codes.compute()
+        for optional in (part.ms_ssim, part.lpips):
             row |= optional.compute() if optional is not None else {}
         row |= bits_per_picture(
             keep,

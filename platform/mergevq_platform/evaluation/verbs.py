@@ -28,7 +28,6 @@ from mergevq_platform.evaluation.classifying import (
     classify_by_probe,
 )
 from mergevq_platform.evaluation.evaluator import Evaluator
-from mergevq_platform.evaluation.finding import find, locate
 from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
 from mergevq_platform.evaluation.pictures import (
     PictureEvaluator,
@@ -40,6 +39,7 @@ from mergevq_platform.evaluation.recording import note, picture_grids, record, s
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.feeding import trained_keeps
+from mergevq_platform.finding import find, locate
 from mergevq_platform.places import places
 from mergevq_platform.recipe import (
     EvaluationConfig,

@@ -17,16 +17,15 @@ from mergevq.config import flattened, merged, to_tree
 from mergevq.metrics import FeaturesConfig
 from mergevq_platform import cluster, figures
 from mergevq_platform.data import evaluation_view, open_dataset
+from mergevq_platform.finding import find
 from mergevq_platform.generation.judging import Judge, Measured, judge, nearest
 from mergevq_platform.generation.maker import Sampler, class_names, open_sampler
 from mergevq_platform.generator_report import NAMES, GeneratorReport
 from mergevq_platform.pool import answers
 from mergevq_platform.recipe import Recipe, located, resolve
-from mergevq_platform.runs import locate
 from mergevq_platform.tables import table_console
-from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
-from mergevq_platform.tracking.records import JOURNAL_NAME, SCALE_PREFIX
+from mergevq_platform.tracking.records import SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import where_to_look
 
@@ -55,16 +54,19 @@ def evaluate(
 ) -> GeneratorReport:
     """Judge a generator's run or checkpoint over guidance scales, write tables and figures to `out`, record it in MLflow.
 
-    The run's own MLflow run takes its first curve; measuring again makes a linked run. `extractor` takes the place of the
-    recipe's. Raises `InputError` for what is no
-    generator, for settings that do not fit it, and for a tokenizer that is not its own.
+    `name` is what `find` knows: a run here or of the tracking store alone, a checkpoint. The run's own MLflow run takes its
+    first curve; measuring again makes a linked run. `extractor` takes the place of the recipe's. Raises `InputError` for what
+    is no generator, for settings that do not fit it, and for a tokenizer that is not its own.
     """
-    run, location = locate(name, home=home, storage=storage)
+    store = Store.at(home, tracking_uri)
+    found = find(name, home=home, store=store, storage=storage)
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     if workers > 1:
         cluster.connect(home, address=address)
         device = cluster.choose_device("auto", workers)
-    sampler = open_sampler(location, device=device, keep=keep, steps=steps, seed=seed, tokenizer=tokenizer)
+    sampler = open_sampler(
+        found.checkpoint, device=device, keep=keep, steps=steps, seed=seed, tokenizer=tokenizer
+    )
     changed: dict[str, Any] = {}
     if images is not None:
         changed["task"] = {"generation": {"images": images}}
@@ -74,22 +76,21 @@ def evaluate(
         changed["evaluation"] = {"extractor": to_tree(extractor)}
     sampler = replace(sampler, recipe=to_tree(located(resolve(merged(sampler.recipe, changed)))))
     recipe = resolve(sampler.recipe)
-    label = run.name if run else Path(sampler.checkpoint).name
     report, pictures = judge(
         sampler,
         answers(Judge, sampler, workers=workers if workers > 1 else 0, device=device),
-        run=label,
+        run=found.label,
         scales=scales or recipe.generator.generation.scales,
         say=note,
     )
-    folder = out or (run.directory if run else Path.cwd()) / f"generation-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or (found.directory or Path.cwd()) / f"generation-{time.strftime('%Y%m%d-%H%M%S')}"
     files = write(report, pictures, sampler, folder)
     show(report, files)
-    if track and run is not None and (run.directory / JOURNAL_NAME).is_file():
-        recorder = LocalRecorder.around(open_for_curve(run.directory), Store.at(home, tracking_uri))
+    if track and (journal := found.journal(home)):
+        recorder = LocalRecorder.around(journal, store)
         with contextlib.closing(recorder):
             record(report, files, recorder, recipe)
-        print(where_to_look(Store.at(home, tracking_uri), recipe.experiment))
+        print(where_to_look(store, recipe.experiment))
     return report
 
 

@@ -24,6 +24,7 @@ from ray.tune.logger import JsonLoggerCallback
 from mergevq.errors import InputError
 from mergevq_platform import checkpoints, cluster, loop
 from mergevq_platform.credentials import refuse_credentials
+from mergevq_platform.evaluable import require_classes
 from mergevq_platform.failures import one_line
 from mergevq_platform.files import write_whole
 from mergevq_platform.recipe import Recipe
@@ -97,6 +98,8 @@ def sweep(
     definition.check()
     base = _first_recipe(definition)
     fingerprint = loop.preflight(base).fingerprint
+    if needing := [objective.name for objective in definition.objectives if objective.needs_probe]:
+        require_classes(base, f"the objective {needing[0]} needs a probe")
     store = Store.at(home, place.tracking_uri)
     store.prepare()
     cluster.connect(home, address=address)

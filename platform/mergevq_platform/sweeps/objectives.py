@@ -34,6 +34,7 @@ class Objective:
     mode: Literal["min", "max"]
     of: Callable[[Any, Reference | None], float]
     needs_reference: bool = False
+    needs_probe: bool = False  # and so labels
     task: Literal["tokenizer", "generator"] = "tokenizer"
 
     @property
@@ -59,6 +60,7 @@ def mean_probe(keeps: Sequence[int] | None = None, feature: str = "cls") -> Obje
         f"mean_probe_{feature}",
         "max",
         lambda curve, _: float(np.mean(values(curve, f"probe_top1_{feature}", keeps))),
+        needs_probe=True,
     )
 
 
@@ -75,7 +77,7 @@ def hypervolume(keeps: Sequence[int] | None = None) -> Objective:
             raise InputError("the hypervolume needs the untrained tokenizer's point")
         return pareto.hypervolume(points(curve, keeps), (math.log(reference.frechet), reference.probe))
 
-    return Objective("hypervolume", "max", of, needs_reference=True)
+    return Objective("hypervolume", "max", of, needs_reference=True, needs_probe=True)
 
 
 def sample_frechet(scale: float | None = 1.0) -> Objective:
