@@ -7,13 +7,14 @@ import gzip
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from mergevq.errors import InputError
-from mergevq_platform.data.opening import SAME_SPLIT, open_dataset, split_names
+from mergevq_platform.data.opening import SAME_SPLIT
+from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shards import Skipped, whole_file
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -71,7 +72,9 @@ def find_source(source: str | Path, *, labels: str | Path | None = None, scratch
     files = [] if root.is_file() else _files(root)
     tars = [root] if root.is_file() else [root / name for name in files if _is_tar(name)]
     if not tars and any(name.endswith(".parquet") for name in files):
-        return _from_parquet(root)
+        from mergevq_platform.data.parquet_source import from_parquet
+
+        return from_parquet(root, Reading())
     refused: list[Skipped] = []
     found, ignored = _in_tars(root, tars, scratch, refused) if tars else _in_folders(root, files)
     if not found:
@@ -299,24 +302,3 @@ def _read_labels(path: Path) -> dict[str, str]:
     if not rows:
         raise InputError(f"{path} holds no lines 'file,class'")
     return {row[0].strip(): row[1].split()[0] for row in rows}
-
-
-def _from_parquet(root: Path) -> Source:
-    splits: dict[str, list[Item]] = {}
-    blocks: dict[str, list[int]] = {}
-    classes: tuple[str, ...] = ()
-    identity = ""
-    for split in split_names(root):
-        dataset = open_dataset(root, split)
-        identity += dataset.fingerprint
-        classes = _same(root, classes, dataset.classes)
-        splits[split] = [Item(f"{split}/{row:09d}", -1, str(root), row) for row in range(dataset.rows)]
-        blocks[split] = dataset.row_group_sizes.tolist()
-    return Source(kind="parquet", splits=splits, classes=classes, blocks=blocks, identity=identity)
-
-
-def _same(root: Path, first: tuple[str, ...], second: Iterable[str]) -> tuple[str, ...]:
-    second = tuple(second)
-    if first and second and first != second:
-        raise InputError(f"{root}: its splits have different classes: pack them one by one")
-    return first or second
