@@ -10,21 +10,25 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, Row
+from mergevq_platform.data.found import Choices, Layout
 from mergevq_platform.data.keyed import Stream, permutation
 from mergevq_platform.data.opening import PARTS, open_dataset
 from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode, encode_like, resize_shorter
+from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shards import (
     MANIFEST,
     ROW_GROUP_ROWS,
@@ -49,7 +53,7 @@ class Part(NamedTuple):
     file: str
     pictures: int  # looked at
     shard: Shard | None
-    labelled: bool
+    unlabelled: int  # of those packed
     skipped: tuple[Skipped, ...]
 
 
@@ -67,6 +71,7 @@ class Job:
     size: int | None
     max_pixels: int
     row_group_rows: int
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def key(self) -> str:
@@ -83,7 +88,8 @@ class Job:
             self.max_pixels,
             self.row_group_rows,
         ]
-        return hashlib.sha256(json.dumps([items, settings]).encode()).hexdigest()
+        chosen = [] if self.reading == Reading() else [to_tree(self.reading)]
+        return hashlib.sha256(json.dumps([items, settings, *chosen]).encode()).hexdigest()
 
 
 MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
@@ -103,11 +109,17 @@ def pack(
     row_group_rows: int = ROW_GROUP_ROWS,
     progress: bool = True,
     map_jobs: MapJobs | None = None,
+    layout: Layout | None = None,
+    folder_splits: Sequence[str] | None = None,
+    class_depth: int | None = None,
+    reading: Reading | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Pack the pictures of `source` into shards under `directory`; returns the manifest, which lists skipped files.
 
     `size` shrinks pictures to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
-    connected to; every node must see both places. `labels` is a CSV for pictures outside of class folders.
+    connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
+    `class_depth` and `reading` choose where the source leaves a choice, see `Choices`; `say` is told what was understood.
     `validation_fraction` holds that share of `train` out as `val` where the source has no `val`. Run again after an
     interruption, it goes on; run again after its end, it does nothing. Every picture is decoded once to prove it whole.
 
@@ -122,7 +134,18 @@ def pack(
         raise InputError(f"{directory} is a file: name a directory")
     if directory.is_relative_to(Path(source).expanduser().absolute()):
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
-    found = find_source(source, labels=labels, scratch=directory / PARTS)
+    if not (directory / PARTS).exists() and not existing_manifest(directory):
+        refuse_foreign_files(directory)
+    choices = Choices(
+        layout=layout,
+        splits=tuple(folder_splits) if folder_splits is not None else None,
+        class_depth=class_depth,
+        labels=Path(labels) if labels is not None else None,
+        reading=reading or Reading(),
+    )
+    found = _found(source, choices, directory)
+    if found.understood is not None:
+        say("\n".join([str(source), *found.understood.lines()]))
     splits = _shuffled(found, seed, shard_rows, validation_fraction)
     jobs = [
         Job(
@@ -136,6 +159,7 @@ def pack(
             size=size,
             max_pixels=max_pixels,
             row_group_rows=row_group_rows,
+            reading=choices.reading,
         )
         for split, shards in splits.items()
         for index, items in enumerate(shards)
@@ -148,8 +172,6 @@ def pack(
         raise InputError(
             f"{directory} already holds another picture set: name another directory, or delete it first"
         )
-    if not (directory / PARTS).exists():
-        refuse_foreign_files(directory)
     (directory / PARTS).mkdir(parents=True, exist_ok=True)
 
     parts = {job.file: part for job in jobs if (part := _finished(job))}
@@ -161,7 +183,7 @@ def pack(
             parts[part.file] = part
             bar.advance(task, part.pictures)
 
-    description = {
+    description: dict[str, Any] = {
         "kind": "pack",
         "of": found.kind,
         "path": str(source),
@@ -169,9 +191,10 @@ def pack(
         "seed": seed,
         "digest": digest,
     }
-    manifest = _manifest(
-        found, splits, [parts[job.file] for job in jobs], size, {**description, "ignored": found.ignored}
-    )
+    description["ignored"] = found.ignored
+    if found.understood is not None:
+        description["understood"] = found.understood.to_tree()
+    manifest = _manifest(found, splits, [parts[job.file] for job in jobs], size, description)
     if not any(split.rows for split in manifest.splits.values()):
         first = next(item for split in manifest.splits.values() for item in split.skipped)
         raise InputError(f"{source} has no usable picture: the first, {first.file}, {first.reason}")
@@ -181,29 +204,42 @@ def pack(
     return manifest
 
 
+def _found(source: str | Path, choices: Choices, directory: Path) -> Source:
+    """What there is to pack; a source that is refused leaves nothing behind."""
+    scratch = directory / PARTS
+    before, made = scratch.exists(), not directory.exists()
+    try:
+        return find_source(source, choices, scratch=scratch)
+    except InputError:
+        if not before:
+            shutil.rmtree(directory if made else scratch, ignore_errors=True)
+        raise
+
+
 def pack_shard(job: Job) -> Part:
     """Write one shard and, after it, the part file that says so."""
     skipped: list[Skipped] = []
-    labels: set[bool] = set()
+    unlabelled = 0
 
     def usable() -> Iterator[Record]:
+        nonlocal unlabelled
         for item, data, label in _contents(job):
             try:
                 if isinstance(data, OSError):
                     raise BadPicture(f"cannot be read ({(data.strerror or str(data)).lower()})")
                 yield Record(_fitted(data, job.size, job.max_pixels), item.name, label)
-                labels.add(label >= 0)
+                unlabelled += label < 0
             except BadPicture as error:
                 skipped.append(Skipped(item.name, str(error)))
 
     shard = write_shard(
         Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
     )
-    part = Part(job.file, len(job.items), shard, labels == {True}, tuple(skipped))
+    part = Part(job.file, len(job.items), shard, unlabelled, tuple(skipped))
     tree = {
         "key": job.key,
         "shard": asdict(shard) if shard else None,
-        "labelled": part.labelled,
+        "unlabelled": part.unlabelled,
         "skipped": [asdict(item) for item in skipped],
     }
     write_text(_part_path(job), json.dumps(tree))
@@ -280,7 +316,7 @@ def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
     rows: dict[Item, Row] = {}
     for item in sorted(job.items, key=lambda item: item.offset):
         split = item.name.split("/")[0]
-        dataset = by_split.setdefault(split, open_dataset(item.file, split))
+        dataset = by_split.setdefault(split, open_dataset(item.file, split, job.reading))
         (rows[item],) = dataset.read([item.offset])
     for item in job.items:
         yield item, rows[item].data or b"", rows[item].label
@@ -307,8 +343,15 @@ def _finished(job: Job) -> Part | None:
         and Path(job.directory, shard.file).stat().st_size == shard.bytes
     ):
         return None
+    if "unlabelled" in tree:
+        unlabelled = int(tree["unlabelled"])
+    elif tree["labelled"] or shard is None:
+        unlabelled = 0
+    else:  # of a pack that was begun before they were counted
+        column = pq.read_table(Path(job.directory, shard.file), columns=["label"]).column(0)
+        unlabelled = sum(label < 0 for label in column.to_pylist())
     return Part(
-        job.file, len(job.items), shard, tree["labelled"], tuple(Skipped(**item) for item in tree["skipped"])
+        job.file, len(job.items), shard, unlabelled, tuple(Skipped(**item) for item in tree["skipped"])
     )
 
 
@@ -323,10 +366,13 @@ def _manifest(
     for split in splits:
         mine = [part for part in parts if part.file.startswith(f"{split}-")]
         shards = tuple(part.shard for part in mine if part.shard)
+        unlabelled = sum(part.unlabelled for part in mine)
+        labelled = unlabelled < sum(shard.rows for shard in shards)
         done[split] = Split(
             shards=shards,
-            labelled=bool(shards) and all(part.labelled for part in mine if part.shard),
+            labelled=labelled,
             skipped=tuple(item for part in mine for item in part.skipped),
+            unlabelled=unlabelled if labelled else 0,
         )
     if found.refused:
         first = next(iter(done))

@@ -60,6 +60,7 @@ class Split:
     shards: tuple[Shard, ...]
     labelled: bool
     skipped: tuple[Skipped, ...] = ()
+    unlabelled: int = 0  # images without a label, of a split that has labels
 
     @property
     def rows(self) -> int:
@@ -102,6 +103,7 @@ class Manifest:
                     shards=tuple(shard_from(entry) for entry in split["shards"]),
                     labelled=split["labelled"],
                     skipped=tuple(Skipped(**entry) for entry in split["skipped"]),
+                    unlabelled=split.get("unlabelled", 0),
                 )
                 for name, split in tree["splits"].items()
             }
