@@ -66,7 +66,7 @@ def test_every_mode_of_picture_becomes_rgb() -> None:
     grey16 = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
     for picture, kind, pixel in (
         (Image.new("L", (4, 4), 200), "PNG", (200, 200, 200)),
-        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "PNG", (1, 2, 3)),
+        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "PNG", (128, 128, 129)),  # on white
         (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
         (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
         (grey16, "PNG", (128, 128, 128)),
