@@ -102,7 +102,7 @@ def test_what_is_transparent_shows_the_background_whatever_the_kind_of_alpha(kin
         assert pixels.shape == (32, 32, 3)
         assert np.abs(pixels[:15].astype(int)).max() <= 2, "black above"
         assert np.abs(pixels[17:].astype(int) - value).max() <= 2, "the background below"
-        assert found.transparent
+        assert found.look.transparent
     assert np.array_equal(np.asarray(decode(data)), np.asarray(decode(data, background="white")))
 
 
@@ -146,7 +146,7 @@ def test_an_alpha_of_255_throughout_changes_nothing(pixels: np.ndarray, mode: st
     for background in ("white", "black"):
         found = decoded(data, background=background)
         assert np.array_equal(np.asarray(found.image), before)
-        assert not found.transparent
+        assert not found.look.transparent
 
 
 def test_partly_transparent_pixels_are_mixed_with_the_background() -> None:
@@ -272,10 +272,10 @@ def test_a_grey_of_unknown_range_is_refused_with_its_values(values: np.ndarray, 
 
 
 def test_what_the_bytes_were_is_told() -> None:
-    assert decoded(encoded(RAMP.astype(np.int32), "TIFF"))[1:] == (
+    assert decoded(encoded(RAMP.astype(np.int32), "TIFF"))[1] == (
         "TIFF",
         False,
         "32-bit integers of 0 to 65,535",
     )
-    assert decoded(encoded(keyed(), "WEBP"))[1:] == ("WEBP", False, None)
-    assert decoded(encoded(half_seen(4)))[1:] == ("PNG", True, None)
+    assert decoded(encoded(keyed(), "WEBP"))[1] == ("WEBP", False, None)
+    assert decoded(encoded(half_seen(4)))[1] == ("PNG", True, None)

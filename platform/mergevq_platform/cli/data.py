@@ -38,6 +38,11 @@ def add(verbs: Any) -> None:
         help="file name (or stem) and class of each picture, where folders do not say",
     )
     pack.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what transparent pixels are put on: white (default), black, grey, or '#rrggbb'",
+    )
+    pack.add_argument(
         "--validation-fraction",
         type=float,
         default=0.0,
@@ -85,6 +90,7 @@ def _data_pack(options: argparse.Namespace) -> None:
         size=options.size,
         parallel=not options.serial,
         labels=options.labels,
+        background=options.background,
         validation_fraction=options.validation_fraction,
         seed=options.seed,
     )

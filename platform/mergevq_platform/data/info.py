@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mergevq_platform.data import background
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.opening import open_dataset, read_manifest, split_names
-from mergevq_platform.data.pictures import BadPicture, decode
+from mergevq_platform.data.pictures import BadPicture
 from mergevq_platform.data.shards import Manifest, whole_file
 from mergevq_platform.data.views import evaluation_view
 
@@ -35,6 +36,7 @@ def describe(directory: str | Path, sheet: str | Path | None = None, *, verify: 
         "  manifest  "
         + ("checksums, format mergevq-shards/1" if manifest else "none: bare Parquet, read where it is")
     )
+    lines += [f"  {word:<9} {text}" for word, text in (background.described(manifest) if manifest else ())]
     lines += _skipped(manifest)
     if verify:
         for dataset in datasets.values():
@@ -67,7 +69,7 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
     for place, row in enumerate(dataset.read(chosen)):
         left, top = margin + place % columns * (side + gap), head + place // columns * (side + caption + gap)
         try:
-            page.paste(_thumbnail(row.data, side, dataset.size), (left, top))
+            page.paste(_thumbnail(dataset.image(row), side, dataset.size), (left, top))
         except BadPicture:
             draw.rectangle((left, top, left + side, top + side), outline="#b00020")
             draw.text((left + 6, top + 6), "unreadable", fill="#b00020", font=small)
@@ -98,8 +100,7 @@ def _spread(dataset: Dataset, count: int) -> list[int]:
     return [sample for _, _, sample in sorted(order)[:count]]
 
 
-def _thumbnail(data: bytes | None, side: int, size: int | None) -> Image.Image:
-    picture = decode(data)
+def _thumbnail(picture: Image.Image, side: int, size: int | None) -> Image.Image:
     if size and size < side:  # small pictures are shown pixel by pixel, not blurred
         factor = -(-side // size)
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

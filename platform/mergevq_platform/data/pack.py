@@ -17,14 +17,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.keyed import Stream, permutation
-from mergevq_platform.data.opening import PARTS, open_dataset
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode, encode_like, resize_shorter
+from mergevq_platform.data.kinds import Kinds
+from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest
+from mergevq_platform.data.pictures import (
+    MAX_PIXELS,
+    BadPicture,
+    Look,
+    decoded,
+    encode_like,
+    resize_shorter,
+)
+from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.shards import (
     MANIFEST,
     ROW_GROUP_ROWS,
@@ -41,6 +52,7 @@ from mergevq_platform.data.shards import (
     write_text,
 )
 from mergevq_platform.data.sources import Item, Source, find_source, read_item
+from mergevq_platform.data.transparency import WHITE
 
 
 class Part(NamedTuple):
@@ -51,6 +63,7 @@ class Part(NamedTuple):
     shard: Shard | None
     labelled: bool
     skipped: tuple[Skipped, ...]
+    kinds: Kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +80,7 @@ class Job:
     size: int | None
     max_pixels: int
     row_group_rows: int
+    background: Background | None
 
     @property
     def key(self) -> str:
@@ -82,6 +96,9 @@ class Job:
             self.size,
             self.max_pixels,
             self.row_group_rows,
+            *(
+                [] if self.background == WHITE else [self.background]
+            ),  # white: as it was before there were others
         ]
         return hashlib.sha256(json.dumps([items, settings]).encode()).hexdigest()
 
@@ -99,6 +116,7 @@ def pack(
     validation_fraction: float = 0.0,
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
+    background: Background | None = None,
     shard_rows: int = SHARD_ROWS,
     row_group_rows: int = ROW_GROUP_ROWS,
     progress: bool = True,
@@ -110,10 +128,13 @@ def pack(
     connected to; every node must see both places. `labels` is a CSV for pictures outside of class folders.
     `validation_fraction` holds that share of `train` out as `val` where the source has no `val`. Run again after an
     interruption, it goes on; run again after its end, it does nothing. Every picture is decoded once to prove it whole.
+    Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where a picture is
+    resized they are so from then on, else whenever it is read.
 
     Raises `InputError` for a source without usable pictures or a directory that holds something else.
     """
     directory = Path(directory).expanduser().absolute()
+    parse(Reading, {"background": background})
     if size is not None and size < 1:
         raise InputError(f"size is {size}: it must be at least 1")
     if not 0 <= validation_fraction < 1:
@@ -124,6 +145,7 @@ def pack(
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
     found = find_source(source, labels=labels, scratch=directory / PARTS)
     splits = _shuffled(found, seed, shard_rows, validation_fraction)
+    background = background or _background_of(source)
     jobs = [
         Job(
             directory=str(directory),
@@ -136,6 +158,7 @@ def pack(
             size=size,
             max_pixels=max_pixels,
             row_group_rows=row_group_rows,
+            background=background,
         )
         for split, shards in splits.items()
         for index, items in enumerate(shards)
@@ -170,7 +193,12 @@ def pack(
         "digest": digest,
     }
     manifest = _manifest(
-        found, splits, [parts[job.file] for job in jobs], size, {**description, "ignored": found.ignored}
+        found,
+        splits,
+        [parts[job.file] for job in jobs],
+        size,
+        {**description, "ignored": found.ignored},
+        background,
     )
     if not any(split.rows for split in manifest.splits.values()):
         first = next(item for split in manifest.splits.values() for item in split.skipped)
@@ -185,26 +213,30 @@ def pack_shard(job: Job) -> Part:
     """Write one shard and, after it, the part file that says so."""
     skipped: list[Skipped] = []
     labels: set[bool] = set()
+    looks: list[Look] = []
 
     def usable() -> Iterator[Record]:
         for item, data, label in _contents(job):
             try:
                 if isinstance(data, OSError):
                     raise BadPicture(f"cannot be read ({(data.strerror or str(data)).lower()})")
-                yield Record(_fitted(data, job.size, job.max_pixels), item.name, label)
+                picture, look = decoded(data, max_pixels=job.max_pixels, background=job.background)
+                yield Record(_fitted(picture, data, job.size), item.name, label)
                 labels.add(label >= 0)
+                looks.append(look)
             except BadPicture as error:
                 skipped.append(Skipped(item.name, str(error)))
 
     shard = write_shard(
         Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
     )
-    part = Part(job.file, len(job.items), shard, labels == {True}, tuple(skipped))
+    part = Part(job.file, len(job.items), shard, labels == {True}, tuple(skipped), Kinds.of(looks))
     tree = {
         "key": job.key,
         "shard": asdict(shard) if shard else None,
         "labelled": part.labelled,
         "skipped": [asdict(item) for item in skipped],
+        "kinds": asdict(part.kinds),
     }
     write_text(_part_path(job), json.dumps(tree))
     return part
@@ -286,11 +318,21 @@ def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
         yield item, rows[item].data or b"", rows[item].label
 
 
-def _fitted(data: bytes, size: int | None, max_pixels: int) -> bytes:
-    picture = decode(data, max_pixels=max_pixels)
+def _fitted(picture: Image.Image, data: bytes, size: int | None) -> bytes:
     if size is None or min(picture.size) <= size:
         return data
     return encode_like(resize_shorter(picture, size), data)
+
+
+def _background_of(source: str | Path) -> Background | None:
+    """What a source is read with: white, or the background of a set that is packed already.
+
+    One whose alpha was dropped when its pictures were resized keeps that: none.
+    """
+    manifest = read_manifest(source) if Path(source).is_dir() else None
+    if manifest is None or (manifest.background is None and manifest.size is None):
+        return WHITE
+    return manifest.background
 
 
 def _finished(job: Job) -> Part | None:
@@ -299,7 +341,8 @@ def _finished(job: Job) -> Part | None:
         tree = json.loads(_part_path(job).read_text())
     except (FileNotFoundError, ValueError):
         return None
-    if tree["key"] != job.key:
+    kinds = Kinds.from_tree(tree.get("kinds"))
+    if tree["key"] != job.key or kinds is None:
         return None
     shard = shard_from(tree["shard"]) if tree["shard"] else None
     if shard and not (
@@ -307,9 +350,8 @@ def _finished(job: Job) -> Part | None:
         and Path(job.directory, shard.file).stat().st_size == shard.bytes
     ):
         return None
-    return Part(
-        job.file, len(job.items), shard, tree["labelled"], tuple(Skipped(**item) for item in tree["skipped"])
-    )
+    skipped = tuple(Skipped(**item) for item in tree["skipped"])
+    return Part(job.file, len(job.items), shard, tree["labelled"], skipped, kinds)
 
 
 def _manifest(
@@ -318,6 +360,7 @@ def _manifest(
     parts: list[Part],
     size: int | None,
     source: dict[str, Any],
+    background: Background | None,
 ) -> Manifest:
     done: dict[str, Split] = {}
     for split in splits:
@@ -327,11 +370,12 @@ def _manifest(
             shards=shards,
             labelled=bool(shards) and all(part.labelled for part in mine if part.shard),
             skipped=tuple(item for part in mine for item in part.skipped),
+            kinds=Kinds.sum(part.kinds for part in mine),
         )
     if found.refused:
         first = next(iter(done))
         done[first] = replace(done[first], skipped=(*done[first].skipped, *found.refused))
-    return Manifest(splits=done, classes=found.classes, size=size, source=source)
+    return Manifest(splits=done, classes=found.classes, size=size, source=source, background=background)
 
 
 def _remove_leftovers(directory: Path, planned: set[str]) -> None:

@@ -26,13 +26,19 @@ class BadPicture(ValueError):
     """A picture that cannot be decoded; the message is the reason."""
 
 
+class Look(NamedTuple):
+    """What the bytes of an image were."""
+
+    format: str  # Pillow's name of the file's format
+    transparent: bool  # whether a pixel was not wholly opaque
+    scaled: str | None  # of 32-bit and float greys: the range that was taken
+
+
 class Decoded(NamedTuple):
     """An image in mode RGB, and what it was before."""
 
     image: Image.Image
-    format: str  # Pillow's name of the file's format
-    transparent: bool  # whether a pixel was not wholly opaque
-    scaled: str | None  # of 32-bit and float greys: the range that was taken
+    look: Look
 
 
 def decode(
@@ -67,13 +73,13 @@ def decoded(
             settle_colour_key(picture)
         picture.load()
         if background is None:
-            return Decoded(_without_background(picture), kind, False, None)
+            return Decoded(_without_background(picture), Look(kind, False, None))
         if is_deep(picture):
             grey, scaled = as_8_bits(picture)
             image, transparent = grey_on_background(grey, has_value_of_key(picture), background)
-            return Decoded(image, kind, transparent, scaled)
+            return Decoded(image, Look(kind, transparent, scaled))
         image, transparent = on_background(picture, background)
-        return Decoded(image, kind, transparent, None)
+        return Decoded(image, Look(kind, transparent, None))
     except BadPicture:
         raise
     except UnknownRange as error:
