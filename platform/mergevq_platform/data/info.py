@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mergevq_platform.data import background
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.opening import open_dataset, read_manifest, split_names
 from mergevq_platform.data.pictures import BadPicture
 from mergevq_platform.data.shards import Manifest, whole_file
-from mergevq_platform.data.views import evaluation_view
+from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
 
 COLUMNS, ROWS = 12, 6
 SKIPPED_SHOWN = 10
@@ -102,6 +102,8 @@ def _spread(dataset: Dataset, count: int) -> list[int]:
 
 def _thumbnail(picture: Image.Image, side: int, size: int | None) -> Image.Image:
     if size and size < side:  # small pictures are shown pixel by pixel, not blurred
+        if max(picture.size) > MOST_VIEWS * min(picture.size):
+            picture = ImageOps.fit(picture, (min(picture.size),) * 2, Image.Resampling.NEAREST)  # the middle
         factor = -(-side // size)
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     return Image.fromarray(evaluation_view(picture, side))

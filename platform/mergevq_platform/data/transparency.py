@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageFile
 
 from mergevq_platform.data.reading import Background
 
@@ -52,7 +52,7 @@ def settle_colour_key(picture: Image.Image) -> None:
     Of 16-bit colours Pillow keeps the upper 8 bits: colours that share them with the key become transparent with it.
     """
     key = picture.info.get("transparency")
-    if picture.format != "PNG" or not picture.tile:
+    if not isinstance(picture, ImageFile.ImageFile) or picture.format != "PNG" or not picture.tile:
         return
     rawmode = str(picture.tile[0].args)
     if isinstance(key, tuple) and rawmode == "RGB;16B":
