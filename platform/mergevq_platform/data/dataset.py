@@ -17,7 +17,9 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq_platform.data.location import Location
 from mergevq_platform.data.pictures import MAX_PIXELS, decode
+from mergevq_platform.data.reading import Background
 from mergevq_platform.data.shards import Shard
+from mergevq_platform.data.transparency import WHITE
 
 OPEN_FILES = 32
 
@@ -69,10 +71,11 @@ class Dataset:
         fingerprint: str,
         columns: Columns,
         size: int | None = None,
+        background: Background | None = WHITE,
     ) -> None:
         self.path, self.split, self.shards = path, split, tuple(shards)
         self.classes, self.labelled, self.fingerprint, self.size = tuple(classes), labelled, fingerprint, size
-        self.columns = columns
+        self.columns, self.background = columns, background
         self.row_group_sizes = np.array(
             [rows for shard in shards for rows in shard.row_groups], dtype=np.int64
         )
@@ -143,8 +146,8 @@ class Dataset:
         return rows
 
     def image(self, row: Row, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The decoded RGB image of a row. Raises `BadPicture` as `decode` does."""
-        return decode(row.data, max_pixels=max_pixels)
+        """The decoded RGB image of a row, on the set's background. Raises `BadPicture` as `decode` does."""
+        return decode(row.data, max_pixels=max_pixels, background=self.background)
 
     def verify(self) -> None:
         """Compare every shard with its checksum. Raises `InputError` naming the first that differs."""

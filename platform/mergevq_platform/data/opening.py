@@ -15,6 +15,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
+from mergevq_platform.data import background
 from mergevq_platform.data.dataset import Columns, Dataset
 from mergevq_platform.data.location import Location
 from mergevq_platform.data.reading import Reading
@@ -83,7 +84,13 @@ def _from_manifest(
     if split is None:
         raise _missing_split(name, wanted, manifest.splits)
     _check_shards(name, location, split)
-    checksums = json.dumps([[shard.file, shard.rows, shard.sha256] for shard in split.shards])
+    chosen = background.of_manifest(name, manifest, reading.background)
+    checksums = json.dumps(
+        [
+            *([shard.file, shard.rows, shard.sha256] for shard in split.shards),
+            *background.identity(chosen, split),
+        ]
+    )
     return Dataset(
         name,
         wanted,
@@ -93,6 +100,7 @@ def _from_manifest(
         fingerprint=hashlib.sha256(checksums.encode()).hexdigest(),
         columns=Columns(),
         size=manifest.size,
+        background=chosen,
     )
 
 
@@ -146,8 +154,12 @@ def _from_footers(name: str, location: Location, wanted: str, reading: Reading) 
         )
         for file, footer in zip(files, footers, strict=True)
     ]
+    chosen = background.of_footers(reading.background)
     identity = json.dumps(
-        [[file, sizes[file], footer.digest] for file, footer in zip(files, footers, strict=True)]
+        [
+            *([file, sizes[file], footer.digest] for file, footer in zip(files, footers, strict=True)),
+            *background.identity(chosen, None),
+        ]
     )
     highest = _highest_label(name, location, files, footers, columns)
     classes = _class_names(footers[0].schema, columns) or tuple(str(index) for index in range(highest + 1))
@@ -161,6 +173,7 @@ def _from_footers(name: str, location: Location, wanted: str, reading: Reading) 
         labelled=highest >= 0,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         columns=columns,
+        background=chosen,
     )
 
 

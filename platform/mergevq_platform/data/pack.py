@@ -17,18 +17,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mergevq.config import to_tree
+from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.found import Choices, Layout
 from mergevq_platform.data.keyed import Stream, permutation
-from mergevq_platform.data.opening import PARTS, open_dataset
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode, encode_like, resize_shorter
-from mergevq_platform.data.reading import Reading
+from mergevq_platform.data.kinds import Kinds
+from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest
+from mergevq_platform.data.pictures import (
+    MAX_PIXELS,
+    BadPicture,
+    Look,
+    decoded,
+    encode_like,
+    resize_shorter,
+)
+from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.shards import (
     MANIFEST,
     ROW_GROUP_ROWS,
@@ -45,6 +53,7 @@ from mergevq_platform.data.shards import (
     write_text,
 )
 from mergevq_platform.data.sources import Item, Source, find_source, read_item
+from mergevq_platform.data.transparency import WHITE
 
 
 class Part(NamedTuple):
@@ -55,6 +64,7 @@ class Part(NamedTuple):
     shard: Shard | None
     unlabelled: int  # of those packed
     skipped: tuple[Skipped, ...]
+    kinds: Kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,7 @@ class Job:
     size: int | None
     max_pixels: int
     row_group_rows: int
+    background: Background | None
     reading: Reading = field(default_factory=Reading)
 
     @property
@@ -87,8 +98,12 @@ class Job:
             self.size,
             self.max_pixels,
             self.row_group_rows,
+            *(
+                [] if self.background == WHITE else [self.background]
+            ),  # white: as it was before there were others
         ]
-        chosen = [] if self.reading == Reading() else [to_tree(self.reading)]
+        columns = [self.reading.image_column, self.reading.label_column]
+        chosen = [columns] if any(columns) else []
         return hashlib.sha256(json.dumps([items, settings, *chosen]).encode()).hexdigest()
 
 
@@ -105,6 +120,7 @@ def pack(
     validation_fraction: float = 0.0,
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
+    background: Background | None = None,
     shard_rows: int = SHARD_ROWS,
     row_group_rows: int = ROW_GROUP_ROWS,
     progress: bool = True,
@@ -112,16 +128,19 @@ def pack(
     layout: Layout | None = None,
     folder_splits: Sequence[str] | None = None,
     class_depth: int | None = None,
-    reading: Reading | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Pack the pictures of `source` into shards under `directory`; returns the manifest, which lists skipped files.
 
     `size` shrinks pictures to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
     connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
-    `class_depth` and `reading` choose where the source leaves a choice, see `Choices`; `say` is told what was understood.
+    `class_depth` and the columns choose where the source leaves a choice, see `Choices` and `Reading`; `say` is told what was understood.
     `validation_fraction` holds that share of `train` out as `val` where the source has no `val`. Run again after an
     interruption, it goes on; run again after its end, it does nothing. Every picture is decoded once to prove it whole.
+    Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where a picture is
+    resized they are so from then on, else whenever it is read.
 
     Raises `InputError` for a source without usable pictures or a directory that holds something else.
     """
@@ -141,12 +160,15 @@ def pack(
         splits=tuple(folder_splits) if folder_splits is not None else None,
         class_depth=class_depth,
         labels=Path(labels) if labels is not None else None,
-        reading=reading or Reading(),
+        reading=parse(
+            Reading, {"image_column": image_column, "label_column": label_column, "background": background}
+        ),
     )
     found = _found(source, choices, directory)
     if found.understood is not None:
         say("\n".join([str(source), *found.understood.lines()]))
     splits = _shuffled(found, seed, shard_rows, validation_fraction)
+    background = background or _background_of(source)
     jobs = [
         Job(
             directory=str(directory),
@@ -160,6 +182,7 @@ def pack(
             max_pixels=max_pixels,
             row_group_rows=row_group_rows,
             reading=choices.reading,
+            background=background,
         )
         for split, shards in splits.items()
         for index, items in enumerate(shards)
@@ -194,7 +217,7 @@ def pack(
     description["ignored"] = found.ignored
     if found.understood is not None:
         description["understood"] = found.understood.to_tree()
-    manifest = _manifest(found, splits, [parts[job.file] for job in jobs], size, description)
+    manifest = _manifest(found, splits, [parts[job.file] for job in jobs], size, description, background)
     if not any(split.rows for split in manifest.splits.values()):
         first = next(item for split in manifest.splits.values() for item in split.skipped)
         raise InputError(f"{source} has no usable picture: the first, {first.file}, {first.reason}")
@@ -220,6 +243,7 @@ def pack_shard(job: Job) -> Part:
     """Write one shard and, after it, the part file that says so."""
     skipped: list[Skipped] = []
     unlabelled = 0
+    looks: list[Look] = []
 
     def usable() -> Iterator[Record]:
         nonlocal unlabelled
@@ -227,20 +251,23 @@ def pack_shard(job: Job) -> Part:
             try:
                 if isinstance(data, OSError):
                     raise BadPicture(f"cannot be read ({(data.strerror or str(data)).lower()})")
-                yield Record(_fitted(data, job.size, job.max_pixels), item.name, label)
+                picture, look = decoded(data, max_pixels=job.max_pixels, background=job.background)
+                yield Record(_fitted(picture, data, job.size), item.name, label)
                 unlabelled += label < 0
+                looks.append(look)
             except BadPicture as error:
                 skipped.append(Skipped(item.name, str(error)))
 
     shard = write_shard(
         Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
     )
-    part = Part(job.file, len(job.items), shard, unlabelled, tuple(skipped))
+    part = Part(job.file, len(job.items), shard, unlabelled, tuple(skipped), Kinds.of(looks))
     tree = {
         "key": job.key,
         "shard": asdict(shard) if shard else None,
         "unlabelled": part.unlabelled,
         "skipped": [asdict(item) for item in skipped],
+        "kinds": asdict(part.kinds),
     }
     write_text(_part_path(job), json.dumps(tree))
     return part
@@ -322,11 +349,21 @@ def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
         yield item, rows[item].data or b"", rows[item].label
 
 
-def _fitted(data: bytes, size: int | None, max_pixels: int) -> bytes:
-    picture = decode(data, max_pixels=max_pixels)
+def _fitted(picture: Image.Image, data: bytes, size: int | None) -> bytes:
     if size is None or min(picture.size) <= size:
         return data
     return encode_like(resize_shorter(picture, size), data)
+
+
+def _background_of(source: str | Path) -> Background | None:
+    """What a source is read with: white, or the background of a set that is packed already.
+
+    One whose alpha was dropped when its pictures were resized keeps that: none.
+    """
+    manifest = read_manifest(source) if Path(source).is_dir() else None
+    if manifest is None or (manifest.background is None and manifest.size is None):
+        return WHITE
+    return manifest.background
 
 
 def _finished(job: Job) -> Part | None:
@@ -335,7 +372,8 @@ def _finished(job: Job) -> Part | None:
         tree = json.loads(_part_path(job).read_text())
     except (FileNotFoundError, ValueError):
         return None
-    if tree["key"] != job.key:
+    kinds = Kinds.from_tree(tree.get("kinds"))
+    if tree["key"] != job.key or kinds is None or "unlabelled" not in tree:
         return None
     shard = shard_from(tree["shard"]) if tree["shard"] else None
     if shard and not (
@@ -343,16 +381,8 @@ def _finished(job: Job) -> Part | None:
         and Path(job.directory, shard.file).stat().st_size == shard.bytes
     ):
         return None
-    if "unlabelled" in tree:
-        unlabelled = int(tree["unlabelled"])
-    elif tree["labelled"] or shard is None:
-        unlabelled = 0
-    else:  # of a pack that was begun before they were counted
-        column = pq.read_table(Path(job.directory, shard.file), columns=["label"]).column(0)
-        unlabelled = sum(label < 0 for label in column.to_pylist())
-    return Part(
-        job.file, len(job.items), shard, unlabelled, tuple(Skipped(**item) for item in tree["skipped"])
-    )
+    skipped = tuple(Skipped(**item) for item in tree["skipped"])
+    return Part(job.file, len(job.items), shard, tree["unlabelled"], skipped, kinds)
 
 
 def _manifest(
@@ -361,6 +391,7 @@ def _manifest(
     parts: list[Part],
     size: int | None,
     source: dict[str, Any],
+    background: Background | None,
 ) -> Manifest:
     done: dict[str, Split] = {}
     for split in splits:
@@ -373,11 +404,12 @@ def _manifest(
             labelled=labelled,
             skipped=tuple(item for part in mine for item in part.skipped),
             unlabelled=unlabelled if labelled else 0,
+            kinds=Kinds.sum(part.kinds for part in mine),
         )
     if found.refused:
         first = next(iter(done))
         done[first] = replace(done[first], skipped=(*done[first].skipped, *found.refused))
-    return Manifest(splits=done, classes=found.classes, size=size, source=source)
+    return Manifest(splits=done, classes=found.classes, size=size, source=source, background=background)
 
 
 def _remove_leftovers(directory: Path, planned: set[str]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.archive_source import in_archives
 from mergevq_platform.data.found import Choices, Found, Gathered
-from mergevq_platform.data.layouts import Contents, contents_of, layout_of
+from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of
 from mergevq_platform.data.numbering import Numbered, numbered
+from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.shards import Skipped
 from mergevq_platform.data.summary import SplitCount, Understood
 
@@ -154,8 +155,24 @@ def _refuse_column(layout: str, choices: Choices) -> None:
 def _parquet(root: Path, contents: Contents, choices: Choices) -> Source:
     from mergevq_platform.data.parquet_source import from_parquet  # it imports this file
 
-    if choices.labels is not None:
-        raise InputError(
-            f"--labels {choices.labels}: labels of Parquet files are in them: --label-column names the column"
-        )
-    return from_parquet(root, choices.reading)
+    for option, value, instead in (
+        ("--labels", choices.labels, "--label-column names the column of labels"),
+        ("--splits", choices.splits, "a split is told by the names of its files"),
+        ("--class-depth", choices.class_depth, "--label-column names the column of labels"),
+    ):
+        if value is not None:
+            raise InputError(
+                f"{option} is for image files, {root} holds Parquet files: leave it out; {instead}"
+            )
+    found = from_parquet(root, choices.reading)
+    datasets = {split: open_dataset(root, split, choices.reading) for split in found.splits}
+    understood = Understood(
+        layout="a packed set" if is_packed(root) else "Parquet files",
+        splits={
+            split: SplitCount(dataset.rows, 0 if dataset.labelled else dataset.rows)
+            for split, dataset in datasets.items()
+        },
+        classes=found.classes if any(dataset.labelled for dataset in datasets.values()) else (),
+        unused=contents.left_out.unused(),
+    )
+    return replace(found, ignored=contents.left_out.files, understood=understood)
