@@ -149,6 +149,7 @@ class _Archive(NamedTuple):
         inner = self._replace(base=start, end=start + entry.size, inside=inside, where=where)
         try:
             if kind != "tar":
+                section.seek(0)
                 identity = f"{self.file.name} {start} {entry.size}"
                 plain = plain_copy(section, kind, where, identity, self.scratch)
                 self.report.unpacked.append((where, plain.stat().st_size))

@@ -13,7 +13,7 @@ from mergevq.errors import InputError
 from mergevq_platform.data import background
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.found import Choices
-from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of
+from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
 from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest, split_names
 from mergevq_platform.data.pictures import BadPicture
 from mergevq_platform.data.reading import Reading
@@ -41,7 +41,7 @@ def describe(
     """
     choices = choices or Choices()
     contents = unpacked_contents(directory)
-    if contents is not None and layout_of(str(directory), *contents, choices) != "parquet":
+    if contents is not None and layout_of(str(directory), contents, choices) != "parquet":
         if sheet is not None or verify:
             raise InputError(
                 f"{directory} is not packed: --sheet and --verify are for image sets; pack it with `mergevq data pack {directory} DIR`"
@@ -62,7 +62,10 @@ def describe(
         + ("checksums, format mergevq-shards/1" if manifest else "none: bare Parquet, read where it is")
     )
     lines += [f"  {word:<9} {text}" for word, text in (background.described(manifest) if manifest else ())]
-    lines += said_of(manifest, contents)
+    if (kept := _kept(manifest)) is not None:
+        lines += kept.said()
+    elif contents is not None:
+        lines += unused_lines(contents.left_out.unused())
     lines += _skipped(manifest)
     if verify:
         for dataset in datasets.values():
@@ -81,6 +84,8 @@ def describe_in_short(
 
     Raises `InputError` for a training split that cannot be opened; of the other it is said.
     """
+    if (contents := unpacked_contents(directory)) is not None:
+        require_parquet(str(directory), contents)
     manifest = read_manifest(directory)
     datasets = [open_dataset(directory, train, reading)]
     missing = ""
@@ -93,27 +98,23 @@ def describe_in_short(
     )
     classes = next((dataset.classes for dataset in datasets if dataset.labelled), ())
     lines = [f"data: {directory}: {counts}; classes {class_names(classes, 6)}{missing}"]
-    return "\n".join([*lines, *said_of(manifest, unpacked_contents(directory))])
+    kept = _kept(manifest)
+    unused = kept.unused if kept else contents.left_out.unused() if contents else ()
+    return "\n".join([*lines, *unused_lines(unused)])
 
 
-def unpacked_contents(directory: str | Path) -> tuple[Path, Contents] | None:
-    """What lies at a local place that holds no packed set, and its path; None for others."""
+def unpacked_contents(directory: str | Path) -> Contents | None:
+    """What lies at a local place that holds no packed set; None for others."""
     root = Path(directory).expanduser().absolute()
     if "://" in str(directory) or not root.exists() or is_packed(root) or (root / PARTS).exists():
         return None
-    return root, contents_of(root)
+    return contents_of(root)
 
 
-def said_of(manifest: Manifest | None, contents: tuple[Path, Contents] | None) -> list[str]:
-    """What only the source of a set can tell: where its classes lay, what was not used."""
-    if manifest is not None:
-        kept = manifest.source.get("understood")
-        return Understood.from_tree(kept).said() if kept else []
-    if contents is None:
-        return []
-    root, found = contents
-    layout_of(str(root), root, found, Choices(layout="parquet"))
-    return unused_lines(found.left_out.unused())
+def _kept(manifest: Manifest | None) -> Understood | None:
+    """What a manifest keeps of the source."""
+    kept = manifest.source.get("understood") if manifest else None
+    return Understood.from_tree(kept) if kept else None
 
 
 def _unpacked(directory: str | Path, choices: Choices) -> str:

@@ -23,6 +23,7 @@ from mergevq_platform.data.unpacking import (
     holds_images_or_archives,
 )
 
+WITH_IMAGES = "with images"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 
@@ -35,11 +36,29 @@ class Contents:
     parquet: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
+    root: Path = Path()
+    _archives: dict[str, str] = field(default_factory=dict)
+    _parquet: dict[str, bool] = field(default_factory=dict)
+
+    def in_archive(self, name: str) -> str:
+        """What is known of an archive without unpacking it: "with images", "without images" or "that are not whole"."""
+        if name not in self._archives:
+            self._archives[name] = _looked_into(self._path(name), self.archives[name])
+        return self._archives[name]
+
+    def parquet_holds(self, name: str) -> bool:
+        """Whether a Parquet file has a column that may hold encoded images."""
+        if name not in self._parquet:
+            self._parquet[name] = _parquet_holds(self._path(name))
+        return self._parquet[name]
+
+    def _path(self, name: str) -> Path:
+        return self.root if self.root.is_file() else self.root / name
 
 
 def contents_of(root: Path) -> Contents:
     """What lies at `root`, a folder or one file."""
-    found = Contents()
+    found = Contents(root=root)
     if root.is_file():
         _sort(root, root.name, found)
         return found
@@ -73,12 +92,12 @@ def is_packed(root: Path) -> bool:
         return False
 
 
-def layout_of(source: str, root: Path, found: Contents, choices: Choices) -> str:
+def layout_of(source: str, found: Contents, choices: Choices) -> str:
     """ "folders", "archives" or "parquet": where the images of a source are. The rest is counted as left out.
 
     Raises `InputError` where there are none, and where they are in two places and `choices` name none.
     """
-    holders = _holders(root, found, choices)
+    holders = _holders(found)
     chosen = {"flat": "folders", "webdataset": "archives"}.get(choices.layout or "", choices.layout)
     if choices.layout == "flat" and "folders" not in holders and "archives" in holders:
         chosen = "archives"
@@ -95,34 +114,39 @@ def layout_of(source: str, root: Path, found: Contents, choices: Choices) -> str
         raise InputError(
             f"{source} holds no images for --layout {choices.layout} ({_what(found)}): correct --layout"
         )
-    _leave_out(root, found, chosen, holders)
+    _leave_out(found, chosen)
     return chosen
 
 
-def _holders(root: Path, found: Contents, choices: Choices) -> dict[str, tuple[str, str]]:
+def require_parquet(source: str, found: Contents) -> None:
+    """Raise `InputError` where the images of `source` are not in Parquet, which is all that is read in place."""
+    holders = _holders(found)
+    if "parquet" in holders:
+        _leave_out(found, "parquet")
+    elif holders:
+        what, example = next(iter(holders.values()))
+        raise InputError(
+            f"{source} holds {what} ({example}), which are not packed: use DIR of `mergevq data pack {source} DIR`"
+        )
+
+
+def _holders(found: Contents) -> dict[str, tuple[str, str]]:
     """Where there are images: what it is, for people, and an example."""
     holders: dict[str, tuple[str, str]] = {}
-    if is_packed(root):
+    if is_packed(found.root):
         return {"parquet": ("a packed set", MANIFEST)}
     if found.images:
-        holders["folders"] = (f"{len(found.images):,} image files", found.images[0])
+        holders["folders"] = (_counted(len(found.images), "image file"), found.images[0])
     readable = [name for name, kind in found.archives.items() if kind not in UNREADABLE]
     alone = not found.images and not found.parquet
-    filled = readable if alone else [n for n in readable if _archive_holds(root / n, found.archives[n])]
+    filled = readable if alone else [name for name in readable if found.in_archive(name) == WITH_IMAGES]
     if filled:
-        holders["archives"] = (f"{len(filled):,} archives with images", filled[0])
-    with_images = [name for name in found.parquet if _parquet_holds(root / name)]
+        holders["archives"] = (f"{_counted(len(filled), 'archive')} with images", filled[0])
+    with_images = [name for name in found.parquet if found.parquet_holds(name)]
     if with_images or (found.parquet and not holders):
         first = (with_images or found.parquet)[0]
-        holders["parquet"] = (f"{len(found.parquet):,} Parquet files with images", first)
+        holders["parquet"] = (f"{_counted(len(found.parquet), 'Parquet file')} with images", first)
     return holders
-
-
-def _archive_holds(path: Path, kind: str) -> bool:
-    try:
-        return holds_images_or_archives(path, kind, IMAGE_ENDINGS | ARCHIVE_ENDINGS)
-    except NotWhole:
-        return False
 
 
 def _parquet_holds(path: Path) -> bool:
@@ -147,27 +171,31 @@ def _encoded(kind: pa.DataType) -> bool:
     )
 
 
-def _leave_out(root: Path, found: Contents, chosen: str, holders: dict[str, tuple[str, str]]) -> None:
+def _leave_out(found: Contents, chosen: str) -> None:
     for name in found.others:
         found.left_out.by_ending(name)
     for name in found.images if chosen != "folders" else []:
         found.left_out.add("image files", name)
     for name in found.parquet if chosen != "parquet" else []:
-        what = "Parquet files" + ("" if _parquet_holds(root / name) else " without images")
+        what = "Parquet files" + ("" if found.parquet_holds(name) else " without images")
         found.left_out.add(what, name)
     for name, kind in found.archives.items():
         if kind in UNREADABLE:
             found.left_out.add(f"{kind} archives, which are not read", name)
         elif chosen != "archives":
-            found.left_out.add(f"archives{_what_of(root / name, kind)}", name)
+            found.left_out.add(f"archives {found.in_archive(name)}", name)
 
 
-def _what_of(path: Path, kind: str) -> str:
+def _looked_into(path: Path, kind: str) -> str:
     try:
         holds = holds_images_or_archives(path, kind, IMAGE_ENDINGS | ARCHIVE_ENDINGS)
     except NotWhole:
-        return " that are not whole"
-    return " with images" if holds else " without images"
+        return "that are not whole"
+    return WITH_IMAGES if holds else "without images"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _what(found: Contents) -> str:
@@ -181,7 +209,7 @@ def _what(found: Contents) -> str:
     for name in found.images:
         counted.add("image files", name)
     unused = [*counted.unused(), *found.left_out.unused()]
-    return ", ".join(f"{item.count:,} {item.reason}" for item in unused[:3]) or "no files at all"
+    return ", ".join(f"{item.reason}: {item.count:,}" for item in unused[:3]) or "no files at all"
 
 
 def _fix(found: Contents) -> str:

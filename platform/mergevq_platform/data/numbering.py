@@ -28,6 +28,7 @@ class Numbered:
     labels: dict[str, list[int]]
     classes: tuple[str, ...]
     notes: list[tuple[str, str]]
+    by_folder: bool  # whether folders told a class
 
 
 def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
@@ -53,16 +54,18 @@ def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
         else:
             groups[split] = _from_folders(root, split, entries, folders, level, groups)
             by_folder = by_folder or any(group is not None for group in groups[split])
+    if depth is not None and (different := _other_names(splits, depth)):
+        notes.insert(0, ("splits", f"depth {depth + 1}: {different}"))
     if level is not None and by_folder:
         notes.insert(0, ("class at", _where(splits, folders, level, depth)))
     names = {group for each in groups.values() for group in each if group is not None}
     if gathered.numbers and not given:
-        return _whole_numbers(root, splits, groups, notes)
+        return _whole_numbers(root, splits, groups, notes, by_folder)
     classes = tuple(sorted(names) if by_folder else in_order(names))
     numbers: dict[str | None, int] = {None: -1, **{name: index for index, name in enumerate(classes)}}
     labels = {split: [numbers[group] for group in each] for split, each in groups.items()}
     _check_classes(root, labels, classes)
-    return Numbered(splits, labels, classes, notes)
+    return Numbered(splits, labels, classes, notes, by_folder)
 
 
 def _by_split(
@@ -138,6 +141,12 @@ def _from_folders(
     return classes
 
 
+def _other_names(splits: dict[str, list[Found]], depth: int) -> str:
+    """The folders of splits that are called otherwise."""
+    names = {split: entries[0].folders[depth] for split, entries in splits.items()}
+    return ", ".join(f"{split} is {name}" for split, name in names.items() if split != name)
+
+
 def _where(
     splits: dict[str, list[Found]], folders: dict[str, list[Folders]], level: int, depth: int | None
 ) -> str:
@@ -159,6 +168,7 @@ def _whole_numbers(
     splits: dict[str, list[Found]],
     groups: dict[str, list[str | None]],
     notes: list[tuple[str, str]],
+    by_folder: bool,
 ) -> Numbered:
     """Classes that are numbers keep them."""
     labels = {split: [-1 if text is None else int(text) for text in each] for split, each in groups.items()}
@@ -168,7 +178,7 @@ def _whole_numbers(
         raise InputError(
             f"{root}: '{splits[split][place].name}' has the class {highest}: it must be below {HIGHEST}"
         )
-    return Numbered(splits, labels, tuple(str(number) for number in range(highest + 1)), notes)
+    return Numbered(splits, labels, tuple(str(number) for number in range(highest + 1)), notes, by_folder)
 
 
 def _check_classes(root: str, labels: dict[str, list[int]], classes: tuple[str, ...]) -> None:

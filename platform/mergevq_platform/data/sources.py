@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.archive_source import in_archives
+from mergevq_platform.data.endings import ending
 from mergevq_platform.data.found import Choices, Found, Gathered
 from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of
 from mergevq_platform.data.numbering import Numbered, numbered
@@ -56,7 +57,7 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
     contents = contents_of(root)
     if root.is_file() and not contents.archives:
         raise InputError(f"{source} is neither a folder nor an archive: name one of these")
-    layout = layout_of(str(source), root, contents, choices)
+    layout = layout_of(str(source), contents, choices)
     if layout == "parquet":
         return _parquet(root, contents, choices)
     _refuse_column(layout, choices)
@@ -72,7 +73,15 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
             f"{source} holds no images in its {len(contents.archives)} archives ({next(iter(contents.archives))}): "
             "correct the source"
         )
-    return _source(numbered(str(root), gathered, choices), gathered)
+    decided = numbered(str(root), gathered, choices)
+    if layout == "folders" and not decided.by_folder:
+        gathered.layout = (
+            "image files with a labels file" if choices.labels else "image files without class folders"
+        )
+    if not decided.classes and choices.labels is None:
+        tables = [name for name in contents.others if ending(name) in {".csv", ".tsv"}]
+        gathered.notes += [("labels", f"none; --labels reads a CSV, {tables[0]} perhaps")] if tables else []
+    return _source(decided, gathered)
 
 
 def read_item(item: Item) -> bytes:
@@ -89,7 +98,7 @@ def _in_folders(root: Path, images: Sequence[str]) -> Gathered:
         Found(tuple(name.split("/")[:-1]), name, name, str(root / name), -1, _size(root / name))
         for name in images
     ]
-    return Gathered("image files in folders", found)
+    return Gathered("class folders", found)
 
 
 def _size(path: Path) -> int:

@@ -99,11 +99,11 @@ class Understood:
 def unused_lines(unused: Sequence[Unused]) -> list[str]:
     """A line for each reason."""
     lines = [
-        f"  not used  {item.count:,} {item.reason} ({item.example}{', …' if item.count > 1 else ''})"
+        f"  not used  {item.reason}: {item.count:,} ({item.example}{', …' if item.count > 1 else ''})"
         for item in unused[:SHOWN_REASONS]
     ]
     rest = sum(item.count for item in unused[SHOWN_REASONS:])
-    return [*lines, f"  not used  {rest:,} files of other kinds, see manifest.json"] if rest else lines
+    return [*lines, f"  not used  files of other kinds: {rest:,}"] if rest else lines
 
 
 def class_names(classes: Sequence[str], shown: int = SHOWN_CLASSES) -> str:
