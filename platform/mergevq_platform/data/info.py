@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from mergevq_platform.data import background
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.opening import open_dataset, read_manifest, split_names
-from mergevq_platform.data.pictures import BadPicture
+from mergevq_platform.data.pictures import FIGURE, BadPicture
 from mergevq_platform.data.shards import Manifest, whole_file
 from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
 
@@ -81,8 +82,10 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
             font=small,
             anchor="ma",
         )
+    mark = PngInfo()
+    mark.add_text("Software", FIGURE)
     with whole_file(Path(path)) as temporary:
-        page.save(temporary, "PNG")
+        page.save(temporary, "PNG", pnginfo=mark)
 
 
 def _spread(dataset: Dataset, count: int) -> list[int]:
