@@ -10,8 +10,8 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, Row
+from mergevq_platform.data.found import Choices, Layout
 from mergevq_platform.data.keyed import Stream, permutation
 from mergevq_platform.data.kinds import Kinds
 from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest
@@ -61,7 +62,7 @@ class Part(NamedTuple):
     file: str
     pictures: int  # looked at
     shard: Shard | None
-    labelled: bool
+    unlabelled: int  # of those packed
     skipped: tuple[Skipped, ...]
     kinds: Kinds
 
@@ -81,6 +82,7 @@ class Job:
     max_pixels: int
     row_group_rows: int
     background: Background | None
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def key(self) -> str:
@@ -100,7 +102,9 @@ class Job:
                 [] if self.background == WHITE else [self.background]
             ),  # white: as it was before there were others
         ]
-        return hashlib.sha256(json.dumps([items, settings]).encode()).hexdigest()
+        columns = [self.reading.image_column, self.reading.label_column]
+        chosen = [columns] if any(columns) else []
+        return hashlib.sha256(json.dumps([items, settings, *chosen]).encode()).hexdigest()
 
 
 MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
@@ -121,11 +125,18 @@ def pack(
     row_group_rows: int = ROW_GROUP_ROWS,
     progress: bool = True,
     map_jobs: MapJobs | None = None,
+    layout: Layout | None = None,
+    folder_splits: Sequence[str] | None = None,
+    class_depth: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Pack the pictures of `source` into shards under `directory`; returns the manifest, which lists skipped files.
 
     `size` shrinks pictures to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
-    connected to; every node must see both places. `labels` is a CSV for pictures outside of class folders.
+    connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
+    `class_depth` and the columns choose where the source leaves a choice, see `Choices` and `Reading`; `say` is told what was understood.
     `validation_fraction` holds that share of `train` out as `val` where the source has no `val`. Run again after an
     interruption, it goes on; run again after its end, it does nothing. Every picture is decoded once to prove it whole.
     Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where a picture is
@@ -134,7 +145,6 @@ def pack(
     Raises `InputError` for a source without usable pictures or a directory that holds something else.
     """
     directory = Path(directory).expanduser().absolute()
-    parse(Reading, {"background": background})
     if size is not None and size < 1:
         raise InputError(f"size is {size}: it must be at least 1")
     if not 0 <= validation_fraction < 1:
@@ -143,7 +153,20 @@ def pack(
         raise InputError(f"{directory} is a file: name a directory")
     if directory.is_relative_to(Path(source).expanduser().absolute()):
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
-    found = find_source(source, labels=labels, scratch=directory / PARTS)
+    if not (directory / PARTS).exists() and not existing_manifest(directory):
+        refuse_foreign_files(directory)
+    choices = Choices(
+        layout=layout,
+        splits=tuple(folder_splits) if folder_splits is not None else None,
+        class_depth=class_depth,
+        labels=Path(labels) if labels is not None else None,
+        reading=parse(
+            Reading, {"image_column": image_column, "label_column": label_column, "background": background}
+        ),
+    )
+    found = _found(source, choices, directory)
+    if found.understood is not None:
+        say("\n".join([str(source), *found.understood.lines()]))
     splits = _shuffled(found, seed, shard_rows, validation_fraction)
     background = background or _background_of(source)
     jobs = [
@@ -158,6 +181,7 @@ def pack(
             size=size,
             max_pixels=max_pixels,
             row_group_rows=row_group_rows,
+            reading=choices.reading,
             background=background,
         )
         for split, shards in splits.items()
@@ -171,8 +195,6 @@ def pack(
         raise InputError(
             f"{directory} already holds another picture set: name another directory, or delete it first"
         )
-    if not (directory / PARTS).exists():
-        refuse_foreign_files(directory)
     (directory / PARTS).mkdir(parents=True, exist_ok=True)
 
     parts = {job.file: part for job in jobs if (part := _finished(job))}
@@ -184,7 +206,7 @@ def pack(
             parts[part.file] = part
             bar.advance(task, part.pictures)
 
-    description = {
+    description: dict[str, Any] = {
         "kind": "pack",
         "of": found.kind,
         "path": str(source),
@@ -192,14 +214,10 @@ def pack(
         "seed": seed,
         "digest": digest,
     }
-    manifest = _manifest(
-        found,
-        splits,
-        [parts[job.file] for job in jobs],
-        size,
-        {**description, "ignored": found.ignored},
-        background,
-    )
+    description["ignored"] = found.ignored
+    if found.understood is not None:
+        description["understood"] = found.understood.to_tree()
+    manifest = _manifest(found, splits, [parts[job.file] for job in jobs], size, description, background)
     if not any(split.rows for split in manifest.splits.values()):
         first = next(item for split in manifest.splits.values() for item in split.skipped)
         raise InputError(f"{source} has no usable picture: the first, {first.file}, {first.reason}")
@@ -209,20 +227,33 @@ def pack(
     return manifest
 
 
+def _found(source: str | Path, choices: Choices, directory: Path) -> Source:
+    """What there is to pack; a source that is refused leaves nothing behind."""
+    scratch = directory / PARTS
+    before, made = scratch.exists(), not directory.exists()
+    try:
+        return find_source(source, choices, scratch=scratch)
+    except InputError:
+        if not before:
+            shutil.rmtree(directory if made else scratch, ignore_errors=True)
+        raise
+
+
 def pack_shard(job: Job) -> Part:
     """Write one shard and, after it, the part file that says so."""
     skipped: list[Skipped] = []
-    labels: set[bool] = set()
+    unlabelled = 0
     looks: list[Look] = []
 
     def usable() -> Iterator[Record]:
+        nonlocal unlabelled
         for item, data, label in _contents(job):
             try:
                 if isinstance(data, OSError):
                     raise BadPicture(f"cannot be read ({(data.strerror or str(data)).lower()})")
                 picture, look = decoded(data, max_pixels=job.max_pixels, background=job.background)
                 yield Record(_fitted(picture, data, job.size), item.name, label)
-                labels.add(label >= 0)
+                unlabelled += label < 0
                 looks.append(look)
             except BadPicture as error:
                 skipped.append(Skipped(item.name, str(error)))
@@ -230,11 +261,11 @@ def pack_shard(job: Job) -> Part:
     shard = write_shard(
         Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
     )
-    part = Part(job.file, len(job.items), shard, labels == {True}, tuple(skipped), Kinds.of(looks))
+    part = Part(job.file, len(job.items), shard, unlabelled, tuple(skipped), Kinds.of(looks))
     tree = {
         "key": job.key,
         "shard": asdict(shard) if shard else None,
-        "labelled": part.labelled,
+        "unlabelled": part.unlabelled,
         "skipped": [asdict(item) for item in skipped],
         "kinds": asdict(part.kinds),
     }
@@ -312,7 +343,7 @@ def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
     rows: dict[Item, Row] = {}
     for item in sorted(job.items, key=lambda item: item.offset):
         split = item.name.split("/")[0]
-        dataset = by_split.setdefault(split, open_dataset(item.file, split))
+        dataset = by_split.setdefault(split, open_dataset(item.file, split, job.reading))
         (rows[item],) = dataset.read([item.offset])
     for item in job.items:
         yield item, rows[item].data or b"", rows[item].label
@@ -342,7 +373,7 @@ def _finished(job: Job) -> Part | None:
     except (FileNotFoundError, ValueError):
         return None
     kinds = Kinds.from_tree(tree.get("kinds"))
-    if tree["key"] != job.key or kinds is None:
+    if tree["key"] != job.key or kinds is None or "unlabelled" not in tree:
         return None
     shard = shard_from(tree["shard"]) if tree["shard"] else None
     if shard and not (
@@ -351,7 +382,7 @@ def _finished(job: Job) -> Part | None:
     ):
         return None
     skipped = tuple(Skipped(**item) for item in tree["skipped"])
-    return Part(job.file, len(job.items), shard, tree["labelled"], skipped, kinds)
+    return Part(job.file, len(job.items), shard, tree["unlabelled"], skipped, kinds)
 
 
 def _manifest(
@@ -366,10 +397,13 @@ def _manifest(
     for split in splits:
         mine = [part for part in parts if part.file.startswith(f"{split}-")]
         shards = tuple(part.shard for part in mine if part.shard)
+        unlabelled = sum(part.unlabelled for part in mine)
+        labelled = unlabelled < sum(shard.rows for shard in shards)
         done[split] = Split(
             shards=shards,
-            labelled=bool(shards) and all(part.labelled for part in mine if part.shard),
+            labelled=labelled,
             skipped=tuple(item for part in mine for item in part.skipped),
+            unlabelled=unlabelled if labelled else 0,
             kinds=Kinds.sum(part.kinds for part in mine),
         )
     if found.refused:

@@ -62,6 +62,7 @@ class Split:
     shards: tuple[Shard, ...]
     labelled: bool
     skipped: tuple[Skipped, ...] = ()
+    unlabelled: int = 0  # images without a label, of a split that has labels
     kinds: Kinds | None = None  # none: packed before they were counted, or made by us
 
     @property
@@ -109,6 +110,7 @@ class Manifest:
                     shards=tuple(shard_from(entry) for entry in split["shards"]),
                     labelled=split["labelled"],
                     skipped=tuple(Skipped(**entry) for entry in split["skipped"]),
+                    unlabelled=split.get("unlabelled", 0),
                     kinds=Kinds.from_tree(split.get("kinds")),
                 )
                 for name, split in tree["splits"].items()
