@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from mergevq.errors import InputError
 from mergevq_platform.data import background
@@ -15,7 +16,7 @@ from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.found import Choices
 from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
 from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest, split_names
-from mergevq_platform.data.pictures import BadPicture
+from mergevq_platform.data.pictures import FIGURE, BadPicture
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shards import Manifest, whole_file
 from mergevq_platform.data.sources import find_source
@@ -159,8 +160,10 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
             font=small,
             anchor="ma",
         )
+    mark = PngInfo()
+    mark.add_text("Software", FIGURE)
     with whole_file(Path(path)) as temporary:
-        page.save(temporary, "PNG")
+        page.save(temporary, "PNG", pnginfo=mark)
 
 
 def _spread(dataset: Dataset, count: int) -> list[int]:

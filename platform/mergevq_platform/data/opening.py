@@ -18,7 +18,7 @@ from mergevq.errors import InputError
 from mergevq_platform.data import background
 from mergevq_platform.data.dataset import Columns, Dataset
 from mergevq_platform.data.location import Location
-from mergevq_platform.data.reading import Reading
+from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.shards import MANIFEST, Manifest, Shard, Split
 
 PARTS = ".parts"  # the folder of a pack that has not ended
@@ -59,6 +59,15 @@ def read_manifest(path: str | Path, location: Location | None = None) -> Manifes
     location = location or Location.of(path)
     text = location.text(MANIFEST)
     return Manifest.from_json(text, f"{path}/{MANIFEST}") if text is not None else None
+
+
+def stated_background(path: str) -> Background | None:
+    """The background that a set's manifest states; None where it states none, or is not at hand."""
+    try:
+        manifest = read_manifest(path)
+    except (InputError, OSError):
+        return None
+    return manifest.background if manifest else None
 
 
 def _existing(path: str | Path) -> tuple[Location, str]:

@@ -22,6 +22,9 @@ from mergevq_platform.data.transparency import (
 MAX_PIXELS = 178_956_970  # Pillow's own hard limit: 512 MiB of RGB
 
 
+FIGURE = "mergevq figure"  # under Software in PNG files that we draw: they are no images of a set
+
+
 class BadPicture(ValueError):
     """A picture that cannot be decoded; the message is the reason."""
 
