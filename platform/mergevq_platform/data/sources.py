@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from mergevq.errors import InputError
-from mergevq_platform.data.opening import SAME_SPLIT
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shards import Skipped, whole_file
+from mergevq_platform.data.splits import SAME_SPLIT
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLITS = {"train", "val", "test", *SAME_SPLIT}
