@@ -55,6 +55,17 @@ def test_a_sheet_shows_unlabelled_sets_and_marks_unreadable_pictures(tmp_path: P
     assert np.any(np.all(sheet == (0xB0, 0x00, 0x20), 1))
 
 
+def test_a_sheet_shows_the_middle_of_thin_pictures(tmp_path: Path) -> None:
+    thin = np.full((1, 1_000_000, 3), 128, dtype=np.uint8)
+    long = np.full((8, 300_000, 3), 200, dtype=np.uint8)
+    records = [Record(encode_png(pixels), "a.png", 0) for pixels in (thin, long)]
+    write_set(tmp_path / "set", {"train": records}, ("a",), size=8, source={})
+    contact_sheet(open_dataset(tmp_path / "set", "train"), tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)
+    for grey in (128, 200):
+        assert np.all(sheet == grey, 1).sum() >= 96 * 96
+
+
 def test_every_mode_of_picture_becomes_rgb() -> None:
     import io
 
@@ -66,7 +77,7 @@ def test_every_mode_of_picture_becomes_rgb() -> None:
     grey16 = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
     for picture, kind, pixel in (
         (Image.new("L", (4, 4), 200), "PNG", (200, 200, 200)),
-        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "PNG", (1, 2, 3)),
+        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "PNG", (128, 128, 129)),  # on white
         (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
         (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
         (grey16, "PNG", (128, 128, 128)),

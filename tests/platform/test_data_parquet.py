@@ -274,9 +274,11 @@ def test_unlabelled_images_are_counted_without_statistics_too(tmp_path: Path) ->
 
 
 def test_the_unlabelled_images_of_a_packed_set_are_counted(tmp_path: Path) -> None:
-    records = [Record(image(seed), f"{seed}.png", seed % 3 - 1) for seed in range(10)]
-    write_set(tmp_path, {"train": records}, ("a", "b"), size=4, source={}, row_group_rows=4)
-    assert open_dataset(tmp_path, "train").unlabelled == 4
+    two_splits(tmp_path / "set", [0, -1, 1, None, 1], [-1, -1])
+    pack(tmp_path / "set", tmp_path / "packed")
+    train, val = (open_dataset(tmp_path / "packed", split) for split in ("train", "val"))
+    assert (train.labelled, train.unlabelled, sorted(labels(train))) == (True, 2, [-1, -1, 0, 1, 1])
+    assert (val.labelled, val.unlabelled) == (False, 2)
 
 
 @pytest.mark.parametrize(

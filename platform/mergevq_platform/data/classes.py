@@ -96,11 +96,6 @@ def read_classes(
     return Classes(names, unlabelled < rows, unlabelled, of_files is None, of_files)
 
 
-def unlabelled_in(footers: Footers, of: Sequence[Footer], column: str) -> int:
-    """Rows whose class number is none, as far as possible by what the footers state."""
-    return sum(_of_column(footers, footer, column).unlabelled for footer in of)
-
-
 def _labels(footers: Footers, part: Part) -> _Labels:
     column = part.columns.label
     if column is None:

@@ -13,13 +13,13 @@ import pyarrow as pa
 from PIL import Image
 
 from mergevq.errors import InputError
-from mergevq_platform.data.classes import unlabelled_in
 from mergevq_platform.data.columns import Columns
-from mergevq_platform.data.footers import Footers
 from mergevq_platform.data.label_values import by_name, numbers, texts
 from mergevq_platform.data.pictures import MAX_PIXELS, decode
+from mergevq_platform.data.reading import Background
 from mergevq_platform.data.row_groups import ShardFiles
 from mergevq_platform.data.shards import Shard
+from mergevq_platform.data.transparency import WHITE
 
 RECENT, RECENT_BYTES = 4, 256 << 20  # row groups that `Dataset.read` keeps, by number and by size
 SLICE_BYTES = 64 << 20  # images of a row group beyond which `Dataset.read` takes it in pieces of this size
@@ -64,9 +64,10 @@ class _Walk:
 class Dataset:
     """A split. Rows are numbered 0 .. rows-1 over its shards in order; that number is the sample's identity.
 
-    It can be pickled: open files stay behind. `labelled` tells whether there are labels (else every label is -1), `notes` what a
-    reader should be told of it, a line each. Of a label column of names, `label_names` are these in the order of their numbers;
-    `shard_labels` are the classes of whole shards, where the names of folders say them.
+    It can be pickled: open files stay behind. `labelled` tells whether there are labels (else every label is -1), `unlabelled`
+    how many images have none, and `notes` what a reader should be told of the set, a line each. Of a label column of names,
+    `label_names` are these in the order of their numbers; `shard_labels` are the classes of whole shards, where the names of
+    folders say them.
     """
 
     def __init__(
@@ -82,15 +83,16 @@ class Dataset:
         size: int | None = None,
         label_names: Sequence[str] | None = None,
         shard_labels: Sequence[int] | None = None,
-        unlabelled: int | None = None,
+        unlabelled: int = 0,
         notes: Sequence[str] = (),
+        background: Background | None = WHITE,
     ) -> None:
         self.path, self.split, self.shards = path, split, tuple(shards)
         self.classes, self.labelled, self.fingerprint, self.size = tuple(classes), labelled, fingerprint, size
-        self.columns, self.notes = columns, tuple(notes)
+        self.columns, self.background, self.notes = columns, background, tuple(notes)
         self._label_names = None if label_names is None else tuple(label_names)
         self._shard_labels = None if shard_labels is None else tuple(shard_labels)
-        self._unlabelled = unlabelled
+        self.unlabelled = unlabelled if labelled else sum(shard.rows for shard in shards)
         self.row_group_sizes = np.array(
             [rows for shard in shards for rows in shard.row_groups], dtype=np.int64
         )
@@ -114,17 +116,6 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return len(self.classes) if self.labelled else 0
-
-    @property
-    def unlabelled(self) -> int:
-        """Images without a label; what the footers state decides wherever it can."""
-        if not self.labelled:
-            return self.rows
-        if self._unlabelled is None:
-            footers = Footers(self.path, self._files.location, self._files.location.sizes())
-            found = footers.of([shard.file for shard in self.shards])
-            self._unlabelled = unlabelled_in(footers, found, self.columns.label or "label")
-        return self._unlabelled
 
     def group_of(self, row_ids: np.ndarray | int) -> np.ndarray:
         """The row groups, int64, that hold the rows."""
@@ -221,8 +212,8 @@ class Dataset:
         return RowGroup(images=images, labels=labels, first_row=first_row)
 
     def image(self, row: Row, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The decoded RGB image of a row. Raises `BadPicture` as `decode` does."""
-        return decode(row.data, max_pixels=max_pixels)
+        """The decoded RGB image of a row, on the set's background. Raises `BadPicture` as `decode` does."""
+        return decode(row.data, max_pixels=max_pixels, background=self.background)
 
     def verify(self) -> None:
         """Compare every shard with its checksum. Raises `InputError` naming the first that differs."""

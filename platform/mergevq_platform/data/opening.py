@@ -10,12 +10,13 @@ from pathlib import Path
 import pyarrow.fs
 
 from mergevq.errors import InputError
+from mergevq_platform.data import background
 from mergevq_platform.data.columns import Columns
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.footers import Footers
 from mergevq_platform.data.location import Location
 from mergevq_platform.data.parquet_set import open_parquet
-from mergevq_platform.data.reading import Reading
+from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.shards import MANIFEST, Manifest, Split
 from mergevq_platform.data.splits import canonical, files_by_split
 
@@ -58,6 +59,15 @@ def read_manifest(path: str | Path, location: Location | None = None) -> Manifes
     return Manifest.from_json(text, f"{path}/{MANIFEST}") if text is not None else None
 
 
+def stated_background(path: str) -> Background | None:
+    """The background that a set's manifest states; None where it states none, or is not at hand."""
+    try:
+        manifest = read_manifest(path)
+    except (InputError, OSError):
+        return None
+    return manifest.background if manifest else None
+
+
 def _existing(path: str | Path) -> tuple[Location, str]:
     location = Location.of(path)
     name = str(path) if "://" in str(path) else location.root
@@ -82,16 +92,24 @@ def _from_manifest(
         raise _missing_split(name, wanted, manifest.splits)
     _require_packed_columns(name, manifest, reading)
     _check_shards(name, location, split)
-    checksums = json.dumps([[shard.file, shard.rows, shard.sha256] for shard in split.shards])
+    chosen = background.of_manifest(name, manifest, reading.background)
+    checksums = json.dumps(
+        [
+            *([shard.file, shard.rows, shard.sha256] for shard in split.shards),
+            *background.identity(chosen, split),
+        ]
+    )
     return Dataset(
         name,
         wanted,
         split.shards,
         classes=manifest.classes,
         labelled=split.labelled,
+        unlabelled=split.unlabelled,
         fingerprint=hashlib.sha256(checksums.encode()).hexdigest(),
         columns=Columns(),
         size=manifest.size,
+        background=chosen,
     )
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from mergevq.errors import InputError
+from mergevq_platform.data import background
 from mergevq_platform.data.classes import Classes, Part, read_classes
 from mergevq_platform.data.columns import Columns, choose, class_names
 from mergevq_platform.data.dataset import Dataset
@@ -73,6 +74,7 @@ def open_parquet(
         shard_labels=classes.of_files,
         unlabelled=classes.unlabelled,
         notes=notes,
+        background=background.of_footers(reading.background),
     )
 
 
@@ -162,6 +164,7 @@ def _fingerprint(part: Part, classes: Classes, reading: Reading) -> str:
         identity.append(["names", classes.names])
     if reading.image_column and reading.image_column != _default_image(part):
         identity.append(["image", reading.image_column])
+    identity += background.identity(background.of_footers(reading.background), None)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

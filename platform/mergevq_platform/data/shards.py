@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
+from mergevq_platform.data.kinds import Kinds
+from mergevq_platform.data.reading import Background
 
 FORMAT = "mergevq-shards/1"
 MANIFEST = "manifest.json"
@@ -60,6 +62,8 @@ class Split:
     shards: tuple[Shard, ...]
     labelled: bool
     skipped: tuple[Skipped, ...] = ()
+    unlabelled: int = 0  # images without a label, of a split that has labels
+    kinds: Kinds | None = None  # none: packed before they were counted, or made by us
 
     @property
     def rows(self) -> int:
@@ -75,6 +79,9 @@ class Manifest:
     classes: tuple[str, ...]
     size: int | None  # side (or shorter side) in pixels; None: as they came
     source: dict[str, Any] = field(default_factory=dict)
+    background: Background | None = (
+        None  # of transparent pixels; None: packed before there was one, see `decode`
+    )
 
     def to_json(self) -> str:
         """The manifest file's text."""
@@ -84,6 +91,7 @@ class Manifest:
             "size": self.size,
             "classes": self.classes,
             "source": self.source,
+            "background": self.background,
             "splits": splits,
         }
         return json.dumps(tree, indent=1) + "\n"
@@ -102,11 +110,17 @@ class Manifest:
                     shards=tuple(shard_from(entry) for entry in split["shards"]),
                     labelled=split["labelled"],
                     skipped=tuple(Skipped(**entry) for entry in split["skipped"]),
+                    unlabelled=split.get("unlabelled", 0),
+                    kinds=Kinds.from_tree(split.get("kinds")),
                 )
                 for name, split in tree["splits"].items()
             }
             return cls(
-                splits=splits, classes=tuple(tree["classes"]), size=tree["size"], source=tree["source"]
+                splits=splits,
+                classes=tuple(tree["classes"]),
+                size=tree["size"],
+                source=tree["source"],
+                background=tree.get("background"),
             )
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, InputError):
