@@ -23,7 +23,9 @@ from mergevq_platform.data import (
     make_views,
     open_dataset,
     pack,
+    write_shapes,
 )
+from mergevq_platform.data.kinds import Kinds
 from mergevq_platform.data.pictures import encode_png
 
 SIDE = 16
@@ -87,7 +89,8 @@ def test_another_background_than_that_of_flattened_images_is_refused(drawings: P
     pack(drawings, tmp_path / "set", size=8, progress=False)
     assert lower_half(tmp_path / "set") == lower_half(tmp_path / "set", "#FFFFFF") == {255}
     with pytest.raises(
-        InputError, match=r"data.background is 'black', but .* packed at 8 px on white: .*--background black"
+        InputError,
+        match=r"data.background \(or --background\) is 'black', but .* packed at 8 px on white: .*--background black",
     ):
         open_dataset(tmp_path / "set", "train", Reading(background="black"))
 
@@ -130,6 +133,22 @@ def test_flattened_images_of_before_have_no_other_background(drawings: Path, tmp
 def test_a_set_packed_from_a_packed_set_has_its_background(drawings: Path, tmp_path: Path) -> None:
     pack(drawings, tmp_path / "set", background="black", progress=False)
     assert pack(tmp_path / "set", tmp_path / "again", progress=False).background == "black"
+    pack(tmp_path / "set", tmp_path / "white", background="white", progress=False)
+    assert lower_half(tmp_path / "white") == {255}
+    pack(drawings, tmp_path / "small", size=8, progress=False)
+    with pytest.raises(InputError, match="--background"):
+        pack(tmp_path / "small", tmp_path / "black", background="black", progress=False)
+
+
+def test_sets_that_we_draw_are_opaque_and_keep_their_fingerprint(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "shapes", images=20, val_images=5, size=16)
+    now = open_dataset(tmp_path / "shapes", "train")
+    assert now.background == "white"
+    black = open_dataset(tmp_path / "shapes", "train", Reading(background="black"))
+    packed_before(tmp_path / "shapes")
+    before = open_dataset(tmp_path / "shapes", "train")
+    assert now.fingerprint == before.fingerprint == black.fingerprint
+    assert "packed before" not in describe(tmp_path / "shapes")
 
 
 def test_an_ordinary_set_has_the_fingerprint_that_it_had_before(tmp_path: Path) -> None:
@@ -154,7 +173,10 @@ def test_scaled_greys_are_counted_and_said(tmp_path: Path) -> None:
     text = describe(tmp_path / "set")
     assert "scaled to 8 bits: 1 of floats of 0 to 1; 1 of 32-bit integers of 0 to 255" in text
     assert "3.tif is a grey image of floats from -1 to 0" in text
-    assert manifest.splits["train"].kinds.formats == {"TIFF": 2}
+    assert manifest.splits["train"].kinds == Kinds(
+        {"TIFF": 2}, 0, {"floats of 0 to 1": 1, "32-bit integers of 0 to 255": 1}
+    )
+    assert "formats   TIFF (2)" in text
 
 
 def test_bare_parquet_is_read_on_white_and_keeps_its_fingerprint(drawings: Path, tmp_path: Path) -> None:

@@ -43,18 +43,18 @@ def keyed() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def deep_rgba() -> bytes:
-    """16-bit red, green, blue and alpha as PNG, which Pillow reads but does not write."""
+def deep(channels: int) -> bytes:
+    """16-bit grey or colour with alpha as PNG, which Pillow reads but does not write."""
     import struct
     import zlib
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    rows = np.zeros((32, 32, 4), ">u2")
-    rows[:16, :, 3] = 65535
+    rows = np.zeros((32, 32, channels), ">u2")
+    rows[:16, :, -1] = 65535
     body = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", 32, 32, 16, 6, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 32, 32, 16, {2: 4, 4: 6}[channels], 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -65,7 +65,8 @@ def deep_rgba() -> bytes:
 
 HALF_SEEN = {
     "RGBA": lambda: encoded(half_seen(4)),
-    "16-bit RGBA": deep_rgba,
+    "16-bit RGBA": lambda: deep(4),
+    "16-bit LA": lambda: deep(2),
     "LA": lambda: encoded(Image.fromarray(half_seen(2), "LA")),
     "one entry of a palette": lambda: encoded(palette(), transparency=1),
     "a table of a palette": lambda: encoded(palette(), transparency=b"\xff\x00"),

@@ -23,8 +23,8 @@ def of_manifest(name: str, manifest: Manifest, wanted: Background | None) -> Bac
     if _flattened(manifest):
         found = f"on {stated}" if stated else "before transparent pixels were put on a background"
         raise InputError(
-            f"data.background is '{wanted}', but {name} was packed at {manifest.size} px {found}: leave data.background out, "
-            f"or pack the images again with --background {wanted}"
+            f"data.background (or --background) is '{wanted}', but {name} was packed at {manifest.size} px {found}: leave it "
+            f"out, or pack the images again with --background {wanted}"
         )
     return wanted
 
@@ -49,12 +49,14 @@ def identity(background: Background | None, split: Split | None) -> list[str]:
 
 
 def described(manifest: Manifest) -> list[tuple[str, str]]:
-    """What a summary says of a packed set's transparent pixels and deep greys, as (word, text)."""
+    """What a summary says of a packed set's formats, transparent pixels and deep greys, as (word, text)."""
     if manifest.source.get("kind") != "pack":
         return []
     lines = []
     kinds = Kinds.sum(split.kinds for split in manifest.splits.values() if split.kinds)
     images = sum(split.rows for split in manifest.splits.values())
+    if kinds.formats:
+        lines.append(("formats", ", ".join(f"{name} ({count:,})" for name, count in kinds.formats.items())))
     if manifest.background is None:
         lines.append(
             ("alpha", "packed before transparent pixels were composited: pack it again, to another directory")

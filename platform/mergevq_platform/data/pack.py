@@ -99,7 +99,7 @@ class Job:
             self.max_pixels,
             self.row_group_rows,
             *(
-                [] if self.background == WHITE else [self.background]
+                [] if self.background in (WHITE, None) else [self.background]
             ),  # white: as it was before there were others
         ]
         columns = [self.reading.image_column, self.reading.label_column]

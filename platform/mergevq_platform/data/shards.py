@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from mergevq.errors import InputError
 from mergevq_platform.data.kinds import Kinds
 from mergevq_platform.data.reading import Background
+from mergevq_platform.data.transparency import WHITE
 
 FORMAT = "mergevq-shards/1"
 MANIFEST = "manifest.json"
@@ -63,7 +64,7 @@ class Split:
     labelled: bool
     skipped: tuple[Skipped, ...] = ()
     unlabelled: int = 0  # images without a label, of a split that has labels
-    kinds: Kinds | None = None  # none: packed before they were counted, or made by us
+    kinds: Kinds | None = None  # none: packed before they were counted
 
     @property
     def rows(self) -> int:
@@ -223,7 +224,7 @@ def write_set(
     shard_rows: int = SHARD_ROWS,
     row_group_rows: int = ROW_GROUP_ROWS,
 ) -> Manifest:
-    """Write labelled splits. A directory that already holds the same `source` is left as it is.
+    """Write labelled splits of opaque PNG pictures. A directory that already holds the same `source` is left as it is.
 
     Raises `InputError` if the directory holds anything else.
     """
@@ -245,8 +246,9 @@ def write_set(
             )
             assert shard is not None
             shards.append(shard)
-        done[name] = Split(shards=tuple(shards), labelled=True)
-    manifest = Manifest(splits=done, classes=tuple(classes), size=size, source=source)
+        kinds = Kinds({"PNG": sum(shard.rows for shard in shards)}, 0, {})
+        done[name] = Split(shards=tuple(shards), labelled=True, kinds=kinds)
+    manifest = Manifest(splits=done, classes=tuple(classes), size=size, source=source, background=WHITE)
     write_text(directory / MANIFEST, manifest.to_json())
     return manifest
 
