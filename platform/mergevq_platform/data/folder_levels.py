@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mergevq.errors import InputError
-from mergevq_platform.data.opening import SAME_SPLIT
+from mergevq_platform.data.splits import SAME_SPLIT
 from mergevq_platform.data.summary import named
 
 SPLITS = {"train", "val", "test", *SAME_SPLIT}

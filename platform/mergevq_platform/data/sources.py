@@ -177,10 +177,7 @@ def _parquet(root: Path, contents: Contents, choices: Choices) -> Source:
     datasets = {split: open_dataset(root, split, choices.reading) for split in found.splits}
     understood = Understood(
         layout="a packed set" if is_packed(root) else "Parquet files",
-        splits={
-            split: SplitCount(dataset.rows, 0 if dataset.labelled else dataset.rows)
-            for split, dataset in datasets.items()
-        },
+        splits={split: SplitCount(dataset.rows, dataset.unlabelled) for split, dataset in datasets.items()},
         classes=found.classes if any(dataset.labelled for dataset in datasets.values()) else (),
         unused=contents.left_out.unused(),
     )
