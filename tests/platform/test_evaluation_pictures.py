@@ -137,7 +137,8 @@ def test_what_cannot_be_judged_is_said_in_one_line(
         assert cli.run(["evaluate", *arguments]) == 2, arguments
 
         assert re.search(message, capsys.readouterr().err), arguments
-    assert judged(["--images", "mixed", "--size", "16"])["protocol"]["images"] == 2
+    sized = ["--images", "mixed", "--size", "16", "--save-statistics", "two.npz"]
+    assert judged(sized)["protocol"]["images"] == 2
 
 
 def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:

@@ -4,8 +4,9 @@ from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.dealing import Deal
 from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import EvalBatches
-from mergevq_platform.data.folders import Pictures, open_pictures
-from mergevq_platform.data.info import contact_sheet, describe
+from mergevq_platform.data.found import Choices
+from mergevq_platform.data.image_places import Pictures, open_pictures
+from mergevq_platform.data.info import contact_sheet, describe, describe_in_short
 from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.order import SampleOrder
 from mergevq_platform.data.pack import pack
@@ -18,6 +19,7 @@ from mergevq_platform.data.views import ViewsConfig, evaluation_view, make_views
 __all__ = [
     "BadPicture",
     "Batch",
+    "Choices",
     "Dataset",
     "Deal",
     "EvalBatches",
@@ -30,6 +32,7 @@ __all__ = [
     "contact_sheet",
     "decode",
     "describe",
+    "describe_in_short",
     "evaluation_view",
     "make_views",
     "open_dataset",

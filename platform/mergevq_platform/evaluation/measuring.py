@@ -24,6 +24,8 @@ from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import EvalBatches
+from mergevq_platform.data.background import DROPPED
+from mergevq_platform.data.views import RESIZING
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.evaluator import (
@@ -250,6 +252,8 @@ class Measurement:
             "batch": batches.batch_size,
             "size": batches.size,
         }
+        if batches.dataset.background is not None:  # of sets packed before there was one the key is as it was
+            key["background"] = batches.dataset.background
         if kind in ("reference", "reconstruction"):
             key["extractor"] = {"name": self.network.name, **self.network.identity}
         if kind == "reconstruction" and self.recipe.evaluation.lpips:
@@ -275,6 +279,8 @@ class Measurement:
             "data": self.subject.data,
             "data_fingerprint": evaluated.dataset.fingerprint,
             "preprocessing": f"shorter side to {recipe.data.views.image_size} (bicubic), centre crop; reconstructions rounded to uint8",
+            "background": evaluated.dataset.background or DROPPED,
+            "resizing": RESIZING,
             "ema": step is not None,
             "step": step,
             "checkpoint": self.subject.checkpoint,

@@ -31,6 +31,7 @@ from mergevq.metrics import (
 )
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import EvalBatches, Reading, open_dataset, to_unit_range
+from mergevq_platform.data.background import DROPPED
 from mergevq_platform.data.keyed import Stream, uniforms
 from mergevq_platform.generation.maker import Maker, Sampler
 from mergevq_platform.generator_report import GeneratorReport
@@ -294,6 +295,7 @@ def judge(
         "reference": {"split": data.evaluation_split, "images": len(real.labels)},
         "data": data.path,
         "data_fingerprint": held_out.dataset.fingerprint,
+        "background": held_out.dataset.background or DROPPED,
         "class_probe": {
             "kind": "logistic regression on the tokenizer's standardised summary, all tokens kept; C chosen on held-out training pictures",
             "train_images": len(train.labels),
