@@ -102,7 +102,12 @@ def _crops(photograph: Image.Image) -> Iterator[tuple[str, int, Image.Image]]:
 
 def _icons() -> Iterator[tuple[str, int, Image.Image]]:
     files = sorted(ICONS.glob("*_large.png"))
-    turns = [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_90]
+    turns = [
+        None,
+        Image.Transpose.FLIP_LEFT_RIGHT,
+        Image.Transpose.FLIP_TOP_BOTTOM,
+        Image.Transpose.ROTATE_90,
+    ]
     for split, names, count in (("train", files[:-2], TRAIN), ("val", files[-2:], VAL)):
         every = [(file, turn) for turn in turns for file in names][:count]
         for index, (file, turn) in enumerate(every):
