@@ -15,6 +15,7 @@ from mergevq_platform.data import background
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.found import Choices
 from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
+from mergevq_platform.data.notes import noted
 from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest, split_names
 from mergevq_platform.data.pictures import FIGURE, BadPicture
 from mergevq_platform.data.reading import Reading
@@ -53,7 +54,7 @@ def describe(
     shown = next((each for each in datasets.values() if each.labelled), next(iter(datasets.values())))
     lines = [
         str(directory),
-        *(_split_line(split, dataset, manifest) for split, dataset in datasets.items()),
+        *(_split_line(split, dataset) for split, dataset in datasets.items()),
     ]
     size = f"{shown.size} px (shorter side)" if shown.size else "as stored"
     lines.append(f"  pictures  {size}, {_stored(shown)}")
@@ -62,6 +63,7 @@ def describe(
         "  manifest  "
         + ("checksums, format mergevq-shards/1" if manifest else "none: bare Parquet, read where it is")
     )
+    lines += [f"  parquet   {line}" for line in noted(dataset.notes for dataset in datasets.values())]
     lines += [f"  {word:<9} {text}" for word, text in (background.described(manifest) if manifest else ())]
     if (kept := _kept(manifest)) is not None:
         lines += kept.said()
@@ -95,11 +97,12 @@ def describe_in_short(
     except InputError as error:
         missing = f"\n  no {evaluation}: {error}"
     counts = ", ".join(
-        f"{dataset.split} {counted(dataset.rows, 'image')}{_unlabelled(dataset, manifest)}"
+        f"{dataset.split} {counted(dataset.rows, 'image')}{_unlabelled(dataset)}"
         for dataset in datasets
     )
     classes = next((dataset.classes for dataset in datasets if dataset.labelled), ())
     lines = [f"data: {directory}: {counts}; classes {class_names(classes, 6)}{missing}"]
+    lines += [f"  {line}" for line in noted(dataset.notes for dataset in datasets)]
     kept = _kept(manifest)
     unused = kept.unused if kept else contents.left_out.unused() if contents else ()
     return "\n".join([*lines, *unused_lines(unused)])
@@ -196,19 +199,18 @@ def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTyp
     return text
 
 
-def _split_line(split: str, dataset: Dataset, manifest: Manifest | None) -> str:
+def _split_line(split: str, dataset: Dataset) -> str:
     size = sum(shard.bytes for shard in dataset.shards)
     groups = f"row groups of {_range(dataset.row_group_sizes.tolist())}"
     shards = f"{len(dataset.shards)} shard{'s' if len(dataset.shards) > 1 else ''}"
-    labels = _unlabelled(dataset, manifest)
+    labels = _unlabelled(dataset)
     return f"  {split:<9} {dataset.rows:,} pictures in {shards}, {_bytes(size)}, {groups}{labels}; fingerprint {dataset.fingerprint[:12]}"
 
 
-def _unlabelled(dataset: Dataset, manifest: Manifest | None) -> str:
+def _unlabelled(dataset: Dataset) -> str:
     if not dataset.labelled:
         return ", no labels (no probe)"
-    split = manifest.splits.get(dataset.split) if manifest else None
-    return f", {split.unlabelled:,} of them without a label" if split and split.unlabelled else ""
+    return f", {dataset.unlabelled:,} of them without a label" if dataset.unlabelled else ""
 
 
 def _stored(dataset: Dataset) -> str:

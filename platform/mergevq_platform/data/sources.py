@@ -12,6 +12,7 @@ from mergevq_platform.data.archive_source import in_archives
 from mergevq_platform.data.endings import ending
 from mergevq_platform.data.found import Choices, Found, Gathered
 from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of
+from mergevq_platform.data.notes import noted
 from mergevq_platform.data.numbering import Numbered, numbered
 from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.shards import Skipped
@@ -179,6 +180,7 @@ def _parquet(root: Path, contents: Contents, choices: Choices) -> Source:
         layout="a packed set" if is_packed(root) else "Parquet files",
         splits={split: SplitCount(dataset.rows, dataset.unlabelled) for split, dataset in datasets.items()},
         classes=found.classes if any(dataset.labelled for dataset in datasets.values()) else (),
+        notes=tuple(("parquet", line) for line in noted(dataset.notes for dataset in datasets.values())),
         unused=contents.left_out.unused(),
     )
     return replace(found, ignored=contents.left_out.files, understood=understood)
