@@ -20,8 +20,8 @@ from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest, sp
 from mergevq_platform.data.pictures import FIGURE, BadPicture
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shards import Manifest, whole_file
-from mergevq_platform.data.sources import find_source
-from mergevq_platform.data.summary import Understood, class_names, counted, unused_lines
+from mergevq_platform.data.sources import find_source, first_labelled
+from mergevq_platform.data.summary import Understood, class_names, classes_with_images, counted, unused_lines
 from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
 
 COLUMNS, ROWS = 12, 6
@@ -51,14 +51,16 @@ def describe(
         return _unpacked(directory, choices)
     datasets = {split: open_dataset(directory, split, choices.reading) for split in split_names(directory)}
     manifest = read_manifest(directory)
-    shown = next((each for each in datasets.values() if each.labelled), next(iter(datasets.values())))
+    shown = first_labelled(datasets.values()) or next(iter(datasets.values()))
     lines = [
         str(directory),
         *(_split_line(split, dataset) for split, dataset in datasets.items()),
     ]
     size = f"{shown.size} px (shorter side)" if shown.size else "as stored"
     lines.append(f"  pictures  {size}, {_stored(shown)}")
-    lines.append(f"  classes   {class_names(shown.classes if shown.labelled else ())}")
+    classes = shown.classes if shown.labelled else ()
+    images = shown.class_images() if "://" not in str(directory) else ()  # one read of each shard
+    lines.append(f"  classes   {classes_with_images(classes, images)}")
     lines.append(
         "  manifest  "
         + ("checksums, format mergevq-shards/1" if manifest else "none: bare Parquet, read where it is")
@@ -97,8 +99,7 @@ def describe_in_short(
     except InputError as error:
         missing = f"\n  no {evaluation}: {error}"
     counts = ", ".join(
-        f"{dataset.split} {counted(dataset.rows, 'image')}{_unlabelled(dataset)}"
-        for dataset in datasets
+        f"{dataset.split} {counted(dataset.rows, 'image')}{_unlabelled(dataset)}" for dataset in datasets
     )
     classes = next((dataset.classes for dataset in datasets if dataset.labelled), ())
     lines = [f"data: {directory}: {counts}; classes {class_names(classes, 6)}{missing}"]
