@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.data import Dataset, Reading, open_dataset
+from mergevq_platform.data import Dataset, Deal, Reading, TrainStream, ViewsConfig, describe, open_dataset
 from mergevq_platform.data import pack as pack_with_progress
+from mergevq_platform.data.info import describe_in_short
 from mergevq_platform.data.opening import split_names
 from mergevq_platform.data.pictures import encode_png
 from mergevq_platform.data.shards import Manifest, Record, write_set
@@ -260,7 +261,6 @@ def test_nan_null_and_negative_numbers_are_no_label_and_are_counted(tmp_path: Pa
         assert (dataset.labelled, dataset.unlabelled) == (True, none), values
         assert labels(dataset).count(-1) == none
         assert min(labels(dataset)) == -1
-        assert f"{none} of 4 images have no label" in dataset.notes
     for values in ([-1, -1], pa.nulls(2), pa.array([None, None], pa.string())):
         write(tmp_path / "none/train.parquet", {"image": images(2), "label": values})
         dataset = open_dataset(tmp_path / "none", "train")
@@ -455,3 +455,43 @@ def test_a_large_row_group_is_read_in_pieces_and_refused_where_it_must_be_whole(
     with pytest.raises(InputError, match="write row groups of about 100 rows"):
         dataset.require_whole_groups()
     assert len(dataset.row_group(1).labels) == 10
+
+
+def test_a_training_whose_row_groups_hold_no_bytes_does_not_advise_to_pack(tmp_path: Path) -> None:
+    column = pa.array(
+        [{"bytes": None, "path": "a"}] * 2 + [{"bytes": image(i), "path": "b"} for i in range(2)], HUB
+    )
+    write(tmp_path / "train.parquet", {"image": column}, row_group_size=2)
+    views = ViewsConfig(image_size=4)
+    stream = TrainStream(
+        open_dataset(tmp_path, "train"), views, deal=Deal(4, 1, 1), seed=0, bad_picture_limit=9
+    )
+    with stream, pytest.raises(InputError, match=r"\(holds no bytes\): write the images' bytes into it"):
+        next(iter(stream))
+
+
+# ---- what is said
+
+
+def test_info_pack_and_training_say_what_was_read(tmp_path: Path) -> None:
+    columns = {"img": images(6), "fine_label": [0, 1, 2, 3, 0, 1], "coarse_label": [0, 1] * 3}
+    write(tmp_path / "set/train.parquet", columns)
+    write(tmp_path / "set/test.parquet", {key: value[:0] for key, value in columns.items()})
+    line = "'fine_label' and 'coarse_label' look like labels and are not read: choose one with label_column"
+    told: list[str] = []
+    pack_with_progress(tmp_path / "set", tmp_path / "packed", progress=False, say=told.append)
+    texts = [
+        describe(tmp_path / "set"),
+        describe(tmp_path / "packed"),
+        describe_in_short(tmp_path / "set", "train", "val"),
+        *told,
+    ]
+    for text in texts:
+        assert line in text
+        assert "images: column 'img'; labels: none" in text
+        assert "the split 'test' holds no rows" in text
+    chosen = describe_in_short(tmp_path / "set", "train", "val", Reading(label_column="fine_label"))
+    assert "labels: column 'fine_label'" in chosen
+    two_splits(tmp_path / "some", [0, -1, 1, None], [0, 1])
+    assert "train     4 pictures" in (text := describe(tmp_path / "some"))
+    assert "2 of them without a label" in text

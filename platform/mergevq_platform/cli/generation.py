@@ -110,9 +110,11 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import checkpoints, codes
+    from mergevq_platform.evaluation.subject import reading_of
     from mergevq_platform.frozen_tokenizer import find_tokenizer
     from mergevq_platform.runs import locate
 
+    reading = None  # of an imported tokenizer: what the set itself says
     _, location = locate(options.tokenizer, home=places().home)
     tokenizer = find_tokenizer(location)
     if checkpoints.is_bare(location):
@@ -123,6 +125,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         with checkpoints.newest(location) as directory:
             recipe = checkpoints.recipe_of(directory)
         data = options.data or recipe.data.path
+        reading = reading_of(recipe, data)
         keep = (
             _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)
         )
@@ -137,6 +140,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         seed=options.seed,
         workers=workers,
         device=device,
+        reading=reading,
     )
     for split, views in manifest.views.items():
         size = sum(shard.bytes for shard in manifest.splits[split])

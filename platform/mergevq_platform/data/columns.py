@@ -61,7 +61,7 @@ def image_column(name: str, schema: pa.Schema, wanted: str | None) -> Columns:
 
     Raises `InputError` naming the columns where there is none or a choice is left.
     """
-    fields = {item.name: _bytes_field(item.type) for item in schema}
+    fields = {item.name: bytes_field(item.type) for item in schema}
     if wanted is not None:
         if wanted not in fields:
             raise InputError(
@@ -143,11 +143,11 @@ def _type_of(described: dict[str, Any], column: str) -> str | None:
     return item.get("_type") if isinstance(item, dict) else None
 
 
-def _bytes_field(kind: pa.DataType) -> str | None:
+def bytes_field(kind: pa.DataType) -> str | None:
     """ "bytes" for a struct that has such a field, "" for a column of bytes, none for any other type."""
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return "bytes" if index >= 0 and _bytes_field(kind.field(index).type) == "" else None
+        return "bytes" if index >= 0 and bytes_field(kind.field(index).type) == "" else None
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     holds = (

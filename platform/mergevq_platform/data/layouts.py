@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
 from mergevq_platform.data.archives import kind_of, named_as_archive
+from mergevq_platform.data.columns import bytes_field
 from mergevq_platform.data.endings import IMAGE_ENDINGS, ending, is_image
 from mergevq_platform.data.found import Choices
 from mergevq_platform.data.listing import listed
@@ -162,20 +163,7 @@ def _parquet_holds(path: Path) -> bool:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError):
         return False
-    return any(_encoded(item.type) for item in schema)
-
-
-def _encoded(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _encoded(kind.value_type)
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
+    return any(bytes_field(item.type) is not None for item in schema)
 
 
 def _leave_out(found: Contents, chosen: str) -> None:

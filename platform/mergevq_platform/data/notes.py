@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
@@ -55,17 +55,11 @@ def about_columns(part: Part, folders: Sequence[str], *, looked_for: bool) -> li
     return lines
 
 
-def about_labels(part: Part, classes: Classes) -> list[str]:
-    """How the classes are numbered, and how many images have none."""
-    rows = sum(footer.rows for footer in part.footers)
-    lines = []
-    if classes.named:
-        lines.append(
-            f"labels are names: {len(classes.names):,} of them in all splits, numbered in sorted order"
-        )
-    if classes.labelled and classes.unlabelled:
-        lines.append(f"{classes.unlabelled:,} of {rows:,} images have no label")
-    return lines
+def about_labels(classes: Classes) -> list[str]:
+    """How the classes are numbered, where that is not what the files say."""
+    if not classes.named:
+        return []
+    return [f"labels are names: {len(classes.names):,} in all splits, numbered in sorted order"]
 
 
 def about_empty(footers: Footers, files: dict[str, list[str]], split: str) -> list[str]:
@@ -104,3 +98,8 @@ def _numbered(part: Part) -> list[str]:
         if low in (-1, 0) and 1 <= high < min(NUMBERS, max(2, rows // 2)):
             found.append(item.name)
     return found
+
+
+def noted(notes: Iterable[Sequence[str]]) -> list[str]:
+    """The notes of several splits, each line once."""
+    return list(dict.fromkeys(line for some in notes for line in some))

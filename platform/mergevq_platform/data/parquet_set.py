@@ -56,7 +56,7 @@ def open_parquet(
     missing = _without_bytes(footers, part)
     notes = [
         *about_columns(part, _keys(mine[0]), looked_for=not reading.label_column),
-        *about_labels(part, classes),
+        *about_labels(classes),
         *notes,
     ]
     if missing:
