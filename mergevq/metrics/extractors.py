@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import math
 import re
-import zipfile
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config, parse
 from mergevq.errors import InputError
+from mergevq.file_kinds import is_torchscript
 from mergevq.metrics.inception import (
     RESIZES,
     STANDARD_SHA256,
@@ -28,6 +28,7 @@ from mergevq.metrics.inception import (
     resized,
 )
 from mergevq.metrics.pixels import to_uint8
+from mergevq.weights_file import file_sha256, load_strictly, read_weights
 
 RANDOM_V1_SHA256 = "94ed8e012e5ec5807d75e78813b6ed2492f1fdcb02781b51815e3eba1b08270e"
 RANDOM_V1_CHANNELS = (24, 32, 44)
@@ -174,7 +175,7 @@ class TimmExtractor(Extractor):
     def __init__(self, settings: TimmFeatures, *, key: str) -> None:
         super().__init__()
         # timm takes seconds to import and only this extractor needs it.
-        from mergevq.frozen import Renormalise, TimmNetwork, file_sha256, timm_network
+        from mergevq.frozen import Renormalise, TimmNetwork, timm_network
 
         network = parse(
             TimmNetwork,
@@ -212,13 +213,7 @@ class InceptionExtractor(Extractor):
 
     def __init__(self, settings: InceptionFeatures, *, key: str) -> None:
         super().__init__()
-        from mergevq.frozen import (
-            file_sha256,
-            load_strictly,
-            read_weights,
-        )  # imports timm, which takes seconds
-
-        if _is_torchscript(settings.weights):
+        if is_torchscript(settings.weights):
             raise InputError(
                 f"{key}.weights: '{settings.weights}' is a TorchScript program, which is not run: give "
                 "pt_inception-2015-12-05-6726825d.pth, the same weights without the program"
@@ -284,13 +279,6 @@ def weights_sha256(weights: list[np.ndarray]) -> str:
 
 def _unit_range(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
-
-
-def _is_torchscript(path: str) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 @contextlib.contextmanager

@@ -18,9 +18,10 @@ from mergevq.classifier import (
 )
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq.frozen import TimmNetwork, read_weights, timm_network
+from mergevq.frozen import TimmNetwork, timm_network
 from mergevq.losses.alignment import StandInAlignment, TimmAlignment
 from mergevq.teacher import StandInTeacher, TimmTeacher
+from mergevq.weights_file import read_weights
 
 
 @pytest.fixture(scope="module")
