@@ -15,7 +15,7 @@ from mergevq import merging
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.keep import merge_schedule
-from mergevq.layers import MergeBlock, ResBlock, sincos
+from mergevq.layers import GroupNorm, MergeBlock, ResBlock, sincos
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -191,7 +191,7 @@ class PatchStem(nn.Module):
     def __init__(self, config: ViTEncoderConfig) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
-        self.norm = nn.GroupNorm(config.width, config.width, eps=1e-6)
+        self.norm = GroupNorm(config.width, config.width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.norm(self.conv_in(images))

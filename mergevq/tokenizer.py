@@ -15,7 +15,7 @@ from mergevq.config import config
 from mergevq.decoder import Decoder, DecoderConfig
 from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
-from mergevq.layers import ResBlock
+from mergevq.layers import GroupNorm, ResBlock
 from mergevq.merging import Source, sizes, unmerge
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
 from mergevq.recovery import RecoveryConfig, SourceRecovery
@@ -97,7 +97,7 @@ class MergeVQ(nn.Module):
         self.grid = math.isqrt(config.grid_tokens)
         self.encoder = Encoder(config.encoder, self.grid)
         self.to_latents = nn.ModuleDict(
-            {"norm": nn.GroupNorm(32, width, eps=1e-6), "project": nn.Linear(width, channels)}
+            {"norm": GroupNorm(32, width, eps=1e-6), "project": nn.Linear(width, channels)}
         )
         self.quantizer = build_quantizer(config.quantizer)
         self.decoder = Decoder(config.decoder, channels)
