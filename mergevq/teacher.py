@@ -64,7 +64,7 @@ class SelfTeacher(nn.Module):
     def forward(self, views: Tensor, keep: int) -> Tensor:
         """The logits (B, P), float32, of views (B, 3, t, t) in [-1, 1]."""
         with torch.no_grad():
-            _, head = self.encoder.encode_summary(views, keep)
+            _, head = self.encoder.encode_summary(views, keep, check_values=False)
             return self.prototypes(head)
 
     def follow(self, tokenizer: MergeVQ, prototypes: Prototypes, momentum: float) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mergevq
+from mergevq.errors import InputError
 from mergevq.layers import GroupNorm
 from mergevq.train_step import build_training
 from mergevq.training import Training
@@ -148,8 +150,8 @@ def test_a_training_step_waits_for_the_device_nowhere() -> None:
 
 
 @pytest.mark.parametrize("keep", [4, 16])
-def test_encoding_waits_for_the_device_nowhere(keep: int) -> None:
-    tokenizer: Callable = mergevq.create("test_gr").cuda().eval().encode
+def test_encoding_without_a_look_at_values_waits_for_the_device_nowhere(keep: int) -> None:
+    tokenizer: Callable = partial(mergevq.create("test_gr").cuda().eval().encode, check_values=False)
     images = pictures().cuda()
     with torch.inference_mode():
         tokenizer(images, keep)
@@ -158,6 +160,26 @@ def test_encoding_waits_for_the_device_nowhere(keep: int) -> None:
             tokenizer(images, keep)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@torch.inference_mode()
+def test_encoding_can_be_captured_as_a_graph_and_looks_at_values_outside_of_one() -> None:
+    tokenizer = mergevq.create("test_gr").cuda().eval()
+    images = pictures().cuda()
+    expected = tokenizer.encode(images, 9).indices
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        tokenizer.encode(images, 9)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        found = tokenizer.encode(images, 9).indices
+    graph.replay()
+    assert torch.equal(found, expected)
+    with pytest.raises(InputError, match="partly NaN"):
+        tokenizer.encode(images * torch.nan, 9)
+    with pytest.raises(InputError, match="on cpu, the weights on cuda:0"):
+        tokenizer.encode(pictures(), 9)
 
 
 def test_channels_last_changes_nothing_but_the_layout() -> None:

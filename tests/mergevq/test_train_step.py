@@ -398,9 +398,9 @@ def test_a_smaller_view_is_merged_in_the_same_proportion_and_never_below_what_is
     seen = []
     encode_summary = tokenizer.encode_summary
 
-    def watched(images, keep):
+    def watched(images, keep, **options):
         seen.append((images.shape[-1], keep))
-        return encode_summary(images, keep)
+        return encode_summary(images, keep, **options)
 
     tokenizer.encode_summary = watched
     assert tokenizer.grid_tokens == 16
