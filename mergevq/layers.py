@@ -58,6 +58,13 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
 
 
+def compute_again(module: nn.Module, recompute: bool = True) -> None:
+    """Whether all convolution blocks within `module` compute norms and activations again, see `ResBlock`."""
+    for part in module.modules():
+        if isinstance(part, ResBlock):
+            part.recompute = recompute
+
+
 def _convolutions_kept() -> tuple[AbstractContextManager, AbstractContextManager]:
     return create_selective_checkpoint_contexts([torch.ops.aten.convolution.default])
 

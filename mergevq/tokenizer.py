@@ -22,7 +22,7 @@ from mergevq.inputs import (
     check_source,
     check_source_values,
 )
-from mergevq.layers import GroupNorm, ResBlock
+from mergevq.layers import GroupNorm, compute_again
 from mergevq.merging import Source, sizes, unmerge
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
 from mergevq.recovery import RecoveryConfig, SourceRecovery
@@ -130,9 +130,7 @@ class MergeVQ(nn.Module):
 
     def recompute(self, recompute: bool = True) -> None:
         """Whether the convolution stages compute their norms and activations again in the backward pass, see `ResBlock`."""
-        for module in self.modules():
-            if isinstance(module, ResBlock):
-                module.recompute = recompute
+        compute_again(self, recompute)
 
     @property
     def last_layer(self) -> Tensor:

@@ -133,6 +133,8 @@ class TokenizerPhase(nn.Module):
             return []
         if step < term.start_step:
             losses["adversarial"] = picture.new_zeros(())
+            if term.adaptive:
+                losses["d_weight"] = picture.new_zeros(())
             return []
         losses["adversarial"] = generator_loss(judged_without_gradient(discriminator, reconstruction))
         if not term.adaptive:
@@ -283,6 +285,10 @@ class TokenizerTraining(Training):
         if self.self_teacher is not None:
             self.self_teacher.eval()
         return self
+
+    def rests(self, phase: str, step: int) -> bool:
+        term = self.config.adversarial
+        return phase == "discriminator" and isinstance(term, PatchAdversarial) and step < term.start_step
 
     def after_step(self, step: int) -> None:
         del step
