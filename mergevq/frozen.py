@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -58,7 +60,16 @@ class TimmNetwork:
             raise ValueError("sha256 belongs to a weights file: give weights, or leave it out")
 
 
-def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> Any:
+class TimmModel(NamedTuple):
+    """A network of timm's."""
+
+    model: Any  # timm's interface is more than nn.Module's
+    positions: (
+        str | None
+    )  # how its position embeddings were resampled; None where they are as they were trained
+
+
+def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> TimmModel:
     """The headless network for pictures of `image_size`; position embeddings are resampled to it.
 
     Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
@@ -75,20 +86,23 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> Any:
         reason = str(error).splitlines()[0]
         fix = f"give {key}.weights a file" if network.weights is None else "name another model"
         raise InputError(f"{key}.model: timm cannot make '{network.model}' ({reason}): {fix}") from None
+    positions = _native_positions(model) if network.weights is None else None
     if network.weights is not None:
         state = read_weights(network.weights, key=f"{key}.weights", sha256=network.sha256)
         if difference := other_variant(state, model, network.model):
             raise InputError(f"{key}.weights: '{network.weights}' is not {network.model}: {difference}")
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
+            trained = state
             try:
-                state = convert(state, model)
+                state = convert(trained, model)
             except Exception as error:  # timm's converters fail in any way on names that they do not expect
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise InputError(
                     f"{key}.weights: '{network.weights}' is not in a layout of '{network.model}' ({reason}); it has "
                     f"{some(list(state))}"
                 ) from None
+            positions = _resampled(_grids(trained), _grids(state))
         config = model.pretrained_cfg
         heads = config.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -102,7 +116,36 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> Any:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{key}: '{network.model}' cannot take {image_size} px pictures: {reason}") from None
-    return model
+    return TimmModel(model, positions)
+
+
+def _grids(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The side of the grid that each absolute position embedding (1, prefix + side^2, D) is for, by its name."""
+    return {
+        name: math.isqrt(value.shape[1])  # a few prefix tokens do not reach the next square
+        for name, value in state.items()
+        if "pos_embed" in name and value.ndim == 3
+    }
+
+
+def _resampled(trained: Mapping[str, int], used: Mapping[str, int]) -> str | None:
+    sides = {(trained[name], side) for name, side in used.items() if trained.get(name, side) != side}
+    if not sides:
+        return None
+    told = ", ".join(f"{before} x {before} to {side} x {side}" for before, side in sorted(sides))
+    # timm's `resample_abs_pos_embed`; DINOv2's release adds an offset of 0.1 and does not antialias.
+    return f"resampled from {told}: bicubic, antialiased, no offset (timm)"
+
+
+def _native_positions(model: Any) -> str | None:
+    # Weights of timm's hub are those of the network's own resolution.
+    used = _grids(dict(model.named_parameters()))
+    native = model.pretrained_cfg.get("input_size")
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if not used or native is None or patch is None:
+        return None
+    side: int = native[-1] // patch[-1]
+    return _resampled(dict.fromkeys(used, side), used)
 
 
 class Renormalise(nn.Module):

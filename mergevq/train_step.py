@@ -290,6 +290,15 @@ class TokenizerTraining(Training):
         term = self.config.adversarial
         return phase == "discriminator" and isinstance(term, PatchAdversarial) and step < term.start_step
 
+    def notes(self) -> list[str]:
+        networks = {"alignment's teacher": getattr(self.tokenizer_phase.alignment, "teacher", None)}
+        networks["perceptual term's network"] = self.tokenizer_phase.perceptual
+        return [
+            f"the {name} has its position embeddings {positions}"
+            for name, network in networks.items()
+            if (positions := getattr(network, "positions", None)) is not None
+        ]
+
     def after_step(self, step: int) -> None:
         del step
         for average in self.averages.values():

@@ -73,6 +73,10 @@ class Training(nn.Module):
         del phase, step
         return False
 
+    def notes(self) -> list[str]:
+        """What to know of how this training was made that its configuration does not say, a sentence each."""
+        return []
+
     def after_step(self, step: int) -> None:
         """To be called on every rank after the optimizers' step `step`."""
 

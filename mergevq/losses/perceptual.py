@@ -192,7 +192,7 @@ class _TimmDistance(PerceptualDistance):
         super().__init__()
         self.size = term.size
         self.layers = None if term.layers is None else list(term.layers)
-        self.network = timm_network(term, key=key, image_size=term.size or image_size)
+        self.network, self.positions = timm_network(term, key=key, image_size=term.size or image_size)
         if not hasattr(self.network, "forward_intermediates"):
             raise InputError(
                 f"{key}.model: timm's '{term.model}' does not offer its inner features: name another model"

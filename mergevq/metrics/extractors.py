@@ -168,7 +168,11 @@ class RandomExtractor(Extractor):
 
 
 class TimmExtractor(Extractor):
-    """The pooled feature of a timm network, for DINOv2 the normalised [CLS] (FD-DINOv2: Stein et al. 2023)."""
+    """The pooled feature of a timm network, for DINOv2 the normalised [CLS] (FD-DINOv2: Stein et al. 2023).
+
+    Where position embeddings are resampled to the image size, as DINOv2's of 518 px are to 224, that is timm's way
+    and part of the identity: tools that resample as DINOv2's release does measure other features.
+    """
 
     network: Any  # timm's interface is more than nn.Module's
 
@@ -182,9 +186,8 @@ class TimmExtractor(Extractor):
             {"model": settings.name, "weights": settings.weights, "sha256": settings.sha256},
             where=key,
         )
-        self.network = (
-            timm_network(network, key=key, image_size=settings.image_size).requires_grad_(False).eval()
-        )
+        self.network, positions = timm_network(network, key=key, image_size=settings.image_size)
+        self.network.requires_grad_(False).eval()
         cfg = self.network.pretrained_cfg
         self.renormalise = Renormalise(cfg["mean"], cfg["std"])
         self.image_size = settings.image_size
@@ -196,6 +199,8 @@ class TimmExtractor(Extractor):
             "resize": f"bicubic, antialiased, to {settings.image_size} x {settings.image_size}",
             "preprocessing": f"rounded to uint8, then to mean {tuple(cfg['mean'])}, std {tuple(cfg['std'])}",
         }
+        if positions is not None:
+            self.identity["positions"] = positions
 
     def features(self, pictures: Tensor) -> Tensor:
         images, size = _unit_range(pictures), (self.image_size, self.image_size)

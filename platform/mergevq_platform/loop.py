@@ -117,6 +117,9 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         make_optimizers(recipe, training),
         _scaler(recipe, worker),
     )
+    if worker.rank == 0:
+        for note in training.notes():
+            host.warn(note)
     if latest := host.latest():
         checkpoints.restore(latest, state)
         if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:

@@ -271,5 +271,6 @@ def test_another_patch_size_width_and_depth_are_named_and_not_resampled(variants
 
 def test_a_fitting_file_stays_what_it_was(variants: Callable[..., str]) -> None:
     path = variants(DINOV2, img_size=28)
-    model = timm_network(TimmNetwork(model=DINOV2, weights=path), key="alignment", image_size=28)
-    assert same(model.state_dict(), load_file(path))
+    built = timm_network(TimmNetwork(model=DINOV2, weights=path), key="alignment", image_size=28)
+    assert same(built.model.state_dict(), load_file(path))
+    assert built.positions is None
