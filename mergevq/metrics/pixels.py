@@ -99,8 +99,8 @@ class MsSsim(PictureMean):
     the metric's name. Pictures that do not fill the window at the last scale raise `InputError`.
 
     Where a side is odd, halving counts its last line twice: every pixel of the coarser image is a mean of the image's
-    own. The package pytorch-msssim pads zeros on both sides there, so that its numbers differ in the fifth digit, by up
-    to 5e-5 near 180 px; while sides stay even they are the same.
+    own. The package pytorch-msssim pads zeros on both sides there, so that its numbers differ: by 5e-5 for smooth
+    images of 180 px, ten times as much for blocky ones. While sides stay even they are the same.
     """
 
     def __init__(self, scales: int = 5) -> None:
