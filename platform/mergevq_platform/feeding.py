@@ -208,7 +208,7 @@ class EncodedPictureFeed:
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
         """See `Feed.batch`."""
         moved = to_unit_range(micro_batch, self.worker.device)
-        encoded = self.tokenizer.encode(moved["image"], keep)
+        encoded = self.tokenizer.encode(moved["image"], keep, check_values=False)
         return {
             "indices": encoded.indices,
             "assignment": encoded.source.assignment,

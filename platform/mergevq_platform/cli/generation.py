@@ -13,6 +13,15 @@ from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution
 from mergevq_platform.places import places
 
+OPTIONS = {  # keys of sampling and guidance -> as they are typed
+    "temperature": "--temperature",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "scale": "--cfg",
+    "schedule": "--cfg-schedule",
+    "interval": "--cfg-interval",
+}
+
 
 def add(verbs: Any) -> None:
     """Add the verbs of this room to the command line's."""
@@ -201,8 +210,8 @@ def _generate(options: argparse.Namespace) -> None:
         keep=options.keep,
         steps=options.steps,
         seed=options.seed,
-        sampling=parse(SamplingConfig, {**to_tree(settings.sampling), **sampling}, where="--"),
-        guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, where="--cfg "),
+        sampling=parse(SamplingConfig, {**to_tree(settings.sampling), **sampling}, options=OPTIONS),
+        guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, options=OPTIONS),
         tokenizer=tokenizer,
     )
     from mergevq_platform.recipe import resolve
