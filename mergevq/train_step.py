@@ -334,7 +334,7 @@ def _alignment_modules(
             if teacher.dim != dim:
                 raise InputError(
                     f"{key}: the teacher's features have {teacher.dim} numbers, the tokenizer's head {dim}: "
-                    f"set the head's width to {teacher.dim}"
+                    f"set model.head.out={teacher.dim}"
                 )
             return MatchTeacher(term, teacher), None
     raise AssertionError(term)

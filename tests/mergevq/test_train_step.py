@@ -371,7 +371,7 @@ def test_impossible_terms_are_refused_naming_the_key(tree, words):
 
 def test_a_teacher_of_another_width_is_refused_with_the_width_to_set(tmp_path):
     save_classifier(StandInClassifier(StandInConfig(classes=3, width=24, num_stages=1)), tmp_path)
-    with pytest.raises(InputError, match=r"teacher's features have 24 numbers.*set the head's width to 24"):
+    with pytest.raises(InputError, match=r"teacher's features have 24 numbers.*set model.head.out=24"):
         _training(
             {"adversarial": {"kind": "none"}, "alignment": {"kind": "stand_in", "directory": str(tmp_path)}}
         )
