@@ -47,8 +47,10 @@ def main() -> None:
     print(f"machine: {machine}; torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     report: dict[str, Any] = {"machine": machine, "torch": torch.__version__}
     for name in options.names or MEASUREMENTS:
-        report[name] = MEASUREMENTS[name]()
-        print("\n".join(report[name]), flush=True)
+        report[name] = []
+        for line in MEASUREMENTS[name]():
+            report[name].append(line)
+            print(line, flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config, parse, to_tree
 from mergevq.exports import load_export, read_description, write_export
+from mergevq.layers import GroupNorm
 from mergevq.quantize import average_over_ranks
 from mergevq.training import Output, Training
 
@@ -79,14 +80,14 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, width),
+            GroupNorm(8, width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width),
+            GroupNorm(8, width),
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
-        self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU())
+        self.out = nn.Sequential(GroupNorm(8, width), nn.SiLU())
         nn.init.zeros_(self.body[-1].get_parameter("weight"))  # starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:

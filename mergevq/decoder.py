@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.encoder import init_transformer
-from mergevq.layers import Attention, LayerScale, ResBlock
+from mergevq.layers import Attention, GroupNorm, LayerScale, ResBlock
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
             before = width
             if index > 0:
                 self.ups.append(Upsample(width, 2))
-        self.norm_out = nn.GroupNorm(32, before, eps=1e-6)
+        self.norm_out = GroupNorm(32, before, eps=1e-6)
         self.conv_out = nn.Conv2d(before, 3 * config.head_stride**2, 3, padding=1)
         for part in (self.positions, self.blocks):
             part.apply(partial(init_transformer, std=config.initial_std))
@@ -132,7 +132,7 @@ class AdaptiveGroupNorm(nn.Module):
 
     def __init__(self, channels: int, code_channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6, affine=False)
+        self.norm = GroupNorm(32, channels, eps=1e-6, affine=False)
         self.gamma, self.beta = nn.Linear(code_channels, channels), nn.Linear(code_channels, channels)
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:

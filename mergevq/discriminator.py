@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mergevq.config import config
+from mergevq.layers import GroupNorm
 
 
 @config
@@ -79,5 +80,5 @@ def _norm(kind: str, channels: int) -> list[nn.Module]:
         case "batch":
             return [nn.BatchNorm2d(channels, track_running_stats=False)]
         case "group":
-            return [nn.GroupNorm(8, channels)]
+            return [GroupNorm(8, channels)]
     return []

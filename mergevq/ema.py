@@ -86,9 +86,13 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def observe(self, measured: Tensor, pictures: int) -> None:
-        """Add the mean over a micro-batch of `pictures`, of the statistic's shape, to the step at hand."""
-        self._total += measured.float() * pictures
-        self._count += pictures
+        """Add the mean over a micro-batch of `pictures`, of the statistic's shape, to the step at hand.
+
+        A mean with NaN or an infinite number in it is left out whole: one such pass would stay in `value` for ever.
+        """
+        finite = measured.isfinite().all()
+        self._total += torch.where(finite, measured.float(), 0.0) * pictures
+        self._count += finite * pictures
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from mergevq import merging
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.inputs import check_images
 from mergevq.keep import merge_schedule
-from mergevq.layers import MergeBlock, ResBlock, sincos
+from mergevq.layers import GroupNorm, MergeBlock, ResBlock, sincos
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -119,11 +120,12 @@ class Encoder(nn.Module):
         self.blocks.apply(partial(init_transformer, std=config.initial_std))
 
     def forward(self, images: Tensor, keep: int) -> Encoded:
-        """Encode, keeping exactly `keep` tokens; raises `InputError` for a size or a count that cannot be."""
+        """Encode, keeping exactly `keep` tokens; raises `InputError` for a shape, dtype or count that cannot be."""
+        check_images(images, like=self.summary_token)
         height, width = images.shape[-2:]
         reduction = self.config.reduction
         if height % reduction or width % reduction:
-            raise InputError(f"pictures of {height} x {width} do not divide into cells of {reduction} pixels")
+            raise InputError(f"images of {height} x {width} do not divide into cells of {reduction} pixels")
         rows, columns = height // reduction, width // reduction
         schedule = merge_schedule(rows * columns, keep, self.config.depth, self.config.inflection)
 
@@ -191,7 +193,7 @@ class PatchStem(nn.Module):
     def __init__(self, config: ViTEncoderConfig) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
-        self.norm = nn.GroupNorm(config.width, config.width, eps=1e-6)
+        self.norm = GroupNorm(config.width, config.width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.norm(self.conv_in(images))

@@ -11,7 +11,7 @@ import safetensors.torch
 from torch import nn
 
 from mergevq.errors import InputError
-from mergevq.frozen import load_strictly, read_weights
+from mergevq.weights_file import load_strictly, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

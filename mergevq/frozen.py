@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import pickle
+import math
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.file_kinds import some
+from mergevq.variants import other_variant
+from mergevq.weights_file import load_strictly, read_weights
 
 
 class Frozen(nn.Module):
@@ -32,65 +31,6 @@ class Frozen(nn.Module):
     def train(self, mode: bool = True) -> Frozen:
         del mode
         return super().train(False)
-
-
-def read_weights(path: str, *, key: str, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a PyTorch file holding a (nested) state dict, on the CPU.
-
-    `key` is the configuration key that named the file. Raises `InputError` for a missing file, a checksum
-    that is not `sha256`, and a file that holds anything else; PyTorch files are read with
-    `weights_only=True`.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{key}: there is no weights file '{path}': download it there, or give its path")
-    if sha256 is not None:
-        actual = file_sha256(file)
-        if actual != sha256.lower():
-            raise InputError(
-                f"{key}: '{path}' has SHA-256 {actual}, expected {sha256}: fetch it again or correct it"
-            )
-    try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{key}: '{path}' is not a safetensors file or a PyTorch state dict ({reason})"
-        ) from None
-    for wrapper in ("state_dict", "model", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{key}: '{path}' does not hold a state dict (names and tensors)")
-    return state
-
-
-def file_sha256(path: str | Path) -> str:
-    """The hash of a file, in hexadecimal."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def load_strictly(
-    module: nn.Module, state: dict[str, Tensor], *, key: str, source: str, allow_extra: Iterable[str] = ()
-) -> None:
-    """Load `state` into `module`; names and shapes must fit, but for extra names starting as `allow_extra`.
-
-    Raises `InputError` naming the first names that do not fit.
-    """
-    expected = module.state_dict()
-    missing = [name for name in expected if name not in state]
-    extra = [name for name in state if name not in expected and not name.startswith(tuple(allow_extra))]
-    shapes = [name for name, value in expected.items() if name in state and state[name].shape != value.shape]
-    problems = [("lacks", missing), ("has unknown", extra), ("has other shapes for", shapes)]
-    text = "; ".join(
-        f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in problems if names
-    )
-    if text:
-        raise InputError(f"{key}: '{source}' does not fit this network: it {text}")
-    module.load_state_dict({name: state[name] for name in expected})
 
 
 @config
@@ -120,7 +60,16 @@ class TimmNetwork:
             raise ValueError("sha256 belongs to a weights file: give weights, or leave it out")
 
 
-def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> Any:
+class TimmModel(NamedTuple):
+    """A network of timm's."""
+
+    model: Any  # timm's interface is more than nn.Module's
+    positions: (
+        str | None
+    )  # how its position embeddings were resampled; None where they are as they were trained
+
+
+def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> TimmModel:
     """The headless network for pictures of `image_size`; position embeddings are resampled to it.
 
     Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
@@ -137,16 +86,23 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> Any:
         reason = str(error).splitlines()[0]
         fix = f"give {key}.weights a file" if network.weights is None else "name another model"
         raise InputError(f"{key}.model: timm cannot make '{network.model}' ({reason}): {fix}") from None
+    positions = _native_positions(model) if network.weights is None else None
     if network.weights is not None:
         state = read_weights(network.weights, key=f"{key}.weights", sha256=network.sha256)
+        if difference := other_variant(state, model, network.model):
+            raise InputError(f"{key}.weights: '{network.weights}' is not {network.model}: {difference}")
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         if convert is not None:
+            trained = state
             try:
-                state = convert(state, model)
+                state = convert(trained, model)
             except Exception as error:  # timm's converters fail in any way on names that they do not expect
+                reason = " ".join(str(error).split()) or type(error).__name__
                 raise InputError(
-                    f"{key}.weights: '{network.weights}' is not in a layout of '{network.model}' ({error!r})"
+                    f"{key}.weights: '{network.weights}' is not in a layout of '{network.model}' ({reason}); it has "
+                    f"{some(list(state))}"
                 ) from None
+            positions = _resampled(_grids(trained), _grids(state))
         config = model.pretrained_cfg
         heads = config.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -160,7 +116,36 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> Any:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{key}: '{network.model}' cannot take {image_size} px pictures: {reason}") from None
-    return model
+    return TimmModel(model, positions)
+
+
+def _grids(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The side of the grid that each absolute position embedding (1, prefix + side^2, D) is for, by its name."""
+    return {
+        name: math.isqrt(value.shape[1])  # a few prefix tokens do not reach the next square
+        for name, value in state.items()
+        if "pos_embed" in name and value.ndim == 3
+    }
+
+
+def _resampled(trained: Mapping[str, int], used: Mapping[str, int]) -> str | None:
+    sides = {(trained[name], side) for name, side in used.items() if trained.get(name, side) != side}
+    if not sides:
+        return None
+    told = ", ".join(f"{before} x {before} to {side} x {side}" for before, side in sorted(sides))
+    # timm's `resample_abs_pos_embed`; DINOv2's release adds an offset of 0.1 and does not antialias.
+    return f"resampled from {told}: bicubic, antialiased, no offset (timm)"
+
+
+def _native_positions(model: Any) -> str | None:
+    # Weights of timm's hub are those of the network's own resolution.
+    used = _grids(dict(model.named_parameters()))
+    native = model.pretrained_cfg.get("input_size")
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if not used or native is None or patch is None:
+        return None
+    side: int = native[-1] // patch[-1]
+    return _resampled(dict.fromkeys(used, side), used)
 
 
 class Renormalise(nn.Module):

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mergevq.errors import InputError
-from mergevq.frozen import read_weights
+from mergevq.file_kinds import some
 from mergevq.tokenizer import MergeVQ
+from mergevq.weights_file import read_weights
 
 # timm's names of a vision transformer's block -> ours.
 NAMES = {"attn.": "attention.", "ls1.": "scale1.", "ls2.": "scale2."}
@@ -32,7 +33,7 @@ def select_weights(tokenizer: MergeVQ, path: str, *, sha256: str | None = None) 
     missing = [name for name in missing if ".scale" not in name]
     if missing:
         raise InputError(
-            f"task.initial_weights: '{path}' lacks {', '.join(missing[:3])} ({len(missing)} in all): "
+            f"task.initial_weights: '{path}' lacks {some(missing)}; it has {some(list(found))}: "
             f"give a timm vision transformer with at least {len(encoder.blocks)} blocks"
         )
     count = 0

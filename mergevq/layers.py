@@ -14,6 +14,19 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from mergevq import merging
 
 
+class GroupNorm(nn.GroupNorm):
+    """PyTorch's group norm, (B, C, ...) to the same shape, exact in every memory layout.
+
+    PyTorch's own adds up squares in float32 where memory is channels-last on a CPU (2.14): means of 100 deviations
+    leave errors of 0.03, of 1,000 deviations nothing right. There it runs on contiguous memory, forward and backward.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.ndim < 4:
+            return super().forward(x)
+        return super().forward(x.flatten(2)).view(x.shape)  # three dimensions have no channels-last layout
+
+
 class ResBlock(nn.Module):
     """GN, SiLU, conv, GN, SiLU, conv with a skip (MAGVIT-v2's block).
 
@@ -25,9 +38,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(32, channels_in, eps=1e-6)
+        self.norm1 = GroupNorm(32, channels_in, eps=1e-6)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(32, channels_out, eps=1e-6)
+        self.norm2 = GroupNorm(32, channels_out, eps=1e-6)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         same = channels_in == channels_out
         self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, bias=False)
@@ -43,6 +56,13 @@ class ResBlock(nn.Module):
         """The block's output, all that its gradient needs being kept."""
         y = self.conv1(F.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+def compute_again(module: nn.Module, recompute: bool = True) -> None:
+    """Whether all convolution blocks within `module` compute norms and activations again, see `ResBlock`."""
+    for part in module.modules():
+        if isinstance(part, ResBlock):
+            part.recompute = recompute
 
 
 def _convolutions_kept() -> tuple[AbstractContextManager, AbstractContextManager]:

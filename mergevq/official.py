@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml as yaml_reader
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mergevq import weights
@@ -19,6 +16,7 @@ from mergevq.config import merged, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.presets import preset as named_preset
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
+from mergevq.weights_file import misfit, read_tensors, state_in
 
 MODEL_GROUPS = ("encoder", "decoder")
 SKIPPED_GROUPS = {
@@ -58,7 +56,7 @@ def import_official(
 ) -> ImportReport:
     """Write the tokenizer of an official checkpoint to the directory `out`, to be read by `mergevq.load`.
 
-    `checkpoint`: a full Lightning checkpoint, a bare state dict (both read with `weights_only`), or safetensors. The
+    `checkpoint`: a full Lightning checkpoint, a bare state dict, or safetensors. The
     architecture comes from `yaml`, the release's own configuration file, or from one of our presets. With `use_ema`,
     averaged weights are taken where the checkpoint has them. Raises `InputError` for files that cannot be read and
     for any missing or unknown key.
@@ -70,15 +68,10 @@ def import_official(
     renamed = translated(model, num_stages=len(config.decoder.multipliers))
 
     tokenizer = MergeVQ(config)
-    wanted = tokenizer.state_dict()
-    missing, unknown = sorted(wanted.keys() - renamed.keys()), sorted(renamed.keys() - wanted.keys())
-    shapes = [n for n in wanted if n in renamed and wanted[n].shape != renamed[n].shape]
-    for problem, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes for", shapes)):
-        if names:
-            raise InputError(
-                f"{checkpoint} {problem} {', '.join(names[:4])} ({len(names)} in all): "
-                "give the --config YAML that the checkpoint was trained with"
-            )
+    if problem := misfit(tokenizer.state_dict(), renamed):
+        raise InputError(
+            f"{checkpoint} {problem}: give the --config YAML that the checkpoint was trained with"
+        )
     tokenizer.load_state_dict(renamed)
     weights.save(tokenizer, out)
     absent = ("recovery (Source Recovery was never trained: pictures need their true source)",)
@@ -156,24 +149,10 @@ def _from_preset(name: str | None) -> TokenizerConfig:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file; pickles are read with `weights_only`. Raises `InputError`."""
-    path = Path(path)
-    if not path.is_file():
+    """The state dict in a checkpoint file, by names without wrappers. Raises `InputError`."""
+    if not Path(path).exists():
         raise InputError(f"no file {path}: give a checkpoint of the official release")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error})") from None
-    except Exception as error:  # torch raises half a dozen kinds for files that are no checkpoints
-        raise InputError(
-            f"{path} cannot be read as tensors alone: {' '.join(str(error).split())[:200]}"
-        ) from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state dict of tensors")
-    return state
+    return state_in(read_tensors(path, named=str(path)), named=str(path))
 
 
 def chosen_weights(

@@ -65,7 +65,8 @@ class LFQ(nn.Module):
     def quantize(self, latents: Tensor) -> Quantized:
         """Latents (B, K, G) -> codes in {-1, 1} (zero counts as -1), straight-through; bit j of an index is channel j."""
         signs = torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
-        return Quantized(latents + (signs - latents).detach(), self.indices(signs))
+        # In this order the codes are exact: a large latent in half precision would swallow its sign in the other.
+        return Quantized(signs + (latents - latents.detach()), self.indices(signs))
 
     def indices(self, codes: Tensor) -> Tensor:
         """Codes (..., G) -> integers (...) int64."""

@@ -105,7 +105,7 @@ class RecoveryPhase(nn.Module):
         images = batch["image"]
         # In float32 as everywhere that codes are made: a sign that bfloat16 turns is another code.
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            encoded = self.tokenizer.encode(images, keep)
+            encoded = self.tokenizer.encode(images, keep, check_values=False)
             codes, changed = encoded.codes, {}
             if self.rewriting is not None:
                 indices = self.rewriting(encoded.indices, batch["label"])

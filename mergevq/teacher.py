@@ -17,13 +17,16 @@ from mergevq.tokenizer import MergeVQ
 
 
 class TimmTeacher(Frozen):
-    """The pooled feature (B, `dim`) of views (B, 3, t, t) in [-1, 1]; for DINOv2 the normalised [CLS]."""
+    """The pooled feature (B, `dim`) of views (B, 3, t, t) in [-1, 1]; for DINOv2 the normalised [CLS].
+
+    `positions` says how its position embeddings were resampled to the views; None where they were not.
+    """
 
     network: Any  # timm's interface is more than nn.Module's
 
     def __init__(self, term: TimmAlignment, *, key: str = "alignment") -> None:
         super().__init__()
-        self.network = timm_network(term, key=key, image_size=term.teacher_size)
+        self.network, self.positions = timm_network(term, key=key, image_size=term.teacher_size)
         self.dim: int = getattr(self.network, "head_hidden_size", self.network.num_features)
         cfg = self.network.pretrained_cfg
         self.renormalise = Renormalise(cfg["mean"], cfg["std"])
@@ -64,7 +67,7 @@ class SelfTeacher(nn.Module):
     def forward(self, views: Tensor, keep: int) -> Tensor:
         """The logits (B, P), float32, of views (B, 3, t, t) in [-1, 1]."""
         with torch.no_grad():
-            _, head = self.encoder.encode_summary(views, keep)
+            _, head = self.encoder.encode_summary(views, keep, check_values=False)
             return self.prototypes(head)
 
     def follow(self, tokenizer: MergeVQ, prototypes: Prototypes, momentum: float) -> None:

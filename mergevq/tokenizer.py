@@ -15,7 +15,14 @@ from mergevq.config import config
 from mergevq.decoder import Decoder, DecoderConfig
 from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
-from mergevq.layers import ResBlock
+from mergevq.inputs import (
+    check_codes,
+    check_image_values,
+    check_index_layout,
+    check_source,
+    check_source_values,
+)
+from mergevq.layers import GroupNorm, compute_again
 from mergevq.merging import Source, sizes, unmerge
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
 from mergevq.recovery import RecoveryConfig, SourceRecovery
@@ -97,7 +104,7 @@ class MergeVQ(nn.Module):
         self.grid = math.isqrt(config.grid_tokens)
         self.encoder = Encoder(config.encoder, self.grid)
         self.to_latents = nn.ModuleDict(
-            {"norm": nn.GroupNorm(32, width, eps=1e-6), "project": nn.Linear(width, channels)}
+            {"norm": GroupNorm(32, width, eps=1e-6), "project": nn.Linear(width, channels)}
         )
         self.quantizer = build_quantizer(config.quantizer)
         self.decoder = Decoder(config.decoder, channels)
@@ -123,9 +130,7 @@ class MergeVQ(nn.Module):
 
     def recompute(self, recompute: bool = True) -> None:
         """Whether the convolution stages compute their norms and activations again in the backward pass, see `ResBlock`."""
-        for module in self.modules():
-            if isinstance(module, ResBlock):
-                module.recompute = recompute
+        compute_again(self, recompute)
 
     @property
     def last_layer(self) -> Tensor:
@@ -137,11 +142,16 @@ class MergeVQ(nn.Module):
         """N at the configured resolution."""
         return self.config.grid_tokens
 
-    def encode(self, images: Tensor, keep: int | None = None) -> Encoded:
-        """Pictures (B, 3, H, W) float in [-1, 1] -> `Encoded` with exactly `keep` tokens (default: the configured count).
+    def encode(self, images: Tensor, keep: int | None = None, *, check_values: bool = True) -> Encoded:
+        """Images (B, 3, H, W) float in [-1, 1] -> `Encoded` with exactly `keep` tokens (default: the configured count).
 
-        Raises `InputError` for a size that does not divide into cells or a count that the layers cannot reach.
+        Raises `InputError` for another shape or dtype, a size that does not divide into cells, a count that the layers
+        cannot reach and, with `check_values`, for NaN and values beyond ±2: what resampling adds to [-1, 1] is let
+        through. That look waits for the device: leave it out within a training step. It is left out within a CUDA graph
+        or a compiled program.
         """
+        if check_values:
+            check_image_values(images, like=self.encoder.summary_token)
         features = self.encoder(images, self.config.keep if keep is None else keep)
         # GroupNorm takes its statistics over the kept tokens, which have no spatial order.
         normed = self.to_latents["norm"](features.tokens.transpose(1, 2)).transpose(1, 2)
@@ -150,25 +160,36 @@ class MergeVQ(nn.Module):
         return Encoded(indices, codes, features.source, features.summary, features.tokens, latents)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        """Pictures (B, 3, H, W), nominally in [-1, 1], painted with the true source."""
+        """Images (B, 3, H, W), nominally in [-1, 1], decoded with the true source. Raises as `decode_codes`."""
         return self.decode_codes(encoded.codes, encoded.source)
 
     def decode_codes(self, codes: Tensor, source: Source) -> Tensor:
-        """Codes (B, K, G) and their source -> pictures."""
+        """Codes (B, K, G) and their source -> images. Raises `InputError` for other shapes and dtypes."""
+        check_codes(codes, self.config.quantizer.channels)
+        check_source(source, *codes.shape[:2])
         grid = math.isqrt(source.assignment.shape[1])
         return self.decoder(rearrange(unmerge(codes, source.assignment), "b (h w) g -> b g h w", h=grid))
 
     def decode_indices(self, indices: Tensor, source: Source | None = None) -> Tensor:
-        """Indices (B, K) int64 in canonical order -> pictures; without a source, Source Recovery predicts it.
+        """Indices (B, K) int64 in canonical order -> images; without a source, Source Recovery predicts it.
 
-        Raises `InputError` for indices outside the codebook, or if the source is unknown and there is no recovery.
+        Raises `InputError` for other shapes and dtypes, indices outside the codebook, a source that does not belong to
+        them, or if the source is unknown and there is no recovery.
         """
+        check_index_layout(indices)
         check_indices(indices, self.config.quantizer.vocabulary)
+        if source is not None:
+            check_source(source, *indices.shape)
+            check_source_values(source, indices.shape[1])
         codes = self.quantizer.codes(indices).to(self.decoder.conv_in.weight.dtype)
         return self.decode_codes(codes, source or self.recovered_source(codes))
 
     def recover(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, G) -> logits (B, N, K) of which kept token each cell went to (equation 8)."""
+        """Codes (B, K, G) -> logits (B, N, K) of which kept token each cell went to (equation 8).
+
+        Raises `InputError` for other shapes and dtypes, and without a Source Recovery.
+        """
+        check_codes(codes, self.config.quantizer.channels)
         if self.recovery is None:
             raise InputError(
                 "this tokenizer has no Source Recovery: give the source, or train it with config.recovery"
@@ -180,14 +201,24 @@ class MergeVQ(nn.Module):
         assignment = self.recover(codes).argmax(-1)
         return Source(assignment, sizes(assignment, codes.shape[1]))
 
-    def encode_summary(self, images: Tensor, keep: int) -> tuple[Tensor, Tensor | None]:
-        """The summary (B, D) and the head's output (B, out) of pictures of any size that divides into cells."""
+    def encode_summary(
+        self, images: Tensor, keep: int, *, check_values: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """The summary (B, D) and the head's output (B, out) of images of any size that divides into cells.
+
+        `check_values` and errors as for `encode`.
+        """
+        if check_values:
+            check_image_values(images, like=self.encoder.summary_token)
         summary = self.encoder(images, keep).summary
         return summary, None if self.head is None else self.head(summary)
 
     def forward(self, images: Tensor, keep: int | None = None, *, detach_recovery: bool = False) -> Forward:
-        """One training pass; gradients of recovery reach the encoder through the straight-through codes."""
-        encoded = self.encode(images, keep)
+        """One training pass; gradients of recovery reach the encoder through the straight-through codes.
+
+        Looks at no value of `images`, so waits for no device; otherwise raises as `encode`.
+        """
+        encoded = self.encode(images, keep, check_values=False)
         codes = encoded.codes.detach() if detach_recovery else encoded.codes
         return Forward(
             encoded,

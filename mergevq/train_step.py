@@ -133,6 +133,8 @@ class TokenizerPhase(nn.Module):
             return []
         if step < term.start_step:
             losses["adversarial"] = picture.new_zeros(())
+            if term.adaptive:
+                losses["d_weight"] = picture.new_zeros(())
             return []
         losses["adversarial"] = generator_loss(judged_without_gradient(discriminator, reconstruction))
         if not term.adaptive:
@@ -153,7 +155,7 @@ class TokenizerPhase(nn.Module):
             )
 
         student_view = batch["student"]
-        _, student = self.tokenizer.encode_summary(student_view, kept(student_view))
+        _, student = self.tokenizer.encode_summary(student_view, kept(student_view), check_values=False)
         assert student is not None
         losses["alignment_feature_std"] = feature_std(student)
         losses["alignment_feature_rank"] = feature_rank(student)
@@ -284,6 +286,19 @@ class TokenizerTraining(Training):
             self.self_teacher.eval()
         return self
 
+    def rests(self, phase: str, step: int) -> bool:
+        term = self.config.adversarial
+        return phase == "discriminator" and isinstance(term, PatchAdversarial) and step < term.start_step
+
+    def notes(self) -> list[str]:
+        networks = {"alignment's teacher": getattr(self.tokenizer_phase.alignment, "teacher", None)}
+        networks["perceptual term's network"] = self.tokenizer_phase.perceptual
+        return [
+            f"the {name} has its position embeddings {positions}"
+            for name, network in networks.items()
+            if (positions := getattr(network, "positions", None)) is not None
+        ]
+
     def after_step(self, step: int) -> None:
         del step
         for average in self.averages.values():
@@ -319,7 +334,7 @@ def _alignment_modules(
             if teacher.dim != dim:
                 raise InputError(
                     f"{key}: the teacher's features have {teacher.dim} numbers, the tokenizer's head {dim}: "
-                    f"set the head's width to {teacher.dim}"
+                    f"set model.head.out={teacher.dim}"
                 )
             return MatchTeacher(term, teacher), None
     raise AssertionError(term)

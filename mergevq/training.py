@@ -68,6 +68,15 @@ class Training(nn.Module):
         """How the trainable parameters of a phase are optimised; each is in one group."""
         return decayed_and_not(self.phases[phase].parameters())
 
+    def rests(self, phase: str, step: int) -> bool:
+        """Whether the parameters of a phase are to stay what they are at optimizer step `step`, weight decay included."""
+        del phase, step
+        return False
+
+    def notes(self) -> list[str]:
+        """What to know of how this training was made that its configuration does not say, a sentence each."""
+        return []
+
     def after_step(self, step: int) -> None:
         """To be called on every rank after the optimizers' step `step`."""
 

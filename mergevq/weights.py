@@ -13,6 +13,7 @@ from torch import nn
 
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
+from mergevq.file_kinds import check_kind
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
 
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", "mergevq tokenizer 1"
@@ -65,10 +66,11 @@ def read_description(directory: str | Path, expected: str, *, what: str) -> tupl
 def read_state(model: nn.Module, directory: str | Path, *, what: str) -> None:
     """Load the tensors of a saved `what`. Raises `InputError` if they are missing, damaged or do not fit."""
     path = Path(directory) / WEIGHTS
+    if not path.exists():
+        raise InputError(f"{directory} has no {WEIGHTS}: it is not a {what}'s directory")
+    check_kind(path, named=str(path))
     try:
         tensors = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{directory} has no {WEIGHTS}: it is not a {what}'s directory") from None
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}): copy it again") from None
     try:

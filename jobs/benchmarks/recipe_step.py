@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,25 +31,29 @@ LOADED_STEPS = 40
 MATRIX_SIDE, COPY_BYTES = 8192, 1 << 30
 
 
-def recipe_step() -> list[str]:
-    """Images/s, peak memory, counted work and share of the device's own matrix rate of a recipe's whole step, on a GPU
-    eager and compiled; on a CPU only that it runs, with a tokenizer of 16 px."""
+def recipe_step() -> Iterator[str]:
+    """Images/s, peak memory, counted work and share of the device's own matrix rate of a recipe's whole step on a GPU; on
+    a CPU only that it runs, with a tokenizer of 16 px."""
+    yield from _steps("eager")
+
+
+def recipe_step_compiled() -> Iterator[str]:
+    """The same with the transformer blocks compiled, whose first step takes minutes."""
+    yield from _steps("compiled")
+
+
+def _steps(way: str) -> Iterator[str]:
     gpu = torch.cuda.is_available()
     what = f"{RECIPE} with LPIPS-VGG16 and DINOv2-B" if gpu else "its parts around a tokenizer of 16 px"
     rate, copied = in_fresh_process(_machine_rates)
-    lines = [
-        f"this device: {rate / 1e12:.1f} TFLOP/s in bfloat16 matrix products, {copied / 1e9:.0f} GB/s copied"
-    ]
-    batch, flops = BATCH if gpu else 2, 0
-    for way in ("eager", "compiled") if gpu else ("eager",):
-        seconds, peak, first, counted = in_fresh_process(_timed_recipe_step, way, gpu)
-        flops = counted or flops  # compiled, the same work is not seen by the counter
-        lines.append(
-            f"recipe step, {what}, bfloat16, batch {batch}, {way}: {batch / seconds:.1f} images/s, {peak / 1e9:.1f} GB at the peak, "
-            f"{flops / batch / 1e9:.0f} GFLOP an image, {flops / seconds / 1e12:.1f} TFLOP/s, {flops / seconds / rate:.1%} of the "
-            f"device's own matrix rate; first step {first:.0f} s"
-        )
-    return lines
+    yield f"this device: {rate / 1e12:.1f} TFLOP/s in bfloat16 matrix products, {copied / 1e9:.0f} GB/s copied"
+    batch = BATCH if gpu else 2
+    seconds, peak, first, flops = in_fresh_process(_timed_recipe_step, way, gpu)
+    yield (
+        f"recipe step, {what}, bfloat16, batch {batch}, {way}: {batch / seconds:.1f} images/s, {peak / 1e9:.1f} GB at the peak, "
+        f"{flops / batch / 1e9:.0f} GFLOP an image, {flops / seconds / 1e12:.1f} TFLOP/s, {flops / seconds / rate:.1%} of the "
+        f"device's own matrix rate; first step {first:.0f} s"
+    )
 
 
 def recipe_profile() -> list[str]:
@@ -57,16 +61,12 @@ def recipe_profile() -> list[str]:
     return in_fresh_process(_profiled, torch.cuda.is_available())
 
 
-def recipe_loaded() -> list[str]:
+def recipe_loaded() -> Iterator[str]:
     """The same step inside the training loop, fed from Parquet by loader processes."""
     gpu = torch.cuda.is_available()
-    lines = []
     for workers in (0, 8) if gpu else (0,):
         rate, waiting = in_fresh_process(_loaded, gpu, workers)
-        lines.append(
-            f"training loop with {workers} loader processes: {rate:.1f} images/s, {waiting:.0%} of the time waiting for data"
-        )
-    return lines
+        yield f"training loop with {workers} loader processes: {rate:.1f} images/s, {waiting:.0%} of the time waiting for data"
 
 
 def _recipe(folder: Path, gpu: bool, *overrides: str) -> Any:
@@ -110,8 +110,8 @@ def _frozen_weights(folder: Path) -> tuple[Path, Path, dict[str, Path]]:
     return backbone, heads, teachers
 
 
-def _whole_step(gpu: bool, way: str) -> Callable[[], None]:
-    """One optimizer step exactly as the training loop takes it, on images that lie on the device."""
+def _whole_step(gpu: bool) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One optimizer step exactly as the training loop takes it, on images that lie on the device; and what compiles it."""
     from mergevq.ema import Ema
     from mergevq_platform import checkpoints, loop
     from mergevq_platform.data import open_dataset, write_shapes
@@ -124,8 +124,6 @@ def _whole_step(gpu: bool, way: str) -> Callable[[], None]:
         write_shapes(folder / "data", images=64, val_images=16, size=recipe.data.views.image_size, seed=0)
         samples = open_dataset(recipe.data.path, recipe.data.train_split)
         training = loop.build(recipe, samples).to(device()).to(memory_format=torch.channels_last)
-    if way == "compiled":
-        training.model().compile(kept_counts=1)
     state = checkpoints.TrainingState(
         training, Ema(training.model(), recipe.ema_decay), loop.make_optimizers(recipe, training), None
     )
@@ -148,53 +146,60 @@ def _whole_step(gpu: bool, way: str) -> Callable[[], None]:
         training.after_step(late)
         state.ema.update()
 
-    return one_step
+    return one_step, lambda: loop.compile_model(recipe, training)
 
 
 def _timed_recipe_step(way: str, gpu: bool) -> tuple[float, int, float, int]:
-    """(seconds, bytes at the peak, seconds of the first step, counted FLOPs: eager alone) of a step."""
+    """(seconds, bytes at the peak, seconds of the first step, counted FLOPs of the eager step) of a step."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    one_step = _whole_step(gpu, way)
+    one_step, compile_model = _whole_step(gpu)
+    with FlopCounterMode(display=False) as counter:
+        one_step()
+    if way == "compiled":
+        compile_model()
+    synchronise()
     began = time.perf_counter()
     one_step()
     synchronise()
     first = time.perf_counter() - began
     seconds = interleaved({"step": one_step}, rounds=15 if gpu else 3)["step"]
-    peak = torch.cuda.max_memory_allocated() if gpu else 0
-    if way != "eager":
-        return seconds, peak, first, 0
-    with FlopCounterMode(display=False) as counter:
-        one_step()
-    return seconds, peak, first, counter.get_total_flops()
+    return seconds, torch.cuda.max_memory_allocated() if gpu else 0, first, counter.get_total_flops()
 
 
 def _profiled(gpu: bool) -> list[str]:
     from torch.profiler import ProfilerActivity, profile
 
-    one_step = _whole_step(gpu, "eager")
+    one_step, _ = _whole_step(gpu)
     for _ in range(3):
         one_step()
     synchronise()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         one_step()
         synchronise()
-    times: dict[str, float] = {}
-    for event in profiler.key_averages():
-        spent = event.self_device_time_total if gpu else event.self_cpu_time_total
-        if spent and not (gpu and event.key.startswith("Memset")):
-            times[event.key] = times.get(event.key, 0.0) + spent
+    events = profiler.key_averages()
     if gpu:  # operators carry their kernels' time besides: kernels alone add up to the step
-        times = {
-            event.key: event.self_device_time_total
-            for event in profiler.key_averages()
-            if event.device_type == torch.autograd.DeviceType.CUDA and event.self_device_time_total
-        }
+        kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+        times = {event.key: event.self_device_time_total for event in kernels}
+    else:
+        times = {event.key: event.self_cpu_time_total for event in events}
     total = sum(times.values())
     shown = sorted(times, key=lambda name: -times[name])[:24]
     return [f"profile of a recipe step, {total / 1e3:.0f} ms:"] + [
-        f"  {times[name] / total:6.1%} {times[name] / 1e3:8.2f} ms  {name[:110]}" for name in shown
+        f"  {times[name] / total:6.1%} {times[name] / 1e3:8.2f} ms  {_short(name)}" for name in shown
     ]
+
+
+def _short(kernel: str) -> str:
+    for noise in (
+        "void ",
+        "at::native::",
+        "(anonymous namespace)::",
+        "gpu_kernel_impl_nocast<",
+        "gpu_kernel_impl<",
+    ):
+        kernel = kernel.replace(noise, "")
+    return kernel[:130]
 
 
 def _loaded(gpu: bool, workers: int) -> tuple[float, float]:
@@ -213,7 +218,7 @@ def _loaded(gpu: bool, workers: int) -> tuple[float, float]:
             f"data.loader_workers={workers}",
         )
         size = recipe.data.views.image_size
-        write_shapes(folder / "data", images=512, val_images=16, size=size, seed=0)
+        write_shapes(folder / "data", images=128, val_images=16, size=size, seed=0)
         host = local.LocalHost(folder / "run")
         host.directory.mkdir()
         loop.train(recipe, loop.Worker(device=device()), host)
@@ -232,4 +237,4 @@ def _machine_rates() -> tuple[float, float]:
     return 2 * side**3 / times["product"], 2 * size / times["copy"]
 
 
-MEASUREMENTS = {f.__name__: f for f in (recipe_step, recipe_profile, recipe_loaded)}
+MEASUREMENTS = {f.__name__: f for f in (recipe_step, recipe_step_compiled, recipe_profile, recipe_loaded)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from mergevq.classifier import StandInClassifier, load_classifier
 from mergevq.config import config
 from mergevq.errors import InputError
-from mergevq.frozen import Frozen, Renormalise, TimmNetwork, load_strictly, read_weights, timm_network
+from mergevq.frozen import Frozen, Renormalise, TimmNetwork, timm_network
+from mergevq.weights_file import load_strictly, read_weights
 
 
 @config
@@ -129,21 +131,25 @@ class Lpips(PerceptualDistance):
         self.renormalise = Renormalise(tuple((m + 1) / 2 for m in mean), tuple(s / 2 for s in std))
         self.features = _vgg16_features()
         state = read_weights(term.backbone, key=f"{key}.backbone", sha256=term.backbone_sha256)
-        state = {
-            name.removeprefix("features."): value
-            for name, value in state.items()
-            if name.startswith("features.")
-        }
-        load_strictly(self.features, state, key=f"{key}.backbone", source=term.backbone)
+        load_strictly(
+            self.features,
+            state,
+            key=f"{key}.backbone",
+            source=term.backbone,
+            name="features.{}".format,
+            among="features.",
+        )
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in _VGG16_WIDTHS)
         state = read_weights(term.heads, key=f"{key}.heads", sha256=term.heads_sha256)
-        renamed = {}
-        for name, value in state.items():
-            # "lin0.model.1.weight"; some exports list each head a second time as "lins.0.model.1.weight".
-            if name.startswith("lin") and name.endswith(".model.1.weight"):
-                number = name.removeprefix("lins.").removeprefix("lin").partition(".")[0]
-                renamed[f"{number}.weight"] = value
-        load_strictly(self.heads, renamed, key=f"{key}.heads", source=term.heads)
+        # Some exports list each head as "lins.0.model.1.weight", or once more so.
+        load_strictly(
+            self.heads,
+            {re.sub(r"^lins\.", "lin", name): value for name, value in state.items()},
+            key=f"{key}.heads",
+            source=term.heads,
+            name=lambda own: f"lin{own.partition('.')[0]}.model.1.weight",
+            among="lin",
+        )
         self.freeze()
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
@@ -186,7 +192,7 @@ class _TimmDistance(PerceptualDistance):
         super().__init__()
         self.size = term.size
         self.layers = None if term.layers is None else list(term.layers)
-        self.network = timm_network(term, key=key, image_size=term.size or image_size)
+        self.network, self.positions = timm_network(term, key=key, image_size=term.size or image_size)
         if not hasattr(self.network, "forward_intermediates"):
             raise InputError(
                 f"{key}.model: timm's '{term.model}' does not offer its inner features: name another model"

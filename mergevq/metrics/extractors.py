@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import math
 import re
-import zipfile
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config, parse
 from mergevq.errors import InputError
+from mergevq.file_kinds import is_torchscript
 from mergevq.metrics.inception import (
     RESIZES,
     STANDARD_SHA256,
@@ -28,6 +28,7 @@ from mergevq.metrics.inception import (
     resized,
 )
 from mergevq.metrics.pixels import to_uint8
+from mergevq.weights_file import file_sha256, load_strictly, read_weights
 
 RANDOM_V1_SHA256 = "94ed8e012e5ec5807d75e78813b6ed2492f1fdcb02781b51815e3eba1b08270e"
 RANDOM_V1_CHANNELS = (24, 32, 44)
@@ -167,23 +168,26 @@ class RandomExtractor(Extractor):
 
 
 class TimmExtractor(Extractor):
-    """The pooled feature of a timm network, for DINOv2 the normalised [CLS] (FD-DINOv2: Stein et al. 2023)."""
+    """The pooled feature of a timm network, for DINOv2 the normalised [CLS] (FD-DINOv2: Stein et al. 2023).
+
+    Where position embeddings are resampled to the image size, as DINOv2's of 518 px are to 224, that is timm's way
+    and part of the identity: tools that resample as DINOv2's release does measure other features.
+    """
 
     network: Any  # timm's interface is more than nn.Module's
 
     def __init__(self, settings: TimmFeatures, *, key: str) -> None:
         super().__init__()
         # timm takes seconds to import and only this extractor needs it.
-        from mergevq.frozen import Renormalise, TimmNetwork, file_sha256, timm_network
+        from mergevq.frozen import Renormalise, TimmNetwork, timm_network
 
         network = parse(
             TimmNetwork,
             {"model": settings.name, "weights": settings.weights, "sha256": settings.sha256},
             where=key,
         )
-        self.network = (
-            timm_network(network, key=key, image_size=settings.image_size).requires_grad_(False).eval()
-        )
+        self.network, positions = timm_network(network, key=key, image_size=settings.image_size)
+        self.network.requires_grad_(False).eval()
         cfg = self.network.pretrained_cfg
         self.renormalise = Renormalise(cfg["mean"], cfg["std"])
         self.image_size = settings.image_size
@@ -195,6 +199,8 @@ class TimmExtractor(Extractor):
             "resize": f"bicubic, antialiased, to {settings.image_size} x {settings.image_size}",
             "preprocessing": f"rounded to uint8, then to mean {tuple(cfg['mean'])}, std {tuple(cfg['std'])}",
         }
+        if positions is not None:
+            self.identity["positions"] = positions
 
     def features(self, pictures: Tensor) -> Tensor:
         images, size = _unit_range(pictures), (self.image_size, self.image_size)
@@ -212,13 +218,7 @@ class InceptionExtractor(Extractor):
 
     def __init__(self, settings: InceptionFeatures, *, key: str) -> None:
         super().__init__()
-        from mergevq.frozen import (
-            file_sha256,
-            load_strictly,
-            read_weights,
-        )  # imports timm, which takes seconds
-
-        if _is_torchscript(settings.weights):
+        if is_torchscript(settings.weights):
             raise InputError(
                 f"{key}.weights: '{settings.weights}' is a TorchScript program, which is not run: give "
                 "pt_inception-2015-12-05-6726825d.pth, the same weights without the program"
@@ -284,13 +284,6 @@ def weights_sha256(weights: list[np.ndarray]) -> str:
 
 def _unit_range(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
-
-
-def _is_torchscript(path: str) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 @contextlib.contextmanager

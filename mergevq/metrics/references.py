@@ -28,7 +28,9 @@ class Reference:
         """Refuse statistics that are known to be another extractor's. Raises `InputError` naming what differs."""
         if self.extractor is None:
             return
-        for key in [*self.extractor, *(key for key in identity if key not in self.extractor)]:
+        added = [key for key in identity if key not in self.extractor]
+        # Files of before identities said how positions were resampled had them resampled in the same way.
+        for key in [*self.extractor, *(key for key in added if key != "positions")]:
             if self.extractor.get(key) != identity.get(key):
                 raise InputError(
                     f"the reference statistics are of {key} {self.extractor.get(key)!r}, the features of "

@@ -47,7 +47,7 @@ def require_classes(recipe: Recipe, why: str) -> None:
     data = recipe.data
     for split in (data.train_split, data.evaluation_split):
         opened = open_dataset(data.path, split, data.reading)
-        if opened.num_classes < 2:
+        if sum(images > 0 for images in opened.class_images()) < 2:
             lacks = "has one class" if opened.labelled else "has no labels"
             raise InputError(
                 f"{why}, but '{split}' of {data.path} {lacks}: label it, or choose another objective"

@@ -83,10 +83,12 @@ class Feed(Protocol):
 
 
 def open_samples(recipe: Recipe) -> Dataset | CodeSet:
-    """The recipe's training split."""
+    """The recipe's training split. Raises `InputError` for one that training cannot read."""
     if isinstance(recipe.task, GeneratorTask) and recipe.task.codes:
         return open_codes(recipe.task.codes, recipe.data.train_split)
-    return open_dataset(recipe.data.path, recipe.data.train_split, recipe.data.reading)
+    dataset = open_dataset(recipe.data.path, recipe.data.train_split, recipe.data.reading)
+    dataset.require_whole_groups()
+    return dataset
 
 
 def open_feed(recipe: Recipe, samples: Dataset | CodeSet, worker: Worker) -> Feed:
@@ -213,7 +215,7 @@ class EncodedPictureFeed:
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
         """See `Feed.batch`."""
         moved = to_unit_range(micro_batch, self.worker.device)
-        encoded = self.tokenizer.encode(moved["image"], keep)
+        encoded = self.tokenizer.encode(moved["image"], keep, check_values=False)
         return {
             "indices": encoded.indices,
             "assignment": encoded.source.assignment,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
@@ -27,6 +28,7 @@ from mergevq.errors import InputError
 from mergevq.finetune import FineTuneTraining
 from mergevq.generation import GeneratorTraining, build_generator
 from mergevq.initialisation import select_weights
+from mergevq.layers import compute_again
 from mergevq.probe_training import ProbeTraining
 from mergevq.recovery_training import RecoveryTraining
 from mergevq.tokenizer import MergeVQ
@@ -120,6 +122,9 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         make_optimizers(recipe, training),
         _scaler(recipe, worker),
     )
+    if worker.rank == 0:
+        for note in training.notes():
+            host.warn(note)
     if latest := host.latest():
         checkpoints.restore(latest, state)
         if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:
@@ -161,7 +166,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             micro_batches = meter.waiting(lambda: next(batches))
             torch.manual_seed(address(recipe.seed, step, worker.rank))  # dropout and drop path of this step
             keep = draw_keep(recipe, step)
-            set_learning_rates(recipe, state.optimizers, step, total_steps)
+            set_learning_rates(recipe, training, state.optimizers, step, total_steps)
 
             losses: list[tuple[float, dict[str, Tensor]]] = []
             for index, micro_batch in enumerate(micro_batches):
@@ -244,10 +249,15 @@ def preflight(recipe: Recipe, *, evaluated: bool = True) -> Samples:
 
 def build(recipe: Recipe, samples: Samples) -> Training:
     """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
+    training = _built(recipe, samples)
+    compute_again(training, recipe.recompute)  # whatever task: what takes no gradient keeps nothing anyway
+    return training
+
+
+def _built(recipe: Recipe, samples: Samples) -> Training:
     match recipe.task:
         case TokenizerTask() as task:
             tokenizer = initial_tokenizer(task)
-            tokenizer.recompute(recipe.recompute)
             return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
         case ClassifierTask() as task:
             _require_classes(samples, task.model.classes, "a classifier")
@@ -345,12 +355,18 @@ def optimizer_config(recipe: Recipe, phase: str) -> OptimizerConfig:
 
 
 def set_learning_rates(
-    recipe: Recipe, optimizers: dict[str, torch.optim.Optimizer], step: int, total_steps: int
+    recipe: Recipe,
+    training: Training,
+    optimizers: dict[str, torch.optim.Optimizer],
+    step: int,
+    total_steps: int,
 ) -> None:
-    """Learning rates as a pure function of the step."""
+    """Learning rates as a pure function of the step; 0 for a phase that rests, which weight decay would move."""
     for name, optimizer in optimizers.items():
         config = optimizer_config(recipe, name)
         rate = config.learning_rate * schedules.scale(config.schedule, step, total_steps)
+        if training.rests(name, step):
+            rate = 0.0
         for group in optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
 
@@ -432,6 +448,7 @@ class Meter:
         self.started = time.monotonic()
         self.waited = 0.0
         self.warned: set[str] = set()
+        self.left_out: Counter[str] = Counter()
         self.system = SystemSampler(worker.device.index) if worker.rank == 0 else None
 
     def waiting(self, fetch: Callable) -> list[dict[str, Tensor]]:
@@ -451,7 +468,11 @@ class Meter:
     ) -> None:
         """Remember one step, whose micro-batches have (share of the step, losses); report when the cadence says so."""
         names = list(losses[0][1])
-        self.names = [*names, *norms, "bad_pictures"]
+        columns = [*names, *norms, "bad_pictures"]
+        assert not self.rows or columns == self.names, (
+            "losses of one training have the same names at every step"
+        )
+        self.names = columns
         parts = [
             share * torch.stack([part[name].detach().float() for name in names]) for share, part in losses
         ]
@@ -475,6 +496,7 @@ class Meter:
         self._check_finite(rows, values)
         if self.worker.rank:
             return
+        self._tell_of_left_out(rows, values)
         scale = {"loss_scale": self.scaler.get_scale()} if self.scaler else {}
         for (step, keep, _), row in zip(rows, values.tolist(), strict=True):
             if step % self.recipe.log_every and step != self.total_steps:
@@ -520,6 +542,26 @@ class Meter:
             f"step {rows[row][0]}: '{self.names[column]}' is {values[row, column].item()}; the last checkpoint is from before. "
             "Lower optimizer.learning_rate, set optimizer.clip_norm, or go on over such steps with on_nan=skip"
         )
+
+    def _tell_of_left_out(self, rows: list, values: Tensor) -> None:
+        """With on_nan=skip, say for each phase that steps were left out: at the first, the tenth, the hundredth."""
+        if self.recipe.on_nan != "skip" or self.scaler:
+            return
+        for column, name in enumerate(self.names):
+            if not name.endswith("_gradient_norm"):
+                continue
+            phase = name.removesuffix("_gradient_norm")
+            for (step, *_), norm in zip(rows, values[:, column].tolist(), strict=True):
+                if math.isfinite(norm):
+                    continue
+                self.left_out[phase] += 1
+                count = self.left_out[phase]
+                if count in (1, 10, 100) or count % 1000 == 0:
+                    so_far = f", {count} steps by now" if count > 1 else ""
+                    self.host.warn(
+                        f"step {step}: the gradient of the {phase} is not finite: its step was left out "
+                        f"(on_nan=skip){so_far}; lower optimizer.learning_rate if this goes on"
+                    )
 
     def _warn_of_low_usage(self, step: int, status: dict[str, float]) -> None:
         task = self.recipe.task

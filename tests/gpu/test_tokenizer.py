@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mergevq
+from mergevq.errors import InputError
+from mergevq.layers import GroupNorm
 from mergevq.train_step import build_training
 from mergevq.training import Training
 
@@ -147,8 +150,8 @@ def test_a_training_step_waits_for_the_device_nowhere() -> None:
 
 
 @pytest.mark.parametrize("keep", [4, 16])
-def test_encoding_waits_for_the_device_nowhere(keep: int) -> None:
-    tokenizer: Callable = mergevq.create("test_gr").cuda().eval().encode
+def test_encoding_without_a_look_at_values_waits_for_the_device_nowhere(keep: int) -> None:
+    tokenizer: Callable = partial(mergevq.create("test_gr").cuda().eval().encode, check_values=False)
     images = pictures().cuda()
     with torch.inference_mode():
         tokenizer(images, keep)
@@ -157,6 +160,26 @@ def test_encoding_waits_for_the_device_nowhere(keep: int) -> None:
             tokenizer(images, keep)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@torch.inference_mode()
+def test_encoding_can_be_captured_as_a_graph_and_looks_at_values_outside_of_one() -> None:
+    tokenizer = mergevq.create("test_gr").cuda().eval()
+    images = pictures().cuda()
+    expected = tokenizer.encode(images, 9).indices
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        tokenizer.encode(images, 9)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        found = tokenizer.encode(images, 9).indices
+    graph.replay()
+    assert torch.equal(found, expected)
+    with pytest.raises(InputError, match="partly NaN"):
+        tokenizer.encode(images * torch.nan, 9)
+    with pytest.raises(InputError, match="on cpu, the weights on cuda:0"):
+        tokenizer.encode(pictures(), 9)
 
 
 def test_channels_last_changes_nothing_but_the_layout() -> None:
@@ -176,3 +199,46 @@ def test_channels_last_changes_nothing_but_the_layout() -> None:
         assert torch.equal(
             tokenizer.encode(images.contiguous(memory_format=torch.channels_last), 9).indices, plain
         )
+
+
+@pytest.mark.parametrize("ratio", [3, 30, 100, 300, 1000])  # of the mean to the deviation
+def test_group_norm_of_channels_last_memory_is_exact(ratio: int) -> None:
+    x = torch.randn(2, 128, 32, 32, generator=torch.Generator().manual_seed(0)) + ratio
+    towards = torch.randn(2, 128, 32, 32, generator=torch.Generator().manual_seed(1))
+    results = []
+    for layout, dtype in (
+        (torch.contiguous_format, torch.float64),
+        (torch.contiguous_format, torch.float32),
+        (torch.channels_last, torch.float32),
+    ):
+        given = x.cuda().to(dtype).contiguous(memory_format=layout).requires_grad_()
+        output = GroupNorm(32, 128).cuda().to(dtype)(given)
+        output.backward(towards.cuda().to(dtype).contiguous(memory_format=layout))
+        assert given.grad is not None
+        results.append((output.detach().double(), given.grad.double()))
+    exact, contiguous, channels_last = results
+    for index, what in enumerate(("output", "gradient")):
+        off = [float((found[index] - exact[index]).abs().max()) for found in (contiguous, channels_last)]
+        print(f"mean / deviation {ratio}, {what}: contiguous {off[0]:.1e}, channels-last {off[1]:.1e}")
+        assert off[1] < 1e-3
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.25])
+@torch.inference_mode()
+def test_codes_of_a_plain_image_do_not_depend_on_the_layout(value: float) -> None:
+    torch.manual_seed(0)
+    smaller = {"encoder": {"depth": 2, "res_blocks": 2}, "decoder": {"depth": 1, "res_blocks": 1}}
+    tokenizer = mergevq.create("gr_128_d32", smaller).double().cuda().eval()
+    image = torch.full((1, 3, 128, 128), value, device="cuda")
+    exact = tokenizer.encode(image.double(), 36)
+    tokenizer.float()
+    contiguous = tokenizer.encode(image, 36)
+    tokenizer.to(memory_format=torch.channels_last)
+    found = tokenizer.encode(image.contiguous(memory_format=torch.channels_last), 36)
+    for name, encoded in (("contiguous", contiguous), ("channels-last", found)):
+        off = float((encoded.latents.double() - exact.latents).abs().max())
+        other = int((encoded.indices != exact.indices).sum())
+        print(f"plain {value}, {name}: latents off by {off:.1e}, {other} of 36 codes other than float64's")
+        assert off < 1e-3
+    certain = contiguous.latents.abs() > 1e-3  # rounding may tip a code on the fence
+    assert torch.equal(found.codes[certain], contiguous.codes[certain])

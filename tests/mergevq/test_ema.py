@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -100,3 +101,17 @@ def test_a_running_mean_without_observations_stays():
     mean.fold()
     assert torch.equal(mean.value, before)
     assert list(mean.state_dict()) == ["value"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_no_part_of_a_running_mean(value):
+    mean, clean = RunningMean((2,), 0.5), RunningMean((2,), 0.5)
+    for average in (mean, clean):
+        average.observe(torch.tensor([1.0, 2.0]), 3)
+    mean.observe(torch.tensor([1.0, value]), 5)
+    mean.fold()
+    clean.fold()
+    assert torch.equal(mean.value, clean.value)
+    mean.observe(torch.tensor([value, 1.0]), 1)  # alone in its step
+    mean.fold()
+    assert torch.equal(mean.value, clean.value)

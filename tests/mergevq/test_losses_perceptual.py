@@ -99,7 +99,9 @@ def test_a_missing_file_and_a_wrong_checksum_name_the_key_and_the_fix(vgg_files)
 
 def test_exchanged_files_are_refused_by_the_names_that_do_not_fit(vgg_files):
     backbone_file, heads_file, *_ = vgg_files
-    with pytest.raises(InputError, match=r"does not fit this network: it lacks 0\.weight"):
+    with pytest.raises(
+        InputError, match=r"it lacks features\.0\.weight.* \(26 in all\); it has lin0\.model\.1\.weight"
+    ):
         perceptual_distance(
             LpipsPerceptual(backbone=str(heads_file), heads=str(backbone_file)), image_size=32
         )

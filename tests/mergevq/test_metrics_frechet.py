@@ -223,6 +223,18 @@ def test_a_timm_network_is_identified_by_its_file(timm_features):
         extractor(replace(timm_features, name="test_vitt"))
 
 
+def test_an_identity_says_how_positions_were_resampled_and_only_then(timm_features, tmp_path):
+    # The file is of 160 px in patches of 16.
+    assert extractor(timm_features).identity["positions"] == (
+        "resampled from 10 x 10 to 4 x 4: bicubic, antialiased, no offset (timm)"
+    )
+    assert "positions" not in extractor(replace(timm_features, image_size=160)).identity
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "r.pth")
+    resnet = TimmFeatures(name="test_resnet", weights=str(tmp_path / "r.pth"), image_size=64)
+    assert "positions" not in extractor(resnet).identity
+    assert "positions" not in extractor(RandomFeatures()).identity
+
+
 def test_extractors_survive_the_trip_through_a_recipe(timm_features):
     assert parse(TimmFeatures, to_tree(timm_features)) == timm_features
 

@@ -43,6 +43,18 @@ def test_ms_ssim_is_pytorch_msssims(size: tuple[int, int], scales: int) -> None:
     assert found.compute()[found.key] < 0.95
 
 
+def test_where_sides_are_odd_ms_ssim_differs_from_pytorch_msssims_a_little() -> None:
+    theirs = pytest.importorskip("pytorch_msssim")
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 24, 24, generator=generator), (177, 177))
+    x = (smooth * 255).round()
+    y = (smooth + 0.08 * torch.randn(2, 3, 177, 177, generator=generator)).clamp(0, 1).mul(255).round()
+    ours = MsSsim()
+    ours.update(x / 127.5 - 1, y / 127.5 - 1)
+    off = abs(ours.compute()["ms_ssim"] - float(theirs.ms_ssim(x.double(), y.double(), data_range=255)))
+    assert 1e-6 < off < 1e-3
+
+
 def test_ms_ssim_of_one_scale_is_ssim_and_of_a_copy_is_one() -> None:
     x, y = pictures((32, 48), 0.05)
     one, plain = MsSsim(1), Ssim()

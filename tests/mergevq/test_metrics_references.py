@@ -64,6 +64,11 @@ def test_a_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
     found.require_extractor(identity)
     with pytest.raises(InputError, match="weights_sha256 '67', the features of '68'"):
         found.require_extractor(identity | {"weights_sha256": "68"})
+    # Files of before say nothing of positions, and had them resampled as now; those that say it must say the same.
+    found.require_extractor(identity | {"positions": "resampled"})
+    later = Reference(pool, None, identity | {"positions": "resampled"})
+    with pytest.raises(InputError, match="of positions 'resampled', the features of None"):
+        later.require_extractor(identity)
 
 
 def test_what_we_write_has_the_names_that_others_read(tmp_path: Path) -> None:

@@ -67,6 +67,19 @@ def test_gradients_pass_straight_through() -> None:
     assert torch.equal(z.grad, torch.ones_like(z))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quantizer", [LFQ(LFQConfig(bits=6)), FSQ(FSQConfig(levels=(3, 4, 5, 8, 2, 7)))])
+def test_codes_are_exactly_those_of_their_indices_in_every_precision(
+    quantizer: LFQ | FSQ, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-6, 0.1, 1.0, 30.0, 1e4):
+        latents = (torch.randn(4, 500, 6, generator=generator) * scale).to(dtype).requires_grad_()
+        quantized = quantizer.quantize(latents)
+        assert torch.equal(quantized.codes, quantizer.codes(quantized.indices).to(dtype))
+        assert quantized.codes.requires_grad
+
+
 def test_indices_outside_the_codebook_are_refused() -> None:
     check_indices(torch.tensor([0, 63]), 64)
     with pytest.raises(InputError, match=r"0\.\.63, got 0\.\.64"):

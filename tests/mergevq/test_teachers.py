@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+import mergevq
 from mergevq.classifier import (
     ClassifierTraining,
     StandInClassifier,
@@ -18,9 +19,11 @@ from mergevq.classifier import (
 )
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq.frozen import TimmNetwork, read_weights, timm_network
+from mergevq.frozen import TimmNetwork, timm_network
 from mergevq.losses.alignment import StandInAlignment, TimmAlignment
 from mergevq.teacher import StandInTeacher, TimmTeacher
+from mergevq.train_step import build_training
+from mergevq.weights_file import read_weights
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,21 @@ def test_position_embeddings_are_resampled_to_the_teachers_view(vit_file):
     _, path = vit_file
     teacher = TimmTeacher(TimmAlignment(model="test_vit", weights=str(path), teacher_size=48))
     assert teacher(torch.zeros(1, 3, 48, 48)).shape == (1, teacher.dim)
+    assert teacher.positions == "resampled from 10 x 10 to 3 x 3: bicubic, antialiased, no offset (timm)"
+    trained = TimmTeacher(TimmAlignment(model="test_vit", weights=str(path), teacher_size=160))
+    assert trained.positions is None
+
+
+def test_a_training_says_that_its_teachers_positions_were_resampled(vit_file):
+    _, path = vit_file
+    terms = {"alignment": {"kind": "timm", "model": "test_vit", "weights": str(path), "teacher_size": 48}}
+    tokenizer = mergevq.create("test_gr", {"head": {"out": 64}})
+    training = build_training(terms | {"adversarial": {"kind": "none"}}, tokenizer)
+    (note,) = training.notes()
+    assert note.startswith(
+        "the alignment's teacher has its position embeddings resampled from 10 x 10 to 3 x 3"
+    )
+    assert build_training({"adversarial": {"kind": "none"}}, mergevq.create("test_gr")).notes() == []
 
 
 def test_dinov2_loads_from_a_file_of_its_native_resolution_and_gives_its_normalised_class_token(tmp_path):

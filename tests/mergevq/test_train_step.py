@@ -190,6 +190,36 @@ def test_before_its_start_step_the_adversarial_term_is_off_on_both_sides():
     assert all(p.grad.abs().sum() > 0 for p in training.phases["discriminator"].parameters())
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_losses_have_the_same_names_before_and_after_the_start_step(adaptive):
+    training = _training({"adversarial": {**SMALL_GAN, "start_step": 3, "adaptive": adaptive}})
+    before, after = (_step(training, _batch(training), _keep(training), step=step) for step in (2, 3))
+    for phase, output in before.items():
+        assert list(output.losses) == list(after[phase].losses)
+    if adaptive:
+        assert before["tokenizer"].losses["d_weight"] == 0
+
+
+def test_a_forward_pass_that_is_not_finite_leaves_the_averages_of_later_steps_alone(files):
+    training = _training(_trees(files)["self-distillation, adaptive"])
+    for step in range(3):
+        batch = _batch(training, seed=step)
+        if step == 1:
+            batch = {name: value.float() * torch.nan for name, value in batch.items()}
+            batch["label"] = torch.zeros(2, dtype=torch.int64)
+        outputs = _step(training, batch, _keep(training), step=step)
+        training.zero_grad()
+        training.after_step(step)
+    assert all(average.value.isfinite().all() for average in training.averages.values())
+    assert all(value.isfinite() for output in outputs.values() for value in output.losses.values())
+
+
+def test_the_discriminator_rests_until_its_start_step():
+    training = _training({"adversarial": {**SMALL_GAN, "start_step": 3}})
+    assert [training.rests("discriminator", step) for step in range(5)] == [True] * 3 + [False] * 2
+    assert not any(training.rests("tokenizer", step) for step in range(5))
+
+
 def test_the_entropy_weight_is_annealed_by_the_step():
     assert [Annealing(start_factor=5, steps=4).factor(step) for step in range(6)] == [5, 4, 3, 2, 1, 1]
     tree = {
@@ -341,7 +371,7 @@ def test_impossible_terms_are_refused_naming_the_key(tree, words):
 
 def test_a_teacher_of_another_width_is_refused_with_the_width_to_set(tmp_path):
     save_classifier(StandInClassifier(StandInConfig(classes=3, width=24, num_stages=1)), tmp_path)
-    with pytest.raises(InputError, match=r"teacher's features have 24 numbers.*set the head's width to 24"):
+    with pytest.raises(InputError, match=r"teacher's features have 24 numbers.*set model.head.out=24"):
         _training(
             {"adversarial": {"kind": "none"}, "alignment": {"kind": "stand_in", "directory": str(tmp_path)}}
         )
@@ -398,9 +428,9 @@ def test_a_smaller_view_is_merged_in_the_same_proportion_and_never_below_what_is
     seen = []
     encode_summary = tokenizer.encode_summary
 
-    def watched(images, keep):
+    def watched(images, keep, **options):
         seen.append((images.shape[-1], keep))
-        return encode_summary(images, keep)
+        return encode_summary(images, keep, **options)
 
     tokenizer.encode_summary = watched
     assert tokenizer.grid_tokens == 16

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from image_files import images, tree
 from mergevq.errors import InputError
-from mergevq_platform.data import contact_sheet, describe, open_dataset, write_shapes
+from mergevq_platform.data import contact_sheet, describe, describe_in_short, open_dataset, write_shapes
+from mergevq_platform.data.pack import pack
 from mergevq_platform.data.pictures import BadPicture, decode, encode_png
 from mergevq_platform.data.shards import Record, write_set
 
@@ -26,11 +30,57 @@ def test_the_description_has_counts_classes_shards_and_fingerprints(shapes: Path
     assert "train     150 pictures in 1 shard" in text
     assert "val       30 pictures in 1 shard" in text
     assert "row groups of 22-128" in text
-    assert "12: disc, ring, square" in text
+    counts = open_dataset(shapes, "train").class_images()
+    assert (len(counts), sum(counts), min(counts)) == (12, 150, 12)
+    assert f"12: disc ({counts[0]}), ring ({counts[1]}), square ({counts[2]})" in text
     assert open_dataset(shapes, "train").fingerprint[:12] in text
     assert "16 px (shorter side), PNG" in text
     with pytest.raises(InputError, match="no data at"):
         describe(shapes / "none")
+
+
+def test_what_a_training_reads_is_said_in_short(shapes: Path, tmp_path: Path) -> None:
+    text = describe_in_short(shapes, "train", "val")
+    assert text.startswith(f"data: {shapes}: train 150 images, val 30 images; classes 12: disc, ring, square")
+    assert "no other: " in describe_in_short(shapes, "train", "other")
+    source = tree(tmp_path / "images", {**images("train/a", "train/b"), "train/x.heic": b"x"})
+    with pytest.raises(InputError, match=r"holds 4 image files .* not packed: use DIR of `mergevq data pack"):
+        describe_in_short(source, "train", "val")
+    pack(source, tmp_path / "packed", progress=False)
+    assert "not used  files ending .heic: 1 (train/x.heic)" in describe_in_short(
+        tmp_path / "packed", "train", "val"
+    )
+    (tmp_path / "packed/manifest.json").unlink()
+    (tmp_path / "packed/notes.md").write_text("x")
+    assert "not used  files ending .md: 1 (notes.md)" in describe_in_short(
+        tmp_path / "packed", "train", "val"
+    )
+
+
+def test_the_first_split_with_labels_names_the_classes(tmp_path: Path) -> None:
+    grey = encode_png(np.full((8, 8, 3), 128, dtype=np.uint8))
+    splits = {
+        "test": [Record(grey, "a.png", -1)],
+        "train": [Record(grey, "b.png", 0), Record(grey, "c.png", 1)],
+    }
+    write_set(tmp_path / "set", splits, ("cat", "dog"), size=8, source={})
+    (tmp_path / "set/manifest.json").unlink()
+    text = describe(tmp_path / "set", sheet=tmp_path / "sheet.png")
+    assert "classes   2: cat (1), dog (1)" in text
+    assert "no labels (no probe)" in text
+
+
+def test_images_are_counted_by_class_whatever_the_column_holds(tmp_path: Path) -> None:
+    data = pa.array([encode_png(np.zeros((4, 4, 3), dtype=np.uint8))] * 5)
+    for name, labels in (("names", ["b", "a", None, "a", "a"]), ("numbers", [1, 0, -1, 0, 0])):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"image": data, "label": labels}), tmp_path / name / "train.parquet")
+        assert open_dataset(tmp_path / name, "train").class_images() == (3, 1)
+        assert "1 of them without a label" in describe(tmp_path / name)
+    for label, rows in ((0, 3), (2, 1)):
+        (tmp_path / f"folders/label={label}").mkdir(parents=True)
+        pq.write_table(pa.table({"image": data[:rows]}), tmp_path / f"folders/label={label}/part-0.parquet")
+    assert open_dataset(tmp_path / "folders", "train").class_images() == (3, 0, 1)
 
 
 def test_the_contact_sheet_shows_each_class_in_turn(shapes: Path, tmp_path: Path) -> None:
@@ -55,6 +105,17 @@ def test_a_sheet_shows_unlabelled_sets_and_marks_unreadable_pictures(tmp_path: P
     assert np.any(np.all(sheet == (0xB0, 0x00, 0x20), 1))
 
 
+def test_a_sheet_shows_the_middle_of_thin_pictures(tmp_path: Path) -> None:
+    thin = np.full((1, 1_000_000, 3), 128, dtype=np.uint8)
+    long = np.full((8, 300_000, 3), 200, dtype=np.uint8)
+    records = [Record(encode_png(pixels), "a.png", 0) for pixels in (thin, long)]
+    write_set(tmp_path / "set", {"train": records}, ("a",), size=8, source={})
+    contact_sheet(open_dataset(tmp_path / "set", "train"), tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)
+    for grey in (128, 200):
+        assert np.all(sheet == grey, 1).sum() >= 96 * 96
+
+
 def test_every_mode_of_picture_becomes_rgb() -> None:
     import io
 
@@ -66,7 +127,7 @@ def test_every_mode_of_picture_becomes_rgb() -> None:
     grey16 = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
     for picture, kind, pixel in (
         (Image.new("L", (4, 4), 200), "PNG", (200, 200, 200)),
-        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "PNG", (1, 2, 3)),
+        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "PNG", (128, 128, 129)),  # on white
         (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
         (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
         (grey16, "PNG", (128, 128, 128)),

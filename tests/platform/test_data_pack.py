@@ -18,7 +18,7 @@ from mergevq.errors import InputError
 from mergevq_platform.data import Dataset, decode, describe, open_dataset
 from mergevq_platform.data import pack as pack_with_progress
 from mergevq_platform.data.opening import PARTS
-from mergevq_platform.data.pack import Job, Part, pack_shard
+from mergevq_platform.data.pack_shard import Job, Part, pack_shard
 from mergevq_platform.data.shards import Manifest
 
 
@@ -316,8 +316,8 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
         assert not (out / "manifest.json").exists()
 
     expect("no source at .*nowhere", tmp_path / "nowhere")
-    expect("neither a folder nor a tar", source / "n01/0.JPEG")
-    expect("holds no pictures", tree(tmp_path / "texts", {"a.txt": b"x"}))
+    expect("neither a folder nor an archive", source / "n01/0.JPEG")
+    expect("holds no images", tree(tmp_path / "texts", {"a.txt": b"x"}))
     expect("lies inside of", source, source / "packed")
     expect("is a file: name a directory", source, source / "n01/0.JPEG")
     expect("size is 0", source, size=0)
@@ -325,7 +325,7 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("leaves nothing of one", source, validation_fraction=0.01)
     expect("no labels at", source, labels=tmp_path / "none.csv")
     mixed = tree(tmp_path / "mixed", {**imagefolder(each=1), "3.jpg": picture(3)})
-    expect("'3.jpg' has no class but other pictures of 'train' have one", mixed)
+    expect("'3.jpg' has no class but other images of 'train' have one", mixed)
     stray = {
         "train/a/1.jpg": picture(1),
         "train/b/1.jpg": picture(1),
@@ -338,8 +338,48 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("is not a whole tar", tmp_path / "cut.tar")
     (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(tar(imagefolder()))[:1000])
     expect("is not whole", tmp_path / "cut.tar.gz")
-    (tmp_path / "web.tar").write_bytes(tar({"0.jpg": picture(0), "0.cls": b"3"}))
-    expect("is a WebDataset tar", tmp_path / "web.tar")
+
+
+def test_labels_that_there_are_are_kept_where_some_images_have_none(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "".join(f"{index}.png,{'' if index % 3 == 2 else 'ab'[index % 2]}\n" for index in range(12))
+    )
+    files = {f"{index}.png": picture(index, "PNG") for index in range(12)}
+    manifest = pack(tree(tmp_path / "src", files), tmp_path / "out", labels=labels, shard_rows=5)
+    assert (manifest.splits["train"].labelled, manifest.splits["train"].unlabelled) == (True, 4)
+    assert Manifest.from_json(manifest.to_json(), "here") == manifest
+    again = pack(tmp_path / "out", tmp_path / "again")
+    assert again.splits["train"].unlabelled == 4
+    dataset = open_dataset(tmp_path / "again", "train")
+    assert sorted(row.label for row in dataset.read(range(12))) == [-1] * 4 + [0] * 4 + [1] * 4
+    assert "4 of them without a label" in describe(tmp_path / "again")
+
+
+def test_a_manifest_of_before_still_opens(tmp_path: Path) -> None:
+    pack(tree(tmp_path / "src", imagefolder(each=2)), tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    stored = json.loads(path.read_text())
+    for split in stored["splits"].values():
+        del split["unlabelled"], split["kinds"]
+    del stored["source"]["understood"], stored["background"]
+    path.write_text(json.dumps(stored))
+    assert contents(open_dataset(tmp_path / "out", "train")) == expected(imagefolder(each=2))
+    assert "4 pictures" in describe(tmp_path / "out")
+
+
+def test_a_refused_source_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = tree(
+        tmp_path / "src",
+        {"x.tar.gz": gzip.compress(tar({"pass/1.jpg": picture(1), "test/1.jpg": picture(2)}))},
+    )
+    with pytest.raises(InputError, match="may be the split 'test'"):
+        pack(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    tree(tmp_path / "out", {"other.parquet": b"x"})
+    with pytest.raises(InputError, match="already holds Parquet files without a manifest"):
+        pack(source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.parquet"]
 
 
 def test_one_shard_is_a_function_of_its_job(tmp_path: Path) -> None:

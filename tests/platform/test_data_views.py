@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,6 +14,7 @@ from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq_platform.data import ViewsConfig, evaluation_view, make_views
 from mergevq_platform.data.augment import GREY, OPERATIONS, RandAugmentConfig, rand_augmented
+from mergevq_platform.data.views import RESIZING, at_shorter_side
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -114,12 +116,54 @@ def test_a_higher_least_scale_keeps_small_shapes_whole() -> None:
     assert min(areas) > 0.4
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1_000_000), (1_000_000, 1), (3, 400_000)])
+def test_a_thin_picture_costs_no_more_than_its_views(height: int, width: int) -> None:
+    picture = np.full((height, width, 3), 77, np.uint8)  # enlarged whole it would be 200 GB
+    sizes = ViewsConfig(image_size=256, student_size=224, teacher_size=224)
+    views = make_views(picture, sizes, seed=0, epoch=0, sample=0)
+    for view, size in ((evaluation_view(picture, 256), 256), *((v, len(v)) for v in views.values())):
+        assert view.shape == (size, size, 3)
+        assert np.all(view == 77)
+
+
+@given(thin=st.integers(1, 7), long=st.integers(70, 200), size=st.integers(16, 64), sample=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_the_part_of_a_thin_picture_is_that_of_the_whole(
+    thin: int, long: int, size: int, sample: int
+) -> None:
+    random = np.random.default_rng(sample)
+    picture = random.integers(90, 166, (thin, long, 3), dtype=np.uint8)  # no pass overshoots and is clipped
+    for pixels in (picture, picture.transpose(1, 0, 2)):
+        height, width = at_shorter_side(pixels, size)
+        whole = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        top, left = (height - size) // 2, (width - size) // 2
+        middle = np.asarray(whole)[top : top + size, left : left + size].astype(int)
+        assert np.abs(evaluation_view(pixels, size) - middle).max() <= 2
+
+
+def test_pictures_up_to_sixteen_times_as_long_as_wide_are_resized_whole_as_ever() -> None:
+    for height, width in ((4, 64), (64, 4), (30, 44), (500, 20), (20, 2000)):
+        picture = noise(height, width)
+        size = 32 if min(height, width) < 20 else 8
+        tall, broad = at_shorter_side(picture, size)
+        tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+        whole = torch.nn.functional.interpolate(tensor, size=(tall, broad), mode="bicubic", antialias=True)
+        top, left = (tall - size) // 2, (broad - size) // 2
+        expected = whole[0].permute(1, 2, 0).numpy()[top : top + size, left : left + size]
+        assert np.array_equal(evaluation_view(picture, size), expected)
+
+
 def test_resampling_is_pillows_bicubic_to_one_grey_level() -> None:
     picture = noise(97, 131)
     pillow = Image.fromarray(picture).resize((round(131 * 32 / 97), 32), Image.Resampling.BICUBIC)
     left = (pillow.width - 32) // 2
     expected = np.asarray(pillow.crop((left, 0, left + 32, 32))).astype(int)
     assert np.abs(evaluation_view(picture, 32).astype(int) - expected).max() <= 1
+
+
+def test_the_longer_side_rounds() -> None:
+    assert at_shorter_side(noise(427, 640), 256) == (256, 384)
+    assert "384 x 256" in RESIZING
 
 
 @pytest.mark.parametrize("way", [1, -1])

@@ -125,6 +125,7 @@ def test_pictures_without_labels_get_a_curve_without_a_probe(
     subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), str(tmp_path / "data"), "cpu")
     curve = evaluation.measure(subject, (4, 9, 16), evaluation.local_answers(subject), step=2, run="x")
     assert "psnr" in curve.rows[0]
+    assert (curve.protocol["background"], "384 x 256" in curve.protocol["resizing"]) == ("white", True)
     assert not any("probe" in key for key in curve.rows[0])
     assert "no labels: no probe" in curve.verdict()
 
@@ -157,3 +158,57 @@ def test_reconstructing_picture_files_writes_both_grids(run: Run, home: Path, tm
     )
     assert {file.name for file in files} == {"reconstructions.png", "clusters.png"}
     assert all(Image.open(file).size[0] > 100 for file in files)
+
+
+def test_files_that_are_no_images_are_all_named_before_anything_is_made(
+    run: Run, home: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
+    Image.effect_noise((40, 30), 50).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:500])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "readme.txt").write_text("no image")
+    names = ["photo.png", "cut.jpg", "empty.png", "readme.txt", ".", "nowhere.png"]
+    with pytest.raises(InputError) as refusal:
+        evaluation.reconstruct(
+            "evaluated", [tmp_path / name for name in names], home=home, keeps=[4], out=tmp_path / "out"
+        )
+    for said in (
+        r"cut.jpg cannot be decoded (",
+        r"empty.png holds no bytes",
+        r"readme.txt is not a picture",
+        f"{tmp_path} cannot be read (is a directory)",
+        r"nowhere.png cannot be read (no such file",
+    ):
+        assert said in str(refusal.value)
+    assert "photo.png" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_transparent_pixels_of_a_file_are_put_on_white_and_that_is_said(
+    run: Run, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "white.png")
+    made = [
+        evaluation.reconstruct(
+            "evaluated", [tmp_path / f"{name}.png"], home=home, keeps=[4], out=tmp_path / name
+        )[0].read_bytes()
+        for name in ("clear", "white")
+    ]
+    assert made[0] == made[1]
+    assert capsys.readouterr().err.splitlines() == [
+        f"transparent pixels become white: {tmp_path / 'clear.png'}"
+    ]
+
+
+def test_a_thin_file_is_reconstructed_from_its_middle(run: Run, home: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (200_000, 1), "teal").save(tmp_path / "line.png")
+    evaluation.reconstruct("evaluated", [tmp_path / "line.png"], home=home, keeps=[4], out=tmp_path / "out")
+    assert (tmp_path / "out" / "reconstructions.png").is_file()

@@ -13,6 +13,7 @@ import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.finetune import load_fine_tuned
+from mergevq.layers import ResBlock
 from mergevq_platform import evaluation, loop, pool
 from mergevq_platform.data import ViewsConfig, make_views
 from mergevq_platform.evaluation.classifying import ClassifierEvaluator, classify
@@ -64,6 +65,17 @@ def test_fine_tuning_moves_the_encoder_and_its_top1_is_measured(tree: dict[str, 
     assert found["top1"] * 64 / 100 == pytest.approx(round(found["top1"] * 64 / 100)), (
         "of 64 pictures, the last batch too"
     )
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_encoder_that_is_tuned_computes_again_where_the_recipe_says_so(
+    tree: dict[str, Any], wanted: bool
+) -> None:
+    recipe = resolve(tree | {"recompute": wanted})
+    training = loop.build(recipe, loop.open_samples(recipe))
+    blocks = [module for module in training.modules() if isinstance(module, ResBlock)]
+    assert blocks
+    assert all(block.recompute is wanted for block in blocks)
 
 
 @pytest.mark.long

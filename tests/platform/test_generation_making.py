@@ -155,7 +155,10 @@ MISTAKES = {
         ["--cfg", "1", "2", "3"],
         r"guidance.scale has 3 values, the codes 2 sub-tokens",
     ),
-    "a share above one": (["--top-p", "1.5"], r"top_p"),
+    "a share above one": (["--top-p", "1.5"], r"--top-p 1.5: at most 1"),
+    "a negative count": (["--top-k", "-1"], r"--top-k -1: at least 0"),
+    "a negative scale": (["--cfg", "-1"], r"--cfg -1: at least 0"),
+    "no number": (["--cfg", "1", "nan"], r"--cfg nan: a finite number"),
     "no pictures": (["--num", "0"], r"--num is 0"),
     "another tokenizer": (["--tokenizer", "OTHER"], r"its codes mean something else"),
 }

@@ -177,6 +177,62 @@ def test_gradients_that_overflow_at_every_scale_stop_the_run(
         train(recipe, tmp_path)
 
 
+def test_a_discriminator_that_starts_within_a_logging_window_is_recorded(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["task"]["losses"]["adversarial"] |= {"adaptive": True, "start_step": 3}
+    history = train(resolve(small_recipe | {"log_every": 4}), tmp_path).history
+    assert [step for step, _ in history] == [4, 8]
+    assert all(values["train/d_weight"] > 0 for _, values in history)
+
+
+def test_the_discriminator_does_not_move_before_its_start_step(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    small_recipe["task"]["losses"]["adversarial"] |= {"start_step": 4}
+    small_recipe["discriminator_optimizer"] = {
+        "learning_rate": 1e-2,
+        "weight_decay": 0.5,
+        "schedule": {"kind": "constant"},
+    }
+    found = {}
+    for steps in (1, 4, 5):
+        recipe = resolve(small_recipe | {"steps": steps, "checkpoint_every": steps})
+        train(recipe, tmp_path / str(steps))
+        state = resume_state(tmp_path / str(steps))["training"]
+        found[steps] = {k: v for k, v in state.items() if k.startswith("phases.discriminator")}
+    assert found[1].keys() == found[4].keys()
+    assert found[1]
+    assert all(torch.equal(value, found[4][name]) for name, value in found[1].items())
+    assert not all(torch.equal(value, found[5][name]) for name, value in found[1].items())
+
+
+def test_steps_that_are_left_out_are_said_and_the_next_ones_are_not(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = resolve(small_recipe | {"on_nan": "skip", "log_every": 4, "steps": 8})
+    accumulate, calls = loop.accumulate, 0
+
+    def broken(phases: Any, batch: dict[str, Any], *rest: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # a micro-batch of the second step
+            batch = batch | {"image": batch["image"] * torch.nan}
+        return accumulate(phases, batch, *rest, **options)
+
+    monkeypatch.setattr(loop, "accumulate", broken)
+    host = train(recipe, tmp_path)
+    said = [warning for warning in host.warnings if "left out" in warning]
+    assert len(said) == 2
+    for phase, warning in zip(("tokenizer", "discriminator"), said, strict=True):
+        assert f"step 2: the gradient of the {phase} is not finite: its step was left out" in warning
+        assert "on_nan=skip" in warning
+    later = host.history[-1][1]
+    assert all(abs(value) < float("inf") for value in later.values())
+    weights = resume_state(tmp_path)["training"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
 def test_skipping_broken_steps_leaves_the_weights_alone(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = resolve(small_recipe | {"on_nan": "skip", "steps": 1})
     from mergevq_platform.data import open_dataset

@@ -8,6 +8,14 @@ from typing import Any
 
 from mergevq_platform.places import places
 
+LAYOUTS = (
+    "folders",
+    "flat",
+    "archives",
+    "webdataset",
+    "parquet",
+)  # `data.found.Layout`, without what it imports
+
 
 def add(verbs: Any) -> None:
     """Add the verbs of this room to the command line's."""
@@ -27,16 +35,10 @@ def add(verbs: Any) -> None:
     digits.add_argument("directory", type=Path)
     digits.add_argument("--size", type=int, default=32, help="side in pixels (default 32)")
     digits.set_defaults(function=_data_digits)
-    pack = data.add_parser("pack", help="ImageFolder, ImageNet tree, tar or Parquet -> shards, resumable")
+    pack = data.add_parser("pack", help="class folders, archives, WebDataset or Parquet -> shards, resumable")
     pack.add_argument("source", type=Path)
     pack.add_argument("directory", type=Path)
     pack.add_argument("--size", type=int, help="resize the shorter side to this many pixels")
-    pack.add_argument(
-        "--labels",
-        type=Path,
-        metavar="CSV",
-        help="file name (or stem) and class of each picture, where folders do not say",
-    )
     pack.add_argument(
         "--validation-fraction",
         type=float,
@@ -44,14 +46,47 @@ def add(verbs: Any) -> None:
         metavar="F",
         help="hold out this share of the training pictures where the source has no validation split",
     )
+    _add_choices(pack)
     pack.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")
     pack.add_argument("--serial", action="store_true", help="in this process, without Ray")
     pack.set_defaults(function=_data_pack)
-    info = data.add_parser("info", help="rows, classes, shards; --sheet writes a contact sheet")
+    info = data.add_parser("info", help="what a set holds, or what packing it would understand; --sheet")
     info.add_argument("directory")
     info.add_argument("--sheet", type=Path, help="write a contact sheet PNG here")
+    _add_choices(info)
     info.add_argument("--verify", action="store_true", help="compare every shard with its checksum")
     info.set_defaults(function=_data_info)
+
+
+def _add_choices(verb: argparse.ArgumentParser) -> None:
+    """Options of everything that reads images: what to take where files leave a choice."""
+    verb.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="what to read where several are there: image files in folders, files without classes (flat), archives, …",
+    )
+    verb.add_argument(
+        "--splits",
+        nargs="+",
+        metavar="NAME",
+        help="the folders that are splits (others are left out), or 'none': every folder may be a class",
+    )
+    verb.add_argument("--class-depth", type=int, metavar="N", help="classes are the folders N levels below")
+    verb.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="file name (or path, or stem) and class of each image, where folders do not say",
+    )
+    verb.add_argument(
+        "--label-column", metavar="NAME", help="the column of classes, of Parquet, a CSV or .json members"
+    )
+    verb.add_argument("--image-column", metavar="NAME", help="the column of encoded images, of Parquet")
+    verb.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what transparent pixels are put on: white (default), black, grey, or '#rrggbb'",
+    )
 
 
 def _data_shapes(options: argparse.Namespace) -> None:
@@ -85,6 +120,13 @@ def _data_pack(options: argparse.Namespace) -> None:
         size=options.size,
         parallel=not options.serial,
         labels=options.labels,
+        background=options.background,
+        layout=options.layout,
+        folder_splits=options.splits,
+        class_depth=options.class_depth,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        say=print,
         validation_fraction=options.validation_fraction,
         seed=options.seed,
     )
@@ -92,6 +134,18 @@ def _data_pack(options: argparse.Namespace) -> None:
 
 
 def _data_info(options: argparse.Namespace) -> None:
+    from mergevq.config import parse
     from mergevq_platform import data
 
-    print(data.describe(options.directory, sheet=options.sheet, verify=options.verify))
+    reading = parse(
+        data.Reading,
+        {name: getattr(options, name) for name in ("image_column", "label_column", "background")},
+    )
+    choices = data.Choices(
+        layout=options.layout,
+        splits=tuple(options.splits) if options.splits is not None else None,
+        class_depth=options.class_depth,
+        labels=options.labels,
+        reading=reading,
+    )
+    print(data.describe(options.directory, sheet=options.sheet, verify=options.verify, choices=choices))

@@ -14,6 +14,15 @@ from mergevq.keep import KeepDistribution
 from mergevq_platform.cli.where import located
 from mergevq_platform.places import places
 
+OPTIONS = {  # keys of sampling and guidance -> as they are typed
+    "temperature": "--temperature",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "scale": "--cfg",
+    "schedule": "--cfg-schedule",
+    "interval": "--cfg-interval",
+}
+
 
 def add(verbs: Any) -> None:
     """Add the verbs of this room to the command line's."""
@@ -111,8 +120,10 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import checkpoints, codes
+    from mergevq_platform.evaluation.subject import reading_of
     from mergevq_platform.frozen_tokenizer import find_tokenizer
 
+    reading = None  # of an imported tokenizer: what the set itself says
     location = located(options.tokenizer)
     tokenizer = find_tokenizer(location)
     if checkpoints.is_bare(location):
@@ -123,6 +134,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         with checkpoints.newest(location) as directory:
             recipe = checkpoints.recipe_of(directory)
         data = options.data or recipe.data.path
+        reading = reading_of(recipe, data)
         keep = (
             _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)
         )
@@ -137,6 +149,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         seed=options.seed,
         workers=workers,
         device=device,
+        reading=reading,
     )
     for split, views in manifest.views.items():
         size = sum(shard.bytes for shard in manifest.splits[split])
@@ -196,8 +209,8 @@ def _generate(options: argparse.Namespace) -> None:
         keep=options.keep,
         steps=options.steps,
         seed=options.seed,
-        sampling=parse(SamplingConfig, {**to_tree(settings.sampling), **sampling}, where="--"),
-        guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, where="--cfg "),
+        sampling=parse(SamplingConfig, {**to_tree(settings.sampling), **sampling}, options=OPTIONS),
+        guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, options=OPTIONS),
         tokenizer=tokenizer,
     )
     from mergevq_platform.recipe import resolve

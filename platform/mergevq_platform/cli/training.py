@@ -51,7 +51,7 @@ def add(verbs: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from mergevq_platform import evaluation, recipe, trainer
+    from mergevq_platform import data, evaluation, recipe, trainer
 
     # With --resume the positional recipe is left out, so its slot may hold the first override.
     given = [text for text in [options.recipe, *options.overrides] if text]
@@ -63,6 +63,12 @@ def _train(options: argparse.Namespace) -> int:
     chosen = recipe.load(names[0], overrides) if names else None
     if options.register and chosen is not None and not isinstance(chosen.task, recipe.RecoveryTask):
         _ = chosen.tokenizer  # only tokenizers can be registered: said now, not at the end
+    if chosen is not None and not (isinstance(chosen.task, recipe.GeneratorTask) and chosen.task.codes):
+        print(
+            data.describe_in_short(
+                chosen.data.path, chosen.data.train_split, chosen.data.evaluation_split, chosen.data.reading
+            )
+        )
     outcome = trainer.train(
         chosen,
         home=home,

@@ -4,14 +4,16 @@ from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.dealing import Deal
 from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import BadImage, EvalBatches
-from mergevq_platform.data.folders import Pictures, open_pictures
-from mergevq_platform.data.info import contact_sheet, describe
+from mergevq_platform.data.found import Choices
+from mergevq_platform.data.image_places import Pictures, open_pictures
+from mergevq_platform.data.info import describe, describe_in_short
 from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.order import SampleOrder
 from mergevq_platform.data.pack import pack
 from mergevq_platform.data.pictures import BadPicture, decode
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shapes import write_shapes
+from mergevq_platform.data.sheet import contact_sheet
 from mergevq_platform.data.stream import Batch, TrainStream, to_unit_range
 from mergevq_platform.data.views import ViewsConfig, evaluation_view, make_views
 
@@ -19,6 +21,7 @@ __all__ = [
     "BadImage",
     "BadPicture",
     "Batch",
+    "Choices",
     "Dataset",
     "Deal",
     "EvalBatches",
@@ -31,6 +34,7 @@ __all__ = [
     "contact_sheet",
     "decode",
     "describe",
+    "describe_in_short",
     "evaluation_view",
     "make_views",
     "open_dataset",

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from mergevq.errors import InputError
-from mergevq_platform.data.location import Location
+from mergevq_platform.data.columns import Columns
+from mergevq_platform.data.label_values import by_name, numbers, texts
 from mergevq_platform.data.pictures import MAX_PIXELS, decode
+from mergevq_platform.data.reading import Background
+from mergevq_platform.data.row_groups import ShardFiles
 from mergevq_platform.data.shards import Shard
+from mergevq_platform.data.transparency import WHITE
 
-OPEN_FILES = 32
+RECENT, RECENT_BYTES = 4, 256 << 20  # row groups that `Dataset.read` keeps, by number and by size
+SLICE_BYTES = 64 << 20  # images of a row group beyond which `Dataset.read` takes it in pieces of this size
+WHOLE_BYTES = 1 << 30  # images of the largest row group that is read whole
 
 
 class Row(NamedTuple):
@@ -32,11 +36,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The pictures of a row group, in memory."""
+    """The images of a row group, or of a piece of one, in memory."""
 
-    images: pa.Array
+    images: pa.ChunkedArray
     labels: np.ndarray
     first_row: int
+
+    def holds(self, row_id: int) -> bool:
+        """Whether a global row number lies in this group."""
+        return self.first_row <= row_id < self.first_row + len(self.labels)
 
     def row(self, row_id: int) -> Row:
         """The picture of a global row number that lies in this group."""
@@ -44,18 +52,22 @@ class RowGroup:
         return Row(self.images[index].as_py(), int(self.labels[index]), row_id)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a Parquet file hold the picture and its label."""
+@dataclass
+class _Walk:
+    """A large row group on its way past, piece by piece."""
 
-    image: str = "image.bytes"
-    label: str | None = "label"
+    group: int
+    next_row: int
+    pieces: Iterator[RowGroup]
 
 
 class Dataset:
     """A split. Rows are numbered 0 .. rows-1 over its shards in order; that number is the sample's identity.
 
-    It can be pickled: open files stay behind. `labelled` tells whether there are labels (else every label is -1).
+    It can be pickled: open files stay behind. `labelled` tells whether there are labels (else every label is -1), `unlabelled`
+    how many images have none, and `notes` what a reader should be told of the set, a line each. Of a label column of names,
+    `label_names` are these in the order of their numbers; `shard_labels` are the classes of whole shards, where the names of
+    folders say them.
     """
 
     def __init__(
@@ -69,10 +81,18 @@ class Dataset:
         fingerprint: str,
         columns: Columns,
         size: int | None = None,
+        label_names: Sequence[str] | None = None,
+        shard_labels: Sequence[int] | None = None,
+        unlabelled: int = 0,
+        notes: Sequence[str] = (),
+        background: Background | None = WHITE,
     ) -> None:
         self.path, self.split, self.shards = path, split, tuple(shards)
         self.classes, self.labelled, self.fingerprint, self.size = tuple(classes), labelled, fingerprint, size
-        self.columns = columns
+        self.columns, self.background, self.notes = columns, background, tuple(notes)
+        self._label_names = None if label_names is None else tuple(label_names)
+        self._shard_labels = None if shard_labels is None else tuple(shard_labels)
+        self.unlabelled = unlabelled if labelled else sum(shard.rows for shard in shards)
         self.row_group_sizes = np.array(
             [rows for shard in shards for rows in shard.row_groups], dtype=np.int64
         )
@@ -82,8 +102,10 @@ class Dataset:
             for shard in range(len(shards))
             for group in range(len(self.shards[shard].row_groups))
         ]
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._recent: OrderedDict[int, RowGroup] = OrderedDict()
+        self.slice_bytes, self.whole_bytes, self.recent_bytes = SLICE_BYTES, WHOLE_BYTES, RECENT_BYTES
+        self._files = ShardFiles(path, shards, columns)
+        self._recent: OrderedDict[int, RowGroup] = OrderedDict()  # by the first row
+        self._walk: _Walk | None = None
 
     @property
     def rows(self) -> int:
@@ -94,14 +116,6 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return len(self.classes) if self.labelled else 0
-
-    @property
-    def unlabelled(self) -> int:
-        """Images without a label; reads every label."""
-        if not self.labelled:
-            return self.rows
-        groups = range(len(self.row_group_sizes))
-        return sum(int((self.row_group(group).labels < 0).sum()) for group in groups)
 
     def group_of(self, row_ids: np.ndarray | int) -> np.ndarray:
         """The row groups, int64, that hold the rows."""
@@ -115,44 +129,104 @@ class Dataset:
         return f"{self.shards[shard].file} row {row_id - before}"
 
     def row_group(self, group: int) -> RowGroup:
-        """Read a row group. Raises `InputError` naming the shard if it is missing or damaged."""
+        """Read a row group. Raises `InputError` naming the shard if it is missing or damaged, or the group too large."""
         shard, index = self._places[group]
-        wanted = [self.columns.image, *([self.columns.label] if self.columns.label else [])]
-        try:
-            table = self._file(shard).read_row_group(index, columns=wanted, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(shard, index, error) from None
-        if len(table) != self.row_group_sizes[group]:
+        size = self._files.image_bytes(shard, index)
+        if size > self.whole_bytes:
             raise InputError(
-                f"{self._name(shard)} has changed since it was opened: start again, or pack the data again"
+                f"{self._files.name(shard)}: row group {index} holds {size / 1e9:.3g} GB of images, and is read whole: at most "
+                f"{self.whole_bytes / 1e9:.3g} GB; write row groups of about 100 rows, as `mergevq data pack` does"
             )
-        image = table.column(0).combine_chunks()
-        images = image.field("bytes") if pa.types.is_struct(image.type) else image
-        labels = np.full(len(table), -1, dtype=np.int64)
-        if self.columns.label and self.labelled:
-            labels = (
-                table.column(1).combine_chunks().cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-            )
-        return RowGroup(images=images, labels=labels, first_row=int(self.row_group_starts[group]))
+        table = self._files.read(shard, index, labels=self._labels_in_rows)
+        return self._made(table, shard, int(self.row_group_starts[group]))
+
+    def require_whole_groups(self) -> None:
+        """Raise `InputError` where the row group of the most rows is too large to be read whole, as training reads them."""
+        longest = int(self.row_group_sizes.argmax())
+        if self._files.image_bytes(*self._places[longest]) > self.whole_bytes:
+            self.row_group(longest)
 
     def read(self, row_ids: Iterable[int]) -> list[Row]:
-        """Rows by number, in the order asked for. Keeps the last few row groups in memory."""
+        """Rows by number, in the order asked for.
+
+        Keeps the last few row groups in memory, of large ones only pieces: rows of these are best asked for in their order.
+        """
         rows = []
         for row_id in map(int, row_ids):
             if not 0 <= row_id < self.rows:
                 raise IndexError(f"row {row_id} of {self.rows}")
-            group = int(self.group_of(row_id))
-            if group not in self._recent:
-                self._recent[group] = self.row_group(group)
-                if len(self._recent) > 4:
+            held = next((first for first, piece in self._recent.items() if piece.holds(row_id)), None)
+            if held is None:
+                piece = self._piece(row_id)
+                held = piece.first_row
+                self._recent[held] = piece
+                while len(self._recent) > 1 and (
+                    len(self._recent) > RECENT or sum(map(_size, self._recent.values())) > self.recent_bytes
+                ):
                     self._recent.popitem(last=False)
-            self._recent.move_to_end(group)
-            rows.append(self._recent[group].row(row_id))
+            self._recent.move_to_end(held)
+            rows.append(self._recent[held].row(row_id))
         return rows
 
+    def _piece(self, row_id: int) -> RowGroup:
+        """The row group of a row, or as much of a large one as is read at a time."""
+        group = int(self.group_of(row_id))
+        shard, index = self._places[group]
+        if self._files.image_bytes(shard, index) <= self.slice_bytes:
+            return self.row_group(group)
+        if self._walk is None or self._walk.group != group or self._walk.next_row > row_id:
+            self._walk = _Walk(group, int(self.row_group_starts[group]), self._pieces(group))
+        for piece in self._walk.pieces:
+            self._walk.next_row = piece.first_row + len(piece.labels)
+            if piece.holds(row_id):
+                return piece
+        raise self._files.changed(shard)
+
+    def _pieces(self, group: int) -> Iterator[RowGroup]:
+        shard, index = self._places[group]
+        each = self._files.image_bytes(shard, index) / int(self.row_group_sizes[group])
+        rows = max(1, int(self.slice_bytes / each))
+        first = int(self.row_group_starts[group])
+        for table in self._files.read_in_pieces(shard, index, rows, labels=self._labels_in_rows):
+            yield self._made(table, shard, first)
+            first += len(table)
+
+    @property
+    def _labels_in_rows(self) -> bool:
+        return self.labelled and self._shard_labels is None
+
+    def _made(self, table: pa.Table, shard: int, first_row: int) -> RowGroup:
+        images, field = table.column(self.columns.image), self.columns.field
+        if field:
+            images = pa.chunked_array(
+                [chunk.field(field) for chunk in images.chunks], images.type.field(field).type
+            )
+        labels = np.full(len(table), -1, dtype=np.int64)
+        if self.labelled and self._shard_labels is not None:
+            labels[:] = self._shard_labels[shard]
+        elif self.labelled and self.columns.label:
+            labels = self._numbered(table.column(self.columns.label), shard)
+        return RowGroup(images=images, labels=labels, first_row=first_row)
+
+    def _numbered(self, values: pa.ChunkedArray, shard: int) -> np.ndarray:
+        where = f"{self._files.name(shard)}: column '{self.columns.label}'"
+        names = self._label_names
+        return numbers(values, where) if names is None else by_name(texts(values, where), names, where)
+
+    def class_images(self) -> tuple[int, ...]:
+        """How many images each class has, of the label column alone; () without labels."""
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        for number, shard in enumerate(self.shards if self.labelled else ()):
+            if self._shard_labels is not None:
+                labels = np.full(shard.rows, self._shard_labels[number])
+            else:
+                labels = self._numbered(self._files.labels(number), number)
+            counts += np.bincount(labels[labels >= 0], minlength=self.num_classes)
+        return tuple(counts.tolist())
+
     def image(self, row: Row, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The decoded RGB image of a row. Raises `BadPicture` as `decode` does."""
-        return decode(row.data, max_pixels=max_pixels)
+        """The decoded RGB image of a row, on the set's background. Raises `BadPicture` as `decode` does."""
+        return decode(row.data, max_pixels=max_pixels, background=self.background)
 
     def verify(self) -> None:
         """Compare every shard with its checksum. Raises `InputError` naming the first that differs."""
@@ -161,7 +235,9 @@ class Dataset:
                 raise InputError(
                     f"{self.path} has no manifest, so no checksums: pack it with `mergevq data pack`"
                 )
-            with self._location.filesystem.open_input_stream(self._location.join(shard.file)) as stream:
+            with self._files.location.filesystem.open_input_stream(
+                self._files.location.join(shard.file)
+            ) as stream:
                 digest = hashlib.sha256()
                 while block := stream.read(1 << 20):
                     digest.update(block)
@@ -170,36 +246,9 @@ class Dataset:
                     f"{self.path}/{shard.file} does not match its checksum: copy or pack it again"
                 )
 
-    @cached_property
-    def _location(self) -> Location:
-        return Location.of(self.path)
-
-    def _name(self, shard: int) -> str:
-        return f"{self.path.rstrip('/')}/{self.shards[shard].file}"
-
-    def _file(self, shard: int) -> pq.ParquetFile:
-        if shard not in self._files:
-            source = self._location.filesystem.open_input_file(self._location.join(self.shards[shard].file))
-            # On object stores the column chunks of a row group are fetched in one request.
-            self._files[shard] = pq.ParquetFile(source, pre_buffer=not self._location.local)
-            if len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(shard)
-        return self._files[shard]
-
-    def _unreadable(self, shard: int, group: int, error: Exception) -> Exception:
-        self._files.pop(shard, None)
-        reason = " ".join(str(error).split())[:200]
-        if (
-            not self._location.local
-            and isinstance(error, OSError)
-            and not isinstance(error, FileNotFoundError)
-        ):
-            return OSError(f"reading {self._name(shard)} failed: {reason}")  # perhaps only the network
-        return InputError(
-            f"{self._name(shard)}: row group {group} cannot be read ({reason}): copy or pack it again"
-        )
-
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key != "_location"}
-        return {**state, "_files": OrderedDict(), "_recent": OrderedDict()}
+        return {**self.__dict__, "_recent": OrderedDict(), "_walk": None}
+
+
+def _size(piece: RowGroup) -> int:
+    return int(piece.images.nbytes)

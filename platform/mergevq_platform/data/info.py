@@ -1,123 +1,142 @@
-"""What a picture set holds: a text for the terminal and a contact sheet."""
+"""What an image set holds, or what packing images would understand: texts for the terminal."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
+from mergevq.errors import InputError
+from mergevq_platform.data import background
 from mergevq_platform.data.dataset import Dataset
-from mergevq_platform.data.opening import open_dataset, read_manifest, split_names
-from mergevq_platform.data.pictures import BadPicture, decode
-from mergevq_platform.data.shards import Manifest, whole_file
-from mergevq_platform.data.views import evaluation_view
+from mergevq_platform.data.found import Choices
+from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
+from mergevq_platform.data.notes import noted
+from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest, split_names
+from mergevq_platform.data.reading import Reading
+from mergevq_platform.data.shards import Manifest
+from mergevq_platform.data.sheet import contact_sheet
+from mergevq_platform.data.sources import find_source, first_labelled
+from mergevq_platform.data.summary import Understood, class_names, classes_with_images, counted, unused_lines
 
-COLUMNS, ROWS = 12, 6
 SKIPPED_SHOWN = 10
 
 
-def describe(directory: str | Path, sheet: str | Path | None = None, *, verify: bool = False) -> str:
-    """Rows, classes, shards and skipped files of a picture set, as text of several lines.
+def describe(
+    directory: str | Path,
+    sheet: str | Path | None = None,
+    *,
+    verify: bool = False,
+    choices: Choices | None = None,
+) -> str:
+    """Rows, classes, shards and files not used of an image set, as text of several lines; of images that are not packed,
+    what packing them would understand.
 
-    `sheet` names a PNG that gets a labelled grid of pictures; `verify` compares every shard with its checksum. Raises
-    `InputError` for a set that cannot be opened or does not match its checksums.
+    `sheet` names a PNG that gets a labelled grid of pictures; `verify` compares every shard with its checksum. `choices`
+    decide where the files leave a choice. Raises `InputError` for a set that cannot be opened or does not match its checksums.
     """
-    datasets = {split: open_dataset(directory, split) for split in split_names(directory)}
+    choices = choices or Choices()
+    contents = unpacked_contents(directory, choices.labels)
+    if contents is not None and layout_of(str(directory), contents, choices) != "parquet":
+        if sheet is not None or verify:
+            raise InputError(
+                f"{directory} is not packed: --sheet and --verify are for image sets; pack it with `mergevq data pack {directory} DIR`"
+            )
+        return _unpacked(directory, choices)
+    datasets = {split: open_dataset(directory, split, choices.reading) for split in split_names(directory)}
     manifest = read_manifest(directory)
-    any_split = next(iter(datasets.values()))
-    lines = [str(directory), *(_split_line(split, dataset) for split, dataset in datasets.items())]
-    size = f"{any_split.size} px (shorter side)" if any_split.size else "as stored"
-    lines.append(f"  pictures  {size}, {_stored(any_split)}")
-    lines.append(f"  classes   {_classes(any_split)}")
+    shown = first_labelled(datasets.values()) or next(iter(datasets.values()))
+    lines = [
+        str(directory),
+        *(_split_line(split, dataset) for split, dataset in datasets.items()),
+    ]
+    size = f"{shown.size} px (shorter side)" if shown.size else "as stored"
+    lines.append(f"  pictures  {size}, {_stored(shown)}")
+    classes = shown.classes if shown.labelled else ()
+    images = shown.class_images() if "://" not in str(directory) else ()  # one read of each shard
+    lines.append(f"  classes   {classes_with_images(classes, images)}")
     lines.append(
         "  manifest  "
         + ("checksums, format mergevq-shards/1" if manifest else "none: bare Parquet, read where it is")
     )
+    lines += [f"  parquet   {line}" for line in noted(dataset.notes for dataset in datasets.values())]
+    lines += [f"  {word:<9} {text}" for word, text in (background.described(manifest) if manifest else ())]
+    if (kept := _kept(manifest)) is not None:
+        lines += kept.said()
+    elif contents is not None:
+        lines += unused_lines(contents.left_out.unused())
     lines += _skipped(manifest)
     if verify:
         for dataset in datasets.values():
             dataset.verify()
         lines.append("  checksums all shards match")
     if sheet is not None:
-        contact_sheet(any_split, sheet)
+        contact_sheet(shown, sheet)
         lines.append(f"  sheet     {sheet}")
     return "\n".join(lines)
 
 
-def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS, rows: int = ROWS) -> None:
-    """Write a PNG with a labelled grid of pictures, spread over the split and over its classes."""
-    chosen = _spread(dataset, columns * rows)
-    side = 96 if (dataset.size or 256) <= 96 else 144
-    gap, caption, margin, head = 10, 20, 24, 64
-    columns = min(columns, len(chosen))
-    lines = -(-len(chosen) // columns)
-    width = 2 * margin + columns * (side + gap) - gap
-    height = head + lines * (side + caption + gap) - gap + margin
-    page = Image.new("RGB", (width, height), "#ffffff")
-    draw = ImageDraw.Draw(page)
-    title, small = ImageFont.load_default(20), ImageFont.load_default(12)
-    name = Path(str(dataset.path).rstrip("/")).name
-    draw.text((margin, 18), f"{name} / {dataset.split}", fill="#1a1a1a", font=title)
-    facts = f"{dataset.rows:,} pictures" + (
-        f", {dataset.num_classes} classes" if dataset.labelled else ", no labels"
+def describe_in_short(
+    directory: str | Path, train: str, evaluation: str, reading: Reading | None = None
+) -> str:
+    """What a training reads of an image set: its splits, the classes, and what was not used, in few lines.
+
+    Raises `InputError` for a training split that cannot be opened; of the other it is said.
+    """
+    if (contents := unpacked_contents(directory)) is not None:
+        require_parquet(str(directory), contents)
+    manifest = read_manifest(directory)
+    datasets = [open_dataset(directory, train, reading)]
+    missing = ""
+    try:
+        datasets.append(open_dataset(directory, evaluation, reading))
+    except InputError as error:
+        missing = f"\n  no {evaluation}: {error}"
+    counts = ", ".join(
+        f"{dataset.split} {counted(dataset.rows, 'image')}{_unlabelled(dataset)}" for dataset in datasets
     )
-    draw.text((width - margin, 24), facts, fill="#666666", font=small, anchor="ra")
-    for place, row in enumerate(dataset.read(chosen)):
-        left, top = margin + place % columns * (side + gap), head + place // columns * (side + caption + gap)
-        try:
-            page.paste(_thumbnail(row.data, side, dataset.size), (left, top))
-        except BadPicture:
-            draw.rectangle((left, top, left + side, top + side), outline="#b00020")
-            draw.text((left + 6, top + 6), "unreadable", fill="#b00020", font=small)
-        label = dataset.classes[row.label] if dataset.labelled and row.label >= 0 else f"{row.sample}"
-        draw.text(
-            (left + side // 2, top + side + 3),
-            _fitted(label, side, small),
-            fill="#444444",
-            font=small,
-            anchor="ma",
-        )
-    with whole_file(Path(path)) as temporary:
-        page.save(temporary, "PNG")
+    classes = next((dataset.classes for dataset in datasets if dataset.labelled), ())
+    lines = [f"data: {directory}: {counts}; classes {class_names(classes, 6)}{missing}"]
+    lines += [f"  {line}" for line in noted(dataset.notes for dataset in datasets)]
+    kept = _kept(manifest)
+    unused = kept.unused if kept else contents.left_out.unused() if contents else ()
+    return "\n".join([*lines, *unused_lines(unused)])
 
 
-def _spread(dataset: Dataset, count: int) -> list[int]:
-    """Rows from a few places of the split; the classes take turns where there are labels."""
-    groups = np.unique(np.linspace(0, len(dataset.row_group_sizes) - 1, 4).astype(int))
-    spans = [range(dataset.row_group_starts[g], dataset.row_group_starts[g + 1]) for g in groups]
-    rows = [row for span in spans for row in dataset.read(span)]
-    if not dataset.labelled:
-        return [rows[i].sample for i in np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
-    turns: dict[int, int] = {}
-    order = []
-    for row in rows:
-        turns[row.label] = turns.get(row.label, 0) + 1
-        order.append((turns[row.label], row.label, row.sample))
-    return [sample for _, _, sample in sorted(order)[:count]]
+def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Contents | None:
+    """What lies at a local place that holds no packed set; None for others."""
+    root = Path(directory).expanduser().absolute()
+    if "://" in str(directory) or not root.exists() or is_packed(root) or (root / PARTS).exists():
+        return None
+    return contents_of(root, labels)
 
 
-def _thumbnail(data: bytes | None, side: int, size: int | None) -> Image.Image:
-    picture = decode(data)
-    if size and size < side:  # small pictures are shown pixel by pixel, not blurred
-        factor = -(-side // size)
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    return Image.fromarray(evaluation_view(picture, side))
+def _kept(manifest: Manifest | None) -> Understood | None:
+    """What a manifest keeps of the source."""
+    kept = manifest.source.get("understood") if manifest else None
+    return Understood.from_tree(kept) if kept else None
 
 
-def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    while font.getlength(text) > width and len(text) > 2:
-        text = text[:-2] + "…"
-    return text
+def _unpacked(directory: str | Path, choices: Choices) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        found = find_source(directory, choices, scratch=Path(scratch))
+    assert found.understood is not None
+    lines = [f"{directory}: not packed yet", *found.understood.lines()]
+    return "\n".join([*lines, f"  next      mergevq data pack {directory} DIR, then use DIR"])
 
 
 def _split_line(split: str, dataset: Dataset) -> str:
     size = sum(shard.bytes for shard in dataset.shards)
     groups = f"row groups of {_range(dataset.row_group_sizes.tolist())}"
     shards = f"{len(dataset.shards)} shard{'s' if len(dataset.shards) > 1 else ''}"
-    labels = "" if dataset.labelled else ", no labels (no probe)"
+    labels = _unlabelled(dataset)
     return f"  {split:<9} {dataset.rows:,} pictures in {shards}, {_bytes(size)}, {groups}{labels}; fingerprint {dataset.fingerprint[:12]}"
+
+
+def _unlabelled(dataset: Dataset) -> str:
+    if not dataset.labelled:
+        return ", no labels (no probe)"
+    return f", {dataset.unlabelled:,} of them without a label" if dataset.unlabelled else ""
 
 
 def _stored(dataset: Dataset) -> str:
@@ -130,13 +149,6 @@ def _stored(dataset: Dataset) -> str:
 def _kind(data: bytes) -> str:
     known = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"RI": "WebP", b"GI": "GIF", b"BM": "BMP"}
     return known.get(data[:2], "other")
-
-
-def _classes(dataset: Dataset) -> str:
-    if not dataset.labelled:
-        return "none"
-    shown = ", ".join(dataset.classes[:12])
-    return f"{dataset.num_classes}: {shown}" + (", …" if dataset.num_classes > 12 else "")
 
 
 def _skipped(manifest: Manifest | None) -> list[str]:

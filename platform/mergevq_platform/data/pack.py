@@ -7,84 +7,41 @@ finished shard leaves a part file with its checksum; a pack that is run again ke
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq_platform.data.dataset import Dataset, Row
+from mergevq_platform.data.found import Choices, Layout
 from mergevq_platform.data.keyed import Stream, permutation
-from mergevq_platform.data.opening import PARTS, open_dataset
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode, encode_like, resize_shorter
+from mergevq_platform.data.kinds import Kinds
+from mergevq_platform.data.opening import PARTS, read_manifest
+from mergevq_platform.data.pack_shard import Job, Part, finished, pack_shard
+from mergevq_platform.data.pictures import (
+    MAX_PIXELS,
+)
+from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.shards import (
     MANIFEST,
     ROW_GROUP_ROWS,
     SHARD_ROWS,
     Manifest,
-    Record,
-    Shard,
-    Skipped,
     Split,
     existing_manifest,
     refuse_foreign_files,
-    shard_from,
-    write_shard,
     write_text,
 )
-from mergevq_platform.data.sources import Item, Source, find_source, read_item
-
-
-class Part(NamedTuple):
-    """What became of one planned shard; no shard where none of its pictures was usable."""
-
-    file: str
-    pictures: int  # looked at
-    shard: Shard | None
-    labelled: bool
-    skipped: tuple[Skipped, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One shard to be written."""
-
-    directory: str
-    split: str
-    file: str
-    kind: str
-    identity: str
-    items: tuple[Item, ...]
-    classes: tuple[str, ...]
-    size: int | None
-    max_pixels: int
-    row_group_rows: int
-
-    @property
-    def key(self) -> str:
-        """Digest of everything that decides the shard's content."""
-        # Where the source lies does not matter: moved, it is the same source. (asdict would copy every item.)
-        items = [[item.name, item.label, item.offset, item.size] for item in self.items]
-        settings = [
-            self.split,
-            self.file,
-            self.kind,
-            self.identity,
-            self.classes,
-            self.size,
-            self.max_pixels,
-            self.row_group_rows,
-        ]
-        return hashlib.sha256(json.dumps([items, settings]).encode()).hexdigest()
-
+from mergevq_platform.data.sources import Item, Source, find_source
+from mergevq_platform.data.transparency import WHITE
 
 MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
 
@@ -99,17 +56,27 @@ def pack(
     validation_fraction: float = 0.0,
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
+    background: Background | None = None,
     shard_rows: int = SHARD_ROWS,
     row_group_rows: int = ROW_GROUP_ROWS,
     progress: bool = True,
     map_jobs: MapJobs | None = None,
+    layout: Layout | None = None,
+    folder_splits: Sequence[str] | None = None,
+    class_depth: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Pack the pictures of `source` into shards under `directory`; returns the manifest, which lists skipped files.
 
     `size` shrinks pictures to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
-    connected to; every node must see both places. `labels` is a CSV for pictures outside of class folders.
+    connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
+    `class_depth` and the columns choose where the source leaves a choice, see `Choices` and `Reading`; `say` is told what was understood.
     `validation_fraction` holds that share of `train` out as `val` where the source has no `val`. Run again after an
     interruption, it goes on; run again after its end, it does nothing. Every picture is decoded once to prove it whole.
+    Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where a picture is
+    resized they are so from then on, else whenever it is read.
 
     Raises `InputError` for a source without usable pictures or a directory that holds something else.
     """
@@ -122,8 +89,22 @@ def pack(
         raise InputError(f"{directory} is a file: name a directory")
     if directory.is_relative_to(Path(source).expanduser().absolute()):
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
-    found = find_source(source, labels=labels, scratch=directory / PARTS)
+    if not (directory / PARTS).exists() and not existing_manifest(directory):
+        refuse_foreign_files(directory)
+    choices = Choices(
+        layout=layout,
+        splits=tuple(folder_splits) if folder_splits is not None else None,
+        class_depth=class_depth,
+        labels=Path(labels) if labels is not None else None,
+        reading=parse(
+            Reading, {"image_column": image_column, "label_column": label_column, "background": background}
+        ),
+    )
+    found = _found(source, choices, directory)
+    if found.understood is not None:
+        say("\n".join([str(source), *found.understood.lines()]))
     splits = _shuffled(found, seed, shard_rows, validation_fraction)
+    background = background or _background_of(source)
     jobs = [
         Job(
             directory=str(directory),
@@ -136,6 +117,8 @@ def pack(
             size=size,
             max_pixels=max_pixels,
             row_group_rows=row_group_rows,
+            reading=choices.reading,
+            background=background,
         )
         for split, shards in splits.items()
         for index, items in enumerate(shards)
@@ -148,11 +131,9 @@ def pack(
         raise InputError(
             f"{directory} already holds another picture set: name another directory, or delete it first"
         )
-    if not (directory / PARTS).exists():
-        refuse_foreign_files(directory)
     (directory / PARTS).mkdir(parents=True, exist_ok=True)
 
-    parts = {job.file: part for job in jobs if (part := _finished(job))}
+    parts = {job.file: part for job in jobs if (part := finished(job))}
     run = map_jobs or (on_ray if parallel else map)
     with _bar(progress) as bar:
         task = bar.add_task("packing", total=sum(len(job.items) for job in jobs))
@@ -161,7 +142,7 @@ def pack(
             parts[part.file] = part
             bar.advance(task, part.pictures)
 
-    description = {
+    description: dict[str, Any] = {
         "kind": "pack",
         "of": found.kind,
         "path": str(source),
@@ -169,9 +150,10 @@ def pack(
         "seed": seed,
         "digest": digest,
     }
-    manifest = _manifest(
-        found, splits, [parts[job.file] for job in jobs], size, {**description, "ignored": found.ignored}
-    )
+    description["ignored"] = found.ignored
+    if found.understood is not None:
+        description["understood"] = found.understood.to_tree()
+    manifest = _manifest(found, splits, [parts[job.file] for job in jobs], size, description, background)
     if not any(split.rows for split in manifest.splits.values()):
         first = next(item for split in manifest.splits.values() for item in split.skipped)
         raise InputError(f"{source} has no usable picture: the first, {first.file}, {first.reason}")
@@ -181,33 +163,16 @@ def pack(
     return manifest
 
 
-def pack_shard(job: Job) -> Part:
-    """Write one shard and, after it, the part file that says so."""
-    skipped: list[Skipped] = []
-    labels: set[bool] = set()
-
-    def usable() -> Iterator[Record]:
-        for item, data, label in _contents(job):
-            try:
-                if isinstance(data, OSError):
-                    raise BadPicture(f"cannot be read ({(data.strerror or str(data)).lower()})")
-                yield Record(_fitted(data, job.size, job.max_pixels), item.name, label)
-                labels.add(label >= 0)
-            except BadPicture as error:
-                skipped.append(Skipped(item.name, str(error)))
-
-    shard = write_shard(
-        Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
-    )
-    part = Part(job.file, len(job.items), shard, labels == {True}, tuple(skipped))
-    tree = {
-        "key": job.key,
-        "shard": asdict(shard) if shard else None,
-        "labelled": part.labelled,
-        "skipped": [asdict(item) for item in skipped],
-    }
-    write_text(_part_path(job), json.dumps(tree))
-    return part
+def _found(source: str | Path, choices: Choices, directory: Path) -> Source:
+    """What there is to pack; a source that is refused leaves nothing behind."""
+    scratch = directory / PARTS
+    before, made = scratch.exists(), not directory.exists()
+    try:
+        return find_source(source, choices, scratch=scratch)
+    except InputError:
+        if not before:
+            shutil.rmtree(directory if made else scratch, ignore_errors=True)
+        raise
 
 
 def on_ray(function: Callable[[Job], Part], jobs: list[Job]) -> Iterator[Part]:
@@ -266,50 +231,15 @@ def _shuffled(
     return shards
 
 
-def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
-    """Each item with its encoded bytes (or why they cannot be had) and its label."""
-    if job.kind != "parquet":
-        for item in job.items:
-            try:
-                yield item, read_item(item), item.label
-            except OSError as error:
-                yield item, error, item.label
-        return
-    # A row's split is the source's own: pictures held out for validation still lie in its `train`.
-    by_split: dict[str, Dataset] = {}
-    rows: dict[Item, Row] = {}
-    for item in sorted(job.items, key=lambda item: item.offset):
-        split = item.name.split("/")[0]
-        dataset = by_split.setdefault(split, open_dataset(item.file, split))
-        (rows[item],) = dataset.read([item.offset])
-    for item in job.items:
-        yield item, rows[item].data or b"", rows[item].label
+def _background_of(source: str | Path) -> Background | None:
+    """What a source is read with: white, or the background of a set that is packed already.
 
-
-def _fitted(data: bytes, size: int | None, max_pixels: int) -> bytes:
-    picture = decode(data, max_pixels=max_pixels)
-    if size is None or min(picture.size) <= size:
-        return data
-    return encode_like(resize_shorter(picture, size), data)
-
-
-def _finished(job: Job) -> Part | None:
-    """The part that an earlier run left, if it is of the same job and its shard is there whole."""
-    try:
-        tree = json.loads(_part_path(job).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if tree["key"] != job.key:
-        return None
-    shard = shard_from(tree["shard"]) if tree["shard"] else None
-    if shard and not (
-        Path(job.directory, shard.file).is_file()
-        and Path(job.directory, shard.file).stat().st_size == shard.bytes
-    ):
-        return None
-    return Part(
-        job.file, len(job.items), shard, tree["labelled"], tuple(Skipped(**item) for item in tree["skipped"])
-    )
+    One whose alpha was dropped when its pictures were resized keeps that: none.
+    """
+    manifest = read_manifest(source) if Path(source).is_dir() else None
+    if manifest is None or (manifest.background is None and manifest.size is None):
+        return WHITE
+    return manifest.background
 
 
 def _manifest(
@@ -318,20 +248,25 @@ def _manifest(
     parts: list[Part],
     size: int | None,
     source: dict[str, Any],
+    background: Background | None,
 ) -> Manifest:
     done: dict[str, Split] = {}
     for split in splits:
         mine = [part for part in parts if part.file.startswith(f"{split}-")]
         shards = tuple(part.shard for part in mine if part.shard)
+        unlabelled = sum(part.unlabelled for part in mine)
+        labelled = unlabelled < sum(shard.rows for shard in shards)
         done[split] = Split(
             shards=shards,
-            labelled=bool(shards) and all(part.labelled for part in mine if part.shard),
+            labelled=labelled,
             skipped=tuple(item for part in mine for item in part.skipped),
+            unlabelled=unlabelled if labelled else 0,
+            kinds=Kinds.sum(part.kinds for part in mine),
         )
     if found.refused:
         first = next(iter(done))
         done[first] = replace(done[first], skipped=(*done[first].skipped, *found.refused))
-    return Manifest(splits=done, classes=found.classes, size=size, source=source)
+    return Manifest(splits=done, classes=found.classes, size=size, source=source, background=background)
 
 
 def _remove_leftovers(directory: Path, planned: set[str]) -> None:
@@ -341,10 +276,6 @@ def _remove_leftovers(directory: Path, planned: set[str]) -> None:
     for path in (directory / PARTS).glob("*.json"):
         if path.stem not in planned:
             (directory / path.stem).unlink(missing_ok=True)
-
-
-def _part_path(job: Job) -> Path:
-    return Path(job.directory, PARTS, f"{job.file}.json")
 
 
 def _bar(shown: bool) -> Progress:

@@ -19,6 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
+from mergevq_platform.data.kinds import Kinds
+from mergevq_platform.data.reading import Background
+from mergevq_platform.data.transparency import WHITE
 
 FORMAT = "mergevq-shards/1"
 MANIFEST = "manifest.json"
@@ -60,6 +63,8 @@ class Split:
     shards: tuple[Shard, ...]
     labelled: bool
     skipped: tuple[Skipped, ...] = ()
+    unlabelled: int = 0  # images without a label, of a split that has labels
+    kinds: Kinds | None = None  # none: packed before they were counted
 
     @property
     def rows(self) -> int:
@@ -75,6 +80,9 @@ class Manifest:
     classes: tuple[str, ...]
     size: int | None  # side (or shorter side) in pixels; None: as they came
     source: dict[str, Any] = field(default_factory=dict)
+    background: Background | None = (
+        None  # of transparent pixels; None: packed before there was one, see `decode`
+    )
 
     def to_json(self) -> str:
         """The manifest file's text."""
@@ -84,6 +92,7 @@ class Manifest:
             "size": self.size,
             "classes": self.classes,
             "source": self.source,
+            "background": self.background,
             "splits": splits,
         }
         return json.dumps(tree, indent=1) + "\n"
@@ -102,11 +111,17 @@ class Manifest:
                     shards=tuple(shard_from(entry) for entry in split["shards"]),
                     labelled=split["labelled"],
                     skipped=tuple(Skipped(**entry) for entry in split["skipped"]),
+                    unlabelled=split.get("unlabelled", 0),
+                    kinds=Kinds.from_tree(split.get("kinds")),
                 )
                 for name, split in tree["splits"].items()
             }
             return cls(
-                splits=splits, classes=tuple(tree["classes"]), size=tree["size"], source=tree["source"]
+                splits=splits,
+                classes=tuple(tree["classes"]),
+                size=tree["size"],
+                source=tree["source"],
+                background=tree.get("background"),
             )
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, InputError):
@@ -209,7 +224,7 @@ def write_set(
     shard_rows: int = SHARD_ROWS,
     row_group_rows: int = ROW_GROUP_ROWS,
 ) -> Manifest:
-    """Write labelled splits. A directory that already holds the same `source` is left as it is.
+    """Write labelled splits of opaque PNG pictures. A directory that already holds the same `source` is left as it is.
 
     Raises `InputError` if the directory holds anything else.
     """
@@ -231,8 +246,9 @@ def write_set(
             )
             assert shard is not None
             shards.append(shard)
-        done[name] = Split(shards=tuple(shards), labelled=True)
-    manifest = Manifest(splits=done, classes=tuple(classes), size=size, source=source)
+        kinds = Kinds({"PNG": sum(shard.rows for shard in shards)}, 0, {})
+        done[name] = Split(shards=tuple(shards), labelled=True, kinds=kinds)
+    manifest = Manifest(splits=done, classes=tuple(classes), size=size, source=source, background=WHITE)
     write_text(directory / MANIFEST, manifest.to_json())
     return manifest
 

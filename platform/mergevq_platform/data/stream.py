@@ -271,9 +271,11 @@ class _Plan(IterableDataset):
                 continue
             views.append(make_views(picture, self.views, seed=self.seed, epoch=epoch, sample=row.sample))
             return row, [Bad(bad, self.dataset.place(bad), reason, row.sample) for bad, reason in reasons]
+        # What is not in the files cannot be packed from them either.
+        fix = "write the images' bytes into it" if group.images.null_count == size else "pack the data again"
         raise InputError(
             f"{self.dataset.path}/{self.dataset.place(row_id)} and its whole row group hold no usable picture "
-            f"({reasons[0][1]}): pack the data again"
+            f"({reasons[0][1]}): {fix}"
         )
 
     def _group(self, number: int) -> RowGroup:

@@ -27,6 +27,8 @@ from mergevq.metrics.probe import unfit_labels
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import BadImage, EvalBatches
+from mergevq_platform.data.background import DROPPED
+from mergevq_platform.data.views import RESIZING
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.evaluator import (
@@ -331,6 +333,8 @@ class Measurement:
         }
         if batches.left_out:
             key["left_out"] = list(batches.left_out)
+        if batches.dataset.background is not None:  # of sets packed before there was one the key is as it was
+            key["background"] = batches.dataset.background
         if kind in ("reference", "reconstruction"):
             key["extractor"] = {"name": self.network.name, **self.network.identity}
         if kind == "reconstruction" and self.recipe.evaluation.lpips:
@@ -356,6 +360,8 @@ class Measurement:
             "data": self.subject.data,
             "data_fingerprint": evaluated.dataset.fingerprint,
             "preprocessing": f"shorter side to {recipe.data.views.image_size} (bicubic), centre crop; reconstructions rounded to uint8",
+            "background": evaluated.dataset.background or DROPPED,
+            "resizing": RESIZING,
             "ema": step is not None,
             "step": step,
             "checkpoint": self.subject.checkpoint,

@@ -58,7 +58,8 @@ class PictureTask:
 
     def open(self, which: Literal["images", "reference"]) -> Pictures:
         """The pictures, or those that they are compared with."""
-        return open_pictures(getattr(self, which), self.batch, size=self.size, split=self.split)
+        place = getattr(self, which)
+        return open_pictures(place, self.batch, size=self.size, split=self.split, option=f"--{which}")
 
     @property
     def settings(self) -> FeaturesConfig:
@@ -151,6 +152,7 @@ class PictureMeasurement:
     ask: Callable[[Sequence[Any]], Iterable[Any]]
     cache: Cache | None = None
     seeds: int = 1
+    say: Callable[[str], None] = lambda text: None
     lacking: dict[str, str] = field(default_factory=dict)  # what so few images do not allow, and why
 
     def __post_init__(self) -> None:
@@ -158,18 +160,10 @@ class PictureMeasurement:
         self.identity = {"name": self.network.name, **self.network.identity}
 
     def scores(self) -> PictureScores:
-        """All that these features allow: what cannot be had (an npz has no features for recall) is left out.
-
-        Raises `InputError` where that is all.
-        """
+        """All that these features allow: what cannot be had (an npz has no features for recall) is left out."""
         found = {
             key: value for key, value in (self._distances() | self._alone()).items() if math.isfinite(value)
         }
-        if not found:
-            count = len(self.found["pool"])
-            raise InputError(
-                f"nothing can be said of {count} image{'s' * (count > 1)} without a reference: give --reference PLACE"
-            )
         return PictureScores(self.task.images, found, self._protocol())
 
     def statistics(self) -> Reference:
@@ -221,7 +215,7 @@ class PictureMeasurement:
     @cached_property
     def pictures(self) -> Pictures:
         """Those that are judged."""
-        return self.task.open("images")
+        return self._opened("images")
 
     @cached_property
     def found(self) -> dict[str, np.ndarray]:
@@ -233,7 +227,7 @@ class PictureMeasurement:
         """The features of the reference; none where there is none, or statistics alone."""
         if self.task.reference is None or _is_statistics(self.task.reference):
             return None
-        other = self.task.open("reference")
+        other = self._opened("reference")
         if other.size != self.pictures.size:
             raise InputError(
                 f"{self.task.images} has pictures of {self.pictures.size} px, {self.task.reference} of {other.size}: "
@@ -251,6 +245,12 @@ class PictureMeasurement:
         read = read_reference(self.task.reference, key="--reference")
         read.require_extractor(self.identity)
         return read
+
+    def _opened(self, which: Literal["images", "reference"]) -> Pictures:
+        opened = self.task.open(which)
+        for line in opened.said:
+            self.say(line)
+        return opened
 
     def _moments(self, found: dict[str, np.ndarray]) -> Reference:
         spatial = _moments(found["spatial"]) if "spatial" in found else None
@@ -270,6 +270,8 @@ class PictureMeasurement:
             "size": pictures.size,
             "extractor": self.identity,
         }
+        if pictures.background is not None:  # of opaque samples, and of sets of before, the key is as it was
+            key["background"] = pictures.background
         return self.cache.through(key, jobs, self.ask)
 
     def _name(self, measure: Any) -> str:
@@ -282,6 +284,8 @@ class PictureMeasurement:
             "images": images,
             "size": self.pictures.size,
             "data_fingerprint": self.pictures.fingerprint,
+            "background": self.pictures.background,
+            "left_out": list(self.pictures.said),
             "reference": self.task.reference,
             "reference_images": count,
             "extractor": self.identity,

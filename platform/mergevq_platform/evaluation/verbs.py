@@ -16,9 +16,14 @@ import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
+from mergevq.weights import read_config
 from mergevq_platform import checkpoints, cluster, generation, pool
 from mergevq_platform.curves import Curve, tuned_curve
-from mergevq_platform.data import decode, evaluation_view
+from mergevq_platform.data import BadPicture, evaluation_view
+from mergevq_platform.data.folders import read_image
+from mergevq_platform.data.opening import stated_background
+from mergevq_platform.data.reading import Background
+from mergevq_platform.data.transparency import WHITE
 from mergevq_platform.evaluation.answering import ray_answers
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.classifying import (
@@ -209,21 +214,46 @@ def reconstruct(
     out: Path,
     tracking_uri: str | None = None,
 ) -> list[Path]:
-    """Originals, reconstructions and cluster maps of picture files, side by side; returns the files written."""
+    """Originals, reconstructions and cluster maps of picture files, side by side; returns the files written.
+
+    Transparent pixels are put on the background of the run's recipe or its set, if that is at hand, else on white. Raises
+    `InputError` naming all files that cannot be read, before anything is made.
+    """
     location = locate(name, home=home, store=Store.at(home, tracking_uri))
     with checkpoints.weights(location) as directory:
+        background: Background = WHITE
+        if not checkpoints.is_bare(location):
+            recipe = checkpoints.recipe_of(directory)
+            background = recipe.data.background or stated_background(recipe.data.path) or WHITE
+            if keeps is None:
+                keeps = chosen_keeps(recipe, None)
+        views = _views(pictures, read_config(directory).image_size, background)
         tokenizer = mergevq.load(directory)
-        if keeps is None and not checkpoints.is_bare(location):
-            keeps = chosen_keeps(checkpoints.recipe_of(directory), None)
     model = tokenizer.config
-    size = model.image_size
-    views = [evaluation_view(decode(path.read_bytes()), size) for path in pictures]
     originals = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return list(
         picture_grids(
             tokenizer, originals, reachable_keeps(model, keeps, range(1, model.grid_tokens + 1)), out
         ).values()
     )
+
+
+def _views(files: Sequence[Path], size: int, background: Background) -> list[np.ndarray]:
+    """The evaluation views of image files. Raises `InputError` naming all that cannot be read."""
+    views, bad, transparent = [], [], []
+    for path in files:
+        try:
+            image, look = read_image(path, background)
+        except BadPicture as error:
+            bad.append(f"{path} {error}")
+            continue
+        views.append(evaluation_view(image, size))
+        transparent += [str(path)] if look.transparent else []
+    if bad:
+        raise InputError("; ".join(bad) + ": give image files")
+    if transparent:
+        note(f"transparent pixels become {background}: {', '.join(transparent)}")
+    return views
 
 
 def evaluate_pictures(
@@ -257,9 +287,15 @@ def evaluate_pictures(
         split=split,
     )
     measurement = PictureMeasurement(
-        task, _answers(PictureEvaluator, task, workers), Cache.at(home) if cache else None, seeds
+        task, _answers(PictureEvaluator, task, workers), Cache.at(home) if cache else None, seeds, note
     )
     scores = measurement.scores()
+    if not scores.values and statistics is None:
+        count = scores.protocol["images"]
+        raise InputError(
+            f"nothing can be said of {count} image{'s' * (count > 1)} of {images} without a reference: give --reference, images "
+            "or statistics"
+        )
     if statistics is not None:
         write_reference(statistics, measurement.statistics())
     return scores

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mergevq_platform.curves import Curve
+from mergevq_platform.data.pictures import FIGURE
 from mergevq_platform.figures.series import (
     GREY,
     LEFT,
@@ -73,7 +74,9 @@ def tradeoff_figure(curve: Curve) -> Figure:
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG at its own size, replacing the file in one step."""
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", metadata={"Software": None})  # equal figures give equal files
+    figure.savefig(
+        temporary, format="png", metadata={"Software": FIGURE}
+    )  # no version: equal figures give equal files
     temporary.rename(path)
 
 

@@ -33,6 +33,7 @@ from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.probe import FittedProbe, fit_probe, unfit_labels
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import BadImage, EvalBatches, Reading, open_dataset, to_unit_range
+from mergevq_platform.data.background import DROPPED
 from mergevq_platform.data.keyed import Stream, uniforms
 from mergevq_platform.generation.maker import Maker, Sampler
 from mergevq_platform.generator_report import GeneratorReport
@@ -308,6 +309,7 @@ def judge(
         "reference": {"split": data.evaluation_split, "images": len(real.labels)},
         "data": data.path,
         "data_fingerprint": held_out.dataset.fingerprint,
+        "background": held_out.dataset.background or DROPPED,
         "neighbours": f"nearest of {len(train.labels)} training pictures and their mirror images, in pixels at {SMALL} px",
         "batch": settings.batch,
         "mergevq": mergevq.__version__,

@@ -20,6 +20,7 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq.metrics import to_uint8
 from mergevq_platform import figures
+from mergevq_platform.data.folders import SHEET
 from mergevq_platform.data.pictures import encode_png
 from mergevq_platform.data.shards import whole_file, write_text
 from mergevq_platform.generation.maker import Maker, Sampler
@@ -27,7 +28,6 @@ from mergevq_platform.pool import answers
 from mergevq_platform.progress import counted
 
 MANIFEST = "generation.json"
-SHEET = "contact_sheet.png"
 SHEET_CLASSES, SHEET_EACH = 12, 8
 
 

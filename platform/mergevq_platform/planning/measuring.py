@@ -143,7 +143,7 @@ def _with_pictures(recipe: Recipe, folder: Path, count: int) -> tuple[Recipe, Da
         recipe = pinned(recipe)
     size = recipe.data.views.image_size
     write_shapes(folder, images=count, val_images=1, size=size, seed=0)
-    data = replace(recipe.data, path=str(folder), train_split="train")
+    data = replace(recipe.data, path=str(folder), train_split="train", image_column=None, label_column=None)
     recipe = replace(recipe, data=data, compile=False)
     return recipe, open_dataset(recipe.data.path, recipe.data.train_split)
 

@@ -1,0 +1,140 @@
+"""Whether what someone gives a tokenizer is images, indices, codes or a source: one line says what it is instead."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergevq.errors import InputError
+from mergevq.merging import Source
+
+FURTHEST = 2.0  # bicubic resampling of values in [-1, 1] stays below 1.9; ImageNet's normalisation does not
+IMAGES = "images must be (B, 3, H, W) float in [-1, 1]; these are"
+
+
+def check_images(images: Tensor, like: Tensor) -> None:
+    """Raise `InputError` unless `images` are (B, 3, H, W), of the dtype and on the device of the weights `like`.
+
+    Under autocast half precision and float32 may stand for each other. Looks at no value.
+    """
+    if not isinstance(images, Tensor):
+        raise InputError(f"{IMAGES} a {_kind(images)}: make a tensor of them")
+    shape = tuple(images.shape)
+    if images.ndim != 4 or shape[1] != 3:
+        raise InputError(f"{IMAGES} {shape}: {_other_layout(shape)}")
+    if not images.is_floating_point():
+        fix = "images / 127.5 - 1" if images.dtype == torch.uint8 else "make them float"
+        raise InputError(f"{IMAGES} {shape} {_name(images.dtype)}: {fix}")
+    if images.device != like.device:
+        raise InputError(
+            f"{IMAGES} on {images.device}, the weights on {like.device}: images.to('{like.device}')"
+        )
+    if images.dtype != like.dtype and not (
+        torch.is_autocast_enabled(images.device.type) and torch.float64 not in (images.dtype, like.dtype)
+    ):
+        raise InputError(
+            f"{IMAGES} {_name(images.dtype)}, the weights {_name(like.dtype)}: images.to({like.dtype})"
+        )
+
+
+def check_image_values(images: Tensor, like: Tensor) -> None:
+    """As `check_images`, and for NaN, and for values beyond ±2, which no resampling of images in [-1, 1] reaches.
+
+    Waits for the device. Passes over values that cannot be read: within a CUDA graph, a compiled program, or without
+    memory (`meta`).
+    """
+    check_images(images, like)
+    if images.numel() == 0 or not readable(images):
+        return
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()
+    if math.isnan(low) or math.isnan(high):
+        raise InputError(f"{IMAGES} partly NaN: correct what made them")
+    if low < -FURTHEST or high > FURTHEST:
+        fix = "images / 127.5 - 1" if low >= 0 and high <= 255 else "scale them to it"
+        raise InputError(f"{IMAGES} within [{low:.4g}, {high:.4g}]: {fix}")
+
+
+def check_codes(codes: Tensor, channels: int) -> None:
+    """Raise `InputError` unless `codes` are (B, K, G) float of `channels` G. Looks at no value."""
+    expected = f"codes must be (B, K, {channels}) float; these are"
+    if not isinstance(codes, Tensor):
+        raise InputError(f"{expected} a {_kind(codes)}: make a tensor of them")
+    if codes.ndim != 3 or codes.shape[-1] != channels or not codes.is_floating_point():
+        fix = "give indices to decode_indices" if codes.dtype == torch.int64 else "give those of `encode`"
+        raise InputError(f"{expected} {tuple(codes.shape)} {_name(codes.dtype)}: {fix}")
+
+
+def check_index_layout(indices: Tensor) -> None:
+    """Raise `InputError` unless `indices` are (B, K) int64. Looks at no value."""
+    expected = "code indices must be (B, K) int64; these are"
+    if not isinstance(indices, Tensor):
+        raise InputError(f"{expected} a {_kind(indices)}: make a tensor of them")
+    if indices.ndim != 2 or indices.dtype != torch.int64:
+        fix = "indices.long()" if indices.ndim == 2 and _whole(indices.dtype) else "give those of `encode`"
+        raise InputError(f"{expected} {tuple(indices.shape)} {_name(indices.dtype)}: {fix}")
+
+
+def check_source(source: Source, batch: int, keep: int) -> None:
+    """Raise `InputError` unless the source is that of `batch` images of `keep` tokens on a square grid.
+
+    Looks at no value.
+    """
+    if not isinstance(source, Source) or not isinstance(source.assignment, Tensor):
+        raise InputError(f"source must be a mergevq.Source; this is a {_kind(source)}: give that of `encode`")
+    assignment = source.assignment
+    shape = tuple(assignment.shape)
+    expected = "source.assignment must be (B, N) int64 of a square grid of N cells; this is"
+    if assignment.ndim != 2 or assignment.dtype != torch.int64 or math.isqrt(shape[1]) ** 2 != shape[1]:
+        raise InputError(f"{expected} {shape} {_name(assignment.dtype)}: give that of `encode`")
+    if shape[0] != batch or tuple(source.size.shape) != (batch, keep):
+        raise InputError(
+            f"the source is of {shape[0]} images of {source.size.shape[-1]} tokens, the codes of {batch} of {keep}: "
+            "give those of one `encode`"
+        )
+
+
+def check_source_values(source: Source, keep: int) -> None:
+    """Raise `InputError` unless every cell went to one of `keep` tokens. Waits for the device."""
+    assignment = source.assignment
+    if assignment.numel() == 0 or not readable(assignment):
+        return
+    low, high = torch.stack(torch.aminmax(assignment)).tolist()
+    if low < 0 or high >= keep:
+        raise InputError(
+            f"source.assignment must lie in 0..{keep - 1}, the kept tokens; it reaches from {low} to {high}: "
+            "give that of `encode`"
+        )
+
+
+def readable(values: Tensor) -> bool:
+    """Whether the host may look at values now."""
+    if torch.compiler.is_compiling() or values.device.type == "meta":
+        return False
+    return not (values.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+
+
+def _other_layout(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[0] == 3:
+        return "add the batch, images[None]"
+    if len(shape) == 4 and shape[-1] == 3:
+        return "channels go before height and width, images.permute(0, 3, 1, 2)"
+    if len(shape) == 4 and shape[1] == 1:
+        return "repeat grey, images.expand(-1, 3, -1, -1)"
+    if len(shape) == 4 and shape[1] == 4:
+        return "lay them over a background, without alpha"
+    return "bring them into this shape"
+
+
+def _whole(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -1,0 +1,57 @@
+"""The files below a folder: the one way of listing them, whoever asks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from mergevq.errors import InputError
+
+
+class Listing(NamedTuple):
+    """Files below a folder by their relative names, sorted; `/` between folders."""
+
+    files: list[str]
+    hidden: list[str]  # files and folders whose names begin with a dot; such folders are not entered
+
+
+def listed(root: str | Path) -> Listing:
+    """The files below `root`. Links to folders are followed, wherever they stand; one that leads back above itself is not.
+
+    Raises `InputError` naming a folder that cannot be listed.
+    """
+    files: list[str] = []
+    hidden: list[str] = []
+    _list(str(root), "", (), files, hidden)
+    return Listing(sorted(files), sorted(hidden))
+
+
+def _list(
+    folder: str, prefix: str, above: tuple[tuple[int, int], ...], files: list[str], hidden: list[str]
+) -> None:
+    try:
+        status = os.stat(folder)
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be listed ({(error.strerror or str(error)).lower()}): correct its permissions"
+        ) from None
+    place = (status.st_dev, status.st_ino)
+    if place in above:
+        return
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.name.startswith("."):
+            hidden.append(name)
+        elif _is_folder(entry):
+            _list(entry.path, f"{name}/", (*above, place), files, hidden)
+        else:
+            files.append(name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: reading it will fail, and then it is listed with the reason
+        return False

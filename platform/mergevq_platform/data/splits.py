@@ -1,0 +1,82 @@
+"""Which Parquet files of a directory belong to which split, told by the names of files and folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from mergevq.errors import InputError
+
+SAME_SPLIT = {
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "eval": "val",
+    "training": "train",
+    "testing": "test",
+}
+NAMED = re.compile(r"(?:partial-)?(train|training|val|valid|validation|dev|eval|test|testing)(?:[-_.].*)?")
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark call the folder of a null
+
+
+class Place(NamedTuple):
+    """What the name of a file says; `folder` is what lies above the split: a configuration, where there are several."""
+
+    split: str
+    folder: str
+    known: bool  # whether a split's name was found, or follows from folders of values
+
+
+def canonical(split: str) -> str:
+    """The one name of a split that has several: val for validation, and the like."""
+    return SAME_SPLIT.get(split, split)
+
+
+def folder_values(file: str) -> dict[str, str | None]:
+    """The values of folders such as label=0, as Hive and Spark lay them out; none for a null."""
+    pairs = [part.partition("=") for part in PurePosixPath(file).parent.parts if "=" in part[1:]]
+    return {key: None if value == NO_VALUE else unquote(value) for key, _, value in pairs}
+
+
+def place_of(file: str) -> Place:
+    """The split of a file and the folder above it: train-00000-of-00010.parquet, train/0000.parquet, train.parquet."""
+    path = PurePosixPath(file)
+    parents = path.parent.parts
+    for depth in range(len(parents), -1, -1):
+        part = path.stem if depth == len(parents) else parents[depth]
+        if depth < len(parents) and "=" in part[1:]:
+            key, _, part = part.partition("=")
+            if key.lower() != "split":
+                continue
+        if match := NAMED.fullmatch(part):
+            return Place(canonical(match[1]), _without_values(parents[:depth]), True)
+    if folder_values(file):
+        return Place("train", _without_values(parents), True)
+    return Place(re.split(r"[-_.]\d", path.stem)[0], _without_values(parents), False)
+
+
+def files_by_split(name: str, files: Iterable[str]) -> dict[str, list[str]]:
+    """The files of each split. Raises `InputError` where a split lies in several folders: they may hold the same images."""
+    found: dict[str, list[str]] = {}
+    folders: dict[str, dict[str, None]] = {}
+    for file in files:
+        place = place_of(file)
+        found.setdefault(place.split, []).append(file)
+        if place.known:
+            folders.setdefault(place.split, {})[place.folder] = None
+    for split, several in folders.items():
+        if len(several) > 1:
+            shown = ", ".join(folder or "." for folder in several)
+            first = next(folder for folder in several if folder)
+            raise InputError(
+                f"{name} holds the configurations {shown}, each with the split '{split}': name one, {name}/{first}, "
+                "or move the files of a split into one folder"
+            )
+    return found
+
+
+def _without_values(parents: Iterable[str]) -> str:
+    return "/".join(part for part in parents if "=" not in part[1:])
