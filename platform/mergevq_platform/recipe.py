@@ -36,6 +36,7 @@ from mergevq.probe_training import ProbeTrainingConfig
 from mergevq.recovery_training import RecoveryTrainingConfig
 from mergevq.schedules import Schedule
 from mergevq.tokenizer import TokenizerConfig
+from mergevq_platform import naming
 from mergevq_platform.credentials import keys_with_credentials
 from mergevq_platform.data import Deal, ViewsConfig
 
@@ -240,7 +241,7 @@ class EvaluationConfig:
 class Recipe:
     """Everything that decides what a run computes."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: str  # see `naming`
     description: str = ""
     experiment: str = "mergevq"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -267,6 +268,8 @@ class Recipe:
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        if not naming.fits(self.name):
+            raise ValueError(f"name {self.name!r} will not do: {naming.RULE}, such as '{naming.fitted(self.name)}'")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give the length of training once: 'steps' or 'epochs'")
         if self.cluster.workers > self.global_batch:
@@ -349,7 +352,7 @@ def read(name_or_path: str | Path) -> Tree:
         raise InputError(f"{path} is not YAML{line}: {getattr(error, 'problem', error)}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no recipe: it must be a mapping of keys to values")
-    tree.setdefault("name", path.stem)
+    tree.setdefault("name", naming.fitted(path.stem))
     return tree
 
 

@@ -19,7 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from mergevq.config import to_tree, with_overrides
-from mergevq_platform import checkpoints, cluster, heartbeat, loop
+from mergevq_platform import checkpoints, cluster, heartbeat, loop, naming
 from mergevq_platform.feeding import pinned
 from mergevq_platform.progress import Progress
 from mergevq_platform.recipe import Recipe, located, resolve
@@ -146,8 +146,10 @@ def _begin(
         tree = yaml.safe_load(run.read("recipe.yaml"))
         return run, located(resolve(with_overrides(tree, overrides)))
     assert recipe is not None
+    if name is not None:
+        naming.check_name(name, "--name")
     recipe = pinned(located(recipe))
-    unique = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     run = Run.new(unique, home=home, storage=storage)
     return run, recipe
 

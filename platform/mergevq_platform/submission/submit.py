@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shlex
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform import naming
 from mergevq_platform.credentials import refuse_credentials
 from mergevq_platform.recipe import Recipe, weights_files
 from mergevq_platform.runs import git_commit
@@ -26,6 +26,7 @@ from mergevq_platform.tracking.recorder import current_user
 
 STOP_SECONDS = 600  # what a job gets to write its checkpoint when it is stopped; Ray's own default is 3
 NOT_JOBS = ("submit", "jobs", "ui")
+BEGINNING = ("train", "sweep")  # verbs whose --name is a new run's
 RECORDING = ("train", "sweep", "evaluate", "sync", "runs")  # verbs that write or read the home's store
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 WITHDRAW_SECONDS = 120.0  # to take away a job that has not begun
@@ -91,6 +92,8 @@ def submit(
     install besides those that are missing; `image_has_mergevq` uploads no code of ours. Raises `InputError`, before anything is
     uploaded, for paths that only this machine has, for packages that cannot be made to fit, and for secrets.
     """
+    if name is not None:
+        naming.check_name(name, "--name", longest=naming.LONGEST - naming.ADDED)
     for package in pip:
         refuse_credentials(package, "--pip", "what a job installs is open to all who see the cluster")
     facts = packages.ask(cluster, local_home)
@@ -158,6 +161,8 @@ def read_verb(words: Sequence[str]) -> Verb:
         )
     options = parse(words)
     named = getattr(options, "name", None)
+    if named is not None and words[0] in BEGINNING:
+        naming.check_name(named, "--name", longest=naming.LONGEST - naming.ADDED)
     takes_name = "name" in options and not named and not getattr(options, "resume", None)
     given = [text for text in (getattr(options, "recipe", None), *getattr(options, "overrides", ())) if text]
     names = [text for text in given if "=" not in text]
@@ -262,8 +267,9 @@ def _environment(cluster: Cluster, facts: packages.Facts, home: str | None, verb
 def _name(verb: Verb) -> str:
     begins = verb.names_a_run  # then the job's name is the run's, and those begin with the recipe
     label = "-".join(part for part in ("" if begins else verb.words[0], verb.recipe or verb.name) if part)
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(label).name)
-    return f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return naming.derived(
+        naming.fitted(Path(label).name), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    )
 
 
 def _metadata(verb: Verb, asked: Asked) -> dict[str, str]:

@@ -13,6 +13,7 @@ import yaml
 
 from mergevq.config import Tree, with_overrides
 from mergevq.errors import InputError
+from mergevq_platform import naming
 from mergevq_platform import recipe as recipes
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.sweeps import space as spaces
@@ -149,8 +150,7 @@ class Sweep:
 
     def check(self) -> None:
         """Raise `InputError` for what cannot work, before anything starts."""
-        if not self.name or "/" in self.name:
-            raise InputError(f"a sweep's name is part of file names: '{self.name}' will not do")
+        naming.check_name(self.name, "a sweep's name", longest=naming.LONGEST - naming.ADDED)
         if not self.objectives:
             raise InputError(f"sweep '{self.name}' names no objective: give at least one")
         spaces.check(self.space)
@@ -255,7 +255,7 @@ def from_dimensions(recipe: str, dimensions: Sequence[str]) -> Sweep:
     stem = Path(recipe).stem
     generates = recipes.resolve(recipes.read(recipe)).task.kind == "generator"
     return Sweep(
-        name=f"{stem}-sweep",
+        name=naming.fitted(f"{stem[:80]}-sweep"),
         question=f"{stem}: what do {', '.join(space)} change?",
         recipe=recipe,
         space=space,

@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, cluster, loop
+from mergevq_platform import checkpoints, cluster, loop, naming
 from mergevq_platform.credentials import refuse_credentials
 from mergevq_platform.failures import one_line
 from mergevq_platform.files import write_whole
@@ -148,7 +148,11 @@ def _begin(
         place = replace(place, home=str(home), tracking_uri=tracking_uri or place.tracking_uri)
         return stored_definition(resume, home), place
     assert definition is not None
-    unique = name or f"{definition.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if name is not None:
+        naming.check_name(name, "--name", longest=naming.LONGEST - naming.ADDED)
+    unique = name or naming.derived(
+        definition.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    )
     run = Run.new(unique, home=home, storage=storage)
     place = Place(
         name=unique,
