@@ -22,6 +22,7 @@ from mergevq_platform.runs import git_commit
 from mergevq_platform.submission import packages, staging
 from mergevq_platform.submission.client import LOOPBACK, Cluster
 from mergevq_platform.submission.following import ASKED
+from mergevq_platform.tracking.models import parse_target
 from mergevq_platform.tracking.recorder import current_user
 
 STOP_SECONDS = 600  # what a job gets to write its checkpoint when it is stopped; Ray's own default is 3
@@ -163,6 +164,8 @@ def read_verb(words: Sequence[str]) -> Verb:
     named = getattr(options, "name", None)
     if named is not None and words[0] in BEGINNING:
         naming.check_name(named, "--name", longest=naming.LONGEST - naming.ADDED)
+    if getattr(options, "register", None) is not None:
+        parse_target(options.register)
     takes_name = "name" in options and not named and not getattr(options, "resume", None)
     given = [text for text in (getattr(options, "recipe", None), *getattr(options, "overrides", ())) if text]
     names = [text for text in given if "=" not in text]
