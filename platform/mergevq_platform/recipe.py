@@ -269,7 +269,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not naming.fits(self.name):
-            raise ValueError(f"name {self.name!r} will not do: {naming.RULE}, such as '{naming.fitted(self.name)}'")
+            raise ValueError(
+                f"name {self.name!r} will not do: {naming.RULE}, such as '{naming.fitted(self.name)}'"
+            )
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give the length of training once: 'steps' or 'epochs'")
         if self.cluster.workers > self.global_batch:

@@ -87,6 +87,8 @@ def test_the_name_of_a_recipe_file_is_made_to_fit(
 
 def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     Run.new("Base", home=tmp_path).directory.mkdir(parents=True)
-    with pytest.raises(InputError, match="run 'Base' exists already .* 'base' differs from it in case alone"):
+    with pytest.raises(
+        InputError, match=r"run 'Base' exists already .* 'base' differs from it in case alone"
+    ):
         Run.new("base", home=tmp_path)
     Run.new("base-2", home=tmp_path)

@@ -91,7 +91,7 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"failed: {trial}: {reason}", file=sys.stderr)
     if not outcome.complete:
         print(f"stopped before its end; go on with: mergevq sweep --resume {name}")
-    print(where_to_look(outcome.experiment, outcome.place.name))
+    print(outcome.undelivered or where_to_look(outcome.experiment, outcome.place.name))
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
     return 0 if outcome.complete else INTERRUPTED

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -47,6 +49,7 @@ from mergevq_platform.tracking.journal import Held, Journal
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, Status, read_identity
 from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.undelivered import belonging, lacking
 from mergevq_platform.tracking.writer import sync
 
 TUNE_FOLDER = "tune"
@@ -66,6 +69,9 @@ class SweepOutcome:
     stopped_early: list[str]
     complete: bool  # no trial is left to run
     files: dict[str, Path]
+    undelivered: str | None = (
+        None  # what the tracking store lacks and how to deliver it, if it lacks something
+    )
 
 
 def sweep(
@@ -119,10 +125,15 @@ def sweep(
             outcome.files.update(report.write(definition, place, outcome.finished, run.directory / "report"))
             report.record(definition, place, outcome.finished, outcome.files, recorder)
         status = "FINISHED" if outcome.complete else "KILLED"
-        return outcome
     finally:
-        recorder.close(status)
+        delivery = recorder.close(status)
         run.publish(failed=status == "FAILED")
+        undelivered = lacking(
+            store, belonging(run.directory), sync=place.name, reason=delivery.error if delivery else None
+        )
+        if undelivered and status == "FAILED":
+            print(undelivered, file=sys.stderr)
+    return replace(outcome, undelivered=undelivered)
 
 
 def _begin(
@@ -435,4 +446,5 @@ def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str])
     journal.append_tags(tags)
     journal.append_status(status)
     journal.close()
-    sync(directory, store)
+    with contextlib.suppress(InputError):  # said at the end of the sweep
+        sync(directory, store)

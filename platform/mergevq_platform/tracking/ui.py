@@ -20,7 +20,9 @@ import psutil
 from mergevq.errors import InputError
 from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.listing import list_runs
+from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.undelivered import lacking
 
 LOOPBACK = "127.0.0.1"
 
@@ -170,6 +172,14 @@ def where_to_look(store: Store, experiment: str, run: str | None = None) -> str:
     ids = {found.name: found.run_id for found in runs}
     link = curve_link(f"http://{LOOPBACK}:5000", runs[0].experiment_id, ids.get(run) if run else None)
     return f"see it in MLflow: mergevq ui, then {link}"
+
+
+def last_line(recorder: LocalRecorder, experiment: str, *, sync: str) -> str:
+    """What a verb that has closed its recorder ends with: where to look or, where the store lacks records, how to deliver them."""
+    assert recorder.store is not None
+    reason = recorder.report.error if recorder.report else None
+    undelivered = lacking(recorder.store, [recorder.journal.run_dir], sync=sync, reason=reason)
+    return undelivered or where_to_look(recorder.store, experiment)
 
 
 def describe(store: Store, base_url: str) -> list[str]:
