@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,17 @@ class Sweep:
     max_failures: int = 2  # restarts of a trial from its checkpoint
     folder: str | None = None  # what relative paths start from; none: where we are. Set when a sweep begins.
 
+    def __post_init__(self) -> None:
+        # A file may hold NumPy's numbers, which neither JSON nor a recipe takes.
+        object.__setattr__(self, "space", spaces.plain(self.space, ""))
+        for name in ("search", "stopping", "rung"):
+            if (settings := getattr(self, name)) is not None:
+                own = {part.name: getattr(settings, part.name) for part in fields(settings)}
+                plain = {key: _as_given(own[key], spaces.plain(own[key], f"{name}.{key}")) for key in own}
+                object.__setattr__(self, name, replace(settings, **plain))
+        for name in ("gpus_per_trial", "max_failures"):
+            object.__setattr__(self, name, spaces.plain(getattr(self, name), name))
+
     def base(self) -> Tree:
         """The tree that every trial starts from."""
         beside = Path(self.folder or ".") / self.recipe
@@ -183,6 +194,10 @@ class Sweep:
                 raise InputError(
                     "population-based training needs trials of one worker: set cluster.workers=1"
                 )
+
+
+def _as_given(value: Any, plain: Any) -> Any:
+    return tuple(plain) if isinstance(value, tuple) else plain
 
 
 def described(params: Params) -> str:
