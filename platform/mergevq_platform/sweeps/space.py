@@ -212,6 +212,14 @@ def perturbed(space: Space, params: Params, *, seed: int) -> Params:
     return walk.taken
 
 
+def logarithmic(space: Space) -> set[str]:
+    """The names of the parameters that are drawn evenly in their logarithm."""
+    walk = _Scales({})
+    for walk.params in corners(space):
+        chosen(space, walk)
+    return walk.logarithmic
+
+
 class Fixed:
     """A chooser that repeats `params`."""
 
@@ -297,6 +305,19 @@ def _check(key: str, value: Any) -> None:
 
 def _text(option: Any) -> str:
     return option if isinstance(option, str) else json.dumps(encoded(option), separators=(",", ":"))
+
+
+class _Scales(Fixed):
+    """Repeats choices and notes which were of a logarithmic range."""
+
+    def __init__(self, params: Params) -> None:
+        super().__init__(params)
+        self.logarithmic: set[str] = set()
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        if log:
+            self.logarithmic.add(name)
+        return super().suggest_float(name, low, high, log=log)
 
 
 class _Walk:
