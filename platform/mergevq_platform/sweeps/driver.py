@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -157,7 +158,9 @@ def _begin(
         )
         place = Place(**stored, reference=reference)
         place = replace(place, home=str(home), tracking_uri=tracking_uri or place.tracking_uri)
-        return stored_definition(resume, home), place
+        stored_sweep = stored_definition(resume, home)
+        _warn_of_another_optuna(place, optuna_version(stored_sweep))
+        return stored_sweep, place
     assert definition is not None
     if name is not None:
         naming.check_name(name, "--name", longest=naming.LONGEST - naming.ADDED)
@@ -179,7 +182,16 @@ def _begin(
     )
     run.directory.mkdir(parents=True)
     Journal(run.directory / JOURNAL_NAME, identity).close()
-    return definition, replace(place, uid=identity.uid)
+    return definition, replace(place, uid=identity.uid, optuna=optuna_version(definition))
+
+
+def _warn_of_another_optuna(place: Place, here: str | None) -> None:
+    if place.optuna != here and here is not None:
+        began = f"Optuna {place.optuna}" if place.optuna else "an Optuna that it did not note"
+        print(
+            f"warning: sweep '{place.name}' began with {began}, and here is {here}: it may propose other trials from now on",
+            file=sys.stderr,
+        )
 
 
 def directory_of(name: str, home: Path) -> Path:
@@ -218,6 +230,7 @@ def _recorder(
             "sweep.stopping": str(definition.stopping),
             "sweep.objectives": [f"{o.mode} {o.name}" for o in definition.objectives],
         }
+        | ({"sweep.optuna": version} if (version := optuna_version(definition)) else {})
     )
     recorder.tags(
         {
@@ -350,8 +363,34 @@ def _search_algorithm(definition: Sweep) -> Any:
         space=functools.partial(_suggested, dict(definition.space)),
         metric=names if many else names[0],
         mode=modes if many else modes[0],
-        sampler=optuna.samplers.TPESampler(seed=definition.search.seed),
+        sampler=tpe_sampler(definition.search.seed),
     )
+
+
+def tpe_sampler(seed: int) -> Any:
+    """Optuna's TPE with the settings written out of which its versions have other defaults.
+
+    With one objective Optuna 4 and 5 then propose the same trials; of several, 5 has another way.
+    """
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=10,
+            n_ei_candidates=24,
+            multivariate=False,  # proposes otherwise in 5 than in 4
+            group=False,
+            constant_liar=True,  # trials run side by side
+        )
+
+
+def optuna_version(definition: Sweep) -> str | None:
+    """The version of Optuna, where it decides which trials there are."""
+    import optuna
+
+    return optuna.__version__ if isinstance(definition.search, Tpe) else None
 
 
 def _suggested(space: Space, chooser: Any) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class Place:
     uid: str  # of the sweep's MLflow run
     device: str
     reference: Reference | None = None
+    optuna: str | None = None  # its version, where it proposes the trials
 
     def run(self, trial: str) -> Run:
         """The run of a trial (or of the sweep itself)."""
