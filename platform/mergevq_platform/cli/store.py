@@ -49,7 +49,12 @@ def add(verbs: Any) -> None:
 
     ui = verbs.add_parser("ui", help="MLflow's pages over the store in use, opening on the curves")
     ui.add_argument("--port", type=int, help="default: 5000, or a free one")
-    ui.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1; the pages have no login")
+    ui.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="default 127.0.0.1; 0.0.0.0: all addresses of this machine. The pages have no login; MLFLOW_SERVER_ALLOWED_HOSTS "
+        "names further names that they may be asked by",
+    )
     ui.set_defaults(function=_ui)
 
 

@@ -18,6 +18,7 @@ from types import FrameType
 import psutil
 
 from mergevq.errors import InputError
+from mergevq_platform.tracking import hosts
 from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -47,11 +48,13 @@ class UiServer:
         store.prepare()
         self.host = host
         self.port = _choose_port(host, port)
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://{hosts.names(host)[0]}:{self.port}"
+        here = LOOPBACK if host == "0.0.0.0" else "[::1]" if hosts.is_any(host) else hosts.names(host)[0]
+        self._asked = f"http://{here}:{self.port}"
         self._output = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
             _command(store, host, self.port),
-            env=_environment(store),
+            env=_environment(store) | hosts.allowed(host, self.port, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -113,7 +116,7 @@ class UiServer:
                 raise RuntimeError(f"MLflow's server ended at once:\n{self.output()}")
             with (
                 contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer,
+                urllib.request.urlopen(f"{self._asked}/health", timeout=2) as answer,
             ):
                 if answer.status == 200:
                     return
@@ -201,7 +204,7 @@ def _command(store: Store, host: str, port: int) -> list[str]:
     if store.artifact_root is not None:
         root = Path(urllib.request.url2pathname(store.artifact_root.removeprefix("file://")))
         command += ["--artifacts-destination", str(root)]
-    return [*command, "--host", host, "--port", str(port), "--workers", "1"]
+    return [*command, "--host", host.strip("[]"), "--port", str(port), "--workers", "1"]
 
 
 def _environment(store: Store) -> dict[str, str]:
@@ -218,14 +221,17 @@ def _environment(store: Store) -> dict[str, str]:
 
 def _choose_port(host: str, port: int | None) -> int:
     for candidate in (port,) if port is not None else (5000, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, candidate))
-            except OSError as error:
-                reason = error.strerror
-                continue
-            return probe.getsockname()[1]
+        try:
+            with socket.socket(hosts.family(host)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host.strip("[]"), candidate))
+                return probe.getsockname()[1]
+        except OSError as error:
+            reason = error.strerror
+    if port is None:
+        raise InputError(
+            f"--host {host}: {reason}; name an address of this machine, or 0.0.0.0 for all of them"
+        )
     raise InputError(f"port {port} on {host}: {reason}; name another with --port")
 
 
