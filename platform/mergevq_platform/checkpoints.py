@@ -14,7 +14,7 @@ import errno
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,10 @@ from mergevq_platform.recipe import Recipe, resolve
 
 FORMAT = 1
 PREFIX = "checkpoint_"
+# What a reader takes of a checkpoint; only who goes on training takes all of it, which is several times the model.
+RECIPE = ("recipe.yaml",)
+CONFIG = ("config.json",)
+MODEL = ("config.json", "model.safetensors", "recipe.yaml")
 
 
 @dataclass
@@ -116,9 +120,11 @@ def about(directory: Path) -> dict[str, Any]:
         ) from None
 
 
-def verify(directory: Path) -> None:
-    """Check every file against its recorded sha256. Raises `InputError` naming the first that differs."""
+def verify(directory: Path, files: Collection[str] | None = None) -> None:
+    """Check these files (none: every one) against their recorded sha256. Raises `InputError` naming the first that differs."""
     for name, expected in about(directory)["sha256"].items():
+        if files is not None and name not in files:
+            continue
         path = directory / name
         if not path.is_file():
             raise InputError(f"checkpoint {directory} lacks {name}: use an earlier checkpoint of the run")
@@ -182,18 +188,23 @@ def _warn(problem: str) -> None:
 
 
 @contextmanager
-def newest(run: str, say: Callable[[str], None] = _warn) -> Iterator[Path]:
+def newest(
+    run: str, say: Callable[[str], None] = _warn, *, files: Collection[str] | None = None
+) -> Iterator[Path]:
     """A local directory with the newest whole checkpoint of `run`: a run directory, a checkpoint, or a URI of either.
 
-    A corrupt newest checkpoint falls back to the one before, and `say` is told. Remote files are copied to a temporary
-    folder for the length of the context. Raises `InputError` if there is none.
+    Of its files those of `files` are checked (none: all, such as `RECIPE` or `MODEL`), and copied to a temporary folder for
+    the length of the context where they are remote. Where one is corrupt, the checkpoint before is taken, and `say` is told.
+    Raises `InputError` if there is none.
     """
     filesystem, root = open_storage(run)
     problems: list[str] = []
     for path in _candidates(filesystem, root):
         with _local(filesystem, path) as local:
             try:
-                verify(local)
+                if local != Path(path):
+                    _download(filesystem, path, local, files)
+                verify(local, files)
             except InputError as error:
                 problems.append(str(error))
                 continue
@@ -214,12 +225,15 @@ def is_bare(place: str) -> bool:
 
 
 @contextmanager
-def weights(place: str) -> Iterator[Path]:
-    """A local directory that `mergevq.load` reads: of a run, a checkpoint, a URI of either, or a tokenizer alone."""
+def weights(place: str, *, files: Collection[str] = MODEL) -> Iterator[Path]:
+    """A local directory that `mergevq.load` reads: of a run, a checkpoint, a URI of either, or a tokenizer alone.
+
+    `files`: see `newest`.
+    """
     if is_bare(place):
         yield Path(place)
     else:
-        with newest(place) as directory:
+        with newest(place, files=files) as directory:
             yield directory
 
 
@@ -277,11 +291,24 @@ def _candidates(filesystem: pyarrow.fs.FileSystem, root: str) -> list[str]:
 
 @contextmanager
 def _local(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Path]:
+    """Where the checkpoint lies, or an empty temporary folder for a remote one."""
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="mergevq-checkpoint-") as temporary:
         target = Path(temporary) / Path(path).name
         target.mkdir()
-        pyarrow.fs.copy_files(path, str(target), source_filesystem=filesystem)
         yield target
+
+
+def _download(
+    filesystem: pyarrow.fs.FileSystem, path: str, target: Path, files: Collection[str] | None
+) -> None:
+    def fetch(name: str) -> None:
+        pyarrow.fs.copy_files(f"{path}/{name}", str(target / name), source_filesystem=filesystem)
+
+    fetch("checkpoint.json")
+    for name in about(target)["sha256"]:
+        if files is None or name in files:
+            with suppress(FileNotFoundError):  # for `verify` to say
+                fetch(name)

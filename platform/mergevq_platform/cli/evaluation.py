@@ -221,7 +221,7 @@ def _is_generator(name: str, *, storage: str | None) -> bool:
     )
     if checkpoints.is_bare(location):
         return False
-    with checkpoints.newest(location) as directory:
+    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         return checkpoints.about(directory)["task"] == "generator"
 
 

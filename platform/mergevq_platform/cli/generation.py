@@ -120,7 +120,7 @@ def _tokenize(options: argparse.Namespace) -> None:
             raise InputError(f"{location} is a tokenizer without a recipe: give --data and --keep")
         data, keep = options.data, _keep(options.keep)
     else:
-        with checkpoints.newest(location) as directory:
+        with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
             recipe = checkpoints.recipe_of(directory)
         data = options.data or recipe.data.path
         keep = (
@@ -174,7 +174,7 @@ def _generate(options: argparse.Namespace) -> None:
 
     _, location = locate(options.run, home=places().home, storage=options.storage)
     tokenizer = locate(options.tokenizer, home=places().home)[1] if options.tokenizer else None
-    with checkpoints.newest(location) as directory:
+    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         settings = checkpoints.recipe_of(directory).generator.generation
     sampling = {
         name: _one_or_more(value)

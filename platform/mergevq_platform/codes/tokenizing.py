@@ -197,7 +197,7 @@ def tokenize(
     directory = Path(directory).expanduser().absolute()
     if crops < 1:
         raise InputError(f"crops is {crops}: it must be at least 1")
-    with checkpoints.weights(tokenizer.location) as place:
+    with checkpoints.weights(tokenizer.location, files=checkpoints.CONFIG) as place:
         model = read_config(place)
     within = reachable(model.grid_tokens, model.encoder.depth)
     if isinstance(keep, Sequence):

@@ -114,7 +114,7 @@ def after_training(outcome: Any, recorder: Any) -> None:
     Of a tuned recovery the curve holds reconstruction alone, the rest being as before, at the kept counts of its training.
     """
     location = outcome.run.newest_checkpoint()
-    with checkpoints.newest(location) as directory:
+    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         recipe = checkpoints.recipe_of(directory)
     match recipe.task:
         case GeneratorTask():
@@ -277,7 +277,7 @@ def register(
     dataset = None
     if measured is not None and "protocol.data" in measured.tags:
         dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
-    with checkpoints.newest(found.checkpoint) as directory:
+    with checkpoints.newest(found.checkpoint, files=checkpoints.MODEL) as directory:
         return register_model(
             store,
             tracked,
