@@ -118,11 +118,11 @@ def _tokenize(options: argparse.Namespace) -> None:
     if checkpoints.is_bare(location):
         if not options.data or not options.keep:
             raise InputError(f"{location} is a tokenizer without a recipe: give --data and --keep")
-        data, keep = options.data, _keep(options.keep)
+        data, keep, train_split = options.data, _keep(options.keep), "train"
     else:
         with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
             recipe = checkpoints.recipe_of(directory)
-        data = options.data or recipe.data.path
+        data, train_split = options.data or recipe.data.path, recipe.data.train_split
         keep = (
             _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)
         )
@@ -134,6 +134,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         keep=keep,
         crops=options.crops,
         splits=options.splits,
+        train_split=train_split,
         seed=options.seed,
         workers=workers,
         device=device,

@@ -200,6 +200,11 @@ def _split_of(file: str) -> str:
     return re.split(r"[-_.]\d", path.stem)[0]
 
 
+def same_split(one: str, other: str) -> bool:
+    """Whether two names mean one split: `training` is `train`, `validation` is `val`."""
+    return _canonical(one) == _canonical(other)
+
+
 def _canonical(split: str) -> str:
     return SAME_SPLIT.get(split, split)
 
