@@ -335,3 +335,37 @@ def test_the_address_asked_for_is_taken_whatever_the_environment_names(
 
 def test_verbs_may_be_passed_in_any_number_of_words() -> None:
     assert read_verb(["recipes", "demo"]) == Verb(words=["recipes", "demo"], recipe="demo")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("data.path", ["small.yaml", "data.path=shapes"]),
+        ("task.codes", ["demo_mergear", "data.path=/shared/shapes", "task.codes=runs/codes"]),
+        (
+            "task.tokenizer",
+            ["demo_mergear", "data.path=/shared/shapes", "task.codes=null", "task.tokenizer=runs/ray/x"],
+        ),
+        (
+            "task.tokenizer",
+            [
+                "recovery_gr_256",
+                "data.path=/shared/x",
+                "task.tokenizer=runs/ray/x",
+                "task.generator=s3://b/g",
+            ],
+        ),
+        (
+            "task.generator",
+            [
+                "recovery_gr_256",
+                "data.path=/shared/x",
+                "task.tokenizer=/shared/t",
+                "task.generator=runs/ray/x",
+            ],
+        ),
+    ],
+)
+def test_what_a_job_reads_is_named_where_the_cluster_sees_it(key: str, words: list[str], here: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{key} is '.*', a relative path: .*{key}=/shared/"):
+        read_verb(["train", *words])

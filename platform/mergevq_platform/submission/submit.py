@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import naming
 from mergevq_platform.credentials import refuse_credentials
@@ -202,7 +203,8 @@ def _read_sweep(words: list[str], options: Any, named: str | None, takes_name: b
         trials=options.trials,
         seeds=options.seeds,
     )
-    weights = _uploaded_weights(chosen.recipe_of(spaces.corners(chosen.space)[0]))
+    corners = spaces.corners(chosen.space)
+    weights = dict.fromkeys(file for params in corners for file in _uploaded_weights(chosen.recipe_of(params)))
     # The recipe that a sweep file names may be a file beside it.
     beside = [Path(chosen.recipe)] if Path(chosen.recipe).is_file() and not options.over else []
     if beside and beside[0].is_absolute():
@@ -216,12 +218,12 @@ def _read_sweep(words: list[str], options: Any, named: str | None, takes_name: b
 
 def _uploaded_weights(recipe: Recipe) -> list[Path]:
     # A relative path means this machine's: small weights go along, pictures and runs do not.
-    path = recipe.data.path
-    if "://" not in path and not Path(path).expanduser().is_absolute():
-        raise InputError(
-            f"data.path is '{path}', a relative path: a job runs in a folder of its own, so name the pictures where the cluster sees "
-            "them, data.path=/shared/… or a URI"
-        )
+    for key, path in _elsewhere(recipe).items():
+        if "://" not in path and not Path(path).expanduser().is_absolute():
+            raise InputError(
+                f"{key} is '{path}', a relative path: a job runs in a folder of its own, so name it where the cluster sees it, "
+                f"{key}=/shared/… or a URI"
+            )
     found = []
     for key, file in weights_files(recipe).items():
         if Path(file).is_absolute():
@@ -232,6 +234,13 @@ def _uploaded_weights(recipe: Recipe) -> list[Path]:
             )
         found.append(Path(file))
     return found
+
+
+def _elsewhere(recipe: Recipe) -> dict[str, str]:
+    """What a job reads and no job takes along, key path → place: pictures, codes, checkpoints of other runs."""
+    flat = flattened(to_tree(recipe))
+    keys = ("data.path", "task.codes", "task.tokenizer", "task.generator")
+    return {key: flat[key] for key in keys if isinstance(flat.get(key), str)}
 
 
 def _environment(cluster: Cluster, facts: packages.Facts, home: str | None, verb: str) -> dict[str, str]:
