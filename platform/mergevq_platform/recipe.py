@@ -6,6 +6,7 @@ recipe (`to_tree`) is stored in every checkpoint and in MLflow; resolving it aga
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -35,6 +36,7 @@ from mergevq.presets import preset
 from mergevq.probe_training import ProbeTrainingConfig
 from mergevq.recovery_training import RecoveryTrainingConfig
 from mergevq.schedules import Schedule
+from mergevq.text_files import read_text
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform import naming
 from mergevq_platform.credentials import keys_with_credentials
@@ -347,7 +349,7 @@ def read(name_or_path: str | Path) -> Tree:
     """The unresolved tree of a recipe file or packaged recipe. Raises `InputError` if there is none or it is not YAML."""
     path = find(name_or_path)
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
@@ -437,8 +439,11 @@ def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
         if isinstance(value, Mapping):
             return {inner: placed(inner, part) for inner, part in value.items()}
         named = key in PLACES and isinstance(value, str) and "://" not in value
+        if not named:
+            return value
+        path = os.path.expanduser(value)
         # An absolute path stays what it is when it is joined to another.
-        return str(start / value) if named and (start / value).exists() else value
+        return str(start / path) if (start / path).exists() else path
 
     return parse(Recipe, placed("", to_tree(recipe)))
 

@@ -13,6 +13,7 @@ import yaml
 
 from mergevq.config import Tree, with_overrides
 from mergevq.errors import InputError
+from mergevq.text_files import decoded
 from mergevq_platform import naming
 from mergevq_platform import recipe as recipes
 from mergevq_platform.recipe import Recipe
@@ -215,6 +216,7 @@ def load(path: str | Path) -> Sweep:
         raise InputError(
             f"no sweep file '{path}': give a Python file with a value SWEEP, such as those in sweeps/"
         )
+    decoded(file, file.read_bytes(), importlib.util.decode_source)  # as Python reads it, or one line
     spec = importlib.util.spec_from_file_location(f"mergevq_sweep_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
