@@ -223,7 +223,7 @@ def newest(
 
 def is_bare(place: str) -> bool:
     """Whether `place` is a local directory with a tokenizer alone, such as `mergevq import-official` writes."""
-    directory = Path(place)
+    directory = _local_path(place)
     return (directory / "config.json").is_file() and not (directory / "checkpoint.json").is_file()
 
 
@@ -234,7 +234,7 @@ def weights(place: str, *, files: Collection[str] = MODEL) -> Iterator[Path]:
     `files`: see `newest`.
     """
     if is_bare(place):
-        yield Path(place)
+        yield _local_path(place)
     else:
         with newest(place, files=files) as directory:
             yield directory
@@ -267,9 +267,21 @@ def open_storage(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         if "://" in text:
             return pyarrow.fs.FileSystem.from_uri(text)
-        return pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+        return pyarrow.fs.LocalFileSystem(), str(_local_path(text).resolve())
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"storage '{text}' cannot be opened: {error}") from None
+
+
+def absolute(place: str) -> str:
+    """A place as every process understands it, whatever folder it runs in: a local path written out, a URI as it is."""
+    return place if "://" in place else str(_local_path(place).absolute())
+
+
+def _local_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"'{text}': nobody here is called so; write the path out") from None
 
 
 def sha256(path: Path) -> str:

@@ -45,7 +45,7 @@ class Run:
     def new(cls, name: str, *, home: Path, storage: str | None = None) -> Run:
         """A run whose name will do and is not taken. Raises `InputError` otherwise, or if the storage cannot be written."""
         naming.check_name(name, "--name")
-        run = cls(name=name, home=home, storage=storage or str((home / "ray").resolve()))
+        run = cls(name=name, home=home, storage=_storage(storage, home))
         filesystem, path = checkpoints.open_storage(run.location)
         if filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound or run.directory.exists():
             raise InputError(
@@ -64,10 +64,10 @@ class Run:
     @classmethod
     def find(cls, name: str, *, home: Path, storage: str | None = None) -> Run:
         """An existing run by name or by path. Raises `InputError` if there is none."""
-        given = Path(name)
+        given = Path(checkpoints.absolute(name)) if "/" in name else Path(name)
         if storage is None and given.parent != Path() and (given / "recipe.yaml").is_file():
             name, storage = given.name, str(given.resolve().parent)
-        run = cls(name=name, home=home, storage=storage or str((home / "ray").resolve()))
+        run = cls(name=name, home=home, storage=_storage(storage, home))
         if not run._exists("recipe.yaml"):
             raise InputError(
                 f"no run '{name}' in {run.storage}: runs there: {', '.join(run.siblings()) or 'none'}"
@@ -175,6 +175,10 @@ class Run:
             raise InputError(
                 f"cannot write to {self.storage} ({error}): choose another --storage or MERGEVQ_HOME"
             ) from None
+
+
+def _storage(given: str | None, home: Path) -> str:
+    return checkpoints.absolute(given) if given else str((home / "ray").resolve())
 
 
 def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +10,7 @@ import yaml
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution
+from mergevq_platform.cli.paths import user_path
 from mergevq_platform.places import places
 
 
@@ -26,7 +26,7 @@ def add(verbs: Any) -> None:
     tokenize.add_argument(
         "tokenizer", help="a run's name, its directory, a checkpoint, or an imported tokenizer"
     )
-    tokenize.add_argument("out", type=Path, help="directory of the code set")
+    tokenize.add_argument("out", type=user_path, help="directory of the code set")
     tokenize.add_argument("--data", help="picture set (default: the tokenizer's own)")
     tokenize.add_argument(
         "--keep",
@@ -49,7 +49,7 @@ def add(verbs: Any) -> None:
     )
     generate.add_argument("run", help="a generator's run: name, directory, checkpoint or URI")
     generate.add_argument(
-        "--out", type=Path, required=True, help="directory of pictures, codes, contact sheet, manifest"
+        "--out", type=user_path, required=True, help="directory of pictures, codes, contact sheet, manifest"
     )
     generate.add_argument("--classes", nargs="+", metavar="C", help="names or numbers (default: all)")
     generate.add_argument("--num", type=int, default=64, help="pictures in all (default 64)")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.credentials import without_credentials
 from mergevq_platform.failures import INTERRUPTED
@@ -37,9 +37,9 @@ def add(verbs: Any) -> None:
     official = verbs.add_parser(
         "import-official", help="a checkpoint of the official MergeVQ release -> ours"
     )
-    official.add_argument("checkpoint", type=Path)
-    official.add_argument("out", type=Path)
-    official.add_argument("--config", type=Path, help="the release's own YAML of that checkpoint")
+    official.add_argument("checkpoint", type=user_path)
+    official.add_argument("out", type=user_path)
+    official.add_argument("--config", type=user_path, help="the release's own YAML of that checkpoint")
     official.add_argument("--preset", help="instead of --config: one of our presets")
     official.add_argument("--raw", action="store_true", help="take the raw weights, not the EMA ones")
     official.set_defaults(function=_import_official)

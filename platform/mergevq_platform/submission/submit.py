@@ -18,10 +18,11 @@ from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import naming
 from mergevq_platform.credentials import refuse_credentials
+from mergevq_platform.proxies import LOOPBACK
 from mergevq_platform.recipe import Recipe, weights_files
 from mergevq_platform.runs import git_commit
 from mergevq_platform.submission import packages, staging
-from mergevq_platform.submission.client import LOOPBACK, Cluster
+from mergevq_platform.submission.client import Cluster
 from mergevq_platform.submission.following import ASKED
 from mergevq_platform.tracking.models import parse_target
 from mergevq_platform.tracking.recorder import current_user
@@ -204,7 +205,9 @@ def _read_sweep(words: list[str], options: Any, named: str | None, takes_name: b
         seeds=options.seeds,
     )
     corners = spaces.corners(chosen.space)
-    weights = dict.fromkeys(file for params in corners for file in _uploaded_weights(chosen.recipe_of(params)))
+    weights = dict.fromkeys(
+        file for params in corners for file in _uploaded_weights(chosen.recipe_of(params))
+    )
     # The recipe that a sweep file names may be a file beside it.
     beside = [Path(chosen.recipe)] if Path(chosen.recipe).is_file() and not options.over else []
     if beside and beside[0].is_absolute():

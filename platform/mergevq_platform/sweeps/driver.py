@@ -98,6 +98,7 @@ def sweep(
         refuse_credentials(
             text or "", what, "a sweep stores where it keeps things; set them in the environment"
         )
+    storage = checkpoints.absolute(storage) if storage else None
     definition, place = _begin(definition, home, name, resume, storage, tracking_uri)
     if definition.folder is None:
         definition = replace(definition, folder=os.getcwd())

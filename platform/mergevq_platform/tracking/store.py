@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.credentials import without_credentials
+from mergevq_platform.proxies import spare_loopback
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,6 +40,7 @@ def import_mlflow() -> Any:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(name, value)
+    spare_loopback()
     import mlflow
 
     return mlflow
@@ -69,7 +71,13 @@ class Store:
                 return cls(uri=uri)
             case "sqlite" if uri.startswith(_SQLITE) and uri != _SQLITE:
                 # An absolute path: processes of a run do not share a working directory.
-                file = Path(uri.removeprefix(_SQLITE)).absolute()
+                given = uri.removeprefix(_SQLITE)
+                try:
+                    file = Path(given).expanduser().absolute()
+                except RuntimeError:
+                    raise InputError(
+                        f"MLFLOW_TRACKING_URI '{uri}': nobody here is called so; write the path out, sqlite:////path/mlflow.db"
+                    ) from None
                 return cls(uri=_sqlite_uri(file), artifact_root=artifacts)
             case "postgresql" | "mysql" | "mssql":
                 return cls(uri=uri, artifact_root=artifacts)

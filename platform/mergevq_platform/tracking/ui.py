@@ -26,6 +26,7 @@ from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.undelivered import lacking
 
 LOOPBACK = "127.0.0.1"
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is this machine's own
 
 
 class UiServer:
@@ -116,7 +117,7 @@ class UiServer:
                 raise RuntimeError(f"MLflow's server ended at once:\n{self.output()}")
             with (
                 contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self._asked}/health", timeout=2) as answer,
+                _DIRECTLY.open(f"{self._asked}/health", timeout=2) as answer,
             ):
                 if answer.status == 200:
                     return
