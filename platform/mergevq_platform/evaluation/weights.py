@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def with_files(settings: EvaluationConfig, folder: Path | None) -> EvaluationCon
 
 
 def _found(name: str, folder: Path | None, key: str) -> str:
+    name = os.path.expanduser(name)
     if Path(name).is_file():
         return name
     if folder is not None and (folder / name).is_file():

@@ -28,7 +28,7 @@ from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import JOURNAL_NAME, SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import where_to_look
+from mergevq_platform.tracking.ui import last_line
 
 SHOWN_CLASSES, SHOWN_NEIGHBOURS = 12, 4
 NOTE = "cfg_curve: the charts' x axis (Step) is 100 times the guidance scale; 100 is no guidance."
@@ -89,7 +89,7 @@ def evaluate(
         recorder = LocalRecorder.around(open_for_curve(run.directory), Store.at(home, tracking_uri))
         with contextlib.closing(recorder):
             record(report, files, recorder, recipe)
-        print(where_to_look(Store.at(home, tracking_uri), recipe.experiment))
+        print(last_line(recorder, recipe.experiment, sync=run.name))
     return report
 
 
