@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import generation, metrics, tokenizer
+from benchmarks import generation, metrics, recipe_step, tokenizer
 from benchmarks import platform as feeding_and_ray
 
 MEASUREMENTS = {
     name: measurement
-    for room in (tokenizer, metrics, generation, feeding_and_ray)
+    for room in (tokenizer, recipe_step, metrics, generation, feeding_and_ray)
     for name, measurement in room.MEASUREMENTS.items()
 }
 
@@ -47,8 +47,10 @@ def main() -> None:
     print(f"machine: {machine}; torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     report: dict[str, Any] = {"machine": machine, "torch": torch.__version__}
     for name in options.names or MEASUREMENTS:
-        report[name] = MEASUREMENTS[name]()
-        print("\n".join(report[name]), flush=True)
+        report[name] = []
+        for line in MEASUREMENTS[name]():
+            report[name].append(line)
+            print(line, flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))
 

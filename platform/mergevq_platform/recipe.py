@@ -39,6 +39,7 @@ from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.credentials import keys_with_credentials
 from mergevq_platform.data import Deal, Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
+from mergevq_platform.text_files import read_text
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -355,7 +356,7 @@ def read(name_or_path: str | Path) -> Tree:
     """The unresolved tree of a recipe file or packaged recipe. Raises `InputError` if there is none or it is not YAML."""
     path = find(name_or_path)
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

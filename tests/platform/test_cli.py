@@ -125,6 +125,23 @@ def test_a_folder_is_packed_with_its_labels_file_and_verified(
     assert shard.name in refused(["data", "info", "packed", "--verify"], capsys)
 
 
+def test_a_class_called_like_a_split_is_chosen_by_an_option(
+    at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, name in enumerate(("pass", "test", "test")):
+        (at_home / "photos" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 16), (80 * index, 0, 0)).save(at_home / "photos" / name / f"{index}.png")
+    assert "--splits none" in refused(["data", "pack", "photos", "packed", "--serial"], capsys)
+    assert "--splits none" in refused(["data", "info", "photos"], capsys)
+    assert cli.run(["data", "info", "photos", "--splits", "none"]) == 0
+    asked = capsys.readouterr().out
+    assert cli.run(["data", "pack", "photos", "packed", "--serial", "--splits", "none"]) == 0
+    said = capsys.readouterr().out
+    for text in (asked, said):
+        assert "classes   2: pass (1), test (2)" in text
+        assert "class at  depth 1: the folders like pass" in text
+
+
 def test_an_official_checkpoint_is_imported_and_measured(
     recipe_file: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_files import images, tree
 from mergevq.errors import InputError
-from mergevq_platform.data import contact_sheet, describe, open_dataset, write_shapes
+from mergevq_platform.data import contact_sheet, describe, describe_in_short, open_dataset, write_shapes
+from mergevq_platform.data.pack import pack
 from mergevq_platform.data.pictures import BadPicture, decode, encode_png
 from mergevq_platform.data.shards import Record, write_set
 
@@ -31,6 +33,37 @@ def test_the_description_has_counts_classes_shards_and_fingerprints(shapes: Path
     assert "16 px (shorter side), PNG" in text
     with pytest.raises(InputError, match="no data at"):
         describe(shapes / "none")
+
+
+def test_what_a_training_reads_is_said_in_short(shapes: Path, tmp_path: Path) -> None:
+    text = describe_in_short(shapes, "train", "val")
+    assert text.startswith(f"data: {shapes}: train 150 images, val 30 images; classes 12: disc, ring, square")
+    assert "no other: " in describe_in_short(shapes, "train", "other")
+    source = tree(tmp_path / "images", {**images("train/a", "train/b"), "train/x.heic": b"x"})
+    with pytest.raises(InputError, match=r"holds 4 image files .* not packed: use DIR of `mergevq data pack"):
+        describe_in_short(source, "train", "val")
+    pack(source, tmp_path / "packed", progress=False)
+    assert "not used  files ending .heic: 1 (train/x.heic)" in describe_in_short(
+        tmp_path / "packed", "train", "val"
+    )
+    (tmp_path / "packed/manifest.json").unlink()
+    (tmp_path / "packed/notes.md").write_text("x")
+    assert "not used  files ending .md: 1 (notes.md)" in describe_in_short(
+        tmp_path / "packed", "train", "val"
+    )
+
+
+def test_the_first_split_with_labels_names_the_classes(tmp_path: Path) -> None:
+    grey = encode_png(np.full((8, 8, 3), 128, dtype=np.uint8))
+    splits = {
+        "test": [Record(grey, "a.png", -1)],
+        "train": [Record(grey, "b.png", 0), Record(grey, "c.png", 1)],
+    }
+    write_set(tmp_path / "set", splits, ("cat", "dog"), size=8, source={})
+    (tmp_path / "set/manifest.json").unlink()
+    text = describe(tmp_path / "set", sheet=tmp_path / "sheet.png")
+    assert "classes   2: cat, dog" in text
+    assert "no labels (no probe)" in text
 
 
 def test_the_contact_sheet_shows_each_class_in_turn(shapes: Path, tmp_path: Path) -> None:

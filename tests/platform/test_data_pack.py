@@ -340,6 +340,48 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("is not whole", tmp_path / "cut.tar.gz")
 
 
+def test_labels_that_there_are_are_kept_where_some_images_have_none(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "".join(f"{index}.png,{'' if index % 3 == 2 else 'ab'[index % 2]}\n" for index in range(12))
+    )
+    files = {f"{index}.png": picture(index, "PNG") for index in range(12)}
+    manifest = pack(tree(tmp_path / "src", files), tmp_path / "out", labels=labels, shard_rows=5)
+    assert (manifest.splits["train"].labelled, manifest.splits["train"].unlabelled) == (True, 4)
+    assert Manifest.from_json(manifest.to_json(), "here") == manifest
+    again = pack(tmp_path / "out", tmp_path / "again")
+    assert again.splits["train"].unlabelled == 4
+    dataset = open_dataset(tmp_path / "again", "train")
+    assert sorted(row.label for row in dataset.read(range(12))) == [-1] * 4 + [0] * 4 + [1] * 4
+    assert "4 of them without a label" in describe(tmp_path / "again")
+
+
+def test_a_manifest_of_before_still_opens(tmp_path: Path) -> None:
+    pack(tree(tmp_path / "src", imagefolder(each=2)), tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    stored = json.loads(path.read_text())
+    for split in stored["splits"].values():
+        del split["unlabelled"], split["kinds"]
+    del stored["source"]["understood"], stored["background"]
+    path.write_text(json.dumps(stored))
+    assert contents(open_dataset(tmp_path / "out", "train")) == expected(imagefolder(each=2))
+    assert "4 pictures" in describe(tmp_path / "out")
+
+
+def test_a_refused_source_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = tree(
+        tmp_path / "src",
+        {"x.tar.gz": gzip.compress(tar({"pass/1.jpg": picture(1), "test/1.jpg": picture(2)}))},
+    )
+    with pytest.raises(InputError, match="may be the split 'test'"):
+        pack(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    tree(tmp_path / "out", {"other.parquet": b"x"})
+    with pytest.raises(InputError, match="already holds Parquet files without a manifest"):
+        pack(source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.parquet"]
+
+
 def test_one_shard_is_a_function_of_its_job(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", imagefolder(each=2))
     jobs: list[Job] = []

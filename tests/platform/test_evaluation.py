@@ -125,6 +125,7 @@ def test_pictures_without_labels_get_a_curve_without_a_probe(
     subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), str(tmp_path / "data"), "cpu")
     curve = evaluation.measure(subject, (4, 9, 16), evaluation.local_answers(subject), step=2, run="x")
     assert "psnr" in curve.rows[0]
+    assert (curve.protocol["background"], "384 x 256" in curve.protocol["resizing"]) == ("white", True)
     assert not any("probe" in key for key in curve.rows[0])
     assert "no labels: no probe" in curve.verdict()
 

@@ -87,11 +87,14 @@ def test_what_an_answer_depends_on_names_it(
         resolve(to_tree(recipe) | {"seed": 1}),
         resolve(to_tree(recipe) | {"evaluation": to_tree(recipe)["evaluation"] | {"images": 36}}),
         resolve(to_tree(recipe) | {"data": to_tree(recipe)["data"] | {"path": str(tmp_path / "others")}}),
+        resolve(to_tree(recipe) | {"data": to_tree(recipe)["data"] | {"background": "black"}}),
     ]
     for other in changed:
         tree = to_tree(other)
         _, asked = measured(evaluation.Subject(None, tree, other.data.path, "cpu"))
-        assert asked > every / 4, "another seed, count or picture set is another tokenizer or another number"
+        assert asked > every / 4, (
+            "another seed, count, picture set or background is another tokenizer or another number"
+        )
 
 
 def test_weights_are_known_by_what_they_hold(subject: evaluation.Subject, tmp_path: Path) -> None:

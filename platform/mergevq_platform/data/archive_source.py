@@ -13,6 +13,7 @@ from mergevq_platform.data.archives import Member, Report, members
 from mergevq_platform.data.endings import ending
 from mergevq_platform.data.folder_levels import NO_SPLITS, Folders, split_in, split_named
 from mergevq_platform.data.found import Choices, Found, Gathered
+from mergevq_platform.data.summary import counted
 from mergevq_platform.data.unpacking import ARCHIVE_ENDINGS
 from mergevq_platform.data.webdataset import are_numbers, gather, says_webdataset
 
@@ -31,6 +32,11 @@ def in_archives(archives: Sequence[tuple[Path, str]], choices: Choices, scratch:
     for name, size in report.unpacked:
         gathered.notes.append(
             ("unpacked", f"{name}: a plain copy of {size / 1e6:,.1f} MB while it is packed")
+        )
+    if report.refused:
+        first = report.refused[0]
+        gathered.notes.append(
+            ("refused", f"{counted(len(report.refused), 'member')} ({first.file} {first.reason})")
         )
     everything = [member for content in contents for member in content]
     by_folder = _told_by_folders(everything)
@@ -70,7 +76,7 @@ def _webdataset(
             raise InputError(f"no member holds a label '{column}' beside an image: correct --label-column")
         gathered.notes.append(("labels", "none: no .cls members"))
     else:
-        lacking = f"; {len(bare):,} images without one ({bare[0]})" if bare else ""
+        lacking = f"; {counted(len(bare), 'image')} without one ({bare[0]})" if bare else ""
         gathered.notes.append(("labels", f"{told}{lacking}"))
 
 

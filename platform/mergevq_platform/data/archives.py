@@ -134,10 +134,10 @@ class _Archive(NamedTuple):
                     str(self.file), self.where, self.inside, str(name), entry.offset_data, entry.size, image
                 )
             else:
-                yield from self._entered(section, entry, kind, name.name, whole)
+                yield from self._entered(archive, entry, kind, name.name, whole)
 
     def _entered(
-        self, section: IO[bytes], entry: tarfile.TarInfo, kind: str, name: str, where: str
+        self, archive: tarfile.TarFile, entry: tarfile.TarInfo, kind: str, name: str, where: str
     ) -> Iterator[Member]:
         inside, start = (*self.inside, name), entry.offset_data
         if kind in UNREADABLE:
@@ -149,7 +149,8 @@ class _Archive(NamedTuple):
         inner = self._replace(base=start, end=start + entry.size, inside=inside, where=where)
         try:
             if kind != "tar":
-                section.seek(0)
+                section = archive.extractfile(entry)
+                assert section is not None
                 identity = f"{self.file.name} {start} {entry.size}"
                 plain = plain_copy(section, kind, where, identity, self.scratch)
                 self.report.unpacked.append((where, plain.stat().st_size))

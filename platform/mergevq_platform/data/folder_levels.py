@@ -18,11 +18,20 @@ _SPLIT_NAME = re.compile(f"{_BESIDE}({'|'.join(sorted(SPLITS, key=len, reverse=T
 Folders = tuple[str, ...]
 
 
-class Levels(NamedTuple):
-    """Depths count from 0, the folder directly below the source."""
+class SplitLevel(NamedTuple):
+    """The depth of the folders that mean splits, from 0. Where all images share the folders above, these mean nothing."""
 
-    split: int | None
-    classes: int | None  # in the folders without the split's
+    depth: int
+    shared: bool
+
+    def without(self, folders: Folders) -> Folders:
+        """The folders that may mean a class."""
+        below = folders[self.depth + 1 :]
+        return below if self.shared else (*folders[: self.depth], *below)
+
+    def absolute(self, depth: int) -> int:
+        """The depth from the source, of a depth in `without`."""
+        return depth + self.depth + 1 if self.shared else depth + (depth >= self.depth)
 
 
 def split_named(folder: str) -> str | None:
@@ -41,14 +50,23 @@ def split_in(archive: str) -> str | None:
     return found[-1] if found else split_named(archive)
 
 
-def split_level(root: str, found: Sequence[tuple[Folders, str]], chosen: Sequence[str] | None) -> int | None:
-    """The depth of the folders that mean splits, None without any; `found` are folders and name of every image.
+def split_level(
+    root: str, found: Sequence[tuple[Folders, str]], chosen: Sequence[str] | None
+) -> SplitLevel | None:
+    """The level of the folders that mean splits, None without any; `found` are folders and name of every image.
 
     `chosen` are the names of the folders that are splits, or "none". Raises `InputError` where a folder may be a split or a
     class.
     """
     if chosen is not None and list(chosen) == [NO_SPLITS]:
         return None
+    depth = _split_depth(root, found, chosen)
+    if depth is None:
+        return None
+    return SplitLevel(depth, len({folders[:depth] for folders, _ in found if len(folders) > depth}) == 1)
+
+
+def _split_depth(root: str, found: Sequence[tuple[Folders, str]], chosen: Sequence[str] | None) -> int | None:
     deepest = max(len(folders) for folders, _ in found)
     if chosen is not None:
         for depth in range(deepest):
@@ -102,20 +120,21 @@ def _check_splits(
 
 
 def class_level(
-    root: str, folders: dict[str, list[Folders]], chosen: int | None, split_depth: int | None
+    root: str, folders: dict[str, list[Folders]], chosen: int | None, splits: SplitLevel | None
 ) -> int | None:
     """The depth of the class folders, in folders without the split's: the first that tells the images of `train` apart.
 
     `chosen` counts from 1, with the split's. None where there are no folders.
     """
     if chosen is not None:
-        depth = chosen - 1
-        if depth == split_depth:
-            raise InputError(f"{root}: the folders at depth {chosen} are the splits: correct --class-depth")
-        depth -= split_depth is not None and depth > split_depth
-        if not any(len(path) > depth for paths in folders.values() for path in paths):
-            raise InputError(f"{root}: no image lies {chosen} folders deep: correct --class-depth")
-        return depth
+        deepest = max(len(path) for paths in folders.values() for path in paths)
+        depths = [splits.absolute(depth) if splits else depth for depth in range(deepest)]
+        if chosen - 1 not in depths:
+            possible = " or ".join(str(depth + 1) for depth in depths) or "none"
+            raise InputError(
+                f"{root}: --class-depth {chosen} has no folders of classes: it may be {possible}"
+            )
+        return depths.index(chosen - 1)
     trained = folders.get("train") or [path for paths in folders.values() for path in paths]
     return common_depth(trained) if any(trained) else None
 

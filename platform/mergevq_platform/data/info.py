@@ -21,7 +21,7 @@ from mergevq_platform.data.pictures import FIGURE, BadPicture
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shards import Manifest, whole_file
 from mergevq_platform.data.sources import find_source
-from mergevq_platform.data.summary import Understood, class_names, unused_lines
+from mergevq_platform.data.summary import Understood, class_names, counted, unused_lines
 from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
 
 COLUMNS, ROWS = 12, 6
@@ -42,7 +42,7 @@ def describe(
     decide where the files leave a choice. Raises `InputError` for a set that cannot be opened or does not match its checksums.
     """
     choices = choices or Choices()
-    contents = unpacked_contents(directory)
+    contents = unpacked_contents(directory, choices.labels)
     if contents is not None and layout_of(str(directory), contents, choices) != "parquet":
         if sheet is not None or verify:
             raise InputError(
@@ -97,7 +97,8 @@ def describe_in_short(
     except InputError as error:
         missing = f"\n  no {evaluation}: {error}"
     counts = ", ".join(
-        f"{dataset.split} {dataset.rows:,} images{_unlabelled(dataset)}" for dataset in datasets
+        f"{dataset.split} {counted(dataset.rows, 'image')}{_unlabelled(dataset)}"
+        for dataset in datasets
     )
     classes = next((dataset.classes for dataset in datasets if dataset.labelled), ())
     lines = [f"data: {directory}: {counts}; classes {class_names(classes, 6)}{missing}"]
@@ -107,12 +108,12 @@ def describe_in_short(
     return "\n".join([*lines, *unused_lines(unused)])
 
 
-def unpacked_contents(directory: str | Path) -> Contents | None:
+def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Contents | None:
     """What lies at a local place that holds no packed set; None for others."""
     root = Path(directory).expanduser().absolute()
     if "://" in str(directory) or not root.exists() or is_packed(root) or (root / PARTS).exists():
         return None
-    return contents_of(root)
+    return contents_of(root, labels)
 
 
 def _kept(manifest: Manifest | None) -> Understood | None:

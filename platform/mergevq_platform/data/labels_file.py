@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.endings import named_as_image
-from mergevq_platform.data.summary import named
+from mergevq_platform.data.summary import counted, named
 from mergevq_platform.text_files import read_text
 
 DELIMITERS = (",", ";", "\t", "|", " ")
@@ -43,8 +43,10 @@ class Labels:
 
     def line(self, images: int) -> str:
         """What was read, for people."""
-        said = f"{self.file.name}, {self.column}: {len(self.classes):,} of {images:,} images have a row"
-        rows = f"{self.strangers:,} row{'s' if self.strangers > 1 else ''}"
+        said = (
+            f"{self.file.name}, {self.column}: {len(self.classes):,} of {counted(images, 'image')} have a row"
+        )
+        rows = counted(self.strangers, "row")
         return said + (f"; {rows} without an image ('{self.stranger}')" if self.strangers else "")
 
 
@@ -141,23 +143,25 @@ class _Index:
 
 def _best(path: Path, text: str, index: _Index) -> tuple[list[list[str]], int]:
     """The rows, by the separator that gives most images a row, and the column that names them."""
-    best: tuple[int, list[list[str]], int] | None = None
+    best: tuple[tuple[int, int], list[list[str]], int] | None = None
     for delimiter in DELIMITERS:
         rows = _parsed(path, text, delimiter)
         if not rows:
             continue
         for column in range(min(16, max(map(len, rows)))):
             cells = [row[column] for row in rows if len(row) > column]
-            found = _named(index, cells[:_SAMPLE])
-            if best is None or found > best[0]:
-                best = (found, rows, column)
+            # A number that counts the rows may be the stem of an image: a name with its ending comes first.
+            sample = cells[:_SAMPLE]
+            rank = _named(index, sample), sum(named_as_image(cell.strip()) for cell in sample)
+            if best is None or rank > best[0]:
+                best = (rank, rows, column)
     if best is None:
         raise InputError(f"{path} holds no lines 'file,class'")
-    found, rows, column = best
+    (found, _), rows, column = best
     if not found and not any(index.candidates(cell) for row in rows for cell in row[:16]):
         example = next((cell for row in rows for cell in row if named_as_image(cell.strip())), rows[-1][0])
         raise InputError(
-            f"{path} names none of the {len(index.images):,} images: it says '{example.strip()}', "
+            f"{path} names none of the {counted(len(index.images), 'image')}: it says '{example.strip()}', "
             f"they are called '{index.images[0].name}': correct the names, or the source"
         )
     if not found:

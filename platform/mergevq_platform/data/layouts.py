@@ -16,7 +16,7 @@ from mergevq_platform.data.endings import IMAGE_ENDINGS, ending, is_image
 from mergevq_platform.data.found import Choices
 from mergevq_platform.data.listing import listed
 from mergevq_platform.data.shards import FORMAT, MANIFEST
-from mergevq_platform.data.summary import HIDDEN, LeftOut
+from mergevq_platform.data.summary import HIDDEN, LeftOut, counted
 from mergevq_platform.data.unpacking import (
     ARCHIVE_ENDINGS,
     UNREADABLE,
@@ -24,6 +24,7 @@ from mergevq_platform.data.unpacking import (
     holds_images_or_archives,
 )
 
+MERELY_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}  # perhaps of no archive
 WITH_IMAGES = "with images"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
@@ -57,8 +58,8 @@ class Contents:
         return self.root if self.root.is_file() else self.root / name
 
 
-def contents_of(root: Path) -> Contents:
-    """What lies at `root`, a folder or one file."""
+def contents_of(root: Path, labels: Path | None = None) -> Contents:
+    """What lies at `root`, a folder or one file. A labels file that lies there is none of the others."""
     found = Contents(root=root)
     if root.is_file():
         _sort(root, root.name, found)
@@ -69,9 +70,13 @@ def contents_of(root: Path) -> Contents:
     for name in files:
         if name.rpartition("/")[2].lower() in SYSTEM_FILES:
             found.left_out.add(HIDDEN, name)
-        else:
+        elif labels is None or not _same(root / name, labels):
             _sort(root / name, name, found)
     return found
+
+
+def _same(path: Path, labels: Path) -> bool:
+    return path.name == labels.name and path.resolve() == labels.expanduser().resolve()
 
 
 def _sort(path: Path, name: str, found: Contents) -> None:
@@ -81,6 +86,8 @@ def _sort(path: Path, name: str, found: Contents) -> None:
         found.images.append(name)
     elif (named_as_archive(name) or not ending(name)) and (kind := kind_of(path)):
         found.archives[name] = kind
+    elif named_as_archive(name) and ending(name) not in MERELY_COMPRESSED:
+        found.left_out.add("archives that are not whole", name)
     else:
         found.others.append(name)
 
@@ -137,16 +144,16 @@ def _holders(found: Contents) -> dict[str, tuple[str, str]]:
     if is_packed(found.root):
         return {"parquet": ("a packed set", MANIFEST)}
     if found.images:
-        holders["folders"] = (_counted(len(found.images), "image file"), found.images[0])
+        holders["folders"] = (counted(len(found.images), "image file"), found.images[0])
     readable = [name for name, kind in found.archives.items() if kind not in UNREADABLE]
     alone = not found.images and not found.parquet
     filled = readable if alone else [name for name in readable if found.in_archive(name) == WITH_IMAGES]
     if filled:
-        holders["archives"] = (f"{_counted(len(filled), 'archive')} with images", filled[0])
+        holders["archives"] = (f"{counted(len(filled), 'archive')} with images", filled[0])
     with_images = [name for name in found.parquet if found.parquet_holds(name)]
     if with_images or (found.parquet and not holders):
         first = (with_images or found.parquet)[0]
-        holders["parquet"] = (f"{_counted(len(found.parquet), 'Parquet file')} with images", first)
+        holders["parquet"] = (f"{counted(len(found.parquet), 'Parquet file')} with images", first)
     return holders
 
 
@@ -180,10 +187,6 @@ def _looked_into(path: Path, kind: str) -> str:
     except NotWhole:
         return "that are not whole"
     return WITH_IMAGES if holds else "without images"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _what(found: Contents) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mergevq.errors import InputError
 from mergevq_platform.data.folder_levels import (
     Folders,
+    SplitLevel,
     class_level,
     classes_at,
     common_depth,
@@ -38,11 +39,11 @@ def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
     only in a later split.
     """
     notes: list[tuple[str, str]] = []
-    splits, folders, depth = _by_split(root, gathered, choices)
+    splits, folders, above = _by_split(root, gathered, choices)
     given = _labels(splits, choices, notes)
     told = gathered.found[0].told
     level = (
-        None if told or choices.layout == "flat" else class_level(root, folders, choices.class_depth, depth)
+        None if told or choices.layout == "flat" else class_level(root, folders, choices.class_depth, above)
     )
     groups: dict[str, list[str | None]] = {}
     by_folder = False
@@ -54,10 +55,10 @@ def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
         else:
             groups[split] = _from_folders(root, split, entries, folders, level, groups)
             by_folder = by_folder or any(group is not None for group in groups[split])
-    if depth is not None and (different := _other_names(splits, depth)):
-        notes.insert(0, ("splits", f"depth {depth + 1}: {different}"))
+    if above is not None and (different := _other_names(splits, above.depth)):
+        notes.insert(0, ("splits", f"depth {above.depth + 1}: {different}"))
     if level is not None and by_folder:
-        notes.insert(0, ("class at", _where(splits, folders, level, depth)))
+        notes.insert(0, ("class at", _where(splits, folders, level, above)))
     names = {group for each in groups.values() for group in each if group is not None}
     if gathered.numbers and not given:
         return _whole_numbers(root, splits, groups, notes, by_folder)
@@ -70,26 +71,26 @@ def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
 
 def _by_split(
     root: str, gathered: Gathered, choices: Choices
-) -> tuple[dict[str, list[Found]], dict[str, list[Folders]], int | None]:
+) -> tuple[dict[str, list[Found]], dict[str, list[Folders]], SplitLevel | None]:
     """The images of each split and the folders above them, without the split's, composed as names are compared."""
     entries = sorted(gathered.found, key=lambda found: found.name)
     above = [tuple(map(same_name, found.folders)) for found in entries]
     chosen = [same_name(name) for name in choices.splits] if choices.splits is not None else None
-    depth = split_level(root, [(f, e.name) for f, e in zip(above, entries, strict=True)], chosen)
+    level = split_level(root, [(f, e.name) for f, e in zip(above, entries, strict=True)], chosen)
     splits: dict[str, list[Found]] = {}
     folders: dict[str, list[Folders]] = {}
     for found, path in zip(entries, above, strict=True):
         split = "train"
-        if depth is not None:
-            name = path[depth] if len(path) > depth else None
+        if level is not None:
+            name = path[level.depth] if len(path) > level.depth else None
             if name is None or (chosen and name not in chosen):
                 gathered.left_out.add("images outside of the splits' folders", found.name)
                 continue
             split = split_named(name) or name
-            path = (*path[:depth], *path[depth + 1 :])
+            path = level.without(path)
         splits.setdefault(split, []).append(found)
         folders.setdefault(split, []).append(path)
-    return splits, folders, depth
+    return splits, folders, level
 
 
 def _labels(
@@ -148,7 +149,7 @@ def _other_names(splits: dict[str, list[Found]], depth: int) -> str:
 
 
 def _where(
-    splits: dict[str, list[Found]], folders: dict[str, list[Folders]], level: int, depth: int | None
+    splits: dict[str, list[Found]], folders: dict[str, list[Folders]], level: int, above: SplitLevel | None
 ) -> str:
     split = "train" if "train" in folders else next(iter(folders))
     number = next((n for n, path in enumerate(folders[split]) if len(path) > level), None)
@@ -156,7 +157,7 @@ def _where(
         split, number = next(
             (s, n) for s, paths in folders.items() for n, path in enumerate(paths) if len(path) > level
         )
-    below = level + (depth is not None and depth <= level)
+    below = above.absolute(level) if above else level
     deeper = any(len(path) > level + 1 for path in folders[split]) or level > 0
     example = "/".join(splits[split][number].folders[: below + 1])
     hint = "; --class-depth chooses another" if deeper else ""

@@ -55,7 +55,7 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
         raise InputError(
             f"no source at {source}: name a folder of images, an archive, or a folder of archives or Parquet files"
         )
-    contents = contents_of(root)
+    contents = contents_of(root, choices.labels)
     if root.is_file() and not contents.archives:
         raise InputError(f"{source} is neither a folder nor an archive: name one of these")
     layout = layout_of(str(source), contents, choices)

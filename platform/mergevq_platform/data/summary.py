@@ -70,7 +70,7 @@ class Understood:
         """Lines of text: splits, classes, notes and what was not used."""
         lines = [f"  layout    {self.layout}"]
         for name, split in self.splits.items():
-            lines.append(f"  {name:<9} {split.images:,} images{_without_label(split)}")
+            lines.append(f"  {name:<9} {counted(split.images, 'image')}{_without_label(split)}")
         lines.append(f"  classes   {_classes(self.classes, self.class_images)}")
         return [*lines, *self.said()]
 
@@ -104,6 +104,11 @@ def unused_lines(unused: Sequence[Unused]) -> list[str]:
     ]
     rest = sum(item.count for item in unused[SHOWN_REASONS:])
     return [*lines, f"  not used  files of other kinds: {rest:,}"] if rest else lines
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 image", "2,000 images"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def class_names(classes: Sequence[str], shown: int = SHOWN_CLASSES) -> str:
