@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -28,7 +30,9 @@ def test_the_description_has_counts_classes_shards_and_fingerprints(shapes: Path
     assert "train     150 pictures in 1 shard" in text
     assert "val       30 pictures in 1 shard" in text
     assert "row groups of 22-128" in text
-    assert "12: disc, ring, square" in text
+    counts = open_dataset(shapes, "train").class_images()
+    assert (len(counts), sum(counts), min(counts)) == (12, 150, 12)
+    assert f"12: disc ({counts[0]}), ring ({counts[1]}), square ({counts[2]})" in text
     assert open_dataset(shapes, "train").fingerprint[:12] in text
     assert "16 px (shorter side), PNG" in text
     with pytest.raises(InputError, match="no data at"):
@@ -62,8 +66,21 @@ def test_the_first_split_with_labels_names_the_classes(tmp_path: Path) -> None:
     write_set(tmp_path / "set", splits, ("cat", "dog"), size=8, source={})
     (tmp_path / "set/manifest.json").unlink()
     text = describe(tmp_path / "set", sheet=tmp_path / "sheet.png")
-    assert "classes   2: cat, dog" in text
+    assert "classes   2: cat (1), dog (1)" in text
     assert "no labels (no probe)" in text
+
+
+def test_images_are_counted_by_class_whatever_the_column_holds(tmp_path: Path) -> None:
+    data = pa.array([encode_png(np.zeros((4, 4, 3), dtype=np.uint8))] * 5)
+    for name, labels in (("names", ["b", "a", None, "a", "a"]), ("numbers", [1, 0, -1, 0, 0])):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"image": data, "label": labels}), tmp_path / name / "train.parquet")
+        assert open_dataset(tmp_path / name, "train").class_images() == (3, 1)
+        assert "1 of them without a label" in describe(tmp_path / name)
+    for label, rows in ((0, 3), (2, 1)):
+        (tmp_path / f"folders/label={label}").mkdir(parents=True)
+        pq.write_table(pa.table({"image": data[:rows]}), tmp_path / f"folders/label={label}/part-0.parquet")
+    assert open_dataset(tmp_path / "folders", "train").class_images() == (3, 0, 1)
 
 
 def test_the_contact_sheet_shows_each_class_in_turn(shapes: Path, tmp_path: Path) -> None:

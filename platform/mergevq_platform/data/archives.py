@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.endings import SNIFFED, begins_as_image, ending, named_as_image
@@ -126,9 +126,7 @@ class _Archive(NamedTuple):
         elif reason := _unsafe(entry, name):
             self.report.refused.append(Skipped(whole, reason))
         else:
-            section = archive.extractfile(entry)
-            assert section is not None
-            kind, image = _looked_at(section, name)
+            kind, image = _looked_at(archive, entry, name)
             if kind is None:
                 yield Member(
                     str(self.file), self.where, self.inside, str(name), entry.offset_data, entry.size, image
@@ -162,12 +160,16 @@ class _Archive(NamedTuple):
             raise InputError(f"{where} is not whole ({error}): download or copy it again") from None
 
 
-def _looked_at(section: IO[bytes], name: PurePosixPath) -> tuple[str | None, bool]:
+def _looked_at(
+    archive: tarfile.TarFile, entry: tarfile.TarInfo, name: PurePosixPath
+) -> tuple[str | None, bool]:
     """(kind of archive, whether it is an image). What is called an archive and is none is an ordinary file."""
     if named_as_image(name.name):
         return None, True
     if ending(name.name) and not named_as_archive(name.name):
         return None, False
+    section = archive.extractfile(entry)
+    assert section is not None
     if not ending(name.name) and begins_as_image(section.read(SNIFFED)):
         return None, True
     section.seek(0)

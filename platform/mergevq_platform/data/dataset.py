@@ -205,11 +205,24 @@ class Dataset:
         if self.labelled and self._shard_labels is not None:
             labels[:] = self._shard_labels[shard]
         elif self.labelled and self.columns.label:
-            values = table.column(self.columns.label)
-            where = f"{self._files.name(shard)}: column '{self.columns.label}'"
-            names = self._label_names
-            labels = numbers(values, where) if names is None else by_name(texts(values, where), names, where)
+            labels = self._numbered(table.column(self.columns.label), shard)
         return RowGroup(images=images, labels=labels, first_row=first_row)
+
+    def _numbered(self, values: pa.ChunkedArray, shard: int) -> np.ndarray:
+        where = f"{self._files.name(shard)}: column '{self.columns.label}'"
+        names = self._label_names
+        return numbers(values, where) if names is None else by_name(texts(values, where), names, where)
+
+    def class_images(self) -> tuple[int, ...]:
+        """How many images each class has, of the label column alone; () without labels."""
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        for number, shard in enumerate(self.shards if self.labelled else ()):
+            if self._shard_labels is not None:
+                labels = np.full(shard.rows, self._shard_labels[number])
+            else:
+                labels = self._numbered(self._files.labels(number), number)
+            counts += np.bincount(labels[labels >= 0], minlength=self.num_classes)
+        return tuple(counts.tolist())
 
     def image(self, row: Row, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The decoded RGB image of a row, on the set's background. Raises `BadPicture` as `decode` does."""

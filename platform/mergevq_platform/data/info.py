@@ -1,14 +1,10 @@
-"""What a picture set holds: a text for the terminal and a contact sheet."""
+"""What an image set holds, or what packing images would understand: texts for the terminal."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from PIL.PngImagePlugin import PngInfo
 
 from mergevq.errors import InputError
 from mergevq_platform.data import background
@@ -17,14 +13,12 @@ from mergevq_platform.data.found import Choices
 from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
 from mergevq_platform.data.notes import noted
 from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest, split_names
-from mergevq_platform.data.pictures import FIGURE, BadPicture
 from mergevq_platform.data.reading import Reading
-from mergevq_platform.data.shards import Manifest, whole_file
-from mergevq_platform.data.sources import find_source
-from mergevq_platform.data.summary import Understood, class_names, counted, unused_lines
-from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
+from mergevq_platform.data.shards import Manifest
+from mergevq_platform.data.sheet import contact_sheet
+from mergevq_platform.data.sources import find_source, first_labelled
+from mergevq_platform.data.summary import Understood, class_names, classes_with_images, counted, unused_lines
 
-COLUMNS, ROWS = 12, 6
 SKIPPED_SHOWN = 10
 
 
@@ -51,14 +45,16 @@ def describe(
         return _unpacked(directory, choices)
     datasets = {split: open_dataset(directory, split, choices.reading) for split in split_names(directory)}
     manifest = read_manifest(directory)
-    shown = next((each for each in datasets.values() if each.labelled), next(iter(datasets.values())))
+    shown = first_labelled(datasets.values()) or next(iter(datasets.values()))
     lines = [
         str(directory),
         *(_split_line(split, dataset) for split, dataset in datasets.items()),
     ]
     size = f"{shown.size} px (shorter side)" if shown.size else "as stored"
     lines.append(f"  pictures  {size}, {_stored(shown)}")
-    lines.append(f"  classes   {class_names(shown.classes if shown.labelled else ())}")
+    classes = shown.classes if shown.labelled else ()
+    images = shown.class_images() if "://" not in str(directory) else ()  # one read of each shard
+    lines.append(f"  classes   {classes_with_images(classes, images)}")
     lines.append(
         "  manifest  "
         + ("checksums, format mergevq-shards/1" if manifest else "none: bare Parquet, read where it is")
@@ -97,8 +93,7 @@ def describe_in_short(
     except InputError as error:
         missing = f"\n  no {evaluation}: {error}"
     counts = ", ".join(
-        f"{dataset.split} {counted(dataset.rows, 'image')}{_unlabelled(dataset)}"
-        for dataset in datasets
+        f"{dataset.split} {counted(dataset.rows, 'image')}{_unlabelled(dataset)}" for dataset in datasets
     )
     classes = next((dataset.classes for dataset in datasets if dataset.labelled), ())
     lines = [f"data: {directory}: {counts}; classes {class_names(classes, 6)}{missing}"]
@@ -128,75 +123,6 @@ def _unpacked(directory: str | Path, choices: Choices) -> str:
     assert found.understood is not None
     lines = [f"{directory}: not packed yet", *found.understood.lines()]
     return "\n".join([*lines, f"  next      mergevq data pack {directory} DIR, then use DIR"])
-
-
-def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS, rows: int = ROWS) -> None:
-    """Write a PNG with a labelled grid of pictures, spread over the split and over its classes."""
-    chosen = _spread(dataset, columns * rows)
-    side = 96 if (dataset.size or 256) <= 96 else 144
-    gap, caption, margin, head = 10, 20, 24, 64
-    columns = min(columns, len(chosen))
-    lines = -(-len(chosen) // columns)
-    width = 2 * margin + columns * (side + gap) - gap
-    height = head + lines * (side + caption + gap) - gap + margin
-    page = Image.new("RGB", (width, height), "#ffffff")
-    draw = ImageDraw.Draw(page)
-    title, small = ImageFont.load_default(20), ImageFont.load_default(12)
-    name = Path(str(dataset.path).rstrip("/")).name
-    draw.text((margin, 18), f"{name} / {dataset.split}", fill="#1a1a1a", font=title)
-    facts = f"{dataset.rows:,} pictures" + (
-        f", {dataset.num_classes} classes" if dataset.labelled else ", no labels"
-    )
-    draw.text((width - margin, 24), facts, fill="#666666", font=small, anchor="ra")
-    for place, row in enumerate(dataset.read(chosen)):
-        left, top = margin + place % columns * (side + gap), head + place // columns * (side + caption + gap)
-        try:
-            page.paste(_thumbnail(dataset.image(row), side, dataset.size), (left, top))
-        except BadPicture:
-            draw.rectangle((left, top, left + side, top + side), outline="#b00020")
-            draw.text((left + 6, top + 6), "unreadable", fill="#b00020", font=small)
-        label = dataset.classes[row.label] if dataset.labelled and row.label >= 0 else f"{row.sample}"
-        draw.text(
-            (left + side // 2, top + side + 3),
-            _fitted(label, side, small),
-            fill="#444444",
-            font=small,
-            anchor="ma",
-        )
-    mark = PngInfo()
-    mark.add_text("Software", FIGURE)
-    with whole_file(Path(path)) as temporary:
-        page.save(temporary, "PNG", pnginfo=mark)
-
-
-def _spread(dataset: Dataset, count: int) -> list[int]:
-    """Rows from a few places of the split; the classes take turns where there are labels."""
-    groups = np.unique(np.linspace(0, len(dataset.row_group_sizes) - 1, 4).astype(int))
-    spans = [range(dataset.row_group_starts[g], dataset.row_group_starts[g + 1]) for g in groups]
-    rows = [row for span in spans for row in dataset.read(span)]
-    if not dataset.labelled:
-        return [rows[i].sample for i in np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
-    turns: dict[int, int] = {}
-    order = []
-    for row in rows:
-        turns[row.label] = turns.get(row.label, 0) + 1
-        order.append((turns[row.label], row.label, row.sample))
-    return [sample for _, _, sample in sorted(order)[:count]]
-
-
-def _thumbnail(picture: Image.Image, side: int, size: int | None) -> Image.Image:
-    if size and size < side:  # small pictures are shown pixel by pixel, not blurred
-        if max(picture.size) > MOST_VIEWS * min(picture.size):
-            picture = ImageOps.fit(picture, (min(picture.size),) * 2, Image.Resampling.NEAREST)  # the middle
-        factor = -(-side // size)
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    return Image.fromarray(evaluation_view(picture, side))
-
-
-def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    while font.getlength(text) > width and len(text) > 2:
-        text = text[:-2] + "…"
-    return text
 
 
 def _split_line(split: str, dataset: Dataset) -> str:

@@ -7,34 +7,27 @@ finished shard leaves a part file with its checksum; a pack that is run again ke
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.found import Choices, Layout
 from mergevq_platform.data.keyed import Stream, permutation
 from mergevq_platform.data.kinds import Kinds
-from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest
+from mergevq_platform.data.opening import PARTS, read_manifest
+from mergevq_platform.data.pack_shard import Job, Part, finished, pack_shard
 from mergevq_platform.data.pictures import (
     MAX_PIXELS,
-    BadPicture,
-    Look,
-    decoded,
-    encode_like,
-    resize_shorter,
 )
 from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.shards import (
@@ -42,70 +35,13 @@ from mergevq_platform.data.shards import (
     ROW_GROUP_ROWS,
     SHARD_ROWS,
     Manifest,
-    Record,
-    Shard,
-    Skipped,
     Split,
     existing_manifest,
     refuse_foreign_files,
-    shard_from,
-    write_shard,
     write_text,
 )
-from mergevq_platform.data.sources import Item, Source, find_source, read_item
+from mergevq_platform.data.sources import Item, Source, find_source
 from mergevq_platform.data.transparency import WHITE
-
-
-class Part(NamedTuple):
-    """What became of one planned shard; no shard where none of its pictures was usable."""
-
-    file: str
-    pictures: int  # looked at
-    shard: Shard | None
-    unlabelled: int  # of those packed
-    skipped: tuple[Skipped, ...]
-    kinds: Kinds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One shard to be written."""
-
-    directory: str
-    split: str
-    file: str
-    kind: str
-    identity: str
-    items: tuple[Item, ...]
-    classes: tuple[str, ...]
-    size: int | None
-    max_pixels: int
-    row_group_rows: int
-    background: Background | None
-    reading: Reading = field(default_factory=Reading)
-
-    @property
-    def key(self) -> str:
-        """Digest of everything that decides the shard's content."""
-        # Where the source lies does not matter: moved, it is the same source. (asdict would copy every item.)
-        items = [[item.name, item.label, item.offset, item.size] for item in self.items]
-        settings = [
-            self.split,
-            self.file,
-            self.kind,
-            self.identity,
-            self.classes,
-            self.size,
-            self.max_pixels,
-            self.row_group_rows,
-            *(
-                [] if self.background in (WHITE, None) else [self.background]
-            ),  # white: as it was before there were others
-        ]
-        columns = [self.reading.image_column, self.reading.label_column]
-        chosen = [columns] if any(columns) else []
-        return hashlib.sha256(json.dumps([items, settings, *chosen]).encode()).hexdigest()
-
 
 MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
 
@@ -197,7 +133,7 @@ def pack(
         )
     (directory / PARTS).mkdir(parents=True, exist_ok=True)
 
-    parts = {job.file: part for job in jobs if (part := _finished(job))}
+    parts = {job.file: part for job in jobs if (part := finished(job))}
     run = map_jobs or (on_ray if parallel else map)
     with _bar(progress) as bar:
         task = bar.add_task("packing", total=sum(len(job.items) for job in jobs))
@@ -237,40 +173,6 @@ def _found(source: str | Path, choices: Choices, directory: Path) -> Source:
         if not before:
             shutil.rmtree(directory if made else scratch, ignore_errors=True)
         raise
-
-
-def pack_shard(job: Job) -> Part:
-    """Write one shard and, after it, the part file that says so."""
-    skipped: list[Skipped] = []
-    unlabelled = 0
-    looks: list[Look] = []
-
-    def usable() -> Iterator[Record]:
-        nonlocal unlabelled
-        for item, data, label in _contents(job):
-            try:
-                if isinstance(data, OSError):
-                    raise BadPicture(f"cannot be read ({(data.strerror or str(data)).lower()})")
-                picture, look = decoded(data, max_pixels=job.max_pixels, background=job.background)
-                yield Record(_fitted(picture, data, job.size), item.name, label)
-                unlabelled += label < 0
-                looks.append(look)
-            except BadPicture as error:
-                skipped.append(Skipped(item.name, str(error)))
-
-    shard = write_shard(
-        Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
-    )
-    part = Part(job.file, len(job.items), shard, unlabelled, tuple(skipped), Kinds.of(looks))
-    tree = {
-        "key": job.key,
-        "shard": asdict(shard) if shard else None,
-        "unlabelled": part.unlabelled,
-        "skipped": [asdict(item) for item in skipped],
-        "kinds": asdict(part.kinds),
-    }
-    write_text(_part_path(job), json.dumps(tree))
-    return part
 
 
 def on_ray(function: Callable[[Job], Part], jobs: list[Job]) -> Iterator[Part]:
@@ -329,32 +231,6 @@ def _shuffled(
     return shards
 
 
-def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
-    """Each item with its encoded bytes (or why they cannot be had) and its label."""
-    if job.kind != "parquet":
-        for item in job.items:
-            try:
-                yield item, read_item(item), item.label
-            except OSError as error:
-                yield item, error, item.label
-        return
-    # A row's split is the source's own: pictures held out for validation still lie in its `train`.
-    by_split: dict[str, Dataset] = {}
-    rows: dict[Item, Row] = {}
-    for item in sorted(job.items, key=lambda item: item.offset):
-        split = item.name.split("/")[0]
-        dataset = by_split.setdefault(split, open_dataset(item.file, split, job.reading))
-        (rows[item],) = dataset.read([item.offset])
-    for item in job.items:
-        yield item, rows[item].data or b"", rows[item].label
-
-
-def _fitted(picture: Image.Image, data: bytes, size: int | None) -> bytes:
-    if size is None or min(picture.size) <= size:
-        return data
-    return encode_like(resize_shorter(picture, size), data)
-
-
 def _background_of(source: str | Path) -> Background | None:
     """What a source is read with: white, or the background of a set that is packed already.
 
@@ -364,25 +240,6 @@ def _background_of(source: str | Path) -> Background | None:
     if manifest is None or (manifest.background is None and manifest.size is None):
         return WHITE
     return manifest.background
-
-
-def _finished(job: Job) -> Part | None:
-    """The part that an earlier run left, if it is of the same job and its shard is there whole."""
-    try:
-        tree = json.loads(_part_path(job).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    kinds = Kinds.from_tree(tree.get("kinds"))
-    if tree["key"] != job.key or kinds is None or "unlabelled" not in tree:
-        return None
-    shard = shard_from(tree["shard"]) if tree["shard"] else None
-    if shard and not (
-        Path(job.directory, shard.file).is_file()
-        and Path(job.directory, shard.file).stat().st_size == shard.bytes
-    ):
-        return None
-    skipped = tuple(Skipped(**item) for item in tree["skipped"])
-    return Part(job.file, len(job.items), shard, tree["unlabelled"], skipped, kinds)
 
 
 def _manifest(
@@ -419,10 +276,6 @@ def _remove_leftovers(directory: Path, planned: set[str]) -> None:
     for path in (directory / PARTS).glob("*.json"):
         if path.stem not in planned:
             (directory / path.stem).unlink(missing_ok=True)
-
-
-def _part_path(job: Job) -> Path:
-    return Path(job.directory, PARTS, f"{job.file}.json")
 
 
 def _bar(shown: bool) -> Progress:

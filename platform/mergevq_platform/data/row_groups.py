@@ -73,6 +73,15 @@ class ShardFiles:
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(shard, group, error) from None
 
+    def labels(self, shard: int) -> pa.ChunkedArray:
+        """The label column of a shard alone. Errors as of `read`."""
+        source, metadata = self._file(shard)
+        try:
+            file = pq.ParquetFile(source, metadata=metadata)
+            return file.read(columns=[self.columns.label], use_threads=False).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(shard, 0, error) from None
+
     def changed(self, shard: int) -> InputError:
         """What to raise where a shard holds other rows than it did."""
         return InputError(

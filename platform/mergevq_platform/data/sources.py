@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.archive_source import in_archives
+from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.endings import ending
 from mergevq_platform.data.found import Choices, Found, Gathered
 from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of
@@ -179,8 +180,22 @@ def _parquet(root: Path, contents: Contents, choices: Choices) -> Source:
     understood = Understood(
         layout="a packed set" if is_packed(root) else "Parquet files",
         splits={split: SplitCount(dataset.rows, dataset.unlabelled) for split, dataset in datasets.items()},
+        class_images=_class_images(found.classes, datasets.values()),
         classes=found.classes if any(dataset.labelled for dataset in datasets.values()) else (),
         notes=tuple(("parquet", line) for line in noted(dataset.notes for dataset in datasets.values())),
         unused=contents.left_out.unused(),
     )
     return replace(found, ignored=contents.left_out.files, understood=understood)
+
+
+def _class_images(classes: Sequence[str], datasets: Iterable[Dataset]) -> tuple[int, ...]:
+    """Images of each class in train or, where it has no labels, in the first split that has some."""
+    shown = first_labelled(datasets)
+    counts = shown.class_images() if shown is not None else ()
+    return (*counts, *[0] * (len(classes) - len(counts))) if counts else ()
+
+
+def first_labelled(datasets: Iterable[Dataset]) -> Dataset | None:
+    """The split that tells most of the classes: train or, where it has no labels, the first that has some."""
+    ordered = sorted(datasets, key=lambda dataset: dataset.split != "train")
+    return next((dataset for dataset in ordered if dataset.labelled), None)

@@ -71,7 +71,7 @@ class Understood:
         lines = [f"  layout    {self.layout}"]
         for name, split in self.splits.items():
             lines.append(f"  {name:<9} {counted(split.images, 'image')}{_without_label(split)}")
-        lines.append(f"  classes   {_classes(self.classes, self.class_images)}")
+        lines.append(f"  classes   {classes_with_images(self.classes, self.class_images)}")
         return [*lines, *self.said()]
 
     def said(self) -> list[str]:
@@ -125,7 +125,8 @@ def named(names: Iterable[str], shown: int = 5) -> str:
     return ", ".join(f"'{name}'" for name in first[:shown]) + (", …" if len(first) > shown else "")
 
 
-def _classes(classes: Sequence[str], images: Sequence[int]) -> str:
+def classes_with_images(classes: Sequence[str], images: Sequence[int]) -> str:
+    """ "2: cat (3), dog (4)", or the least and the most of many classes."""
     if not images or not classes:
         return class_names(classes)
     if len(classes) <= SHOWN_CLASSES:
