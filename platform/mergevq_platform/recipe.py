@@ -181,7 +181,9 @@ class DataConfig:
     train_split: str = "train"
     evaluation_split: str = "val"
     image_column: str | None = None  # of Parquet files: the column of images; none: the one that holds some
-    label_column: str | None = None  # of Parquet files: the column of classes; none: `label`
+    label_column: str | None = (
+        None  # of Parquet files: the column of classes; none: `label`, or the only one called so
+    )
     background: Background | None = (
         None  # of transparent pixels; none: what the set was packed with, else white
     )
