@@ -253,8 +253,9 @@ def tokenize(
         "distribution": to_tree(distribution) if distribution else None,
         "digest": digest,
     }
-    labelled = all(dataset.labelled for dataset in opened.values())
-    classes = next(iter(opened.values())).classes if labelled else ()
+    learnt = [dataset for name, dataset in opened.items() if same_split(name, train_split)]
+    chosen = (learnt or list(opened.values()))[0]  # a test split without labels takes nobody's classes away
+    classes = chosen.classes if chosen.labelled else ()
     manifest = _manifest(tokenizer, names, classes, jobs, parts, plan)
     for leftover in directory.glob(".*.parquet.*.tmp"):
         leftover.unlink(missing_ok=True)
