@@ -7,7 +7,7 @@ what the model takes, and now and then for a validation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -72,8 +72,8 @@ class Samples(Protocol):
 class Feed(Protocol):
     """What the loop asks of a task's data."""
 
-    def stream(self, start_step: int) -> AbstractContextManager[Any]:
-        """This rank's micro-batches, a list for each optimizer step from `start_step` on; counts `bad_pictures`."""
+    def stream(self, start_step: int, met: Collection[int] = ()) -> AbstractContextManager[Any]:
+        """This rank's micro-batches, a list for each optimizer step from `start_step` on; see `TrainStream` for `met`."""
 
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
         """A micro-batch as the model takes it, on the worker's device."""
@@ -123,7 +123,7 @@ class PictureFeed:
     samples: Dataset
     worker: Worker
 
-    def stream(self, start_step: int) -> TrainStream:
+    def stream(self, start_step: int, met: Collection[int] = ()) -> TrainStream:
         """See `Feed.stream`."""
         recipe = self.recipe
         return TrainStream(
@@ -136,6 +136,7 @@ class PictureFeed:
             start_step=start_step,
             workers=recipe.data.loader_workers,
             bad_picture_limit=recipe.data.bad_picture_limit,
+            met=met,
             window_blocks=recipe.data.window_blocks,
         )
 
@@ -207,9 +208,9 @@ class EncodedPictureFeed:
         """The frozen tokenizer on the worker's device."""
         return tokenizer_of(self.recipe).load(self.worker.device)
 
-    def stream(self, start_step: int) -> TrainStream:
+    def stream(self, start_step: int, met: Collection[int] = ()) -> TrainStream:
         """See `Feed.stream`."""
-        return self.pictures.stream(start_step)
+        return self.pictures.stream(start_step, met)
 
     @torch.no_grad()
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
@@ -242,8 +243,9 @@ class CodeFeed:
     samples: CodeSet
     worker: Worker
 
-    def stream(self, start_step: int) -> CodeStream:
+    def stream(self, start_step: int, met: Collection[int] = ()) -> CodeStream:
         """See `Feed.stream`."""
+        del met
         recipe = self.recipe
         return CodeStream(
             self.samples,

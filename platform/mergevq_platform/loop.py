@@ -140,10 +140,11 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         if recipe.precision == "float32"
         else lambda: torch.autocast(worker.device.type, PRECISIONS[recipe.precision])
     )
-    meter = Meter(worker, host, recipe, total_steps, state.scaler)
+    meter = Meter(worker, host, recipe, total_steps, state.scaler, control)
 
     def save() -> None:
         meter.flush()
+        state.bad_pictures = sorted(stream.met)
         host.at(state.step, "saving")
         if worker.rank == 0:
             host.save(
@@ -156,7 +157,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             dist.barrier(group=control)
 
     feed = open_feed(recipe, samples, worker)
-    with feed.stream(state.step) as stream:
+    with feed.stream(state.step, state.bad_pictures) as stream:
         saved_at, asked_at = state.step, time.monotonic()
         compiled: set[int | None] = set()
         batches = iter(stream)
@@ -184,7 +185,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             state.ema.update()
             state.step += 1
 
-            meter.add(state.step, keep, losses, norms, stream.bad_pictures)
+            meter.add(state.step, keep, losses, norms, stream)
             first = worker.rank == 0
             stopping, asking = _agreed(
                 [first and host.stop_requested(), first and time.monotonic() - asked_at > NOTICE_SECONDS],
@@ -440,7 +441,10 @@ class Meter:
         recipe: Recipe,
         total_steps: int,
         scaler: torch.amp.GradScaler | None = None,
+        control: Any = None,
     ) -> None:
+        self.control = control
+        self.stream: Any = None
         self.worker, self.host, self.recipe, self.total_steps = worker, host, recipe, total_steps
         self.scaler = scaler
         self.rows: list[tuple[int, int | None, Tensor]] = []
@@ -464,9 +468,10 @@ class Meter:
         keep: int | None,
         losses: list[tuple[float, dict[str, Tensor]]],
         norms: dict[str, Tensor],
-        bad_pictures: int,
+        stream: Any,
     ) -> None:
         """Remember one step, whose micro-batches have (share of the step, losses); report when the cadence says so."""
+        self.stream = stream
         names = list(losses[0][1])
         columns = [*names, *norms, "bad_pictures"]
         assert not self.rows or columns == self.names, (
@@ -477,7 +482,7 @@ class Meter:
             share * torch.stack([part[name].detach().float() for name in names]) for share, part in losses
         ]
         extra = [norm.detach().float() for norm in norms.values()]
-        extra.append(parts[0].new_tensor(float(bad_pictures)))
+        extra.append(parts[0].new_tensor(float(len(stream.unshared))))
         self.rows.append((step, keep, torch.cat([torch.stack(parts).sum(0), torch.stack(extra)])))
         if step % self.recipe.log_every == 0 or step == self.total_steps:
             self.flush()
@@ -489,8 +494,9 @@ class Meter:
         table = torch.stack([row for *_, row in self.rows])
         if self.worker.world_size > 1:
             dist.all_reduce(table)
-            table /= self.worker.world_size
+            table[:, :-1] /= self.worker.world_size  # bad pictures are a sum
         values = table.cpu()
+        self._share_bad_pictures(values)
         steps, seconds, waited = len(self.rows), time.monotonic() - self.started, self.waited
         rows, self.rows, self.started, self.waited = self.rows, [], time.monotonic(), 0.0
         self._check_finite(rows, values)
@@ -522,6 +528,18 @@ class Meter:
         measured = {f"system/{name}": value for name, value in speed.items()} | self.system.sample()
         self.host.record(last, measured)
         self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
+
+    def _share_bad_pictures(self, values: Tensor) -> None:
+        """Count the bad pictures of all ranks since the run began, and tell every rank which they are."""
+        new, before = bool(values[-1, -1]), len(self.stream.met)
+        values[:, -1] += before
+        if not new:
+            return
+        found = [self.stream.unshared]
+        if self.worker.world_size > 1:
+            found = [[] for _ in range(self.worker.world_size)]
+            dist.all_gather_object(found, self.stream.unshared, group=self.control)
+        self.stream.share([item for rank in found for item in rank])
 
     def _check_finite(self, rows: list, values: Tensor) -> None:
         if self.recipe.on_nan == "skip":

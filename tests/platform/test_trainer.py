@@ -16,7 +16,7 @@ import torch
 
 from family import descendants
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, trainer
+from mergevq_platform import checkpoints, cli, trainer
 from mergevq_platform.recipe import resolve
 from mergevq_platform.runs import Run
 from mergevq_platform.tracking.listing import find_run
@@ -197,3 +197,35 @@ def test_the_checkpoint_is_a_tokenizer(ray_home: Path, undisturbed: dict[str, An
     with checkpoints.newest(str(ray_home / "ray" / "undisturbed")) as directory:
         tokenizer = mergevq.load(directory)
     assert tokenizer.encode(torch.zeros(1, 3, 16, 16), keep=5).indices.shape == (1, 5)
+
+
+def test_a_run_that_ray_refuses_at_its_start_is_recorded_as_failed(
+    small_recipe: dict[str, Any], ray_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("the storage has just gone")
+
+    monkeypatch.setattr(trainer, "TorchTrainer", refuse)
+    with pytest.raises(OSError, match="just gone"):
+        trainer.train(resolve(small_recipe), home=ray_home, name="refused")
+    assert find_run(Store.at(ray_home), "refused").status == "FAILED"
+
+
+def test_a_run_that_did_not_reach_mlflow_says_so_at_its_first_refusal_and_at_its_end(
+    small_recipe: dict[str, Any],
+    ray_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(ray_home))
+    client = Store.at(ray_home).client()
+    gone = client.create_experiment("gone")
+    client.delete_experiment(gone)
+    outcome = trainer.train(resolve(small_recipe | {"experiment": "gone"}), home=ray_home, name="unseen")
+    assert outcome.undelivered is not None
+    assert "experiment 'gone' was deleted" in outcome.undelivered
+    assert outcome.undelivered.endswith("mergevq sync unseen")
+    assert "warning: not in MLflow yet" in capsys.readouterr().err
+    client.restore_experiment(gone)
+    assert cli.run(["sync", "unseen"]) == 0
+    assert find_run(Store.at(ray_home), "unseen").status == "FINISHED"

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from mergevq.errors import InputError
+from mergevq.text_files import read_text
 from mergevq_platform.data.endings import named_as_image
 from mergevq_platform.data.summary import counted, named
-from mergevq_platform.text_files import read_text
 
 DELIMITERS = (",", ";", "\t", "|", " ")
 LABEL_NAMES = {"label", "labels", "class", "classes", "target", "category", "class_name", "predictionstring"}

@@ -60,7 +60,7 @@ class ClassifierEvaluator:
         assert subject.checkpoint is not None
         recipe = resolve(subject.recipe)
         self.device = torch.device(subject.device)
-        with checkpoints.newest(subject.checkpoint) as directory:
+        with checkpoints.newest(subject.checkpoint, files=checkpoints.MODEL) as directory:
             self.model = load_fine_tuned(directory).to(self.device)
         self.batches = split_batches(recipe, subject.data, recipe.data.evaluation_split)
 
@@ -89,7 +89,7 @@ class ProbeEvaluator:
         recipe = resolve(subject.recipe)
         assert isinstance(recipe.task, ProbeTask)
         self.device = torch.device(subject.device)
-        with checkpoints.newest(subject.checkpoint) as directory:
+        with checkpoints.newest(subject.checkpoint, files=checkpoints.MODEL) as directory:
             heads, _ = load_probe(directory)
         self.features = probed_features(recipe.task, self.device)
         self.heads = heads.to(self.device)

@@ -56,11 +56,11 @@ from mergevq_platform.recipe import (
     TokenizerTask,
 )
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
-from mergevq_platform.tracking.models import Registered, register_model
+from mergevq_platform.tracking.models import Registered, check_target, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import where_to_look
+from mergevq_platform.tracking.ui import last_line
 
 
 def evaluate(
@@ -108,7 +108,8 @@ def evaluate(
         recorder = LocalRecorder.around(journal, store)
         with contextlib.closing(recorder):
             record(curve, files, recorder)
-        print(where_to_look(store, settings.experiment))
+        name = found.run.name if found.run else str(journal.run_dir)
+        print(last_line(recorder, settings.experiment, sync=name))
     return curve
 
 
@@ -118,7 +119,7 @@ def after_training(outcome: Any, recorder: Any) -> None:
     Of a tuned recovery the curve holds reconstruction alone, the rest being as before, at the kept counts of its training.
     """
     location = outcome.run.newest_checkpoint()
-    with checkpoints.newest(location) as directory:
+    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         recipe = checkpoints.recipe_of(directory)
     match recipe.task:
         case GeneratorTask():
@@ -312,8 +313,9 @@ def register(
 ) -> Registered:
     """Register the newest checkpoint of a run as the MLflow model `model`, under `alias`, with its curve and data.
 
-    Raises `InputError` for a name that is no run of the store.
+    Raises `InputError` for a name that is no run of the store, and for a model's name or alias that cannot be.
     """
+    check_target(model, alias)
     store = Store.at(home, tracking_uri)
     found = find(name, home=home, store=store, storage=storage)
     tracked = found.tracked
@@ -326,7 +328,7 @@ def register(
     dataset = None
     if measured is not None and "protocol.data" in measured.tags:
         dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
-    with checkpoints.newest(found.checkpoint) as directory:
+    with checkpoints.newest(found.checkpoint, files=checkpoints.MODEL) as directory:
         return register_model(
             store,
             tracked,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def with_files(settings: EvaluationConfig, folder: Path | None) -> EvaluationCon
 
 
 def _found(name: str, folder: Path | None, key: str) -> str:
+    name = os.path.expanduser(name)
     if Path(name).is_file():
         return name
     # The path of another machine, as a checkpoint's recipe holds it, is a name here.

@@ -27,7 +27,7 @@ from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import where_to_look
+from mergevq_platform.tracking.ui import last_line
 
 SHOWN_CLASSES, SHOWN_NEIGHBOURS = 12, 4
 NOTE = "cfg_curve: the charts' x axis (Step) is 100 times the guidance scale; 100 is no guidance."
@@ -90,7 +90,8 @@ def evaluate(
         recorder = LocalRecorder.around(journal, store)
         with contextlib.closing(recorder):
             record(report, files, recorder, recipe)
-        print(where_to_look(store, recipe.experiment))
+        name = found.run.name if found.run else str(journal.run_dir)
+        print(last_line(recorder, recipe.experiment, sync=name))
     return report
 
 
