@@ -219,7 +219,7 @@ def test_a_run_that_did_not_reach_mlflow_says_so_at_its_first_refusal_and_at_its
 ) -> None:
     monkeypatch.setenv("MERGEVQ_HOME", str(ray_home))
     client = Store.at(ray_home).client()
-    gone = client.create_experiment("gone")
+    gone = client.create_experiment("gone", artifact_location=(ray_home / "gone").as_uri())
     client.delete_experiment(gone)
     outcome = trainer.train(resolve(small_recipe | {"experiment": "gone"}), home=ray_home, name="unseen")
     assert outcome.undelivered is not None

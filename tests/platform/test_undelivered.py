@@ -67,7 +67,7 @@ def test_a_run_in_a_deleted_experiment_says_so_and_is_delivered_once_that_is_bac
 ) -> None:
     store = Store.at(tmp_path)
     client = store.client()
-    gone = client.create_experiment("gone")
+    gone = client.create_experiment("gone", artifact_location=(tmp_path / "gone").as_uri())
     client.delete_experiment(gone)
     line = said(recorded(tmp_path, store))
     assert line.startswith("not in MLflow yet: sqlite:///")
