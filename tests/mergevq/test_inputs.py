@@ -107,7 +107,7 @@ NO_COUNTS = [9.0, [9], (9, 9), "9", np.float32(9), np.array([9, 9]), torch.tenso
 @pytest.mark.parametrize("keep", NO_COUNTS, ids=repr)
 def test_a_count_that_is_not_one_whole_number_is_named(tokenizer: mergevq.MergeVQ, keep: Any) -> None:
     for call in (tokenizer.encode, tokenizer.encode_summary, tokenizer):
-        with pytest.raises(InputError, match="^keep must be one whole number for all images; this is "):
+        with pytest.raises(InputError, match=r"^keep must be one whole number for all images; this is "):
             call(images(), keep)
 
 
