@@ -86,8 +86,10 @@ def _sweep(options: argparse.Namespace) -> int:
     name = outcome.place.name
     if outcome.finished:
         report.show(outcome.definition, outcome.finished)
-        print(f"pictures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
-        print(f"winner: mergevq train {outcome.files['winner.yaml']}")
+        if "pareto.png" in outcome.files:
+            print(f"pictures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
+        if "winner.yaml" in outcome.files:
+            print(f"winner: mergevq train {outcome.files['winner.yaml']}")
     if outcome.stopped_early:
         print(f"stopped early: {', '.join(outcome.stopped_early)}")
     for trial, reason in outcome.failed.items():
