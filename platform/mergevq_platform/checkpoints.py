@@ -33,6 +33,7 @@ from mergevq_platform.recipe import Recipe, resolve
 
 FORMAT = 1
 PREFIX = "checkpoint_"
+ABOUT = "checkpoint.json"  # written last: a directory with it is a whole checkpoint
 # What a reader takes of a checkpoint; only who goes on training takes all of it, which is several times the model.
 RECIPE = ("recipe.yaml",)
 CONFIG = ("config.json",)
@@ -90,7 +91,7 @@ def write(directory: Path, state: TrainingState, recipe: Recipe, *, fingerprint:
     state.training.export(state.ema.averaged, directory)
     (directory / "recipe.yaml").write_text(recipe_yaml(recipe))
     torch.save(state.state_dict(), directory / "resume.pt")
-    files = sorted(path for path in directory.iterdir() if path.name != "checkpoint.json")
+    files = sorted(path for path in directory.iterdir() if path.name != ABOUT)
     about = {
         "format": FORMAT,
         "step": state.step,
@@ -99,7 +100,7 @@ def write(directory: Path, state: TrainingState, recipe: Recipe, *, fingerprint:
         "torch": torch.__version__,
         "sha256": {path.name: sha256(path) for path in files},
     }
-    write_whole(directory / "checkpoint.json", json.dumps(about, indent=1))
+    write_whole(directory / ABOUT, json.dumps(about, indent=1))
 
 
 def restore(directory: Path, state: TrainingState) -> None:
@@ -112,7 +113,7 @@ def restore(directory: Path, state: TrainingState) -> None:
 
 def about(directory: Path) -> dict[str, Any]:
     """The contents of checkpoint.json. Raises `InputError` if `directory` is not a whole checkpoint."""
-    path = directory / "checkpoint.json"
+    path = directory / ABOUT
     if not path.is_file():
         raise InputError(f"{directory} is not a checkpoint: it has no checkpoint.json")
     try:
@@ -167,9 +168,9 @@ def keep(directory: Path, run: str, *, most: int) -> None:
             filesystem.delete_file(marker)
         filesystem.create_dir(target)
         for path in sorted(directory.iterdir()):
-            if path.name != "checkpoint.json":
+            if path.name != ABOUT:
                 _upload(path, filesystem, f"{target}/{path.name}")
-        _upload(directory / "checkpoint.json", filesystem, f"{target}/.checkpoint.json")
+        _upload(directory / ABOUT, filesystem, f"{target}/.checkpoint.json")
         filesystem.move(f"{target}/.checkpoint.json", marker)
     except OSError:
         with suppress(OSError):
@@ -224,7 +225,7 @@ def newest(
 def is_bare(place: str) -> bool:
     """Whether `place` is a local directory with a tokenizer alone, such as `mergevq import-official` writes."""
     directory = _local_path(place)
-    return (directory / "config.json").is_file() and not (directory / "checkpoint.json").is_file()
+    return (directory / "config.json").is_file() and not (directory / ABOUT).is_file()
 
 
 @contextmanager
@@ -291,7 +292,7 @@ def sha256(path: Path) -> str:
 
 
 def _candidates(filesystem: pyarrow.fs.FileSystem, root: str) -> list[str]:
-    if filesystem.get_file_info(f"{root}/checkpoint.json").type == pyarrow.fs.FileType.File:
+    if filesystem.get_file_info(f"{root}/{ABOUT}").type == pyarrow.fs.FileType.File:
         return [root]
     listing = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
     found = [
@@ -299,7 +300,7 @@ def _candidates(filesystem: pyarrow.fs.FileSystem, root: str) -> list[str]:
         for info in listing
         if info.type == pyarrow.fs.FileType.Directory
         and info.base_name.startswith(PREFIX)
-        and filesystem.get_file_info(f"{info.path}/checkpoint.json").type == pyarrow.fs.FileType.File
+        and filesystem.get_file_info(f"{info.path}/{ABOUT}").type == pyarrow.fs.FileType.File
     ]
     return sorted(found, reverse=True)
 
@@ -322,7 +323,7 @@ def _download(
     def fetch(name: str) -> None:
         pyarrow.fs.copy_files(f"{path}/{name}", str(target / name), source_filesystem=filesystem)
 
-    fetch("checkpoint.json")
+    fetch(ABOUT)
     for name in about(target)["sha256"]:
         if files is None or name in files:
             with suppress(FileNotFoundError):  # for `verify` to say

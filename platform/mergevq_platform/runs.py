@@ -184,7 +184,7 @@ def _storage(given: str | None, home: Path) -> str:
 def run_around(place: str, home: Path) -> Run | None:
     """The run of this home that a run directory or checkpoint directory belongs to."""
     path = Path(place).resolve()
-    directory = path.parent if path.name.startswith(checkpoints.PREFIX) else path
+    directory = path.parent if (path / checkpoints.ABOUT).is_file() else path
     inside = (directory / "recipe.yaml").is_file() and directory.parent == (home / "ray").resolve()
     return Run(directory.name, home, str(directory.parent)) if inside else None
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from mergevq.errors import InputError
 from mergevq_platform import cli, naming
 from mergevq_platform import recipe as recipes
-from mergevq_platform.runs import Run
+from mergevq_platform.runs import Run, run_around
 from mergevq_platform.submission import read_verb
+from mergevq_platform.tracking.models import fetch_model
+from mergevq_platform.tracking.store import Store
 
 BAD = ["größe", "a/b", "../x", ".hid", "a" * 300, "run ", " run", "a:b", "", "a\nb", "-x", "run\n"]
 
@@ -92,3 +94,21 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     ):
         Run.new("base", home=tmp_path)
     Run.new("base-2", home=tmp_path)
+
+
+def test_a_run_called_like_a_checkpoint_is_a_run(tmp_path: Path) -> None:
+    directory = tmp_path / "ray" / "checkpoint_9"
+    (directory / "checkpoint_000000008").mkdir(parents=True)
+    (directory / "recipe.yaml").touch()
+    for inside in (directory, directory / "checkpoint_000000008"):
+        if inside != directory:
+            (inside / "checkpoint.json").touch()
+        found = run_around(str(inside), tmp_path)
+        assert found is not None
+        assert found.name == "checkpoint_9"
+
+
+@pytest.mark.parametrize("uri", ["models:/", "models://", "models:/@", "models:/.."])
+def test_a_model_without_a_name_is_refused(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(InputError, match="names no model: write models:/NAME@alias"):
+        fetch_model(Store.at(tmp_path), uri, tmp_path / "models")

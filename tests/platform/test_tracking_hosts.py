@@ -73,6 +73,30 @@ def test_an_ipv6_address_is_printed_in_brackets_and_answers(store: Store) -> Non
         assert asked(server, "::1") == 200
 
 
+def test_the_printed_address_answers_when_it_listens_on_all_of_ipv6(store: Store) -> None:
+    try:
+        port = free_port(socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with UiServer(store, host="::", port=port) as server:
+        printed = urllib.parse.urlsplit(server.url)
+        assert printed.hostname is not None
+        assert asked(server, printed.hostname) == 200
+        assert asked(server, "::1", named=f"[::1]:{port}") == 200
+
+
+def test_only_names_of_the_family_that_is_listened_on_are_printed_and_distant_ones_first() -> None:
+    six, four = hosts.names("::"), hosts.names("0.0.0.0")
+    for found, family in ((six, socket.AF_INET6), (four, socket.AF_INET)):
+        if not found:
+            continue
+        socket.getaddrinfo(found[0].strip("[]"), None, family)
+    assert not any(name.startswith("[") for name in four)
+    assert not {"127.0.0.1", "0.0.0.0"} & set(six)
+    near = [name in ("localhost", "127.0.0.1") for name in four if name != NAME]
+    assert near == sorted(near)
+
+
 def test_names_are_allowed_with_and_without_port_and_never_all() -> None:
     found = hosts.allowed("Box.example", 5000, {})
     listed = found[hosts.HOSTS_VARIABLE].split(",")

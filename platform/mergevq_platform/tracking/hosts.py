@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import psutil
 
 HOSTS_VARIABLE = "MLFLOW_SERVER_ALLOWED_HOSTS"
 ORIGINS_VARIABLE = "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"
+_FAMILIES = {"0.0.0.0": (socket.AF_INET,), "::": (socket.AF_INET6,)}  # a server at `::` takes no IPv4
 # What MLflow answers to where it is told nothing: this machine, and private networks.
 _LOOPBACK = ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"]
 _PRIVATE = ["192.168.*", "10.*", *(f"172.{second}.*" for second in range(16, 32)), "fc00:*", "fd00:*"]
@@ -24,15 +25,19 @@ def names(host: str) -> list[str]:
     """The names under which a server at `host` is asked, the one to print first; IPv6 addresses in brackets."""
     if not is_any(host):
         return [_in_url(host)]
+    families = _FAMILIES.get(host.strip("[]"), (socket.AF_INET, socket.AF_INET6))
     own = [socket.gethostname(), socket.getfqdn()]
     addresses = [
         address.address.partition("%")[0]
         for interface in psutil.net_if_addrs().values()
         for address in interface
-        if address.family in (socket.AF_INET, socket.AF_INET6)
+        if address.family in families
     ]
     found = dict.fromkeys(_in_url(name) for name in (*own, *addresses))
-    return sorted(found, key=lambda name: not _resolves(name.strip("[]")))  # of equal ones the order stays
+    # Of equal ones the order stays.
+    return sorted(
+        found, key=lambda name: (not _resolves(name.strip("[]"), families), _near(name.strip("[]")))
+    )
 
 
 def allowed(host: str, port: int, given: Mapping[str, str]) -> dict[str, str]:
@@ -66,9 +71,17 @@ def _in_url(host: str) -> str:
         return host
 
 
-def _resolves(name: str) -> bool:
+def _near(name: str) -> bool:
+    """Whether nobody, or nobody beyond one link, reaches this machine by that name."""
     try:
-        socket.getaddrinfo(name, None)
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost"
+    return address.is_loopback or address.is_link_local
+
+
+def _resolves(name: str, families: Sequence[socket.AddressFamily]) -> bool:
+    try:
+        return any(found[0] in families for found in socket.getaddrinfo(name, None))
     except OSError:
         return False
-    return True

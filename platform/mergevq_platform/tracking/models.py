@@ -182,6 +182,8 @@ def fetch_model(store: Store, uri: str, folder: Path) -> Fetched:
     """
     mlflow = import_mlflow()
     name = uri.removeprefix(SCHEME)
+    if not name.strip("/.@"):
+        raise InputError(f"'{uri}' names no model: write models:/NAME@alias")
     with store.asked() as client, _named(uri, store):
         if "@" in name:
             version = client.get_model_version_by_alias(*name.rsplit("@", 1))
