@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def test_a_split_that_is_a_link_is_packed(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", images("train/a", "train/b"))
     (source / "val").symlink_to("train", target_is_directory=True)
     assert packed(source)[0] == {"train": {"a": 2, "b": 2}, "val": {"a": 2, "b": 2}}
+
+
+def test_file_names_that_are_no_utf_8_are_shown_by_their_bytes(tmp_path: Path) -> None:
+    source = tree(tmp_path / "src", images("dog"))
+    odd = os.fsdecode(b"caf\xe9")
+    tree(source, {f"{odd}/{odd}.png": image(1), f"{odd}/{odd}.txt": b"x"})
+    splits, said = packed(source)
+    assert splits == {"train": {"dog": 2, r"caf\xe9": 1}}
+    assert r"files ending .txt: 1 (caf\xe9/caf\xe9.txt)" in said
+    said.encode()
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:

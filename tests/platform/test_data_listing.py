@@ -22,6 +22,14 @@ def test_files_are_listed_sorted_and_hidden_ones_apart(tmp_path: Path) -> None:
     assert listed(tmp_path) == (["a.png", "b/1.png", "b/2.png"], [".DS_Store", ".git", "b/._1.png"])
 
 
+@pytest.mark.parametrize(
+    "folder", ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"]
+)
+def test_what_systems_keep_beside_images_is_hidden(tmp_path: Path, folder: str) -> None:
+    put(tmp_path, "cat/1.png", f"cat/{folder}/1.png/thumb.jpg", f"{folder}/2.png")
+    assert listed(tmp_path) == (["cat/1.png"], sorted([folder, f"cat/{folder}"]))
+
+
 def test_every_link_to_a_folder_is_followed(tmp_path: Path) -> None:
     put(tmp_path, "set/train/a/1.png", "set/train/b/2.png", "elsewhere/c/3.png")
     (tmp_path / "set/val").symlink_to("train", target_is_directory=True)

@@ -13,6 +13,7 @@ from mergevq_platform.data.archives import Member, Report, members
 from mergevq_platform.data.endings import ending
 from mergevq_platform.data.folder_levels import NO_SPLITS, Folders, split_in, split_named
 from mergevq_platform.data.found import Choices, Found, Gathered
+from mergevq_platform.data.listing import readable
 from mergevq_platform.data.summary import counted
 from mergevq_platform.data.unpacking import ARCHIVE_ENDINGS
 from mergevq_platform.data.webdataset import are_numbers, gather, says_webdataset
@@ -25,6 +26,7 @@ def in_archives(archives: Sequence[tuple[Path, str]], choices: Choices, scratch:
 
     Raises `InputError` for archives that are damaged, or hold the same under two endings.
     """
+    archives = [(path, readable(name)) for path, name in archives]
     _refuse_twins([name for _, name in archives])
     report = Report()
     contents = [list(members(path, name, scratch, report)) for path, name in archives]

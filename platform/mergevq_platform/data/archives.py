@@ -5,17 +5,20 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.endings import SNIFFED, begins_as_image, ending, named_as_image
+from mergevq_platform.data.listing import is_hidden, readable
 from mergevq_platform.data.shards import Skipped
 from mergevq_platform.data.summary import HIDDEN, LeftOut
 from mergevq_platform.data.unpacking import ARCHIVE_ENDINGS, UNREADABLE, NotWhole, archive_kind, plain_copy
 
 DEEPEST = 8  # archives in archives
 COMPRESSED = 2  # of them compressed: each is unpacked to disk
+REPLACED = "members that a later one of the same name replaces"
 
 
 class Member(NamedTuple):
@@ -111,19 +114,26 @@ class _Archive(NamedTuple):
         with self.file.open("rb") as stream:
             stream.seek(self.base)
             with tarfile.open(fileobj=stream, mode="r:") as archive:
-                for entry in archive.getmembers():
-                    # A tar within, without end marks: what follows it is not its own.
-                    if entry.offset_data + entry.size > self.end:
-                        break
-                    if not entry.isdir():
+                # A tar within, without end marks: what follows it is not its own.
+                inside = takewhile(
+                    lambda entry: entry.offset_data + entry.size <= self.end, archive.getmembers()
+                )
+                files = [entry for entry in inside if not entry.isdir()]
+                newest = {PurePosixPath(entry.name): entry for entry in files}
+                for entry in files:
+                    if newest[PurePosixPath(entry.name)] is entry:
                         yield from self._file(archive, entry)
+                    else:  # as whoever unpacks it would lose it
+                        self.report.left_out.add(REPLACED, f"{self.where}/{entry.name}")
 
     def _file(self, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> Iterator[Member]:
-        name = PurePosixPath(entry.name)
-        whole = f"{self.where}/{entry.name}"
-        if name.name.startswith(".") or "__MACOSX" in name.parts:
+        name = PurePosixPath(readable(entry.name))
+        whole = f"{self.where}/{readable(entry.name)}"
+        if reason := _outside(name):
+            self.report.refused.append(Skipped(whole, reason))
+        elif any(map(is_hidden, name.parts)):
             self.report.left_out.add(HIDDEN, whole)
-        elif reason := _unsafe(entry, name):
+        elif reason := _irregular(entry):
             self.report.refused.append(Skipped(whole, reason))
         else:
             kind, image = _looked_at(archive, entry, name)
@@ -176,9 +186,9 @@ def _looked_at(
     return archive_kind(section), False
 
 
-def _unsafe(member: tarfile.TarInfo, name: PurePosixPath) -> str | None:
-    if name.is_absolute() or ".." in name.parts:
-        return "points outside of its tar"
-    if not member.isreg() or member.sparse is not None:
-        return "is not a regular file"
-    return None
+def _outside(name: PurePosixPath) -> str | None:
+    return "points outside of its tar" if name.is_absolute() or ".." in name.parts else None
+
+
+def _irregular(member: tarfile.TarInfo) -> str | None:
+    return None if member.isreg() and member.sparse is None else "is not a regular file"

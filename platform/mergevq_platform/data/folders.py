@@ -16,7 +16,7 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq_platform.data.endings import ending, is_image
 from mergevq_platform.data.eval_batches import DECODING_THREADS
-from mergevq_platform.data.listing import listed
+from mergevq_platform.data.listing import listed, readable
 from mergevq_platform.data.pictures import FIGURE, BadPicture, Decoded, decoded
 from mergevq_platform.data.reading import Background
 from mergevq_platform.data.stream import Batch
@@ -164,5 +164,5 @@ def _said(folder: str | Path, found: Files) -> list[str]:
 def _listed(names: Sequence[str]) -> str:
     endings = Counter(ending(name) or "no ending" for name in names)
     kinds = ", ".join(f"{count} {kind}" for kind, count in endings.most_common()) if len(names) > 1 else ""
-    shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+    shown = ", ".join(map(readable, names[:NAMES_SHOWN])) + (", …" if len(names) > NAMES_SHOWN else "")
     return f"{len(names):,} files ({kinds}: {shown})" if kinds else shown

@@ -8,12 +8,37 @@ from typing import NamedTuple
 
 from mergevq.errors import InputError
 
+# What network drives, desktops and file systems keep beside a user's files: thumbnails, bins, notes. In lower case.
+SYSTEM_FOLDERS = frozenset(
+    {
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "__macosx",
+        "lost+found",
+    }
+)
+
 
 class Listing(NamedTuple):
     """Files below a folder by their relative names, sorted; `/` between folders."""
 
     files: list[str]
-    hidden: list[str]  # files and folders whose names begin with a dot; such folders are not entered
+    hidden: list[str]  # files and folders that `is_hidden`; such folders are not entered
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name, without those above it, is none of a user's: .x, or a system's own folder."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def readable(name: str) -> str:
+    """A name that can be shown and stored: bytes of it that are no UTF-8 are written as \\xff."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def listed(root: str | Path) -> Listing:
@@ -42,7 +67,7 @@ def _list(
         return
     for entry in entries:
         name = prefix + entry.name
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             hidden.append(name)
         elif _is_folder(entry):
             _list(entry.path, f"{name}/", (*above, place), files, hidden)

@@ -13,6 +13,7 @@ from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.endings import ending
 from mergevq_platform.data.found import Choices, Found, Gathered
 from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of
+from mergevq_platform.data.listing import readable
 from mergevq_platform.data.notes import noted
 from mergevq_platform.data.numbering import Numbered, numbered
 from mergevq_platform.data.opening import open_dataset
@@ -96,10 +97,10 @@ def read_item(item: Item) -> bytes:
 
 
 def _in_folders(root: Path, images: Sequence[str]) -> Gathered:
-    found = [
-        Found(tuple(name.split("/")[:-1]), name, name, str(root / name), -1, _size(root / name))
-        for name in images
-    ]
+    found = []
+    for file in images:
+        name = readable(file)
+        found.append(Found(tuple(name.split("/")[:-1]), name, name, str(root / file), -1, _size(root / file)))
     return Gathered("class folders", found)
 
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from mergevq_platform.data.listing import readable
+
 HIDDEN = "hidden files"
 SHOWN_CLASSES = 12
 SHOWN_REASONS = 12
@@ -29,6 +31,7 @@ class LeftOut:
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
         """Count a file."""
+        reason, name = readable(reason), readable(name)
         before, example = self._found.get(reason, (0, name))
         self._found[reason] = (before + count, min(example, name))
 

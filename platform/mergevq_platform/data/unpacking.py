@@ -18,6 +18,7 @@ from typing import IO, cast
 import pyarrow as pa
 
 from mergevq.errors import InputError
+from mergevq_platform.data.listing import is_hidden
 from mergevq_platform.data.shards import whole_file
 
 ARCHIVE_ENDINGS = frozenset(
@@ -103,8 +104,8 @@ def _tar_of_zip(source: IO[bytes], target: IO[bytes], name: str) -> None:
         for entry in packed.infolist():
             if entry.flag_bits & 1:
                 raise InputError(f"{name} is encrypted ({entry.filename}): unpack it first")
-            member = tarfile.TarInfo(entry.filename)
-            if entry.is_dir():
+            member = tarfile.TarInfo(_with_slashes(entry))
+            if member.name.endswith("/"):  # a folder
                 continue
             if stat.S_ISLNK(entry.external_attr >> 16):
                 member.type, member.linkname = tarfile.SYMTYPE, "?"
@@ -118,6 +119,12 @@ def _tar_of_zip(source: IO[bytes], target: IO[bytes], name: str) -> None:
                 raise InputError(
                     f"{name}: {entry.filename} cannot be unzipped ({error}): unpack it first"
                 ) from None
+
+
+def _with_slashes(entry: zipfile.ZipInfo) -> str:
+    """The name of a member with `/` between folders: some programs of Windows write its own separator."""
+    windows = entry.create_system == 0 and "/" not in entry.filename
+    return entry.filename.replace("\\", "/") if windows else entry.filename
 
 
 def _is_tar_header(block: bytes) -> bool:
@@ -139,7 +146,7 @@ def holds_images_or_archives(path: Path, kind: str, named: frozenset[str]) -> bo
         with path.open("rb") as stream:
             if kind == "zip":
                 with zipfile.ZipFile(stream) as packed:
-                    return any(_wanted(name, named) for name in packed.namelist())
+                    return any(_wanted(_with_slashes(entry), named) for entry in packed.infolist())
             with tarfile.open(
                 fileobj=cast(io.BufferedReader, decompressed(stream, kind)),
                 mode="r:" if kind == "tar" else "r|",
@@ -153,4 +160,4 @@ def holds_images_or_archives(path: Path, kind: str, named: frozenset[str]) -> bo
 
 def _wanted(name: str, named: frozenset[str]) -> bool:
     path = Path(name)
-    return path.suffix.lower() in named and not path.name.startswith(".") and "__MACOSX" not in path.parts
+    return path.suffix.lower() in named and not any(part != ".." and is_hidden(part) for part in path.parts)

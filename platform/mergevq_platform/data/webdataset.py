@@ -38,11 +38,15 @@ def says_webdataset(members: Iterable[Member]) -> bool:
 
 
 def samples(members: Sequence[Member]) -> Iterator[tuple[str, Sample]]:
-    """The samples of an archive with their keys. Raises `InputError` where two members have one name."""
+    """The samples of an archive with their keys. Raises `InputError` where two members are one field of a sample."""
     found: dict[str, Sample] = {}
     for member in members:
         key, field = key_and_field(member.name)
-        found.setdefault(key, {})[field] = member
+        other = found.setdefault(key, {}).setdefault(field, member)
+        if other is not member and (member.image or field.rpartition(".")[2] in ("cls", "json")):
+            raise InputError(
+                f"{other.whole_name} and {member.whole_name} are both '.{field}' of one sample: keep one of them"
+            )
     yield from found.items()
 
 
