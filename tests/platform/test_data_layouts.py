@@ -256,6 +256,22 @@ def test_the_depth_of_classes_is_that_of_train(tmp_path: Path) -> None:
     assert packed(tree(tmp_path / "tar", archived))[0] == splits
 
 
+def test_a_split_in_one_folder_that_is_no_class_can_be_labelled_or_left_out(tmp_path: Path) -> None:
+    files = images("train/n01/images", "train/n02/images", "val/images", "test/images")
+    source = tree(tmp_path / "src", files)
+    message = refusal(source)
+    assert "the images of 'test' lie in the one folder 'images', 'train' has no such class" in message
+    assert "--splits with the other folders' names leaves them out" in message
+    message = refusal(source, folder_splits=["train", "val"])
+    assert "'val' lie in the one folder 'images'" in message
+    assert "--labels says their classes" in message
+    tree(source, {"val/val_annotations.txt": b"0.png\tn02\t0\t1\n1.png\tn02\t0\t1\n"})
+    splits, _ = packed(
+        source, folder_splits=["train", "val"], labels=source / "val/val_annotations.txt", label_column="2"
+    )
+    assert splits == {"train": {"n01": 2, "n02": 2}, "val": {"n02": 2}}
+
+
 def test_the_level_of_classes_is_said_and_can_be_chosen(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", images("train/cat/day1", "train/cat/day2"))
     splits, said = packed(source)

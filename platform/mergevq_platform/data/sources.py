@@ -83,7 +83,9 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
         )
     if not decided.classes and choices.labels is None:
         tables = [name for name in contents.others if ending(name) in {".csv", ".tsv"}]
-        gathered.notes += [("labels", f"none; --labels reads a CSV, {tables[0]} perhaps")] if tables else []
+        if tables:
+            likely = min(tables, key=lambda name: "train" not in name.lower())
+            gathered.notes.append(("labels", f"none; --labels reads a CSV, {likely} perhaps"))
     return _source(decided, gathered)
 
 

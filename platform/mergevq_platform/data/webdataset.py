@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from mergevq.errors import InputError
 from mergevq_platform.data.archives import Member
 from mergevq_platform.data.found import Found, Gathered
-from mergevq_platform.data.labels_file import LABEL_NAMES, same_name
+from mergevq_platform.data.image_names import same_name
+from mergevq_platform.data.labels_file import LABEL_NAMES
 
 BESIDE_IMAGES = {"cls", "json", "txt", "text", "caption", "npy", "npz", "pth", "pt", "pyd"}
 _WHOLE_NUMBER = re.compile(r"[+-]?\d+")
