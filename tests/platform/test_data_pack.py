@@ -318,6 +318,8 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("no source at .*nowhere", tmp_path / "nowhere")
     expect("neither a folder nor an archive", source / "n01/0.JPEG")
     expect("holds no images", tree(tmp_path / "texts", {"a.txt": b"x"}))
+    (tmp_path / "link").symlink_to(source)
+    expect("lies inside of", tmp_path / "link", source / "packed")
     expect("lies inside of", source, source / "packed")
     expect("is a file: name a directory", source, source / "n01/0.JPEG")
     expect("size is 0", source, size=0)

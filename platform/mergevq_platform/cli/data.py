@@ -79,7 +79,9 @@ def _add_choices(verb: argparse.ArgumentParser) -> None:
         help="file name (or path, or stem) and class of each image, where folders do not say",
     )
     verb.add_argument(
-        "--label-column", metavar="NAME", help="the column of classes, of Parquet, a CSV or .json members"
+        "--label-column",
+        metavar="NAME",
+        help="the column of classes, of Parquet ('none': no labels), a CSV or .json members",
     )
     verb.add_argument("--image-column", metavar="NAME", help="the column of encoded images, of Parquet")
     verb.add_argument(

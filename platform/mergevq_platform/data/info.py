@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,7 +123,9 @@ def _unpacked(directory: str | Path, choices: Choices) -> str:
         found = find_source(directory, choices, scratch=Path(scratch))
     assert found.understood is not None
     lines = [f"{directory}: not packed yet", *found.understood.lines()]
-    return "\n".join([*lines, f"  next      mergevq data pack {directory} DIR, then use DIR"])
+    return "\n".join(
+        [*lines, f"  next      mergevq data pack {shlex.quote(str(directory))} DIR, then use DIR"]
+    )
 
 
 def _split_line(split: str, dataset: Dataset) -> str:

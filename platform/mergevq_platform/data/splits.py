@@ -18,7 +18,10 @@ SAME_SPLIT = {
     "training": "train",
     "testing": "test",
 }
-NAMED = re.compile(r"(?:partial-)?(train|training|val|valid|validation|dev|eval|test|testing)(?:[-_.].*)?")
+NAMED = re.compile(
+    r"(?:partial-)?(train|training|val|valid|validation|dev|eval|test|testing)(?:[-_.].*)?", re.IGNORECASE
+)
+NUMBERED = re.compile(r"\d+(?:-of-\d+)?")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark call the folder of a null
 
 
@@ -31,8 +34,9 @@ class Place(NamedTuple):
 
 
 def canonical(split: str) -> str:
-    """The one name of a split that has several: val for validation, and the like."""
-    return SAME_SPLIT.get(split, split)
+    """The one name of a split that has several: val for validation or Valid, and the like."""
+    lower = split.lower()
+    return SAME_SPLIT.get(lower, lower if lower in SAME_SPLIT.values() else split)
 
 
 def folder_values(file: str) -> dict[str, str | None]:
@@ -55,7 +59,9 @@ def place_of(file: str) -> Place:
             return Place(canonical(match[1]), _without_values(parents[:depth]), True)
     if folder_values(file):
         return Place("train", _without_values(parents), True)
-    return Place(re.split(r"[-_.]\d", path.stem)[0], _without_values(parents), False)
+    # Files that are only numbered, 0000.parquet, are parts of one split, as the folder train/ of a set on the Hub holds them.
+    split = "train" if NUMBERED.fullmatch(path.stem) else re.split(r"[-_.]\d", path.stem)[0]
+    return Place(split, _without_values(parents), False)
 
 
 def files_by_split(name: str, files: Iterable[str]) -> dict[str, list[str]]:
