@@ -124,6 +124,12 @@ def test_a_split_that_is_a_link_is_packed(tmp_path: Path) -> None:
     assert packed(source)[0] == {"train": {"a": 2, "b": 2}, "val": {"a": 2, "b": 2}}
 
 
+def test_an_empty_class_folder_is_said(tmp_path: Path) -> None:
+    source = tree(tmp_path / "src", images("train/cat", "train/dog"))
+    (source / "train/emu").mkdir()
+    assert "not used  empty folders: 1 (train/emu)" in packed(source)[1]
+
+
 def test_file_names_that_are_no_utf_8_are_shown_by_their_bytes(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", images("dog"))
     odd = os.fsdecode(b"caf\xe9")

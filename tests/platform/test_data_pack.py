@@ -229,6 +229,22 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.glob("*.parquet"))}
 
 
+def test_classes_that_are_held_out_whole_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    source = tree(tmp_path / "src", imagefolder(each=1))
+    manifest = pack(source, tmp_path / "out", validation_fraction=0.4, say=said.append)
+    val = open_dataset(tmp_path / "out", "val")
+    alone = [val.classes[row.label] for row in val.read(range(val.rows))]
+    assert (
+        f"{len(alone)} of {len(manifest.classes)} classes have images in val alone ('{min(alone)}'" in said[1]
+    )
+    said.clear()
+    pack(
+        tree(tmp_path / "more", imagefolder(each=9)), tmp_path / "b", validation_fraction=0.2, say=said.append
+    )
+    assert len(said) == 1
+
+
 def test_the_files_are_the_same_in_whatever_order_shards_are_made(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", imagefolder())
 

@@ -250,7 +250,9 @@ def test_labels_of_every_type_become_class_numbers_in_place_and_packed(
             int(value) if train.classes[0] == "0" and classes != ("0", "9", "10") else value
             for value in pa.array(values).to_pylist()
         ]
-        said = {str(value.decode() if isinstance(value, bytes) else value).lower().strip() for value in expected}
+        said = {
+            str(value.decode() if isinstance(value, bytes) else value).lower().strip() for value in expected
+        }
         assert {str(name) for name in named(train)} == said
         if place.name == "set":
             pack(place, tmp_path / "packed")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mergevq.errors import InputError
-from mergevq_platform.data.endings import ending, is_image
+from mergevq_platform.data.endings import FORMATS, ending, is_image
 from mergevq_platform.data.eval_batches import DECODING_THREADS
 from mergevq_platform.data.listing import listed, readable
 from mergevq_platform.data.pictures import FIGURE, BadPicture, Decoded, decoded
@@ -128,7 +128,7 @@ def _header(path: Path) -> _Header | None:
     if not is_image(path):
         return None
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             return _Header(picture.size, picture.info.get("Software") == FIGURE)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as a picture ({error}): mend it or take it away") from None

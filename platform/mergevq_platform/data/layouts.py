@@ -20,7 +20,7 @@ from mergevq_platform.data.listing import listed
 from mergevq_platform.data.location import is_hidden_parquet
 from mergevq_platform.data.shards import FORMAT, MANIFEST
 from mergevq_platform.data.splits import place_of
-from mergevq_platform.data.summary import HIDDEN, LeftOut, counted
+from mergevq_platform.data.summary import EMPTY, HIDDEN, LeftOut, counted
 from mergevq_platform.data.unpacking import (
     ARCHIVE_ENDINGS,
     UNREADABLE,
@@ -71,10 +71,12 @@ def contents_of(root: Path, labels: Path | None = None) -> Contents:
     if root.is_file():
         _sort(root, root.name, found)
         return found
-    files, hidden = listed(root)
-    for name in hidden:
+    listing = listed(root)
+    for name in listing.hidden:
         found.left_out.add(HIDDEN, name)
-    for name in files:
+    for name in listing.empty:
+        found.left_out.add(EMPTY, name)
+    for name in listing.files:
         if name.rpartition("/")[2].lower() in SYSTEM_FILES:
             found.left_out.add(HIDDEN, name)
         elif labels is None or not _same(root / name, labels):

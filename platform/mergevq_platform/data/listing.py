@@ -27,6 +27,7 @@ class Listing(NamedTuple):
 
     files: list[str]
     hidden: list[str]  # files and folders that `is_hidden`; such folders are not entered
+    empty: list[str]  # folders that hold nothing, hidden files aside
 
 
 def is_hidden(name: str) -> bool:
@@ -46,15 +47,12 @@ def listed(root: str | Path) -> Listing:
 
     Raises `InputError` naming a folder that cannot be listed.
     """
-    files: list[str] = []
-    hidden: list[str] = []
-    _list(str(root), "", (), files, hidden)
-    return Listing(sorted(files), sorted(hidden))
+    found = Listing([], [], [])
+    _list(str(root), "", (), found)
+    return Listing(*map(sorted, found))
 
 
-def _list(
-    folder: str, prefix: str, above: tuple[tuple[int, int], ...], files: list[str], hidden: list[str]
-) -> None:
+def _list(folder: str, prefix: str, above: tuple[tuple[int, int], ...], found: Listing) -> None:
     try:
         status = os.stat(folder)
         entries = list(os.scandir(folder))
@@ -65,14 +63,16 @@ def _list(
     place = (status.st_dev, status.st_ino)
     if place in above:
         return
+    if prefix and all(is_hidden(entry.name) for entry in entries):
+        found.empty.append(prefix.rstrip("/"))
     for entry in entries:
         name = prefix + entry.name
         if is_hidden(entry.name):
-            hidden.append(name)
+            found.hidden.append(name)
         elif _is_folder(entry):
-            _list(entry.path, f"{name}/", (*above, place), files, hidden)
+            _list(entry.path, f"{name}/", (*above, place), found)
         else:
-            files.append(name)
+            found.files.append(name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -41,6 +41,7 @@ from mergevq_platform.data.shards import (
     write_text,
 )
 from mergevq_platform.data.sources import Item, Source, find_source
+from mergevq_platform.data.summary import named
 from mergevq_platform.data.transparency import WHITE
 
 MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
@@ -104,6 +105,8 @@ def pack(
     if found.understood is not None:
         say("\n".join([str(source), *found.understood.lines()]))
     splits = _shuffled(found, seed, shard_rows, validation_fraction)
+    if alone := _only_held_out(found, splits):
+        say(f"  held out  {alone}")
     background = background or _background_of(source)
     jobs = [
         Job(
@@ -229,6 +232,17 @@ def _shuffled(
                 ).tolist()
                 shards[split][index] = [part[i] for i in order]
     return shards
+
+
+def _only_held_out(found: Source, splits: dict[str, list[list[Item]]]) -> str | None:
+    """A line where classes are in `val` alone because all their images were held out."""
+    if "val" in found.splits or "val" not in splits:
+        return None
+    train, val = ({item.label for shard in splits[split] for item in shard} for split in ("train", "val"))
+    if not (alone := sorted(val - train - {-1})):
+        return None
+    names = named([found.classes[label] for label in alone], 3)
+    return f"{len(alone):,} of {len(found.classes):,} classes have images in val alone ({names}): hold out fewer, or add images"
 
 
 def _background_of(source: str | Path) -> Background | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mergevq_platform.data.listing import readable
 
 HIDDEN = "hidden files"
+EMPTY = "empty folders"
 SHOWN_CLASSES = 12
 SHOWN_REASONS = 12
 
@@ -47,8 +48,8 @@ class LeftOut:
 
     @property
     def files(self) -> int:
-        """How many were counted; hidden ones are not."""
-        return sum(count for reason, (count, _) in self._found.items() if reason != HIDDEN)
+        """How many were counted; hidden ones and folders are not."""
+        return sum(count for reason, (count, _) in self._found.items() if reason not in (HIDDEN, EMPTY))
 
 
 class SplitCount(NamedTuple):
