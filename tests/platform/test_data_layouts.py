@@ -220,6 +220,16 @@ def test_splits_are_known_by_the_names_that_sets_give_them(
     assert splits == {name: {"cats": 2, "dogs": 2} for name in ("train", split)}
 
 
+@pytest.mark.parametrize("name", ["trainval", "train_val2018"])
+def test_training_and_validation_together_are_train(tmp_path: Path, name: str) -> None:
+    files = images(f"{name}/cat", f"{name}/dog", "test/cat", "test/dog")
+    splits, said = packed(tree(tmp_path / "src", files))
+    assert splits == {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 2}}
+    assert f"train is {name}" in said
+    both = tree(tmp_path / "both", {**files, **images("train/cat")})
+    assert "both mean the split 'train'" in refusal(both)
+
+
 def test_splits_below_the_classes_are_splits(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", images("cat/train", "cat/test", "dog/train", "dog/test"))
     assert packed(source)[0] == {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 2}}
@@ -240,11 +250,19 @@ def test_other_names_mean_no_split(name: str) -> None:
 def test_an_archives_name_may_say_its_split_in_any_word() -> None:
     assert [
         split_in(name)
-        for name in ("ILSVRC2012_img_val", "train-000012", "food101-test", "n01440764", "contest")
+        for name in (
+            "ILSVRC2012_img_val",
+            "train-000012",
+            "food101-test",
+            "train_val2018",
+            "n01440764",
+            "contest",
+        )
     ] == [
         "val",
         "train",
         "test",
+        "train",
         None,
         None,
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_folders_without_files_are_listed(tmp_path: Path) -> None:
     (tmp_path / "emu/young").mkdir(parents=True)
     assert listed(tmp_path).empty == ["dog", "emu/young"]
     assert listed(tmp_path / "emu/young") == ([], [], [])
+
+
+def test_what_is_no_file_is_never_read(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    assert listed(tmp_path) == (["a.png", "gone.png"], ["null.png", "pipe.png"], [])
 
 
 def test_every_link_to_a_folder_is_followed(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def open_pictures(
 
     Raises `InputError` for a place that holds none, and where size or split must be said; `option` is how it was asked for.
     """
+    if size is not None and size < 1:
+        raise InputError(f"--size {size}: at least 1")
     path = Path(place)
     if "://" not in place:
         _check_exists(place, option)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class Listing(NamedTuple):
     """Files below a folder by their relative names, sorted; `/` between folders."""
 
     files: list[str]
-    hidden: list[str]  # files and folders that `is_hidden`; such folders are not entered
+    hidden: list[str]  # files and folders that `is_hidden`, pipes and devices; such folders are not entered
     empty: list[str]  # folders that hold nothing, hidden files aside
 
 
@@ -71,6 +72,8 @@ def _list(folder: str, prefix: str, above: tuple[tuple[int, int], ...], found: L
             found.hidden.append(name)
         elif _is_folder(entry):
             _list(entry.path, f"{name}/", (*above, place), found)
+        elif _is_special(entry):
+            found.hidden.append(name)
         else:
             found.files.append(name)
 
@@ -79,4 +82,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself: reading it will fail, and then it is listed with the reason
+        return False
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe, a socket or a device: reading it may never end."""
+    try:
+        return not entry.is_file() and not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
         return False
