@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -150,6 +151,23 @@ def test_of_members_of_one_name_the_last_is_packed(tmp_path: Path, kind: str) ->
     assert FOLDERS["cat/0.png"] not in stored
 
 
+@pytest.mark.parametrize("kind", ["", ".gz"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_archives_that_were_joined_are_read_to_the_end(tmp_path: Path, kind: str, inner: bool) -> None:
+    parts = [tar(files, f"w:{kind[1:]}") for files in (images("cat"), images("dog"), images("emu", each=3))]
+    data = b"".join(parts)
+    files = {"all.tar": tar({f"x.tar{kind}": data, "y.txt": b"y"})} if inner else {f"x.tar{kind}": data}
+    splits, _ = packed(tree(tmp_path / "src", files))
+    assert splits == {"train": {"cat": 2, "dog": 2, "emu": 3}}
+
+
+def test_zeros_are_an_archive_only_by_their_name(tmp_path: Path) -> None:
+    source = tree(tmp_path / "src", {"data": bytes(2048), "x.tar": tar({**FOLDERS, "cat/data": bytes(2048)})})
+    splits, said = packed(source)
+    assert splits == CAT_AND_DOG
+    assert "files without an ending that are no images: 2" in said
+
+
 def test_a_zip_with_the_separators_of_windows_has_folders(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
@@ -237,6 +255,16 @@ def test_the_number_in_a_cls_member_is_the_class(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "src-packed", "train").classes == ("0", "1", "2", "3")
     assert "WebDataset" in said
     assert "the .cls members" in said
+
+
+def test_whole_floats_are_numbers_and_none_reads_no_class(tmp_path: Path) -> None:
+    files = {f"{i}.jpg": image(i, "JPEG") for i in range(2)}
+    files |= {f"{i}.cls": f"{i}.0\n".encode() for i in range(2)}
+    files |= {f"{i}.json": json.dumps({"label": 1.0 + i}).encode() for i in range(2)}
+    source = tree(tmp_path / "src", {"train-00000.tar": tar(files)})
+    for column, classes in ((None, {"0": 1, "1": 1}), ("label", {"1": 1, "2": 1}), ("none", {None: 2})):
+        assert packed(source, label_column=column)[0] == {"train": classes}
+        shutil.rmtree(tmp_path / "src-packed")
 
 
 def test_names_in_cls_members_are_classes_and_what_lacks_one_is_counted(tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from mergevq_platform.data.endings import SNIFFED, begins_as_image, ending, name
 from mergevq_platform.data.listing import is_hidden, readable
 from mergevq_platform.data.shards import Skipped
 from mergevq_platform.data.summary import HIDDEN, LeftOut
-from mergevq_platform.data.unpacking import ARCHIVE_ENDINGS, UNREADABLE, NotWhole, archive_kind, plain_copy
+from mergevq_platform.data.unpacking import (
+    ARCHIVE_ENDINGS,
+    UNREADABLE,
+    NotWhole,
+    archive_kind,
+    next_header,
+    plain_copy,
+)
 
 DEEPEST = 8  # archives in archives
 COMPRESSED = 2  # of them compressed: each is unpacked to disk
@@ -62,7 +69,7 @@ def kind_of(path: Path) -> str | None:
     """`archive_kind` of a file; None for one that cannot be read."""
     try:
         with path.open("rb") as stream:
-            return archive_kind(stream)
+            return archive_kind(stream, named=named_as_archive(path.name))
     except OSError:
         return None
 
@@ -112,19 +119,23 @@ class _Archive(NamedTuple):
     def files(self) -> Iterator[Member]:
         """Its regular files; archives in it are entered."""
         with self.file.open("rb") as stream:
-            stream.seek(self.base)
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
+            files: list[tuple[tarfile.TarFile, tarfile.TarInfo]] = []
+            base: int | None = self.base
+            while base is not None:  # archives that were joined as files: each ends before the next
+                stream.seek(base)
+                archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115  it holds nothing but the stream
                 # A tar within, without end marks: what follows it is not its own.
                 inside = takewhile(
                     lambda entry: entry.offset_data + entry.size <= self.end, archive.getmembers()
                 )
-                files = [entry for entry in inside if not entry.isdir()]
-                newest = {PurePosixPath(entry.name): entry for entry in files}
-                for entry in files:
-                    if newest[PurePosixPath(entry.name)] is entry:
-                        yield from self._file(archive, entry)
-                    else:  # as whoever unpacks it would lose it
-                        self.report.left_out.add(REPLACED, f"{self.where}/{entry.name}")
+                files += [(archive, entry) for entry in inside if not entry.isdir()]
+                base = next_header(stream, archive.offset, self.end)
+            newest = {PurePosixPath(entry.name): entry for _, entry in files}
+            for archive, entry in files:
+                if newest[PurePosixPath(entry.name)] is entry:
+                    yield from self._file(archive, entry)
+                else:  # as whoever unpacks it would lose it
+                    self.report.left_out.add(REPLACED, f"{self.where}/{entry.name}")
 
     def _file(self, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> Iterator[Member]:
         name = PurePosixPath(readable(entry.name))
@@ -183,7 +194,7 @@ def _looked_at(
     if not ending(name.name) and begins_as_image(section.read(SNIFFED)):
         return None, True
     section.seek(0)
-    return archive_kind(section), False
+    return archive_kind(section, named=named_as_archive(name.name)), False
 
 
 def _outside(name: PurePosixPath) -> str | None:

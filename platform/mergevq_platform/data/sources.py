@@ -18,7 +18,7 @@ from mergevq_platform.data.notes import noted
 from mergevq_platform.data.numbering import Numbered, numbered
 from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.shards import Skipped
-from mergevq_platform.data.summary import SplitCount, Understood
+from mergevq_platform.data.summary import SplitCount, Understood, counted
 
 
 class Item(NamedTuple):
@@ -73,8 +73,8 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
         gathered.left_out.add(item.reason, item.example, item.count)
     if not gathered.found:
         raise InputError(
-            f"{source} holds no images in its {len(contents.archives)} archives ({next(iter(contents.archives))}): "
-            "correct the source"
+            f"{source} holds no images in its {counted(len(contents.archives), 'archive')} ({next(iter(contents.archives))}): "
+            "name a source that does"
         )
     decided = numbered(str(root), gathered, choices)
     if layout == "folders" and not decided.by_folder:

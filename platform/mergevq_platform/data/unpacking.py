@@ -24,6 +24,7 @@ from mergevq_platform.data.shards import whole_file
 ARCHIVE_ENDINGS = frozenset(
     {".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 )
+_SEARCHED = 1024 * tarfile.BLOCKSIZE
 UNREADABLE = {"7z", "rar"}
 _FIRST_BYTES = {
     b"\x1f\x8b": "gzip",
@@ -42,12 +43,13 @@ class NotWhole(ValueError):
     """An archive that ends early or is damaged; the message is the reason."""
 
 
-def archive_kind(stream: IO[bytes]) -> str | None:
+def archive_kind(stream: IO[bytes], *, named: bool = True) -> str | None:
     """What the bytes of a file are, whatever it is called: "tar", "gzip", "bzip2", "xz", "zstd" (of a tar), "zip", "7z",
-    "rar"; None for anything else. The stream's place is moved."""
+    "rar"; None for anything else, and for nothing but zeros, an empty tar, where it is not `named` so. The stream's place is
+    moved."""
     start = stream.tell()
     first = stream.read(tarfile.BLOCKSIZE)
-    if _is_tar_header(first):
+    if _is_tar_header(first) and (named or any(first)):
         return "tar"
     kind = next((kind for magic, kind in _FIRST_BYTES.items() if first.startswith(magic)), None)
     if kind in (None, "zip", *UNREADABLE):
@@ -125,6 +127,18 @@ def _with_slashes(entry: zipfile.ZipInfo) -> str:
     """The name of a member with `/` between folders: some programs of Windows write its own separator."""
     windows = entry.create_system == 0 and "/" not in entry.filename
     return entry.filename.replace("\\", "/") if windows else entry.filename
+
+
+def next_header(stream: IO[bytes], start: int, end: int) -> int | None:
+    """Where another tar begins behind the end marks of one, which begin at `start`; None where nothing of the kind follows."""
+    stream.seek(start)
+    for place in range(start, end, _SEARCHED):
+        piece = stream.read(min(_SEARCHED, end - place))
+        if rest := piece.lstrip(b"\0"):
+            found = (len(piece) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            block = piece[found : found + tarfile.BLOCKSIZE]
+            return place + found if len(block) == tarfile.BLOCKSIZE and _is_tar_header(block) else None
+    return None
 
 
 def _is_tar_header(block: bytes) -> bool:
