@@ -15,6 +15,7 @@ from mergevq import weights
 from mergevq.config import merged, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.presets import preset as named_preset
+from mergevq.text_files import read_text
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
 from mergevq.weights_file import misfit, read_tensors, state_in
 
@@ -81,12 +82,12 @@ def import_official(
 def config_of(path: str | Path) -> TokenizerConfig:
     """The tokenizer that a configuration file of the release describes. Raises `InputError` if it is no such file."""
     try:
-        tree = yaml_reader.safe_load(Path(path).read_text())
+        tree = yaml_reader.safe_load(read_text(path))
         settings = tree["model"]["init_args"]
         encoder = settings["ddconfig"]
     except FileNotFoundError:
         raise InputError(f"no file {path}: give the release's YAML of this checkpoint") from None
-    except (yaml_reader.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+    except (yaml_reader.YAMLError, KeyError, TypeError):
         raise InputError(
             f"{path} is not a configuration of the release: it has no model.init_args.ddconfig"
         ) from None

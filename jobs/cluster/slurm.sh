@@ -2,7 +2,9 @@
 # Status: not tried.
 #
 # A Ray cluster inside a Slurm allocation, one run on it, gone with it: sbatch jobs/cluster/slurm.sh RECIPE [a.b=c …]
-# On the time limit Slurm sends SIGTERM 10 minutes early: the run writes a checkpoint and ends; go on with --resume.
+# On the time limit Slurm sends SIGTERM 10 minutes early, to this script alone (B:), which passes it on to the driver: the run writes
+# a checkpoint and ends; go on with --resume. By hand: scancel --batch --signal=TERM JOB. Plain scancel ends Ray's processes
+# and the workers with it, and the run goes on from its last checkpoint.
 #SBATCH --job-name=mergevq
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -64,13 +64,15 @@ class PictureMean(Accumulator):
 class Psnr(PictureMean):
     """Peak signal-to-noise ratio in dB, per picture over all channels, data range 255.
 
-    A picture reconstructed to the last bit has an infinite ratio, and so has every mean that it is part of.
+    An exact reconstruction would have an infinite ratio, and so would every mean that it is part of. It counts as the best
+    that is not exact, with one of its values off by one level: 77 dB at 16 px, 101 dB at 256 px. No other value changes.
     """
 
     key = "psnr"
 
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
-        return 10 * torch.log10(255.0**2 / (x - y).square().mean((1, 2, 3)))
+        error = (x - y).square().mean((1, 2, 3)).clamp(min=1 / math.prod(x.shape[1:]))
+        return 10 * torch.log10(255.0**2 / error)
 
 
 class Ssim(PictureMean):

@@ -31,13 +31,49 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tenso
 
     Features are standardised by the train set. C is the one of `C_GRID` (the smallest among equals) that does best
     on a held-out fifth of train, every class in its share; the classifier is then fitted to all of train. Nothing is
-    random. Works on the features' device. Raises `InputError` for features or labels that do not make a problem:
-    wrong shapes, NaN, negative labels, one class, no class with two pictures.
+    random. Works on the features' device. Images with a negative label have none, and are left out. Raises `InputError`
+    for features that do not make a problem (wrong shapes, NaN), and for labels that do not: see `unfit_labels`.
     """
     train_x, train_y, test_x, test_y = checked(train_x, train_y, test_x, test_y)
+    return fit_probe(train_x, train_y).score(test_x, test_y)
+
+
+class FittedProbe(NamedTuple):
+    """A linear classifier that was trained on features, to be scored on any number of sets."""
+
+    classes: Tensor  # (classes,) the labels that it knows, sorted
+    mean: Tensor  # (D,) float64, as is `std`: of the train set
+    std: Tensor
+    axes: Tensor  # (D, D) float32, the train set's principal ones
+    weights: Tensor  # (D + 1, classes)
+    C: float
+    train_images: int
+    held_out_top1: float
+
+    def score(self, test_x: Tensor, test_y: Tensor) -> ProbeResult:
+        """Its top-1 on features (B, D) with labels (B,) int64; those with a negative label are left out.
+
+        Raises `InputError` where none has a label, and for features of another width or that are not finite.
+        """
+        x, y = checked_part("test", test_x, test_y)
+        if x.shape[1] != len(self.mean):
+            raise InputError(f"train features have {len(self.mean)} numbers and test features {x.shape[1]}")
+        x, y = x.to(self.mean.device), class_numbers(self.classes, y.to(self.mean.device))
+        top1 = _top1(self.weights, ((x - self.mean) / self.std).float() @ self.axes, y)
+        interval = wilson_interval(top1, len(y))
+        return ProbeResult(top1, interval, self.C, self.train_images, len(self.classes), self.held_out_top1)
+
+
+def fit_probe(train_x: Tensor, train_y: Tensor) -> FittedProbe:
+    """Train the classifier of `linear_probe` on features (B, D) and labels (B,). Raises `InputError` as that does."""
+    train_x, train_y = checked_part("train", train_x, train_y)
     classes, train_y = train_y.unique(return_inverse=True)
-    test_y = class_numbers(classes, test_y)
-    train_x, test_x = uncorrelated(*standardised(train_x, test_x))
+    if len(classes) < 2:
+        raise InputError(str(unfit_labels(train_y, train_y)))
+    mean, std = mean_and_deviation(train_x)
+    train_x = ((train_x - mean) / std).float()
+    axes = principal_axes(train_x)
+    train_x = train_x @ axes
     held_out = held_out_part(train_y)
 
     num_classes, best = len(classes), (-1.0, 0.0)
@@ -50,8 +86,7 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tenso
             best, chosen = (top1, C), solution
     held_out_top1, C = best
     solution = fit_logistic(train_x, train_y, num_classes, C, start=chosen)
-    top1 = _top1(solution.weights, test_x, test_y)
-    return ProbeResult(top1, wilson_interval(top1, len(test_y)), C, len(train_y), num_classes, held_out_top1)
+    return FittedProbe(classes, mean, std, axes, solution.weights, C, len(train_y), held_out_top1)
 
 
 class Solution(NamedTuple):
@@ -175,34 +210,60 @@ def held_out_part(y: Tensor) -> Tensor:
     return mask
 
 
+def unfit_labels(
+    train_y: Tensor, test_y: Tensor, *, names: tuple[str, str] = ("train", "test")
+) -> str | None:
+    """Why no probe can be learnt from these labels (B,) and judged by those, in words; none where one can.
+
+    Negative labels are none. A probe needs two classes in train and in test, and a class of two train images: one to
+    learn from and one to choose by. A test set of one class would only say how often that class is answered.
+    """
+    labelled = [y[y >= 0] for y in (train_y, test_y)]
+    for part, y in zip(names, labelled, strict=True):
+        if not len(y):
+            return f"none of the {part} images has a label"
+        if len(y.unique()) < 2:
+            return f"the {part} set holds one class ({len(y):,} labelled images): a probe needs at least two"
+    if int(labelled[0].unique(return_counts=True)[1].amax()) < 2:
+        return f"no class of the {names[0]} set has two images: a probe needs some to learn and some to choose by"
+    return None
+
+
 def checked(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The features as float32 and the labels as int64 on one device. Raises `InputError`; see `linear_probe`."""
-    device = train_x.device
-    for part, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
-        if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
-            raise InputError(
-                f"{part} features {tuple(x.shape)} and labels {tuple(y.shape)}: they must be (B, D) and (B,), B at least 1"
-            )
-        if not x.isfinite().all():
-            raise InputError(f"the {part} features hold NaN or infinity: the tokenizer diverged")
-        if y.is_floating_point() or int(y.amin()) < 0:
-            raise InputError(
-                f"{part} labels must be integers from 0 (got {y.dtype}, least {y.amin()}): leave out unlabelled pictures"
-            )
-    if train_x.shape[1] != test_x.shape[1]:
+    """The features as float32 and the labels as int64 of the labelled images, on one device.
+
+    Raises `InputError`; see `linear_probe`.
+    """
+    if train_x.ndim == test_x.ndim == 2 and train_x.shape[1] != test_x.shape[1]:
         raise InputError(
             f"train features have {train_x.shape[1]} numbers and test features {test_x.shape[1]}"
         )
-    if len(train_y.unique()) < 2:
-        raise InputError("the train set holds one class: a probe needs at least two")
-    return (
-        train_x.detach().float(),
-        train_y.to(device).long(),
-        test_x.detach().to(device).float(),
-        test_y.to(device).long(),
+    (train_x, train_y), (test_x, test_y) = (
+        checked_part(part, x, y) for part, x, y in (("train", train_x, train_y), ("test", test_x, test_y))
     )
+    if len(train_y.unique()) < 2:
+        raise InputError(str(unfit_labels(train_y, test_y)))
+    return train_x, train_y, test_x.to(train_x.device), test_y.to(train_x.device)
+
+
+def checked_part(part: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """One of the sets, named `part`, on its features' device."""
+    if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
+        raise InputError(
+            f"{part} features {tuple(x.shape)} and labels {tuple(y.shape)}: they must be (B, D) and (B,), B at least 1"
+        )
+    if y.is_floating_point():
+        raise InputError(f"{part} labels are {y.dtype}: they must be integers, -1 for none")
+    labelled = y >= 0
+    if not bool(labelled.any()):
+        raise InputError(f"none of the {part} images has a label")
+    if not bool(labelled.all()):
+        x, y = x[labelled.to(x.device)], y[labelled]
+    if not x.isfinite().all():
+        raise InputError(f"the {part} features hold NaN or infinity: the tokenizer diverged")
+    return x.detach().float(), y.to(x.device).long()
 
 
 def class_numbers(classes: Tensor, labels: Tensor) -> Tensor:
@@ -211,17 +272,27 @@ def class_numbers(classes: Tensor, labels: Tensor) -> Tensor:
     return torch.where(classes[position] == labels, position, -1)
 
 
+def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (D,) float64 of features (B, D); the deviation of a constant feature is 1."""
+    mean, std = x.double().mean(0), x.double().std(0, correction=0)
+    return mean, torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, 1.0)
+
+
+def principal_axes(x: Tensor) -> Tensor:
+    """The principal axes (D, D) of features (B, D), in float32."""
+    return torch.linalg.eigh(x.double().T @ x.double())[1].float()
+
+
 def standardised(train_x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets less the train mean, over the train deviation; a constant feature becomes 0 in train."""
-    mean, std = train_x.double().mean(0), train_x.double().std(0, correction=0)
-    std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, 1.0)
+    mean, std = mean_and_deviation(train_x)
     return ((train_x - mean) / std).float(), ((test_x - mean) / std).float()
 
 
 def uncorrelated(train_x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets turned to the principal axes of train: |weights|, and so the probe's answer, stays the same."""
-    _, axes = torch.linalg.eigh(train_x.double().T @ train_x.double())
-    return train_x @ axes.float(), test_x @ axes.float()
+    axes = principal_axes(train_x)
+    return train_x @ axes, test_x @ axes
 
 
 def _top1(weights: Tensor, x: Tensor, y: Tensor) -> float:

@@ -14,9 +14,9 @@ import errno
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ from mergevq_platform.recipe import Recipe, resolve
 
 FORMAT = 1
 PREFIX = "checkpoint_"
+# What a reader takes of a checkpoint; only who goes on training takes all of it, which is several times the model.
+RECIPE = ("recipe.yaml",)
+CONFIG = ("config.json",)
+MODEL = ("config.json", "model.safetensors", "recipe.yaml")
 
 
 @dataclass
@@ -44,6 +48,7 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler | None = None
     step: int = 0  # optimizer steps done
+    bad_pictures: list[int] = field(default_factory=list)  # rows that could not be decoded, of all ranks
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`."""
@@ -53,6 +58,7 @@ class TrainingState:
             "ema": self.ema.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "bad_pictures": self.bad_pictures,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -63,6 +69,7 @@ class TrainingState:
         assert state["optimizers"].keys() == self.optimizers.keys()
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        self.bad_pictures = state.get("bad_pictures", [])  # earlier checkpoints hold none
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -116,9 +123,11 @@ def about(directory: Path) -> dict[str, Any]:
         ) from None
 
 
-def verify(directory: Path) -> None:
-    """Check every file against its recorded sha256. Raises `InputError` naming the first that differs."""
+def verify(directory: Path, files: Collection[str] | None = None) -> None:
+    """Check these files (none: every one) against their recorded sha256. Raises `InputError` naming the first that differs."""
     for name, expected in about(directory)["sha256"].items():
+        if files is not None and name not in files:
+            continue
         path = directory / name
         if not path.is_file():
             raise InputError(f"checkpoint {directory} lacks {name}: use an earlier checkpoint of the run")
@@ -182,18 +191,23 @@ def _warn(problem: str) -> None:
 
 
 @contextmanager
-def newest(run: str, say: Callable[[str], None] = _warn) -> Iterator[Path]:
+def newest(
+    run: str, say: Callable[[str], None] = _warn, *, files: Collection[str] | None = None
+) -> Iterator[Path]:
     """A local directory with the newest whole checkpoint of `run`: a run directory, a checkpoint, or a URI of either.
 
-    A corrupt newest checkpoint falls back to the one before, and `say` is told. Remote files are copied to a temporary
-    folder for the length of the context. Raises `InputError` if there is none.
+    Of its files those of `files` are checked (none: all, such as `RECIPE` or `MODEL`), and copied to a temporary folder for
+    the length of the context where they are remote. Where one is corrupt, the checkpoint before is taken, and `say` is told.
+    Raises `InputError` if there is none.
     """
     filesystem, root = open_storage(run)
     problems: list[str] = []
     for path in _candidates(filesystem, root):
         with _local(filesystem, path) as local:
             try:
-                verify(local)
+                if local != Path(path):
+                    _download(filesystem, path, local, files)
+                verify(local, files)
             except InputError as error:
                 problems.append(str(error))
                 continue
@@ -209,17 +223,20 @@ def newest(run: str, say: Callable[[str], None] = _warn) -> Iterator[Path]:
 
 def is_bare(place: str) -> bool:
     """Whether `place` is a local directory with a tokenizer alone, such as `mergevq import-official` writes."""
-    directory = Path(place)
+    directory = _local_path(place)
     return (directory / "config.json").is_file() and not (directory / "checkpoint.json").is_file()
 
 
 @contextmanager
-def weights(place: str) -> Iterator[Path]:
-    """A local directory that `mergevq.load` reads: of a run, a checkpoint, a URI of either, or a tokenizer alone."""
+def weights(place: str, *, files: Collection[str] = MODEL) -> Iterator[Path]:
+    """A local directory that `mergevq.load` reads: of a run, a checkpoint, a URI of either, or a tokenizer alone.
+
+    `files`: see `newest`.
+    """
     if is_bare(place):
-        yield Path(place)
+        yield _local_path(place)
     else:
-        with newest(place) as directory:
+        with newest(place, files=files) as directory:
             yield directory
 
 
@@ -250,9 +267,21 @@ def open_storage(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         if "://" in text:
             return pyarrow.fs.FileSystem.from_uri(text)
-        return pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+        return pyarrow.fs.LocalFileSystem(), str(_local_path(text).resolve())
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"storage '{text}' cannot be opened: {error}") from None
+
+
+def absolute(place: str) -> str:
+    """A place as every process understands it, whatever folder it runs in: a local path written out, a URI as it is."""
+    return place if "://" in place else str(_local_path(place).absolute())
+
+
+def _local_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"'{text}': nobody here is called so; write the path out") from None
 
 
 def sha256(path: Path) -> str:
@@ -277,11 +306,24 @@ def _candidates(filesystem: pyarrow.fs.FileSystem, root: str) -> list[str]:
 
 @contextmanager
 def _local(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Path]:
+    """Where the checkpoint lies, or an empty temporary folder for a remote one."""
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="mergevq-checkpoint-") as temporary:
         target = Path(temporary) / Path(path).name
         target.mkdir()
-        pyarrow.fs.copy_files(path, str(target), source_filesystem=filesystem)
         yield target
+
+
+def _download(
+    filesystem: pyarrow.fs.FileSystem, path: str, target: Path, files: Collection[str] | None
+) -> None:
+    def fetch(name: str) -> None:
+        pyarrow.fs.copy_files(f"{path}/{name}", str(target / name), source_filesystem=filesystem)
+
+    fetch("checkpoint.json")
+    for name in about(target)["sha256"]:
+        if files is None or name in files:
+            with suppress(FileNotFoundError):  # for `verify` to say
+                fetch(name)

@@ -60,6 +60,26 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], workers: int) -> Liter
     return wanted
 
 
+def evaluators(cluster: ClusterConfig) -> tuple[int, Literal["cpu", "cuda"], str | None]:
+    """(workers, device) of a finished run's evaluation, and what is to be said of them: see `evaluators_on`."""
+    import ray
+
+    return evaluators_on(cluster, int(ray.cluster_resources().get("GPU", 0)))
+
+
+def evaluators_on(cluster: ClusterConfig, gpus: int) -> tuple[int, Literal["cpu", "cuda"], str | None]:
+    """The training's workers and device on a cluster that has so many GPUs now.
+
+    A run may have gone on with fewer workers than it began with: then there are as many as there are GPUs.
+    """
+    if cluster.device == "cpu" or (cluster.device == "auto" and gpus < cluster.least_workers):
+        return cluster.workers, "cpu", None
+    if gpus >= cluster.workers:
+        return cluster.workers, "cuda", None
+    lost = f"the cluster has {gpus} GPU{'s' * (gpus != 1)} now, cluster.workers is {cluster.workers}: evaluating on"
+    return (gpus, "cuda", f"{lost} {gpus}") if gpus else (cluster.workers, "cpu", f"{lost} CPUs")
+
+
 def require_resources(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) -> None:
     """Raise `InputError` if the cluster as it is can never hold the workers, instead of waiting for ever."""
     if lack := shortage(cluster, device):

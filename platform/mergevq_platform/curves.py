@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from mergevq.errors import InputError
-from mergevq_platform.files import write_whole
+from mergevq_platform.files import json_text, without_nulls, write_whole
 
 WIDE = 150  # terminal columns that all of a curve needs
 NARROW = (
@@ -38,13 +38,14 @@ class Curve:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        write_whole(path, json.dumps(asdict(self), indent=1))
+        write_whole(path, json_text(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Curve:
-        """Read JSON written by `save`. Raises `InputError` if it is something else."""
+        """Read JSON written by `save`; older files may hold infinite PSNR. Raises `InputError` if it is something else."""
         try:
-            return cls(**json.loads(path.read_text()))
+            curve = cls(**json.loads(path.read_text()))
+            return replace(curve, rows=[without_nulls(row) for row in curve.rows])
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a curve written by mergevq evaluate ({error})") from None
 
@@ -64,28 +65,40 @@ class Curve:
 
     def verdict(self) -> list[str]:
         """Plain sentences: does the curve go the way the paper says, and do probe and recovery beat their baselines?"""
-        keeps = self.column("keep")
-        if len(keeps) < 3:
-            return ["fewer than three kept counts: no trend can be told", *self._of_recovery()]
+        if len(self.rows) < 3:
+            trend = "fewer than three kept counts: no trend can be told"
+            return [trend, *self._of_recovery(), *self._lacking()]
         sentences = []
-        if self.frechet_key in self.rows[0]:
-            claim = "the Fréchet distance falls with more kept tokens"
-            sentences.append(_trend(claim, keeps, self.column(self.frechet_key), -1, 0.02))
-        if "psnr" in self.rows[0]:
-            sentences.append(_trend("PSNR rises with more kept tokens", keeps, self.column("psnr"), 1, 0.005))
-        return [*sentences, *self._of_probe(keeps), *self._of_recovery()]
+        claim = "the Fréchet distance falls with more kept tokens"
+        sentences += self._trend(claim, self.frechet_key, -1, 0.02)
+        sentences += self._trend("PSNR rises with more kept tokens", "psnr", 1, 0.005)
+        return [*sentences, *self._of_probe(), *self._of_recovery(), *self._lacking()]
 
-    def _of_probe(self, keeps: list[float]) -> list[str]:
-        if "probe_top1_cls" not in self.rows[0]:
-            return [] if "representation" not in self.suites else ["no labels: no probe"]
+    def _trend(self, claim: str, key: str, expected: int, least: float) -> list[str]:
+        points = [(row["keep"], row[key]) for row in self.rows if not math.isnan(row.get(key, math.nan))]
+        if len(points) < 3:
+            return []
+        keeps, values = ([point[side] for point in points] for side in (0, 1))
+        return [_trend(claim, keeps, values, expected, least)]
+
+    def _of_probe(self) -> list[str]:
         claim = "the probe rises with fewer kept tokens, as in the paper"
-        sentences = [_trend(claim, keeps, self.column("probe_top1_cls"), -1, 0.02)]
+        sentences = self._trend(claim, "probe_top1_cls", -1, 0.02)
+        if not sentences:
+            return []
         if not sentences[-1].startswith("yes"):
             sentences[-1] += ": on this data fewer tokens do not help the probe"
         if "probe_top1_untrained" in self.rows[0]:
             gain = min(row["probe_top1_cls"] - row["probe_top1_untrained"] for row in self.rows)
             sentences.append(_gain("the probe beats the untrained encoder at every kept count", gain))
         return sentences
+
+    def _lacking(self) -> list[str]:
+        protocol = self.protocol
+        if "representation" in self.suites and not any("probe_top1_cls" in row for row in self.rows):
+            # Of files from before the reason was recorded.
+            protocol = protocol | {"lacking": {"probe": "no labels"} | protocol.get("lacking", {})}
+        return lacking_sentences(protocol)
 
     def _of_recovery(self) -> list[str]:
         merged = [row for row in self.rows if row["merge_ratio"] > 0 and "recovery_accuracy" in row]
@@ -99,7 +112,7 @@ class Curve:
                 min(row["recovery_accuracy"] - row[other] for row in merged),
             )
             for other, claim in claims.items()
-            if merged and other in merged[0]
+            if merged and all(other in row for row in merged)
         ]
 
     def table(self, width: int = 120) -> Table:
@@ -182,16 +195,30 @@ class Curve:
                 f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training pictures, {interval}; "
                 f"majority class {p['majority_top1']:.1f}%."
             )
+            if without := p["probe"].get("unlabelled"):
+                parts.append(
+                    f"Without a label, and so not in it: {without['train']:,} training and {without['test']:,} other images."
+                )
+        parts += [f"No {what}: {reason}." for what, reason in p.get("lacking", {}).items()]
         if p.get("caveat"):
             parts.append(p["caveat"])
         return " ".join(parts)
+
+
+def lacking_sentences(protocol: dict[str, Any]) -> list[str]:
+    """What the data of a measurement did not allow and why, and how many images it is without."""
+    left_out = [
+        f"{len(rows):,} image{'s' * (len(rows) > 1)} of '{split}' cannot be decoded: left out"
+        for split, rows in protocol.get("left_out", {}).items()
+    ]
+    return [f"{reason}: no {what}" for what, reason in protocol.get("lacking", {}).items()] + left_out
 
 
 def tuned_curve(before: Curve, after: Curve) -> Curve:
     """`after` with what Source Recovery decides of `before` beside it, as `<key>_before`; both at the same kept counts."""
     keys = ("recovery_accuracy", "psnr_recovered", f"{after.frechet_key}_recovered")
     rows = [
-        row | {f"{key}_before": old[key] for key in keys}
+        row | {f"{key}_before": old[key] for key in keys if key in old}
         for old, row in zip(before.rows, after.rows, strict=True)
     ]
     weights = {key: before.protocol[key] for key in ("checkpoint", "weights_sha256")}
@@ -201,10 +228,19 @@ def tuned_curve(before: Curve, after: Curve) -> Curve:
 def _trend(claim: str, keeps: Sequence[float], values: Sequence[float], expected: int, least: float) -> str:
     # A trend needs a direction and a size: noise in the third digit has a rank correlation too. Nor may the noise of a part
     # where the curve is flat outvote the part where it is steep, so only pairs that clearly differ have a say.
-    rho = rank_correlation(keeps, values)
-    spread = (max(values) - min(values)) / max(max(map(abs, values)), 1e-12)
-    word = "yes" if concordance(keeps, values) * expected > 0.5 and spread > least else "NO"
+    finite = numbered(values)
+    rho = rank_correlation(keeps, finite)
+    spread = (max(finite) - min(finite)) / max(max(map(abs, finite)), 1e-12)
+    word = "yes" if concordance(keeps, finite) * expected > 0.5 and spread > least else "NO"
     return f"{word}: {claim} (rank correlation {rho:+.2f}, {min(values):.3g} to {max(values):.3g})"
+
+
+def numbered(values: Sequence[float]) -> list[float]:
+    """Values, of which none is NaN, where an infinity stands as far beyond the others as these span: older curves hold such PSNR."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    span = high - low or 1.0
+    return [value if math.isfinite(value) else high + span if value > 0 else low - span for value in values]
 
 
 def _gain(claim: str, points: float) -> str:

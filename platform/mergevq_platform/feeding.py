@@ -7,7 +7,7 @@ what the model takes, and now and then for a validation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -72,8 +72,8 @@ class Samples(Protocol):
 class Feed(Protocol):
     """What the loop asks of a task's data."""
 
-    def stream(self, start_step: int) -> AbstractContextManager[Any]:
-        """This rank's micro-batches, a list for each optimizer step from `start_step` on; counts `bad_pictures`."""
+    def stream(self, start_step: int, met: Collection[int] = ()) -> AbstractContextManager[Any]:
+        """This rank's micro-batches, a list for each optimizer step from `start_step` on; see `TrainStream` for `met`."""
 
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
         """A micro-batch as the model takes it, on the worker's device."""
@@ -123,7 +123,7 @@ class PictureFeed:
     samples: Dataset
     worker: Worker
 
-    def stream(self, start_step: int) -> TrainStream:
+    def stream(self, start_step: int, met: Collection[int] = ()) -> TrainStream:
         """See `Feed.stream`."""
         recipe = self.recipe
         return TrainStream(
@@ -136,6 +136,7 @@ class PictureFeed:
             start_step=start_step,
             workers=recipe.data.loader_workers,
             bad_picture_limit=recipe.data.bad_picture_limit,
+            met=met,
             window_blocks=recipe.data.window_blocks,
         )
 
@@ -155,8 +156,8 @@ class PictureFeed:
         batches = self.validation_batches()
 
         def share() -> Iterator[Batch]:
-            for index in batches.shard(self.worker.rank, self.worker.world_size):
-                yield to_unit_range(batches.batch(index), self.worker.device)
+            for batch in readable_share(batches, self.worker):
+                yield to_unit_range(batch, self.worker.device)
 
         measure: Callable[[Any, Batch, validation.Meters], None]
         if isinstance(self.recipe.task, RecoveryTask):
@@ -182,6 +183,13 @@ class PictureFeed:
         return EvalBatches(dataset, data.views.image_size, settings.batch, limit=settings.validation_images)
 
 
+def readable_share(batches: EvalBatches, worker: Worker) -> Iterator[Batch]:
+    """This worker's batches of a validation, without images that cannot be decoded."""
+    for index in batches.shard(worker.rank, worker.world_size):
+        if (batch := batches.readable(index)) is not None:
+            yield batch
+
+
 @dataclass(frozen=True)
 class EncodedPictureFeed:
     """Codes of pictures that the frozen tokenizer encodes as they come."""
@@ -200,9 +208,9 @@ class EncodedPictureFeed:
         """The frozen tokenizer on the worker's device."""
         return tokenizer_of(self.recipe).load(self.worker.device)
 
-    def stream(self, start_step: int) -> TrainStream:
+    def stream(self, start_step: int, met: Collection[int] = ()) -> TrainStream:
         """See `Feed.stream`."""
-        return self.pictures.stream(start_step)
+        return self.pictures.stream(start_step, met)
 
     @torch.no_grad()
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
@@ -221,8 +229,8 @@ class EncodedPictureFeed:
 
         def share() -> Iterator[Batch]:
             for keep in trained_keeps(self.recipe):
-                for index in batches.shard(self.worker.rank, self.worker.world_size):
-                    yield self.batch(batches.batch(index), keep)
+                for batch in readable_share(batches, self.worker):
+                    yield self.batch(batch, keep)
 
         return validation.validate(model, share(), validation.of_generator, self.worker.world_size)
 
@@ -235,8 +243,9 @@ class CodeFeed:
     samples: CodeSet
     worker: Worker
 
-    def stream(self, start_step: int) -> CodeStream:
+    def stream(self, start_step: int, met: Collection[int] = ()) -> CodeStream:
         """See `Feed.stream`."""
+        del met
         recipe = self.recipe
         return CodeStream(
             self.samples,
@@ -264,6 +273,8 @@ class CodeFeed:
             for keep in trained_keeps(recipe):
                 left = limit
                 for number in codes.groups_of(keep):
+                    if not left:
+                        break
                     group = codes.group(number)
                     rows = min(left, len(group.label))
                     for start in range(0, rows, size):
@@ -298,14 +309,17 @@ def trained_keeps(recipe: Recipe) -> tuple[int, ...]:
 
 
 def pinned(recipe: Recipe) -> Recipe:
-    """A generator's or recovery's recipe with place and hashes of what it builds on written out, as it is stored; others as
-    they are.
+    """A recipe with place and hashes of the tokenizer that it builds on written out, as it is stored; others as they are.
 
     Raises `InputError` if the tokenizer is not there, or is another than the recipe's hash or the code set says.
     """
     task = recipe.task
     if isinstance(task, RecoveryTask) and task.stage_1 is None:
         return resolve(merged(to_tree(recipe), {"task": settled(task)}))
+    if isinstance(task, FineTuneTask | ProbeTask) and task.tokenizer_sha256 is None:
+        judged = find_tokenizer(task.tokenizer, key="task.tokenizer")
+        told = {"tokenizer": judged.location, "tokenizer_sha256": judged.sha256}
+        return resolve(merged(to_tree(recipe), {"task": told}))
     if not isinstance(task, GeneratorTask) or (task.tokenizer and task.tokenizer_sha256):
         return recipe
     made_by = read_manifest(task.codes).tokenizer if task.codes else None

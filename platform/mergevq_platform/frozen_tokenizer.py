@@ -22,7 +22,7 @@ from mergevq.probe_training import FrozenFeatures
 from mergevq.tokenizer import MergeVQ
 from mergevq.weights import WEIGHTS, read_config
 from mergevq_platform import checkpoints
-from mergevq_platform.recipe import ProbeTask
+from mergevq_platform.recipe import FineTuneTask, ProbeTask
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,22 @@ def sha256_of_codes(weights: Path) -> str:
     return digest.hexdigest()
 
 
+def classified_tokenizer(task: FineTuneTask | ProbeTask) -> MergeVQ:
+    """The tokenizer whose features answer for classes. Raises `InputError` if another lies there than the recipe's hash says."""
+    with checkpoints.weights(task.tokenizer) as directory:
+        if task.tokenizer_sha256 is not None:
+            found = checkpoints.sha256(directory / WEIGHTS)
+            if found != task.tokenizer_sha256:
+                raise InputError(
+                    f"task.tokenizer: {task.tokenizer} has weights {found[:12]}…, but the run began with "
+                    f"{task.tokenizer_sha256[:12]}…: put those back, or begin another run"
+                )
+        return mergevq.load(directory)
+
+
 def probed_features(task: ProbeTask, device: torch.device) -> FrozenFeatures:
     """The features that a probe's heads read, of the tokenizer that its recipe names."""
-    with checkpoints.weights(task.tokenizer) as directory:
-        return FrozenFeatures(mergevq.load(directory), task.settings).to(device)
+    return FrozenFeatures(classified_tokenizer(task), task.settings).to(device)
 
 
 def mismatch(what: str, found: str, expected: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from mergevq.errors import InputError
-from mergevq_platform.files import write_whole
+from mergevq_platform.curves import lacking_sentences
+from mergevq_platform.files import json_text, without_nulls, write_whole
 
 NAMES = {
     "reconstructed": "reconstructions (ceiling)",
@@ -32,13 +33,15 @@ class GeneratorReport:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        write_whole(path, json.dumps(asdict(self), indent=1))
+        write_whole(path, json_text(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> GeneratorReport:
         """Read JSON written by `save`. Raises `InputError` if it is something else."""
         try:
-            return cls(**json.loads(path.read_text()))
+            report = cls(**json.loads(path.read_text()))
+            references = {name: without_nulls(row) for name, row in report.references.items()}
+            return replace(report, rows=[without_nulls(row) for row in report.rows], references=references)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a generator's report ({error})") from None
 
@@ -49,8 +52,9 @@ class GeneratorReport:
 
     @property
     def best(self) -> dict[str, float]:
-        """The row of the smallest Fréchet distance."""
-        return min(self.rows, key=lambda row: row[self.frechet_key])
+        """The row of the smallest Fréchet distance; without any, that without guidance."""
+        measured = [row for row in self.rows if self.frechet_key in row]
+        return min(measured, key=lambda row: row[self.frechet_key], default=self.without_guidance)
 
     @property
     def without_guidance(self) -> dict[str, float]:
@@ -60,10 +64,9 @@ class GeneratorReport:
     def verdict(self) -> list[str]:
         """Plain sentences: is it better than its baselines, are classes recognised, does it copy?"""
         p, plain, best = self.protocol, self.without_guidance, self.best
-        clearest = max(self.rows, key=lambda row: row["class_top1"])  # guidance trades distance for class
         sentences = []
         for name in ("by_position", "untrained"):
-            if name in self.references:
+            if name in self.references and self.frechet_key in plain:
                 theirs = self.references[name][self.frechet_key]
                 share = plain[self.frechet_key] / theirs
                 word = "yes" if share < CLEARLY else "NO"
@@ -71,18 +74,21 @@ class GeneratorReport:
                     f"{word}: without guidance its Fréchet distance is {share:.0%} of that of {NAMES[name].split(' (')[0]} "
                     f"({plain[self.frechet_key]:.3g} against {theirs:.3g})"
                 )
-        word = "yes" if clearest["class_top1_low"] > 2 * p["chance_top1"] else "NO"
-        sentences.append(
-            f"{word}: a probe that learned from real pictures recognises the class of {plain['class_top1']:.1f}% without guidance, "
-            f"{clearest['class_top1']:.1f}% at scale {clearest['scale']:g} (chance {p['chance_top1']:.1f}%, real pictures "
-            f"{p['class_probe']['real_top1']:.1f}%)"
-        )
-        word = "yes" if best["neighbour_ratio"] > 0.8 else "NO"
-        sentences.append(
-            f"{word}: it does not copy: its pictures are {best['neighbour_ratio']:.2f} times as far from their nearest training pictures "
-            "as reconstructions of held-out pictures are"
-        )
-        return sentences
+        if "class_probe" in p:
+            clearest = max(self.rows, key=lambda row: row["class_top1"])  # guidance trades distance for class
+            word = "yes" if clearest["class_top1_low"] > 2 * p["chance_top1"] else "NO"
+            sentences.append(
+                f"{word}: a probe that learned from real pictures recognises the class of {plain['class_top1']:.1f}% without guidance, "
+                f"{clearest['class_top1']:.1f}% at scale {clearest['scale']:g} (chance {p['chance_top1']:.1f}%, real pictures "
+                f"{p['class_probe']['real_top1']:.1f}%)"
+            )
+        if "neighbour_ratio" in best:
+            word = "yes" if best["neighbour_ratio"] > 0.8 else "NO"
+            sentences.append(
+                f"{word}: it does not copy: its pictures are {best['neighbour_ratio']:.2f} times as far from their nearest training "
+                "pictures as reconstructions of held-out pictures are"
+            )
+        return sentences + lacking_sentences(p)
 
     def columns(self) -> list[tuple[str, str, str]]:
         """(key, title, format) of what is shown."""
@@ -141,13 +147,15 @@ class GeneratorReport:
     def caption(self) -> str:
         """What the numbers are, in one paragraph."""
         p = self.protocol
+        probe = p.get("class_probe")
+        learned = f"Class: {probe['kind']}, {probe['train_images']} training pictures. " if probe else ""
+        lacking = "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         return (
             f"{self.frechet_key}: Fréchet distance of {p['images']} pictures, classes in turn, to {p['reference']['images']} real ones of "
             f"'{p['reference']['split']}', {p['extractor']['description']}; precision and recall of the same features (k = 3). "
-            f"Class: {p['class_probe']['kind']}, "
-            f"{p['class_probe']['train_images']} training pictures. Distance to neighbour: median over pictures, as a multiple of that of "
+            f"{learned}Distance to neighbour: median over pictures, as a multiple of that of "
             f"reconstructed held-out pictures; {p['neighbours']}. {p['guidance']['schedule']} guidance; EMA weights of step "
-            f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}."
+            f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}.{lacking}"
         )
 
 

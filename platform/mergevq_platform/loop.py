@@ -21,7 +21,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import mergevq
 from mergevq import schedules
 from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.ema import Ema
@@ -37,7 +36,8 @@ from mergevq.train_step import build_training
 from mergevq.training import Output, Training
 from mergevq_platform import checkpoints
 from mergevq_platform.checkpoints import TrainingState
-from mergevq_platform.data import open_dataset
+from mergevq_platform.data import Dataset, open_dataset
+from mergevq_platform.evaluable import require_evaluable
 from mergevq_platform.feeding import (
     Samples,
     Worker,
@@ -48,6 +48,7 @@ from mergevq_platform.feeding import (
     require_codes,
     trained_keeps,
 )
+from mergevq_platform.frozen_tokenizer import classified_tokenizer
 from mergevq_platform.recipe import (
     ClassifierTask,
     FineTuneTask,
@@ -108,6 +109,10 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     recipe = pinned(recipe)
     samples = open_samples(recipe)
     total_steps, _ = length(recipe, samples)
+    if worker.rank == 0 and (without := unlabelled(recipe, samples)):
+        host.warn(
+            f"{without:,} of the {samples.rows:,} images of '{recipe.data.train_split}' have no label: they teach the classes nothing"
+        )
 
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format
     training = build(recipe, samples).to(worker.device).to(memory_format=layout)
@@ -135,10 +140,11 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         if recipe.precision == "float32"
         else lambda: torch.autocast(worker.device.type, PRECISIONS[recipe.precision])
     )
-    meter = Meter(worker, host, recipe, total_steps, state.scaler)
+    meter = Meter(worker, host, recipe, total_steps, state.scaler, control)
 
     def save() -> None:
         meter.flush()
+        state.bad_pictures = sorted(stream.met)
         host.at(state.step, "saving")
         if worker.rank == 0:
             host.save(
@@ -151,7 +157,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             dist.barrier(group=control)
 
     feed = open_feed(recipe, samples, worker)
-    with feed.stream(state.step) as stream:
+    with feed.stream(state.step, state.bad_pictures) as stream:
         saved_at, asked_at = state.step, time.monotonic()
         compiled: set[int | None] = set()
         batches = iter(stream)
@@ -179,7 +185,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             state.ema.update()
             state.step += 1
 
-            meter.add(state.step, keep, losses, norms, stream.bad_pictures)
+            meter.add(state.step, keep, losses, norms, stream)
             first = worker.rank == 0
             stopping, asking = _agreed(
                 [first and host.stop_requested(), first and time.monotonic() - asked_at > NOTICE_SECONDS],
@@ -223,10 +229,10 @@ def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
     return max(1, round(recipe.epochs * steps_per_epoch)), steps_per_epoch
 
 
-def preflight(recipe: Recipe) -> Samples:
+def preflight(recipe: Recipe, *, evaluated: bool = True) -> Samples:
     """Open the data and build the model as every worker will, so that what is missing is said before a run starts.
 
-    Returns the training split.
+    And open what the evaluation at the end will, if there is one. Returns the training split.
     """
     if isinstance(recipe.task, RecoveryTask):
         recipe = pinned(recipe)
@@ -237,6 +243,8 @@ def preflight(recipe: Recipe) -> Samples:
     if recipe.evaluation.every:
         open_dataset(recipe.data.path, recipe.data.evaluation_split, recipe.data.reading)
     build(recipe, samples)
+    if evaluated:
+        require_evaluable(recipe)
     return samples
 
 
@@ -250,18 +258,16 @@ def build(recipe: Recipe, samples: Samples) -> Training:
 def _built(recipe: Recipe, samples: Samples) -> Training:
     match recipe.task:
         case TokenizerTask() as task:
-            tokenizer = MergeVQ(task.model)
-            if task.initial_weights:
-                select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
+            tokenizer = initial_tokenizer(task)
             return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
         case ClassifierTask() as task:
             _require_classes(samples, task.model.classes, "a classifier")
             return ClassifierTraining(StandInClassifier(task.model))
         case FineTuneTask() as task:
-            tokenizer = judged_tokenizer(recipe, task.tokenizer, samples)
+            tokenizer = judged_tokenizer(recipe, task, samples)
             return FineTuneTraining(tokenizer, task.settings, classes=samples.num_classes)
         case ProbeTask() as task:
-            tokenizer = judged_tokenizer(recipe, task.tokenizer, samples)
+            tokenizer = judged_tokenizer(recipe, task, samples)
             return ProbeTraining(tokenizer, task.settings, classes=samples.num_classes)
         case RecoveryTask() as task:
             tokenizer, generator = starting_tokenizer(task), writing_generator(task)
@@ -277,13 +283,26 @@ def _built(recipe: Recipe, samples: Samples) -> Training:
             return GeneratorTraining(build_generator(task.model), task.losses)
 
 
-def judged_tokenizer(recipe: Recipe, location: str, samples: Samples) -> MergeVQ:
+def unlabelled(recipe: Recipe, samples: Samples) -> int:
+    """How many training images a task of classes cannot learn from: its losses leave out those without a label."""
+    classes = isinstance(recipe.task, ClassifierTask | FineTuneTask | ProbeTask)
+    return samples.unlabelled if classes and isinstance(samples, Dataset) else 0
+
+
+def initial_tokenizer(task: TokenizerTask) -> MergeVQ:
+    """The tokenizer before its first step, initialised by PyTorch's generator (and from given weights)."""
+    tokenizer = MergeVQ(task.model)
+    if task.initial_weights:
+        select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
+    return tokenizer
+
+
+def judged_tokenizer(recipe: Recipe, task: FineTuneTask | ProbeTask, samples: Samples) -> MergeVQ:
     """The tokenizer whose features answer for classes. Raises `InputError` for one that does not fit the pictures."""
     if not samples.labelled:
         raise InputError(f"{samples.path} has no labels: nothing can be classified on it")
-    with checkpoints.weights(location) as directory:
-        tokenizer = mergevq.load(directory)
-    _require_size(recipe, tokenizer, location)
+    tokenizer = classified_tokenizer(task)
+    _require_size(recipe, tokenizer, task.tokenizer)
     return tokenizer
 
 
@@ -422,7 +441,10 @@ class Meter:
         recipe: Recipe,
         total_steps: int,
         scaler: torch.amp.GradScaler | None = None,
+        control: Any = None,
     ) -> None:
+        self.control = control
+        self.stream: Any = None
         self.worker, self.host, self.recipe, self.total_steps = worker, host, recipe, total_steps
         self.scaler = scaler
         self.rows: list[tuple[int, int | None, Tensor]] = []
@@ -446,9 +468,10 @@ class Meter:
         keep: int | None,
         losses: list[tuple[float, dict[str, Tensor]]],
         norms: dict[str, Tensor],
-        bad_pictures: int,
+        stream: Any,
     ) -> None:
         """Remember one step, whose micro-batches have (share of the step, losses); report when the cadence says so."""
+        self.stream = stream
         names = list(losses[0][1])
         columns = [*names, *norms, "bad_pictures"]
         assert not self.rows or columns == self.names, (
@@ -459,7 +482,7 @@ class Meter:
             share * torch.stack([part[name].detach().float() for name in names]) for share, part in losses
         ]
         extra = [norm.detach().float() for norm in norms.values()]
-        extra.append(parts[0].new_tensor(float(bad_pictures)))
+        extra.append(parts[0].new_tensor(float(len(stream.unshared))))
         self.rows.append((step, keep, torch.cat([torch.stack(parts).sum(0), torch.stack(extra)])))
         if step % self.recipe.log_every == 0 or step == self.total_steps:
             self.flush()
@@ -471,8 +494,9 @@ class Meter:
         table = torch.stack([row for *_, row in self.rows])
         if self.worker.world_size > 1:
             dist.all_reduce(table)
-            table /= self.worker.world_size
+            table[:, :-1] /= self.worker.world_size  # bad pictures are a sum
         values = table.cpu()
+        self._share_bad_pictures(values)
         steps, seconds, waited = len(self.rows), time.monotonic() - self.started, self.waited
         rows, self.rows, self.started, self.waited = self.rows, [], time.monotonic(), 0.0
         self._check_finite(rows, values)
@@ -504,6 +528,18 @@ class Meter:
         measured = {f"system/{name}": value for name, value in speed.items()} | self.system.sample()
         self.host.record(last, measured)
         self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
+
+    def _share_bad_pictures(self, values: Tensor) -> None:
+        """Count the bad pictures of all ranks since the run began, and tell every rank which they are."""
+        new, before = bool(values[-1, -1]), len(self.stream.met)
+        values[:, -1] += before
+        if not new:
+            return
+        found = [self.stream.unshared]
+        if self.worker.world_size > 1:
+            found = [[] for _ in range(self.worker.world_size)]
+            dist.all_gather_object(found, self.stream.unshared, group=self.control)
+        self.stream.share([item for rank in found for item in rank])
 
     def _check_finite(self, rows: list, values: Tensor) -> None:
         if self.recipe.on_nan == "skip":

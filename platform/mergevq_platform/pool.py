@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from mergevq.errors import InputError
+
 Whole = TypeVar("Whole")
 Answers = Callable[[Sequence[Any]], Iterable[Any]]
+
+
+class Refused(NamedTuple):
+    """The answer of a worker that met what its user can put right: as a value, because Ray prints an error's traceback."""
+
+    error: InputError
 
 
 class Share(NamedTuple, Generic[Whole]):
@@ -22,7 +30,8 @@ def answers(
 ) -> Answers:
     """A function that has `worker(subject).answer(job)` done for every job: here for 0 `workers`, else on Ray actors.
 
-    A job may be done twice where an actor dies: it must be the same each time.
+    A job may be done twice where an actor dies: it must be the same each time. An `InputError` of a worker, in its making
+    too, is raised here, where the answers are taken.
     """
     if not workers:
         made = worker(subject)
@@ -37,8 +46,19 @@ def answers(
         "scheduling_strategy": "SPREAD",
     }
 
-    class Worker(worker):
-        """Takes the whole of a share out of the object store."""
+    class Worker:
+        """Makes the worker with its first job; takes the whole of a share out of the object store."""
+
+        def __init__(self, subject: Any) -> None:
+            self.subject = subject
+            self.made: Any = None
+
+        def answer(self, job: Any) -> Any:
+            try:
+                self.made = self.made or worker(self.subject)
+                return self.made.answer(job)
+            except InputError as error:
+                return Refused(error)
 
         def answer_share(self, of: Any, number: int, shares: int) -> Any:
             return self.answer(Share(of, number, shares))
@@ -59,6 +79,9 @@ def answers(
                 stored[id(job.of)] = ray.put(job.of)
             return actor.answer_share.remote(stored[id(job.of)], job.number, job.shares)
 
-        return pool.map(send, jobs)
+        for answer in pool.map(send, jobs):
+            if isinstance(answer, Refused):
+                raise answer.error
+            yield answer
 
     return on_ray

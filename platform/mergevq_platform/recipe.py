@@ -6,6 +6,7 @@ recipe (`to_tree`) is stored in every checkpoint and in MLflow; resolving it aga
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -35,11 +36,13 @@ from mergevq.presets import preset
 from mergevq.probe_training import ProbeTrainingConfig
 from mergevq.recovery_training import RecoveryTrainingConfig
 from mergevq.schedules import Schedule
+from mergevq.text_files import read_text
 from mergevq.tokenizer import TokenizerConfig
+from mergevq_platform import naming
 from mergevq_platform.credentials import keys_with_credentials
 from mergevq_platform.data import Deal, Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
-from mergevq_platform.text_files import read_text
+from mergevq_platform.places import places
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -75,6 +78,7 @@ class FineTuneTask:
 
     kind: Literal["finetune"] = "finetune"
     tokenizer: str  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
     settings: FineTuneConfig = Field(default_factory=FineTuneConfig)
 
 
@@ -84,6 +88,7 @@ class ProbeTask:
 
     kind: Literal["probe"] = "probe"
     tokenizer: str  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
     settings: ProbeTrainingConfig = Field(default_factory=ProbeTrainingConfig)
 
 
@@ -179,7 +184,9 @@ class DataConfig:
     train_split: str = "train"
     evaluation_split: str = "val"
     image_column: str | None = None  # of Parquet files: the column of images; none: the one that holds some
-    label_column: str | None = None  # of Parquet files: the column of classes; none: `label`
+    label_column: str | None = (
+        None  # of Parquet files: the column of classes; none: `label`, or the only one called so
+    )
     background: Background | None = (
         None  # of transparent pixels; none: what the set was packed with, else white
     )
@@ -254,7 +261,7 @@ class EvaluationConfig:
 class Recipe:
     """Everything that decides what a run computes."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: str  # see `naming`
     description: str = ""
     experiment: str = "mergevq"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -281,6 +288,10 @@ class Recipe:
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        if not naming.fits(self.name):
+            raise ValueError(
+                f"name {self.name!r} will not do: {naming.RULE}, such as '{naming.fitted(self.name)}'"
+            )
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give the length of training once: 'steps' or 'epochs'")
         if self.cluster.workers > self.global_batch:
@@ -363,7 +374,7 @@ def read(name_or_path: str | Path) -> Tree:
         raise InputError(f"{path} is not YAML{line}: {getattr(error, 'problem', error)}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no recipe: it must be a mapping of keys to values")
-    tree.setdefault("name", path.stem)
+    tree.setdefault("name", naming.fitted(path.stem))
     return tree
 
 
@@ -437,17 +448,24 @@ PLACES = ("path", "codes", "tokenizer", "generator", "directory", *WEIGHTS_KEYS)
 def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
     """The same with absolute paths for the files and folders that it names relative to `folder` (none: where we are).
 
-    Workers and trials run in directories of their own. Names of what is not there stay: a weights file that
-    `MERGEVQ_WEIGHTS` knows, a URI, or a mistake, which is reported under the name that was given.
+    Workers and trials run in directories of their own. Files of weights are looked for in the folder `MERGEVQ_WEIGHTS` too.
+    Names of what is not there stay: a URI, or a mistake, which is reported under the name that was given.
     """
     start = Path.cwd() if folder is None else Path(folder)
+    weights = places().weights
 
     def placed(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {inner: placed(inner, part) for inner, part in value.items()}
         named = key in PLACES and isinstance(value, str) and "://" not in value
+        if not named:
+            return value
+        path = os.path.expanduser(value)
         # An absolute path stays what it is when it is joined to another.
-        return str(start / value) if named and (start / value).exists() else value
+        known = [start / path]
+        if weights and key in WEIGHTS_KEYS:  # the path of another machine is a name here
+            known += [weights / path, weights / Path(path).name]
+        return next((str(place) for place in known if place.exists()), path)
 
     return parse(Recipe, placed("", to_tree(recipe)))
 

@@ -30,14 +30,14 @@ def settled(task: RecoveryTask) -> Tree:
 
 
 def _tokenizer_task(found: FrozenTokenizer) -> TokenizerTask:
-    with checkpoints.weights(found.location) as directory:
+    with checkpoints.weights(found.location, files=("config.json", "recipe.yaml")) as directory:
         if checkpoints.is_bare(found.location):
             return parse(TokenizerTask, untold_task(read_config(directory)))
         return checkpoints.recipe_of(directory).tokenizer
 
 
 def _settled_generator(task: RecoveryTask, place: str, tokenizer: FrozenTokenizer) -> Tree:
-    with checkpoints.newest(place) as directory:
+    with checkpoints.newest(place, files=checkpoints.MODEL) as directory:
         made, sha256 = checkpoints.recipe_of(directory).generator, _generator_sha256(task, directory)
         location = checkpoints.at_step(place, checkpoints.about(directory)["step"])
     if not tokenizer.makes_codes_of(made.tokenizer_sha256, made.tokenizer_codes_sha256):
@@ -66,7 +66,7 @@ def writing_generator(task: RecoveryTask) -> Generator | None:
     """The generator that writes codes anew, if the task names one. Raises `InputError` as `starting_tokenizer` does."""
     if task.generator is None:
         return None
-    with checkpoints.newest(task.generator) as directory:
+    with checkpoints.newest(task.generator, files=checkpoints.MODEL) as directory:
         _generator_sha256(task, directory)
         return load_generator(directory)
 

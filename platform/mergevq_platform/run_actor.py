@@ -31,6 +31,7 @@ class RunActor:
         self.ward = heartbeat.Ward(hang_timeout_seconds)
         self.status: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.refused = False  # the tracking store did not take records, which was said
         self.stopping = False
         self.failures = 0
         self.final: Exception | None = None
@@ -88,6 +89,12 @@ class RunActor:
 
     def latest(self) -> Latest:
         """All that the driver asks for."""
+        if not self.refused and (reason := self.recorder.delivery_error):
+            self.refused = True
+            assert self.recorder.store is not None
+            self.warn(
+                f"not in MLflow yet: {self.recorder.store.public_uri}: {reason} (the run goes on, and its journal keeps everything)"
+            )
         return Latest(self.status, self.warnings, self.ward.hung(), self.ward.quiet_seconds())
 
     def stop(self) -> None:
@@ -101,9 +108,11 @@ class RunActor:
 
 @dataclass(frozen=True)
 class RemoteRecorder:
-    """The recorder that lives in a `RunActor`: same methods, and each waits for its answer."""
+    """The recorder that lives in a `RunActor`: the same methods, and each waits for its answer."""
 
     actor: Any
 
     def __getattr__(self, method: str) -> Any:
+        if method.startswith("_") or not callable(getattr(LocalRecorder, method, None)):
+            raise AttributeError(f"a recorder has no method '{method}'")
         return lambda *arguments: ray.get(self.actor.call.remote(method, *arguments))

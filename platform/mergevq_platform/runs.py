@@ -11,7 +11,7 @@ import pyarrow.fs
 
 from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints
+from mergevq_platform import checkpoints, naming
 from mergevq_platform.credentials import without_credentials
 from mergevq_platform.recipe import GeneratorTask, Recipe, RecoveryTask, TokenizerTask
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
@@ -43,12 +43,20 @@ class Run:
 
     @classmethod
     def new(cls, name: str, *, home: Path, storage: str | None = None) -> Run:
-        """A run whose name is not taken. Raises `InputError` if it is, or if the storage cannot be written."""
-        run = cls(name=name, home=home, storage=storage or str((home / "ray").resolve()))
+        """A run whose name will do and is not taken. Raises `InputError` otherwise, or if the storage cannot be written."""
+        naming.check_name(name, "--name")
+        run = cls(name=name, home=home, storage=_storage(storage, home))
         filesystem, path = checkpoints.open_storage(run.location)
         if filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound or run.directory.exists():
             raise InputError(
                 f"run '{name}' exists already in {run.storage}: choose another --name, or go on with --resume {name}"
+            )
+        local = (path.name for path in (home / "ray").glob("*"))
+        alike = [other for other in (*run.siblings(), *local) if other.casefold() == name.casefold()]
+        if alike:  # on another file system the two would be one
+            raise InputError(
+                f"run '{alike[0]}' exists already in {run.storage}, and '{name}' differs from it in case alone: "
+                "choose another --name"
             )
         run._require_writable()
         return run
@@ -56,10 +64,10 @@ class Run:
     @classmethod
     def find(cls, name: str, *, home: Path, storage: str | None = None) -> Run:
         """An existing run by name or by path. Raises `InputError` if there is none."""
-        given = Path(name)
+        given = Path(checkpoints.absolute(name)) if "/" in name else Path(name)
         if storage is None and given.parent != Path() and (given / "recipe.yaml").is_file():
             name, storage = given.name, str(given.resolve().parent)
-        run = cls(name=name, home=home, storage=storage or str((home / "ray").resolve()))
+        run = cls(name=name, home=home, storage=_storage(storage, home))
         if not run._exists("recipe.yaml"):
             raise InputError(
                 f"no run '{name}' in {run.storage}: runs there: {', '.join(run.siblings()) or 'none'}"
@@ -169,14 +177,8 @@ class Run:
             ) from None
 
 
-def locate(name: str, *, home: Path, storage: str | None = None) -> tuple[Run | None, str]:
-    """(run, location) of a run's name, a run directory, a checkpoint directory or a URI; the run if it is one of ours."""
-    if checkpoints.is_bare(name):
-        return None, name
-    if checkpoints.listed(name):
-        return run_around(name, home), name
-    run = Run.find(name, home=home, storage=storage)
-    return run, run.location
+def _storage(given: str | None, home: Path) -> str:
+    return checkpoints.absolute(given) if given else str((home / "ray").resolve())
 
 
 def run_around(place: str, home: Path) -> Run | None:

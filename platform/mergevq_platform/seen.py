@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from functools import reduce
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +14,7 @@ from mergevq.metrics import FeatureStatistics, InceptionExtractor, InceptionScor
 from mergevq.metrics.extractors import Extractor
 
 SPLITS = 10  # of the Inception score
+AnyParts = TypeVar("AnyParts", bound="Parts")
 
 
 class Parts:
@@ -19,14 +22,19 @@ class Parts:
 
     def merge(self, other: Self) -> Self:
         """Of both sets of pictures, these first."""
-        parts: dict[str, Any] = {}
-        for name in (part.name for part in fields(self)):  # type: ignore[arg-type]
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if isinstance(mine, np.ndarray):
-                parts[name] = np.concatenate([mine, theirs])
-            else:
-                parts[name] = theirs if mine is None else mine if theirs is None else mine.merge(theirs)
-        return type(self)(**parts)
+        return together([self, other])
+
+
+def together(parts: Sequence[AnyParts]) -> AnyParts:
+    """All sets of pictures in order: their arrays are copied once, however many they are."""
+    merged: dict[str, Any] = {}
+    for name in (part.name for part in fields(parts[0])):  # type: ignore[arg-type]
+        values = [value for part in parts if (value := getattr(part, name)) is not None]
+        if values and isinstance(values[0], np.ndarray):
+            merged[name] = np.concatenate(values)
+        else:
+            merged[name] = reduce(lambda mine, theirs: mine.merge(theirs), values) if values else None
+    return type(parts[0])(**merged)
 
 
 @dataclass

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +20,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from mergevq.config import to_tree, with_overrides
-from mergevq_platform import checkpoints, cluster, heartbeat, loop
+from mergevq_platform import checkpoints, cluster, heartbeat, loop, naming
 from mergevq_platform.feeding import pinned
 from mergevq_platform.progress import Progress
 from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.runs import Run
+from mergevq_platform.tracking.records import Status
 from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.undelivered import lacking
 from mergevq_platform.worker import Restarts, worker_loop
 
 STATUS_POLL_SECONDS = 0.5
@@ -40,6 +43,9 @@ class Outcome:
     step: int
     experiment: str
     stopped: bool  # someone asked it to stop before its last step
+    undelivered: str | None = (
+        None  # what the tracking store lacks and how to deliver it, if it lacks something
+    )
 
 
 def train(
@@ -67,8 +73,10 @@ def train(
     error if training fails for good.
     """
     run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
-    fingerprint = loop.preflight(recipe).fingerprint
-    Store.at(home, tracking_uri).prepare()
+    samples = loop.preflight(recipe, evaluated=after is not None)
+    fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
+    store = Store.at(home, tracking_uri)
+    store.prepare()
     cluster.connect(home, address=address)
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.least_workers)
     cluster.require_resources(recipe.cluster, device)
@@ -86,8 +94,33 @@ def train(
         )
     )
     recorder = RemoteRecorder(actor)
-    if tags:
-        recorder.tags(tags)
+    status: Status = "FAILED"
+    undelivered = None
+    try:
+        if tags:
+            recorder.tags(tags)
+        trainer = _trainer(recipe, run, actor, device)
+        step, interrupted = _fit(trainer, recorder, recipe, run, watch, device)
+        stopped = interrupted and step < total_steps
+        outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
+        if after is not None and not stopped:
+            after(outcome, recorder)
+        status = "KILLED" if stopped else "FINISHED"
+    finally:
+        try:
+            report = recorder.close(status)
+            undelivered = lacking(
+                store, [run.directory], sync=run.name, reason=report.error if report else None
+            )
+        finally:
+            ray.kill(actor)
+            run.publish(failed=status == "FAILED")
+        if undelivered and status == "FAILED":
+            print(undelivered, file=sys.stderr)
+    return replace(outcome, undelivered=undelivered)
+
+
+def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"]) -> TorchTrainer:
     least, most = recipe.cluster.least_workers, recipe.cluster.workers
     scaling: dict[str, Any] = {
         "num_workers": most if least == most else (least, most),
@@ -97,7 +130,7 @@ def train(
         | ({"GPU": 1} if device == "cuda" else {}),
     }
     filesystem, path = checkpoints.open_storage(run.location)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         worker_loop,  # type: ignore[arg-type]  # here and below the checker sees Ray Train V1's classes
         train_loop_config={
             "recipe": to_tree(recipe),
@@ -115,21 +148,6 @@ def train(
             callbacks=[Restarts(actor)],  # type: ignore[list-item]
         ),
     )
-    status = "FAILED"
-    try:
-        step, stopped = _fit(trainer, recorder, recipe, run, watch, device)
-        status = "KILLED" if stopped else "FINISHED"
-        outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
-        if after is not None and not stopped:
-            after(outcome, recorder)
-        return outcome
-    except BaseException:
-        status = "FAILED"
-        raise
-    finally:
-        recorder.close(status)
-        ray.kill(actor)
-        run.publish(failed=status == "FAILED")
 
 
 def _begin(
@@ -146,8 +164,10 @@ def _begin(
         tree = yaml.safe_load(run.read("recipe.yaml"))
         return run, located(resolve(with_overrides(tree, overrides)))
     assert recipe is not None
+    if name is not None:
+        naming.check_name(name, "--name")
     recipe = pinned(located(recipe))
-    unique = name or f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     run = Run.new(unique, home=home, storage=storage)
     return run, recipe
 
@@ -192,17 +212,13 @@ def _fit(
     if "error" in result:
         raise result["error"]
     step = result["value"].return_value
-    return step, bool(signals) and not _complete(run, step, recipe)
+    return step, bool(signals)
 
 
 def _end_hung(actor: Any, beat: heartbeat.Beat, line: str) -> None:
     if heartbeat.end(beat):
         actor.warn.remote(f"{line}: ended, and the group restarts (cluster.hang_timeout_seconds)")
     actor.gone.remote(beat.rank)
-
-
-def _complete(run: Run, step: int, recipe: Recipe) -> bool:
-    return recipe.steps is not None and step >= recipe.steps
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,10 @@ def validate(
     measure: Callable[[Any, Batch, Meters], None],
     world_size: int,
 ) -> dict[str, float]:
-    """Metrics of `model` (the averaged weights) over this rank's `batches` and those of the others."""
+    """Metrics of `model` (the averaged weights) over this rank's `batches` and those of the others.
+
+    What has no value there (accuracy without a label) is left out.
+    """
     was_training = model.training
     model.eval()
     meters: Meters = {}
@@ -37,7 +41,8 @@ def validate(
         for part in gathered:
             for name, meter in part.items():
                 meters[name] = meter if name not in meters else meters[name].merge(meter)
-    return {name: value for meter in meters.values() for name, value in meter.compute().items()}
+    found = {name: value for meter in meters.values() for name, value in meter.compute().items()}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def of_tokenizer(model: Any, batch: Batch, meters: Meters) -> None:
@@ -60,17 +65,17 @@ def of_recovery(keeps: Sequence[int], model: Any, batch: Batch, meters: Meters) 
 
 
 def of_classifier(model: Any, batch: Batch, meters: Meters) -> None:
-    """Accuracy of a classifier."""
+    """Accuracy of a classifier on the labelled images."""
     right = model(batch["image"]).argmax(-1) == batch["label"]
-    meters.setdefault("accuracy", Mean("accuracy")).update(right)
+    meters.setdefault("accuracy", Mean("accuracy")).update(right[batch["label"] >= 0])
 
 
 def of_probe(features: nn.Module, heads: Any, batch: Batch, meters: Meters) -> None:
-    """Accuracy of each head of a probe."""
+    """Accuracy of each head of a probe on the labelled images."""
     right = heads(features(batch["image"])).argmax(-1) == batch["label"]
     for index, row in enumerate(right):
         name = f"accuracy_{index}"
-        meters.setdefault(name, Mean(name)).update(row)
+        meters.setdefault(name, Mean(name)).update(row[batch["label"] >= 0])
 
 
 def of_generator(model: Any, batch: Batch, meters: Meters) -> None:

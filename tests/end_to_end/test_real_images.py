@@ -65,7 +65,7 @@ def test_icons_are_dark_on_white_and_not_black_on_black(packed: Path) -> None:
 
 def test_what_was_read_is_said(packed: Path) -> None:
     said = data.describe(packed)
-    assert "10: brick, cat fur, coins" in said
+    assert "10: brick (24), cat fur (24), coins (24)" in said
     assert "32 of 320 images with transparent pixels, on white" in said
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "PPM", "TIFF"):
         assert kind in said

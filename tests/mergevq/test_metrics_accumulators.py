@@ -122,12 +122,28 @@ def test_psnr_and_ssim_equal_those_of_scikit_image(height, width):
     assert ssim.compute()["ssim"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_perfect_reconstruction_has_infinite_psnr_and_ssim_one():
+def ceiling(images):
+    return 10 * math.log10(255**2 * images[0].numel())
+
+
+def test_an_exact_reconstruction_counts_as_one_value_off_by_one_level():
+    true = torch.full((1, 3, 16, 16), 100.0) / 127.5 - 1
+    nearly = true.clone()
+    nearly[0, 1, 2, 3] += 1 / 127.5
+    for reconstruction in (true, nearly):
+        psnr = Psnr()
+        psnr.update(true, reconstruction)
+        assert psnr.compute()["psnr"] == pytest.approx(ceiling(true), abs=1e-12)
+    assert ceiling(true) == pytest.approx(77, abs=0.1)
+    assert ceiling(torch.zeros(1, 3, 256, 256)) == pytest.approx(101, abs=0.1)
+
+
+def test_a_perfect_reconstruction_has_the_greatest_psnr_and_ssim_one():
     true, _ = pictures(2)
     psnr, ssim = Psnr(), Ssim()
     psnr.update(true, true)
     ssim.update(true, true)
-    assert psnr.compute()["psnr"] == math.inf
+    assert psnr.compute()["psnr"] == pytest.approx(ceiling(true))
     assert ssim.compute()["ssim"] == pytest.approx(1, abs=1e-12)
 
 
@@ -136,7 +152,7 @@ def test_differences_that_no_file_could_hold_do_not_count():
     psnr, beyond = Psnr(), true.clone()
     beyond[true == 1] = 7.0  # clamped
     psnr.update(true, beyond + 0.4 / 127.5)  # rounded away, but where clamped already
-    assert psnr.compute()["psnr"] == math.inf
+    assert psnr.compute()["psnr"] == pytest.approx(ceiling(true))
 
 
 def test_every_byte_survives_the_way_to_the_unit_range_and_back():

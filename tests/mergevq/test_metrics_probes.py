@@ -16,8 +16,10 @@ from mergevq.metrics.probe import (
     held_out_part,
     standardised,
     uncorrelated,
+    unfit_labels,
     wilson_interval,
 )
+from mergevq.metrics.sgd_probe import SgdProbeConfig, sgd_probe
 
 
 def problem(images, dim=12, classes=4, separation=1.0, seed=0):
@@ -28,6 +30,10 @@ def problem(images, dim=12, classes=4, separation=1.0, seed=0):
     x = (torch.randn(images, dim, generator=generator) + centres[labels]) * torch.logspace(-2, 1, dim)
     mix = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
     return x @ mix + 5, labels
+
+
+def quick_sgd_probe(*features_and_labels):
+    return sgd_probe(*features_and_labels, SgdProbeConfig(epochs=2, batch=64))
 
 
 def split(x, y, at):
@@ -156,12 +162,40 @@ def test_problems_without_sense_are_refused(probe):
         probe(x, y, nan, y)
     with pytest.raises(InputError, match="train features hold NaN"):
         probe(nan, y, x, y)
-    with pytest.raises(InputError, match="unlabelled"):
-        probe(x, y - 1, x, y)
+    with pytest.raises(InputError, match="none of the test images has a label"):
+        probe(x, y, x, torch.full_like(y, -1))
+    with pytest.raises(InputError, match="must be integers"):
+        probe(x, y.float(), x, y)
     with pytest.raises(InputError, match="12 numbers and test features 11"):
         probe(x, y, x[:, :11], y)
     with pytest.raises(InputError, match="B at least 1"):
         probe(x, y, x[:0], y[:0])
+
+
+@pytest.mark.parametrize("probe", [linear_probe, knn_classify, quick_sgd_probe])
+@pytest.mark.parametrize("none", [-1, -100])
+def test_images_without_a_label_are_as_if_they_were_not_there(probe, none):
+    train_x, train_y, test_x, test_y = split(*problem(300), 200)
+    expected = probe(train_x, train_y, test_x, test_y)
+    odd = torch.arange(200) % 5 == 2
+    many_x, many_y = train_x.repeat_interleave(1 + odd, 0), train_y.repeat_interleave(1 + odd, 0)
+    unlabelled = torch.cat([torch.tensor([False, True]) if o else torch.tensor([False]) for o in odd])
+    many_x = torch.where(unlabelled[:, None], torch.nan, many_x)  # whatever their features are
+    many_y = torch.where(unlabelled, none, many_y)
+    test_x, test_y = torch.cat([test_x, 9 * test_x]), torch.cat([test_y, torch.full_like(test_y, none)])
+    assert probe(many_x, many_y, test_x, test_y) == expected
+
+
+def test_why_labels_make_no_probe_is_said_in_words():
+    y = torch.tensor([0, 0, 1, 1, 5])
+    none, one, each = torch.full((5,), -1), torch.tensor([3, 3, -1, -1, -1]), torch.arange(5)
+    assert unfit_labels(y, y) is None
+    assert unfit_labels(y, torch.tensor([0, 7])) is None, "a class of its own is answered wrong"
+    assert unfit_labels(none, y) == "none of the train images has a label"
+    assert unfit_labels(y, none) == "none of the test images has a label"
+    assert "the train set holds one class (2 labelled images)" in str(unfit_labels(one, y))
+    assert "the test set holds one class" in str(unfit_labels(y, one))
+    assert "no class of the train set has two images" in str(unfit_labels(each, y))
 
 
 def test_the_interval_is_wilsons():

@@ -22,6 +22,15 @@ def written(folder: Path, step: int, content: bytes = b"weights") -> Path:
     return directory
 
 
+def with_model(directory: Path) -> Path:
+    """The checkpoint with a model beside what training goes on from."""
+    (directory / "model.safetensors").write_bytes(b"model")
+    about = json.loads((directory / "checkpoint.json").read_text())
+    about["sha256"]["model.safetensors"] = checkpoints.sha256(directory / "model.safetensors")
+    (directory / "checkpoint.json").write_text(json.dumps(about))
+    return directory
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     directory = tmp_path / "run"
@@ -88,6 +97,24 @@ def test_a_torn_description_is_a_damaged_checkpoint(run: Path, tmp_path: Path) -
         pass
 
 
+def test_what_is_not_read_is_not_checked_and_what_is_read_is(run: Path, tmp_path: Path) -> None:
+    for step in (4, 8):
+        checkpoints.keep(with_model(written(tmp_path / "local", step)), str(run), most=2)
+    newest = run / checkpoints.directory_name(8)
+    (newest / "resume.pt").write_bytes(b"torn")
+    with checkpoints.newest(str(run), files=checkpoints.MODEL) as found:
+        assert found == newest
+    said: list[str] = []
+    with checkpoints.newest(str(run), say=said.append) as found:
+        assert checkpoints.step_of(str(found)) == 4
+    assert "resume.pt is corrupt" in said[0]
+    (newest / "model.safetensors").write_bytes(b"torn")
+    with checkpoints.newest(str(run), files=checkpoints.RECIPE) as found:
+        assert found == newest
+    with checkpoints.weights(str(run)) as found:
+        assert checkpoints.step_of(str(found)) == 4
+
+
 def test_a_run_is_published_in_a_storage_directory_that_is_new(tmp_path: Path) -> None:
     run = Run("new", tmp_path / "home", str(tmp_path / "shared"))
     run.directory.mkdir(parents=True)
@@ -122,5 +149,14 @@ def test_object_storage_keeps_and_replaces_as_a_directory_does(tmp_path: Path) -
         assert [checkpoints.step_of(place) for place in checkpoints.listed(run)] == [12, 8]
         with checkpoints.newest(run) as found:
             assert json.loads((found / "checkpoint.json").read_text())["step"] == 12
+            assert (found / "resume.pt").read_bytes() == b"weights"
+        # Who reads the model alone does not wait for what only training needs.
+        checkpoints.keep(with_model(written(tmp_path / "local", 16)), run, most=2)
+        for files, fetched in ((checkpoints.RECIPE, set()), (checkpoints.MODEL, {"model.safetensors"})):
+            with checkpoints.newest(run, files=files) as found:
+                assert {path.name for path in found.iterdir()} == {"checkpoint.json", *fetched}
+        with checkpoints.weights(run) as found:
+            assert (found / "model.safetensors").read_bytes() == b"model"
+            assert not (found / "resume.pt").exists()
     finally:
         server.stop()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.curves import Curve, concordance, rank_correlation, six_counts, tuned_curve
+from mergevq_platform.figures import tradeoff_figure
 
 
 def curve(**columns: list[float]) -> Curve:
@@ -122,3 +126,35 @@ def test_a_tuned_recovery_stands_beside_what_it_was() -> None:
     assert "+5.0 points" in sentence, "the count at which nothing is merged does not count"
     (sentence,) = (line for line in tuned_curve(after, before).verdict() if "fine-tuning" in line)
     assert sentence.startswith("NO")
+
+
+def test_an_exact_reconstruction_is_the_end_of_a_rise_in_curves_of_before(tmp_path: Path) -> None:
+    old = curve(**GOOD | {"psnr": [17.0, 25.0, math.inf]})
+    (tmp_path / "old.json").write_text(json.dumps(dataclasses.asdict(old), indent=1))
+    assert "Infinity" in (tmp_path / "old.json").read_text()
+    read = Curve.load(tmp_path / "old.json")
+    assert read == old
+    sentence = next(line for line in read.verdict() if "PSNR" in line)
+    assert sentence.startswith("yes")
+    assert "rank correlation +1.00, 17 to inf" in sentence
+    assert read.table().row_count == 3
+    assert tradeoff_figure(read)
+
+
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("key", ["rfd_random_v1", "psnr", "probe_top1_cls"])
+def test_what_is_no_number_is_null_in_json_and_missing_when_it_is_read(
+    tmp_path: Path, odd: float, key: str
+) -> None:
+    values = [*GOOD[key][:2], odd]
+    written = curve(**GOOD | {key: values})
+    written.save(tmp_path / "curve.json")
+    raw = json.loads((tmp_path / "curve.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert raw["rows"][2][key] is None
+    read = Curve.load(tmp_path / "curve.json")
+    assert key not in read.rows[2]
+    for either in (written, read):
+        assert either.verdict()
+        assert either.markdown()
+        assert either.csv()
+        assert tradeoff_figure(either)

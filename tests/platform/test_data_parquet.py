@@ -219,6 +219,17 @@ def test_a_packed_set_has_settled_its_columns(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, "train", Reading(label_column="label", image_column="image")).rows == 4
 
 
+def test_a_recipe_may_name_the_columns_that_a_set_was_packed_with(tmp_path: Path) -> None:
+    columns = {"photo": images(4), "mask": images(4, 9), "fine": [0, 1, 2, 1], "coarse": [0, 0, 1, 0]}
+    write(tmp_path / "set/train.parquet", columns)
+    chosen = Reading(image_column="photo", label_column="fine")
+    pack_with_progress(
+        tmp_path / "set", tmp_path / "out", progress=False, image_column="photo", label_column="fine"
+    )
+    assert sorted(labels(open_dataset(tmp_path / "out", "train", chosen))) == [0, 1, 1, 2]
+    refused("label_column was settled then", tmp_path / "out", reading=Reading(label_column="coarse"))
+
+
 # ---- what labels may be
 
 

@@ -162,3 +162,38 @@ def test_a_model_says_what_it_takes(
     mergevq.save(mergevq.create("test_gr"), tmp_path)
     with pytest.raises(InputError, match=message):
         ServedTokenizer(tmp_path).predict(pictures, params)
+
+
+def test_a_generator_that_only_the_tracking_store_knows_is_measured_and_generates(
+    small_generator: dict[str, Any],
+    homes: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained, elsewhere = homes
+    recipe = resolve(small_generator | {"steps": 1, "checkpoint_every": 1})
+    run = Run("codes", trained, str(trained / "ray"))
+    run.directory.mkdir(parents=True)
+    (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+    loop.train(recipe, loop.Worker(), LocalHost(run.directory))
+    run.recorder(recipe, None).close("FINISHED")
+    store = Store.at(trained)
+    monkeypatch.setenv("MERGEVQ_HOME", str(elsewhere))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["evaluate", "codes", "--cfg", "2", "--num", "12", "--json", "report.json"]) == 0
+    assert len(json.loads(Path("report.json").read_text())["rows"]) == 2
+    origin = find_run(store, "codes")
+    (again,) = [found for found in list_runs(store) if found.evaluates == origin.uid]
+    assert again.has_curve, "in a run that is linked to the one that trained it"
+    assert cli.run(["generate", "codes", "--out", "made", "--num", "4"]) == 0, capsys.readouterr().err
+    assert list(Path("made").rglob("*.png"))
+
+
+def test_a_tokenizer_that_only_the_tracking_store_knows_makes_codes(
+    run: Run, homes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(homes[1]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", Store.at(homes[0]).uri)
+    assert cli.run(["tokenize", "tokens", str(tmp_path / "codes"), "--keep", "9", "--crops", "1"]) == 0

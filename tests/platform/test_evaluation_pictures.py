@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -139,6 +141,26 @@ def test_what_cannot_be_judged_is_said_in_one_line(
         assert re.search(message, capsys.readouterr().err), arguments
     sized = ["--images", "mixed", "--size", "16", "--save-statistics", "two.npz"]
     assert judged(sized)["protocol"]["images"] == 2
+    scores = judged(["--images", "mixed", "--reference", "mixed", "--size", "16"])
+    assert scores["protocol"]["images"] == 2
+    assert scores["values"]["gfd_random_v1"] == pytest.approx(0, abs=1e-6)
+    assert not any("recall" in key for key in scores["values"])
+    assert "No precision and recall: 2 images do not have 3 neighbours" in Path("scores.md").read_text()
+    assert cli.run(["evaluate", "--images", "mixed", "--size", "16"]) == 2
+    assert "nothing can be said of 2 images of mixed without a reference" in capsys.readouterr().err
+
+
+def test_classes_of_a_set_without_all_labels_are_those_of_the_labelled(pictures: Path, at_home: Path) -> None:
+    (source,) = pictures.glob("val-*.parquet")
+    table = pq.read_table(source).replace_schema_metadata(None)
+    labels = pa.array(np.where(np.arange(len(table)) < 10, -1, table["label"].to_numpy()))
+    Path("some").mkdir()
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("label"), "label", labels), "some/val-00000.parquet"
+    )
+    scores = judged(["--images", "some", "--split", "val", "--size", "16"])
+    assert 0 < scores["values"]["class_coverage"] <= 100
+    assert "10 of 64 images" in scores["protocol"]["lacking"]["class"]
 
 
 def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:

@@ -66,7 +66,7 @@ def test_likeness_of_reconstructions_is_the_librarys(recipe: Recipe) -> None:
     evaluator = Evaluator(one.subject)
     real, painted = [], []
     for index in range(one.splits["test"].num_batches):
-        images = evaluator.batch(recipe.data.evaluation_split, index)["image"]
+        images = evaluator.batch(one.splits["test"], index)["image"]
         real.append(one.network(images))
         with torch.no_grad():
             painted.append(one.network(evaluator.tokenizer.decode(evaluator.tokenizer.encode(images, 9))))

@@ -225,3 +225,49 @@ def test_the_manifest_names_the_tokenizer_and_the_pictures(
     assert tree["tokenizer"]["sha256"] == tokenizer.sha256
     assert tree["plan"]["data_fingerprints"]["train"] == open_dataset(pictures, "train").fingerprint
     assert tree["views"] == {"train": 384, "val": 64}
+
+
+@pytest.mark.parametrize("name", ["training", "train"])
+def test_the_training_split_gets_its_crops_by_any_of_its_names(
+    name: str, tokenizer: FrozenTokenizer, pictures: Path, codes: Path, tmp_path: Path
+) -> None:
+    manifest = tokenize(
+        tokenizer, tmp_path / "set", data=str(pictures), keep=(4,), splits=[name], progress=False
+    )
+    assert manifest.views == {name: 2 * 192}
+    again = open_codes(codes, "train")
+    for other in ("train", "training"):
+        found = open_codes(tmp_path / "set", other)
+        assert found.rows == again.rows
+        assert np.array_equal(found.group(0).indices, again.group(again.groups_of(4)[0]).indices)
+    assert open_codes(codes, "validation").rows == open_codes(codes, "val").rows
+    with pytest.raises(InputError, match="has no split 'test'"):
+        open_codes(codes, "test")
+
+
+def test_the_split_that_the_recipe_trains_on_gets_the_crops(
+    tokenizer: FrozenTokenizer, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = tokenize(
+        tokenizer, tmp_path / "set", data=str(pictures), keep=(4,), train_split="validation", progress=False
+    )
+    assert manifest.views == {"train": 192, "val": 2 * 64}
+
+
+def test_a_test_split_without_labels_takes_no_classes_away(
+    tokenizer: FrozenTokenizer, pictures: Path, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "data").mkdir()
+    for split, hidden in (("test", True), ("train", False)):
+        (source,) = pictures.glob("val-*.parquet")
+        table = pq.read_table(source)
+        if hidden:
+            table = table.set_column(1, "label", pa.array([-1] * len(table)))
+        pq.write_table(table, tmp_path / "data" / f"{split}-00000.parquet")
+    tokenize(tokenizer, tmp_path / "set", data=str(tmp_path / "data"), keep=(9,), crops=1, progress=False)
+    train, test = (open_codes(tmp_path / "set", split) for split in ("train", "test"))
+    assert train.num_classes == open_dataset(tmp_path / "data", "train").num_classes > 1
+    assert set(test.group(0).label.tolist()) == {-1}

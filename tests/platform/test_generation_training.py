@@ -12,7 +12,8 @@ import torch
 import mergevq
 from mergevq.config import with_overrides
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, loop, trainer
+from mergevq_platform import checkpoints, feeding, loop, trainer
+from mergevq_platform.codes import CodeSet
 from mergevq_platform.feeding import pinned
 from mergevq_platform.frozen_tokenizer import sha256_of_codes
 from mergevq_platform.local import LocalHost
@@ -54,6 +55,28 @@ def test_a_stopped_and_resumed_generator_is_the_undisturbed_one_bit_for_bit(
     train(recipe, tmp_path / "parts")
     assert same(resume_state(tmp_path / "whole"), resume_state(tmp_path / "parts"))
     assert [step for step, _ in whole.history] == list(range(1, 21))
+
+
+def test_a_validation_reads_no_codes_beyond_its_limit(
+    small_generator: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_generator["evaluation"] |= {"validation_images": 1, "batch": 1}
+    small_generator["data"]["evaluation_split"] = "train"
+    recipe = resolve(small_generator)
+    samples = loop.open_samples(recipe)
+    feed = feeding.open_feed(recipe, samples, loop.Worker())
+    read: list[int] = []
+    group = CodeSet.group
+
+    def counted(self: CodeSet, number: int) -> Any:
+        read.append(number)
+        return group(self, number)
+
+    monkeypatch.setattr(CodeSet, "group", counted)
+    feed.validate(loop.build(recipe, samples).model())
+    keeps = feeding.trained_keeps(recipe)
+    assert any(len(samples.groups_of(keep)) > 1 for keep in keeps), "there is more to be read"
+    assert len(read) == len(keeps)
 
 
 def test_the_kept_counts_of_the_model_are_drawn_in_training(

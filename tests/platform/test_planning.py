@@ -19,7 +19,7 @@ from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.generation import build_generator
 from mergevq_platform import cli, local, loop, planning, recipe
-from mergevq_platform.data import open_dataset
+from mergevq_platform.data import Deal, open_dataset
 from mergevq_platform.planning.measuring import Measured, saved_for_backward
 from mergevq_platform.planning.prediction import Links, all_reduce_seconds, efficiency, predict, scaling
 
@@ -177,9 +177,24 @@ def test_more_devices_never_slow_compute_and_efficiency_falls(small: recipe.Reci
     assert efficiency(rows[rows.index(end) - 1], rows[0]) >= 0.5
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(small: recipe.Recipe) -> None:
-    with pytest.raises(InputError, match="global_batch 8 does not divide among 3 workers"):
-        of(small, 3, 1)
+def test_a_batch_is_dealt_as_training_deals_it(small: recipe.Recipe) -> None:
+    odd = of(small, 3, 1)  # 8 pictures over three workers: two of them take three
+    assert (odd.accumulation, odd.micro_batch) == (1, 3)
+    assert odd.compute_seconds == pytest.approx(0.010 + 3 * 0.005 + 0.002)
+    seven = predict(
+        replace(small, global_batch=14), STEP, nodes=1, gpus=2, links=LINKS, pictures=800
+    )  # seven each: two passes of four at the most
+    assert (seven.accumulation, seven.micro_batch) == (2, 4)
+    for workers in range(1, 9):
+        deal = Deal.of(8, 4, workers)
+        most = [
+            max(sum(b - a for a, b in deal.positions(i, rank, workers)) for rank in range(workers))
+            for i in range(deal.passes)
+        ]
+        row = of(small, workers, 1)
+        assert (row.accumulation, row.micro_batch) == (len(most), max(most))
+    with pytest.raises(InputError, match="fewer pictures than there are workers, 9"):
+        of(small, 9, 1)
 
 
 def test_a_named_device_goes_by_counted_flops(small: recipe.Recipe) -> None:

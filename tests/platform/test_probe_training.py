@@ -12,10 +12,12 @@ import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.probe_training import load_probe
-from mergevq_platform import evaluation, loop, pool
+from mergevq_platform import checkpoints, evaluation, loop, pool
 from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
 from mergevq_platform.evaluation.classifying import ProbeEvaluator, classify_by_probe
 from mergevq_platform.evaluation.subject import Subject
+from mergevq_platform.feeding import pinned
+from mergevq_platform.frozen_tokenizer import probed_features
 from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import resolve
 from mergevq_platform.runs import Run
@@ -93,6 +95,43 @@ def test_a_stopped_probe_goes_on_bit_for_bit_and_its_checkpoint_holds_no_tokeniz
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert sum(value.numel() for value in states[0].values()) == 2 * (12 * 32 + 12) + 2 * 32
+
+
+def test_the_tokenizer_of_a_probe_is_the_one_that_it_began_with(tree: dict[str, Any], tmp_path: Path) -> None:
+    def tokenizer_at(step: int) -> Path:
+        place = tmp_path / "tokenizer" / checkpoints.directory_name(step)
+        stage_1 = resolve(stage_1_tree | {"steps": step, "checkpoint_every": step, "seed": step})
+        loop.train(stage_1, loop.Worker(), LocalHost(place.parent))
+        return place
+
+    stage_1_tree = tree | {
+        "task": {
+            "preset": "test_gr",
+            "keep": {"kind": "list", "counts": [9]},
+            "losses": {"alignment": {"kind": "none"}, "adversarial": {"kind": "none"}},
+        },
+        "data": {"path": tree["data"]["path"], "views": {"image_size": 16}},
+        "evaluation": {},
+    }
+    first = tokenizer_at(1)
+    tree["task"]["tokenizer"] = str(tmp_path / "tokenizer")
+    recipe = pinned(resolve(tree))
+    assert recipe.task.tokenizer == str(first)
+    assert recipe.task.tokenizer_sha256 == checkpoints.sha256(first / "model.safetensors")
+    second = tokenizer_at(2)
+    assert pinned(resolve(tree)).task.tokenizer == str(second), "a run that begins now takes the newest"
+    assert pinned(recipe) == recipe
+    before = {name: value.clone() for name, value in mergevq.load(first).encoder.state_dict().items()}
+    read = probed_features(recipe.task, torch.device("cpu")).tokenizer.encoder.state_dict()
+    assert all(torch.equal(read[name], value) for name, value in before.items())
+    alone = tmp_path / "alone"
+    mergevq.save(mergevq.load(first), alone)
+    tree["task"]["tokenizer"] = str(alone)
+    recipe = pinned(resolve(tree))
+    torch.manual_seed(5)
+    mergevq.save(mergevq.create("test_gr"), alone)
+    with pytest.raises(InputError, match=r"task\.tokenizer: .* but the run began with"):
+        probed_features(recipe.task, torch.device("cpu"))
 
 
 @pytest.mark.long

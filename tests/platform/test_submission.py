@@ -335,3 +335,75 @@ def test_the_address_asked_for_is_taken_whatever_the_environment_names(
 
 def test_verbs_may_be_passed_in_any_number_of_words() -> None:
     assert read_verb(["recipes", "demo"]) == Verb(words=["recipes", "demo"], recipe="demo")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("data.path", ["small.yaml", "data.path=shapes"]),
+        ("task.codes", ["demo_mergear", "data.path=/shared/shapes", "task.codes=runs/codes"]),
+        (
+            "task.tokenizer",
+            ["demo_mergear", "data.path=/shared/shapes", "task.codes=null", "task.tokenizer=runs/ray/x"],
+        ),
+        (
+            "task.tokenizer",
+            [
+                "recovery_gr_256",
+                "data.path=/shared/x",
+                "task.tokenizer=runs/ray/x",
+                "task.generator=s3://b/g",
+            ],
+        ),
+        (
+            "task.generator",
+            [
+                "recovery_gr_256",
+                "data.path=/shared/x",
+                "task.tokenizer=/shared/t",
+                "task.generator=runs/ray/x",
+            ],
+        ),
+    ],
+)
+def test_what_a_job_reads_is_named_where_the_cluster_sees_it(key: str, words: list[str], here: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{key} is '.*', a relative path: .*{key}=/shared/"):
+        read_verb(["train", *words])
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_this_machine_is_asked_without_the_proxy(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable == "HTTP_PROXY":
+        monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    server = HTTPServer(("127.0.0.1", 0), Dashboard)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        for host in ("127.0.0.1", "localhost"):
+            cluster = Cluster(f"http://{host}:{server.server_port}", home=tmp_path)
+            assert cluster.about
+        assert os.environ["no_proxy"].startswith("example.org,127.0.0.1")
+        from requests.utils import should_bypass_proxies
+
+        assert should_bypass_proxies(f"http://127.0.0.1:{server.server_port}", no_proxy=None)
+        assert should_bypass_proxies("http://[::1]:8265", no_proxy=None)
+        assert not should_bypass_proxies("http://head:8265", no_proxy=None)
+    finally:
+        server.shutdown()
+
+
+def test_a_proxy_that_stands_in_the_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:hunter2@127.0.0.1:9")
+    with pytest.raises(
+        InputError, match=r"through the proxy of http_proxy: add head.invalid to no_proxy"
+    ) as error:
+        Cluster("http://head.invalid:8265", home=tmp_path)
+    assert "hunter2" not in str(error.value)
+    monkeypatch.setenv("no_proxy", "head.invalid")
+    with pytest.raises(InputError) as direct:
+        Cluster("http://head.invalid:8265", home=tmp_path)
+    assert "proxy" not in str(direct.value)

@@ -16,9 +16,10 @@ import torch
 
 from family import descendants
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, trainer
+from mergevq_platform import checkpoints, cli, trainer
 from mergevq_platform.recipe import resolve
 from mergevq_platform.runs import Run
+from mergevq_platform.tracking.listing import find_run
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store
 from raynodes import journal_of, same, state
@@ -86,6 +87,23 @@ def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
     assert killed, "the run ended before a worker could be killed"
     assert same(state(outcome.run), undisturbed["state"])
     assert journal_of(outcome.run) == undisturbed["journal"]
+
+
+def test_a_signal_in_the_last_step_of_a_run_by_epochs_comes_too_late_to_stop_it(
+    small_recipe: dict[str, Any], ray_home: Path
+) -> None:
+    small_recipe = {key: value for key, value in small_recipe.items() if key != "steps"}
+    recipe = resolve(small_recipe | {"epochs": 8 * 8 / 192, "checkpoint_every": 100})
+    measured: list[int] = []
+
+    def watch(checkpoint: str, step: int, recorder: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # the only checkpoint is that of the last step
+
+    outcome = trainer.train(
+        recipe, home=ray_home, name="late", watch=watch, after=lambda done, _: measured.append(done.step)
+    )
+    assert (outcome.step, outcome.stopped, measured) == (8, False, [8])
+    assert find_run(Store.at(ray_home), "late").status == "FINISHED"
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
@@ -179,3 +197,35 @@ def test_the_checkpoint_is_a_tokenizer(ray_home: Path, undisturbed: dict[str, An
     with checkpoints.newest(str(ray_home / "ray" / "undisturbed")) as directory:
         tokenizer = mergevq.load(directory)
     assert tokenizer.encode(torch.zeros(1, 3, 16, 16), keep=5).indices.shape == (1, 5)
+
+
+def test_a_run_that_ray_refuses_at_its_start_is_recorded_as_failed(
+    small_recipe: dict[str, Any], ray_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("the storage has just gone")
+
+    monkeypatch.setattr(trainer, "TorchTrainer", refuse)
+    with pytest.raises(OSError, match="just gone"):
+        trainer.train(resolve(small_recipe), home=ray_home, name="refused")
+    assert find_run(Store.at(ray_home), "refused").status == "FAILED"
+
+
+def test_a_run_that_did_not_reach_mlflow_says_so_at_its_first_refusal_and_at_its_end(
+    small_recipe: dict[str, Any],
+    ray_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(ray_home))
+    client = Store.at(ray_home).client()
+    gone = client.create_experiment("gone", artifact_location=(ray_home / "gone").as_uri())
+    client.delete_experiment(gone)
+    outcome = trainer.train(resolve(small_recipe | {"experiment": "gone"}), home=ray_home, name="unseen")
+    assert outcome.undelivered is not None
+    assert "experiment 'gone' was deleted" in outcome.undelivered
+    assert outcome.undelivered.endswith("mergevq sync unseen")
+    assert "warning: not in MLflow yet" in capsys.readouterr().err
+    client.restore_experiment(gone)
+    assert cli.run(["sync", "unseen"]) == 0
+    assert find_run(Store.at(ray_home), "unseen").status == "FINISHED"

@@ -150,3 +150,32 @@ def test_lists_of_the_command_line() -> None:
 def test_other_dimensions_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--over"):
         definitions.parse_domain(text)
+
+
+def test_a_sweep_file_may_hold_numpys_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.py"
+    file.write_text(
+        """
+import numpy as np
+from mergevq_platform.sweeps import EarlyStopping, Random, Rung, Sweep, choice, integer, mean_psnr
+
+SWEEP = Sweep(
+    name="numbers", question="?", recipe="demo", objectives=(mean_psnr(),), search=Random(trials=np.int64(2)),
+    stopping=EarlyStopping(every_steps=np.int32(10)), rung=Rung(keeps=(np.int64(9),), images=np.int64(8)),
+    space={"global_batch": choice(*np.arange(32, 97, 32)), "seed": integer(np.int64(1), np.int64(9)),
+           "optimizer.learning_rate": choice(*np.array([1e-4, 1e-3], np.float32)),
+           "task.keep.counts": choice([np.int64(9), np.int64(16)], [np.int64(25)])},
+)
+"""
+    )
+    sweep = definitions.load(file)
+    sweep.check()
+    recipe = sweep.recipe_of(definitions.spaces.corners(sweep.space)[0])
+    assert (recipe.global_batch, recipe.checkpoint_every) == (32, 10)
+    assert sweep.rung.keeps == (9,)
+    assert [type(value) for value in (sweep.search.trials, sweep.rung.images)] == [int, int]  # type: ignore[union-attr]
+
+
+def test_a_value_that_no_recipe_holds_is_refused_by_its_key() -> None:
+    with pytest.raises(InputError, match=r"'task\.losses\.entropy\.weight' holds .* of type set"):
+        made(space={KEY: choice({0.1})})

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -20,6 +24,10 @@ SPACE: dict[str, Any] = {
     "steps": integer(5, 9),
     "optimizer.learning_rate": log_uniform(1e-4, 1e-2),
 }
+
+
+class Colour(Enum):
+    RED = "red"
 
 
 def resolved(params: dict[str, Any]) -> dict[str, Any]:
@@ -115,3 +123,47 @@ def test_values_are_laid_over_a_tree_and_a_variant_replaces_the_other() -> None:
 def test_labels_are_short_and_different() -> None:
     assert spaces.labels(choice({"kind": "a"}, {"kind": "b"}, [0.5])) == ["a", "b", "[0.5]"]
     assert len(set(spaces.labels(choice({"kind": "a", "n": 1}, {"kind": "a", "n": 2})))) == 2
+
+
+def test_numpys_numbers_are_taken_as_numbers() -> None:
+    space = {
+        "global_batch": choice(*np.arange(32, 97, 32)),
+        "optimizer.learning_rate": choice(*np.array([1e-4, 1e-3], np.float32)),
+        "task.keep.counts": choice([np.int64(9), np.int64(16)], np.array([25, 36]), (np.int8(4),)),
+        "steps": integer(np.int64(16), np.uint8(64)),
+        "ema_decay": uniform(np.float32(0.5), np.array(0.75)),
+        "compile": choice(np.bool_(True), False, None),
+        "task.keep": choice(
+            {"kind": np.str_("list"), "counts": [np.int64(9)]}, {"kind": "gaussian", "sigma": np.float64(2)}
+        ),
+        "data.path": choice(Path("shapes"), Colour.RED),
+    }
+    taken = spaces.plain(space, "")
+    assert json.loads(json.dumps(spaces.encoded(taken))) == spaces.encoded(taken)
+    assert taken["global_batch"] == choice(32, 64, 96)
+    assert [type(option) for option in taken["global_batch"].options] == [int] * 3
+    assert taken["optimizer.learning_rate"].options == (np.float32(1e-4).item(), np.float32(1e-3).item())
+    assert taken["task.keep.counts"] == choice([9, 16], [25, 36], [4])
+    assert taken["steps"] == integer(16, 64)
+    assert taken["ema_decay"] == uniform(0.5, 0.75)
+    assert taken["compile"].options == (True, False, None)
+    assert taken["task.keep"].options[1] == {"kind": "gaussian", "sigma": 2.0}
+    assert taken["data.path"] == choice("shapes", "red")
+    spaces.check(taken)
+
+
+@pytest.mark.parametrize(
+    ("key", "domain", "message"),
+    [
+        ("a.b", choice(1, {2, 3}), r"'a\.b' holds \{2, 3\} of type set"),
+        ("a.b", choice(1 + 2j), "of type complex"),
+        ("a.b", choice(np.datetime64("2026-01-01")), "of type date"),
+        ("a.b", choice({"kind": "list", "counts": [object()]}), r"'a\.b\.counts' holds"),
+        ("a.b", uniform("0", 1.0), "one end: give a number"),  # type: ignore[arg-type]
+        ("a.b", uniform(True, 3.0), "one end: give a number"),
+        ("a.b", integer(0.5, 3), "one end: give a whole number"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_no_recipe_can_hold_is_refused_by_key(key: str, domain: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        spaces.plain({key: domain}, "")

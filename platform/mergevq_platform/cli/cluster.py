@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.paths import user_path
 from mergevq_platform.places import places
 
 
@@ -41,7 +41,7 @@ def add(verbs: Any) -> None:
         "--include",
         action="append",
         default=[],
-        type=Path,
+        type=user_path,
         metavar="PATH",
         help="upload this too: a file or a folder below here; .gitignore counts (again for more)",
     )

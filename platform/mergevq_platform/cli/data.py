@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from mergevq_platform.cli.paths import user_path
 from mergevq_platform.places import places
 
 LAYOUTS = (
@@ -23,7 +23,7 @@ def add(verbs: Any) -> None:
         required=True, metavar="WHAT"
     )
     shapes = data.add_parser("shapes", help="procedural labelled pictures as Parquet shards")
-    shapes.add_argument("directory", type=Path)
+    shapes.add_argument("directory", type=user_path)
     shapes.add_argument("--images", type=int, default=6000, help="training pictures (default 6000)")
     shapes.add_argument(
         "--validation-images", type=int, default=1000, help="validation pictures (default 1000)"
@@ -32,12 +32,12 @@ def add(verbs: Any) -> None:
     shapes.add_argument("--seed", type=int, default=0)
     shapes.set_defaults(function=_data_shapes)
     digits = data.add_parser("digits", help="scikit-learn's handwritten digits as Parquet shards")
-    digits.add_argument("directory", type=Path)
+    digits.add_argument("directory", type=user_path)
     digits.add_argument("--size", type=int, default=32, help="side in pixels (default 32)")
     digits.set_defaults(function=_data_digits)
     pack = data.add_parser("pack", help="class folders, archives, WebDataset or Parquet -> shards, resumable")
-    pack.add_argument("source", type=Path)
-    pack.add_argument("directory", type=Path)
+    pack.add_argument("source", type=user_path)
+    pack.add_argument("directory", type=user_path)
     pack.add_argument("--size", type=int, help="resize the shorter side to this many pixels")
     pack.add_argument(
         "--validation-fraction",
@@ -52,7 +52,7 @@ def add(verbs: Any) -> None:
     pack.set_defaults(function=_data_pack)
     info = data.add_parser("info", help="what a set holds, or what packing it would understand; --sheet")
     info.add_argument("directory")
-    info.add_argument("--sheet", type=Path, help="write a contact sheet PNG here")
+    info.add_argument("--sheet", type=user_path, help="write a contact sheet PNG here")
     _add_choices(info)
     info.add_argument("--verify", action="store_true", help="compare every shard with its checksum")
     info.set_defaults(function=_data_info)
@@ -74,7 +74,7 @@ def _add_choices(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--class-depth", type=int, metavar="N", help="classes are the folders N levels below")
     verb.add_argument(
         "--labels",
-        type=Path,
+        type=user_path,
         metavar="CSV",
         help="file name (or path, or stem) and class of each image, where folders do not say",
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.where import located
 from mergevq_platform.places import places
 
 
@@ -89,7 +91,7 @@ def add(verbs: Any) -> None:
     evaluate.add_argument("--split", help="with --images: of Parquet sets")
     evaluate.add_argument(
         "--save-statistics",
-        type=Path,
+        type=user_path,
         metavar="NPZ",
         help="with --images: write their statistics, for others",
     )
@@ -103,12 +105,15 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
     )
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the curve as JSON here")
+    evaluate.add_argument("--json", type=user_path, metavar="FILE", help="write the curve as JSON here")
     evaluate.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the table, with its protocol, as Markdown here"
+        "--markdown",
+        type=user_path,
+        metavar="FILE",
+        help="write the table, with its protocol, as Markdown here",
     )
     evaluate.add_argument(
-        "--out", type=Path, help="write figures and tables here (default: the run's curve-* folder)"
+        "--out", type=user_path, help="write figures and tables here (default: the run's curve-* folder)"
     )
     evaluate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
     evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
@@ -122,11 +127,11 @@ def add(verbs: Any) -> None:
         "reconstruct", help="originals, reconstructions and cluster maps side by side"
     )
     reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
-    reconstruct.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    reconstruct.add_argument("images", nargs="+", type=user_path, metavar="IMAGE")
     reconstruct.add_argument(
         "--keep", type=int, action="extend", nargs="+", metavar="K", help="kept-token counts (default: six)"
     )
-    reconstruct.add_argument("--out", type=Path, default=Path("reconstructions"))
+    reconstruct.add_argument("--out", type=user_path, default=Path("reconstructions"))
     reconstruct.set_defaults(function=_reconstruct)
 
 
@@ -212,22 +217,17 @@ def _write(measured: Any, options: argparse.Namespace) -> None:
 
 
 def _is_generator(name: str, *, storage: str | None) -> bool:
-    from mergevq_platform import checkpoints, evaluation
-    from mergevq_platform.tracking.store import Store
+    from mergevq_platform import checkpoints
 
-    home = places().home
-    location = evaluation.locate(
-        name, home=home, store=Store.at(home, places().tracking_uri), storage=storage
-    )
+    location = located(name, storage=storage)
     if checkpoints.is_bare(location):
         return False
-    with checkpoints.newest(location) as directory:
+    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         return checkpoints.about(directory)["task"] == "generator"
 
 
 def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
     from mergevq_platform import generation
-    from mergevq_platform.runs import locate
 
     if options.recipe or options.probe or len(options.keep or ()) > 1:
         raise InputError(
@@ -240,13 +240,13 @@ def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
         images=options.num,
         keep=options.keep[0] if options.keep else None,
         data=options.data,
-        tokenizer=locate(options.tokenizer, home=places().home)[1] if options.tokenizer else None,
+        tokenizer=located(options.tokenizer) if options.tokenizer else None,
         extractor=extractor,
         workers=options.workers,
         out=options.out,
         storage=options.storage,
         address=options.address,
-        tracking_uri=None if options.no_tracking else places().tracking_uri,
+        tracking_uri=places().tracking_uri,
         track=not options.no_tracking,
     )
     _write(report, options)

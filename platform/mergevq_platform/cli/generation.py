@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +10,8 @@ import yaml
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution
+from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.where import located
 from mergevq_platform.places import places
 
 OPTIONS = {  # keys of sampling and guidance -> as they are typed
@@ -35,7 +36,7 @@ def add(verbs: Any) -> None:
     tokenize.add_argument(
         "tokenizer", help="a run's name, its directory, a checkpoint, or an imported tokenizer"
     )
-    tokenize.add_argument("out", type=Path, help="directory of the code set")
+    tokenize.add_argument("out", type=user_path, help="directory of the code set")
     tokenize.add_argument("--data", help="picture set (default: the tokenizer's own)")
     tokenize.add_argument(
         "--keep",
@@ -58,7 +59,7 @@ def add(verbs: Any) -> None:
     )
     generate.add_argument("run", help="a generator's run: name, directory, checkpoint or URI")
     generate.add_argument(
-        "--out", type=Path, required=True, help="directory of pictures, codes, contact sheet, manifest"
+        "--out", type=user_path, required=True, help="directory of pictures, codes, contact sheet, manifest"
     )
     generate.add_argument("--classes", nargs="+", metavar="C", help="names or numbers (default: all)")
     generate.add_argument("--num", type=int, default=64, help="pictures in all (default 64)")
@@ -121,19 +122,18 @@ def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import checkpoints, codes
     from mergevq_platform.evaluation.subject import reading_of
     from mergevq_platform.frozen_tokenizer import find_tokenizer
-    from mergevq_platform.runs import locate
 
     reading = None  # of an imported tokenizer: what the set itself says
-    _, location = locate(options.tokenizer, home=places().home)
+    location = located(options.tokenizer)
     tokenizer = find_tokenizer(location)
     if checkpoints.is_bare(location):
         if not options.data or not options.keep:
             raise InputError(f"{location} is a tokenizer without a recipe: give --data and --keep")
-        data, keep = options.data, _keep(options.keep)
+        data, keep, train_split = options.data, _keep(options.keep), "train"
     else:
-        with checkpoints.newest(location) as directory:
+        with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
             recipe = checkpoints.recipe_of(directory)
-        data = options.data or recipe.data.path
+        data, train_split = options.data or recipe.data.path, recipe.data.train_split
         reading = reading_of(recipe, data)
         keep = (
             _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)
@@ -146,6 +146,7 @@ def _tokenize(options: argparse.Namespace) -> None:
         keep=keep,
         crops=options.crops,
         splits=options.splits,
+        train_split=train_split,
         seed=options.seed,
         workers=workers,
         device=device,
@@ -183,11 +184,10 @@ def _keep(words: list[str]) -> Any:
 def _generate(options: argparse.Namespace) -> None:
     from mergevq.generation import GuidanceConfig, SamplingConfig
     from mergevq_platform import checkpoints, generation
-    from mergevq_platform.runs import locate
 
-    _, location = locate(options.run, home=places().home, storage=options.storage)
-    tokenizer = locate(options.tokenizer, home=places().home)[1] if options.tokenizer else None
-    with checkpoints.newest(location) as directory:
+    location = located(options.run, storage=options.storage)
+    tokenizer = located(options.tokenizer) if options.tokenizer else None
+    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         settings = checkpoints.recipe_of(directory).generator.generation
     sampling = {
         name: _one_or_more(value)

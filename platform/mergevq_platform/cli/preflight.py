@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.paths import user_path
 from mergevq_platform.places import places
 
 IMAGENET_PICTURES = 1_281_167
@@ -44,14 +44,14 @@ def add(verbs: Any) -> None:
         "--overlap", type=float, help="share of the backward pass that hides all-reduce (GPU: 0.8, CPU: 0)"
     )
     source = plan.add_mutually_exclusive_group()
-    source.add_argument("--measured", type=Path, metavar="JSON", help="a measurement that --save wrote")
+    source.add_argument("--measured", type=user_path, metavar="JSON", help="a measurement that --save wrote")
     source.add_argument(
         "--device-tflops",
         type=float,
         metavar="N",
         help="a device that does N TFLOP/s of such work (achieved, not peak); time by counted FLOPs",
     )
-    plan.add_argument("--save", type=Path, metavar="JSON", help="keep the measurement")
+    plan.add_argument("--save", type=user_path, metavar="JSON", help="keep the measurement")
     plan.add_argument(
         "--pictures", type=int, help="of an epoch (default: the recipe's data, else ImageNet's)"
     )

@@ -44,12 +44,17 @@ def add(verbs: Any) -> None:
     cache.set_defaults(function=_cache)
 
     sync = verbs.add_parser("sync", help="deliver to MLflow what an unreachable server missed")
-    sync.add_argument("run", help="a run's name or directory")
+    sync.add_argument("run", help="name or directory of a run or sweep; its trials and evaluations go along")
     sync.set_defaults(function=_sync)
 
     ui = verbs.add_parser("ui", help="MLflow's pages over the store in use, opening on the curves")
     ui.add_argument("--port", type=int, help="default: 5000, or a free one")
-    ui.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1; the pages have no login")
+    ui.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="default 127.0.0.1; 0.0.0.0: all addresses of this machine. The pages have no login; MLFLOW_SERVER_ALLOWED_HOSTS "
+        "names further names that they may be asked by",
+    )
     ui.set_defaults(function=_ui)
 
 
@@ -127,10 +132,12 @@ def _cache(options: argparse.Namespace) -> None:
 def _sync(options: argparse.Namespace) -> None:
     from mergevq_platform.runs import Run
     from mergevq_platform.tracking.store import Store
-    from mergevq_platform.tracking.writer import sync
+    from mergevq_platform.tracking.undelivered import directory_of, sync_all
 
-    run = Run.find(options.run, home=places().home)
-    print(sync(run.directory, Store.at(places().home, places().tracking_uri)))
+    home = places().home
+    directory = directory_of(options.run, home) or Run.find(options.run, home=home).directory
+    for report in sync_all(directory, Store.at(home, places().tracking_uri)):
+        print(report)
 
 
 def _ui(options: argparse.Namespace) -> None:

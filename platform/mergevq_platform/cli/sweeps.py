@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.failures import INTERRUPTED
 from mergevq_platform.places import places
@@ -44,7 +45,9 @@ def add(verbs: Any) -> None:
 
     compare = verbs.add_parser("compare", help="curves of several runs and sweeps in one figure")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="runs, sweeps or curve.json files")
-    compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder (default comparison/)")
+    compare.add_argument(
+        "--out", type=user_path, default=Path("comparison"), help="folder (default comparison/)"
+    )
     compare.add_argument(
         "--paper", action="store_true", help="the paper's Table 4 beside them, on axes of its own"
     )
@@ -91,7 +94,7 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"failed: {trial}: {reason}", file=sys.stderr)
     if not outcome.complete:
         print(f"stopped before its end; go on with: mergevq sweep --resume {name}")
-    print(where_to_look(outcome.experiment, outcome.place.name))
+    print(outcome.undelivered or where_to_look(outcome.experiment, outcome.place.name))
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
     return 0 if outcome.complete else INTERRUPTED

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.credentials import without_credentials
 from mergevq_platform.failures import INTERRUPTED
@@ -37,9 +37,9 @@ def add(verbs: Any) -> None:
     official = verbs.add_parser(
         "import-official", help="a checkpoint of the official MergeVQ release -> ours"
     )
-    official.add_argument("checkpoint", type=Path)
-    official.add_argument("out", type=Path)
-    official.add_argument("--config", type=Path, help="the release's own YAML of that checkpoint")
+    official.add_argument("checkpoint", type=user_path)
+    official.add_argument("out", type=user_path)
+    official.add_argument("--config", type=user_path, help="the release's own YAML of that checkpoint")
     official.add_argument("--preset", help="instead of --config: one of our presets")
     official.add_argument("--raw", action="store_true", help="take the raw weights, not the EMA ones")
     official.set_defaults(function=_import_official)
@@ -52,6 +52,7 @@ def add(verbs: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from mergevq_platform import data, evaluation, recipe, trainer
+    from mergevq_platform.tracking import models
 
     # With --resume the positional recipe is left out, so its slot may hold the first override.
     given = [text for text in [options.recipe, *options.overrides] if text]
@@ -61,7 +62,8 @@ def _train(options: argparse.Namespace) -> int:
         raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
     home = places().home
     chosen = recipe.load(names[0], overrides) if names else None
-    if options.register and chosen is not None and not isinstance(chosen.task, recipe.RecoveryTask):
+    model, alias = models.parse_target(options.register) if options.register is not None else ("", None)
+    if model and chosen is not None and not isinstance(chosen.task, recipe.RecoveryTask):
         _ = chosen.tokenizer  # only tokenizers can be registered: said now, not at the end
     if chosen is not None and not (isinstance(chosen.task, recipe.GeneratorTask) and chosen.task.codes):
         print(
@@ -81,20 +83,25 @@ def _train(options: argparse.Namespace) -> int:
         after=None if options.no_evaluation else evaluation.after_training,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
-    if options.register and not outcome.stopped:
-        model, _, alias = options.register.partition("@")
+    if model and outcome.undelivered:
+        print(outcome.undelivered)
+        and_alias = f" --alias {alias}" if alias else ""
+        raise InputError(
+            f"not registered, as the run is not in MLflow yet: afterwards mergevq register {outcome.run.name} --name {model}{and_alias}"
+        )
+    if model and not outcome.stopped:
         made = evaluation.register(
             outcome.run.name,
             model,
             home=home,
-            alias=alias or None,
+            alias=alias,
             storage=options.storage,
             tracking_uri=places().tracking_uri,
         )
         print(f"registered: {made.uri}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
-    print(where_to_look(outcome.experiment))
+    print(outcome.undelivered or where_to_look(outcome.experiment))
     return INTERRUPTED if outcome.stopped else 0
 
 

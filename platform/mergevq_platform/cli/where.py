@@ -1,8 +1,17 @@
-"""Where to look in MLflow, for the store in use."""
+"""Where things are: what a name means, and where to look in MLflow, for the home and the store in use."""
 
 from __future__ import annotations
 
 from mergevq_platform.places import places
+
+
+def located(name: str, *, storage: str | None = None) -> str:
+    """The path or URI of a run (here, or of the tracking store alone), a registered model, a checkpoint or a tokenizer."""
+    from mergevq_platform.finding import locate
+    from mergevq_platform.tracking.store import Store
+
+    home = places().home
+    return locate(name, home=home, store=Store.at(home, places().tracking_uri), storage=storage)
 
 
 def where_to_look(experiment: str, run: str | None = None) -> str:

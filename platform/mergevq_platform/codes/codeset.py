@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from mergevq.errors import InputError
 from mergevq_platform.data.location import Location
 from mergevq_platform.data.shards import MANIFEST, sha256_of, whole_file
+from mergevq_platform.data.splits import same_split
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer
 
 FORMAT = "mergevq-codes/1"
@@ -227,6 +228,7 @@ def open_codes(path: str | Path, split: str) -> CodeSet:
     """A split of the code set at a path or URI. Raises `InputError` for a missing, unfinished or changed one."""
     location = Location.of(path)
     manifest = read_manifest(path, location)
+    split = split if split in manifest.splits else _another_name(split, manifest)
     if split not in manifest.splits:
         raise InputError(
             f"{path} has no split '{split}': it has {', '.join(sorted(manifest.splits))}; tokenize again, or change data"
@@ -238,6 +240,10 @@ def open_codes(path: str | Path, split: str) -> CodeSet:
                 f"{path}/{shard.file} is missing or has changed ({MANIFEST} says {shard.bytes} bytes): tokenize again"
             )
     return CodeSet(str(path) if "://" in str(path) else location.root, split, manifest)
+
+
+def _another_name(split: str, manifest: CodeManifest) -> str:
+    return next((name for name in manifest.splits if same_split(name, split)), split)
 
 
 def read_manifest(path: str | Path, location: Location | None = None) -> CodeManifest:

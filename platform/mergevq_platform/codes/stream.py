@@ -8,7 +8,7 @@ shows each view once whatever was drawn.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
@@ -19,7 +19,7 @@ from mergevq.errors import InputError
 from mergevq_platform.codes.codeset import Codes, CodeSet
 from mergevq_platform.data import Batch, Deal, SampleOrder
 from mergevq_platform.data.order import WINDOW_BLOCKS
-from mergevq_platform.data.stream import STEPS_AHEAD
+from mergevq_platform.data.stream import STEPS_AHEAD, Bad
 
 
 class CodeStream:
@@ -30,6 +30,8 @@ class CodeStream:
     """
 
     bad_pictures = 0  # pictures that could not be decoded were left out when the set was made
+    met: Collection[int] = ()
+    unshared: Sequence[Bad] = ()
 
     def __init__(
         self,
@@ -61,6 +63,9 @@ class CodeStream:
 
     def __exit__(self, *_: object) -> None:
         """Nothing is held: the reading thread ends with the iteration."""
+
+    def share(self, bad: Sequence[Bad]) -> None:
+        """There are none."""
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of an optimizer step."""

@@ -3,7 +3,7 @@
 What every shard holds is planned before anything is written, so any number of workers gives the same files. Views of a
 training picture come in pairs, as the generators' papers train on: crop 0 is the evaluation view (resized, cut in the middle),
 crop 1 its mirror image; crops 2 and 3 are a random crop, keyed by (seed, crop, sample), and its mirror image; and so on.
-Other splits get crop 0 alone.
+Splits other than the training split get crop 0 alone.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from mergevq_platform.data import (
 )
 from mergevq_platform.data.opening import PARTS, split_names
 from mergevq_platform.data.shards import MANIFEST, refuse_foreign_files, write_text
+from mergevq_platform.data.splits import same_split
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer
 from mergevq_platform.pool import Answers, answers
 from mergevq_platform.progress import counted
@@ -185,6 +186,7 @@ def tokenize(
     keep: Sequence[int] | KeepDistribution,
     crops: int = 2,
     splits: Sequence[str] | None = None,
+    train_split: str = "train",
     seed: int = 0,
     workers: int = 0,
     device: Literal["cpu", "cuda"] = "cpu",
@@ -194,14 +196,14 @@ def tokenize(
     """Tokenize a picture set into `directory`; returns the manifest. `workers` Ray actors, or this process for 0.
 
     `keep`: counts, at each of which every view is stored; or a distribution, from which every block of pictures draws the one
-    that it is stored at. `crops`: views of each training picture. Run again after an interruption, it goes on; run again after
+    that it is stored at. `crops`: views of each picture of `train_split`. Run again after an interruption, it goes on; run again after
     its end, it does nothing. Pictures that cannot be decoded are left out and listed. Raises `InputError` for counts that the
     tokenizer cannot reach, and for a directory that holds something else. Every node must see both places.
     """
     directory = Path(directory).expanduser().absolute()
     if crops < 1:
         raise InputError(f"crops is {crops}: it must be at least 1")
-    with checkpoints.weights(tokenizer.location) as place:
+    with checkpoints.weights(tokenizer.location, files=checkpoints.CONFIG) as place:
         model = read_config(place)
     within = reachable(model.grid_tokens, model.encoder.depth)
     if isinstance(keep, Sequence):
@@ -225,7 +227,7 @@ def tokenize(
     jobs = [
         job
         for name, dataset in opened.items()
-        for job in planned(name, dataset.rows, crops if name == "train" else 1, stored)
+        for job in planned(name, dataset.rows, crops if same_split(name, train_split) else 1, stored)
     ]
     fingerprints = {name: dataset.fingerprint for name, dataset in opened.items()}
     subject = Subject(tokenizer, data, fingerprints, str(directory), seed, device, reading)
@@ -251,8 +253,9 @@ def tokenize(
         "distribution": to_tree(distribution) if distribution else None,
         "digest": digest,
     }
-    labelled = all(dataset.labelled for dataset in opened.values())
-    classes = next(iter(opened.values())).classes if labelled else ()
+    learnt = [dataset for name, dataset in opened.items() if same_split(name, train_split)]
+    chosen = (learnt or list(opened.values()))[0]  # a test split without labels takes nobody's classes away
+    classes = chosen.classes if chosen.labelled else ()
     manifest = _manifest(tokenizer, names, classes, jobs, parts, plan)
     for leftover in directory.glob(".*.parquet.*.tmp"):
         leftover.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from mergevq_platform.data.dataset import Dataset, Row
 from mergevq_platform.data.dealing import Deal
 from mergevq_platform.data.digits import write_digits
-from mergevq_platform.data.eval_batches import EvalBatches
+from mergevq_platform.data.eval_batches import BadImage, EvalBatches
 from mergevq_platform.data.found import Choices
 from mergevq_platform.data.image_places import Pictures, open_pictures
 from mergevq_platform.data.info import describe, describe_in_short
@@ -18,6 +18,7 @@ from mergevq_platform.data.stream import Batch, TrainStream, to_unit_range
 from mergevq_platform.data.views import ViewsConfig, evaluation_view, make_views
 
 __all__ = [
+    "BadImage",
     "BadPicture",
     "Batch",
     "Choices",

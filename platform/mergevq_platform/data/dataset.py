@@ -92,7 +92,7 @@ class Dataset:
         self.columns, self.background, self.notes = columns, background, tuple(notes)
         self._label_names = None if label_names is None else tuple(label_names)
         self._shard_labels = None if shard_labels is None else tuple(shard_labels)
-        self.unlabelled = unlabelled if labelled else sum(shard.rows for shard in shards)
+        self._unlabelled = unlabelled if labelled else sum(shard.rows for shard in shards)
         self.row_group_sizes = np.array(
             [rows for shard in shards for rows in shard.row_groups], dtype=np.int64
         )
@@ -116,6 +116,11 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return len(self.classes) if self.labelled else 0
+
+    @property
+    def unlabelled(self) -> int:
+        """Images without a label."""
+        return self._unlabelled
 
     def group_of(self, row_ids: np.ndarray | int) -> np.ndarray:
         """The row groups, int64, that hold the rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,11 +18,16 @@ from mergevq_platform.data.views import evaluation_view
 DECODING_THREADS = 8
 
 
+class BadImage(InputError):
+    """An image of an evaluation cannot be decoded; `EvalBatches.bad_rows` finds all of them."""
+
+
 class EvalBatches:
     """A split as fixed batches of `batch` pictures, resized to `size` and cropped in the middle.
 
     `limit` takes only the first pictures of the split. The last batch may be smaller. A picture that cannot be decoded
-    is an `InputError` naming shard and row: leaving it out would silently change what a metric means.
+    is a `BadImage` naming shard and row: leaving it out would silently change what a metric means. Whoever says so may
+    leave out the rows `left_out` of these; positions then count the others.
     """
 
     def __init__(
@@ -32,11 +38,15 @@ class EvalBatches:
         *,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        left_out: Collection[int] = (),
     ) -> None:
         assert size > 0
         assert batch > 0
         self.dataset, self.size, self.batch_size, self.max_pixels = dataset, size, batch, max_pixels
-        self.images = min(dataset.rows, limit or dataset.rows)
+        self.taken = min(dataset.rows, limit or dataset.rows)  # the first rows of the split
+        self.left_out = tuple(sorted(row for row in left_out if row < self.taken))
+        self.rows = range(self.taken) if not left_out else np.setdiff1d(range(self.taken), self.left_out)
+        self.images = len(self.rows)
 
     @property
     def num_batches(self) -> int:
@@ -52,7 +62,10 @@ class EvalBatches:
         if not 0 <= index < self.num_batches:
             raise IndexError(f"batch {index} of {self.num_batches}")
         start = index * self.batch_size
-        rows = self.dataset.read(range(start, min(start + self.batch_size, self.images)))
+        return self._batch(self.rows[start : start + self.batch_size])
+
+    def _batch(self, numbers: Iterable[int]) -> Batch:
+        rows = self.dataset.read(numbers)
         with ThreadPoolExecutor(
             min(DECODING_THREADS, os.cpu_count() or 1)
         ) as pool:  # Pillow works outside the GIL
@@ -63,11 +76,55 @@ class EvalBatches:
             "sample": torch.tensor([row.sample for row in rows], dtype=torch.int64),
         }
 
+    def readable(self, index: int) -> Batch | None:
+        """Batch `index` without its images that cannot be decoded; none where it has no other."""
+        try:
+            return self.batch(index)
+        except BadImage:
+            start = index * self.batch_size
+            rows = self.dataset.read(self.rows[start : start + self.batch_size])
+            good = [row.sample for row in rows if self._reason(row) is None]
+            return self._batch(good) if good else None
+
+    def bad_rows(self) -> dict[int, str]:
+        """The rows that cannot be decoded, each with its place and the reason; decodes every image."""
+        found: dict[int, str] = {}
+        with ThreadPoolExecutor(min(DECODING_THREADS, os.cpu_count() or 1)) as pool:
+            for start in range(0, self.images, self.batch_size):
+                rows = self.dataset.read(self.rows[start : start + self.batch_size])
+                reasons = pool.map(self._reason, rows)
+                found |= {row.sample: reason for row, reason in zip(rows, reasons, strict=True) if reason}
+        return found
+
+    def without(self, rows: Collection[int]) -> EvalBatches:
+        """The same without these rows. Raises `InputError` where no image is left."""
+        left = EvalBatches(
+            self.dataset,
+            self.size,
+            self.batch_size,
+            limit=self.taken,
+            max_pixels=self.max_pixels,
+            left_out={*self.left_out, *rows},
+        )
+        if not left.images:
+            raise InputError(
+                f"{self.dataset.path}: none of the {self.images:,} images of '{self.dataset.split}' can be decoded: "
+                "pack the data again"
+            )
+        return left
+
+    def _reason(self, row: Row) -> str | None:
+        try:
+            self._view(row)
+        except BadImage as error:
+            return str(error)
+        return None
+
     def _view(self, row: Row) -> np.ndarray:
         try:
             return evaluation_view(self.dataset.image(row, max_pixels=self.max_pixels), self.size)
         except BadPicture as error:
             place = f"{self.dataset.path}/{self.dataset.place(row.sample)}"
-            raise InputError(
+            raise BadImage(
                 f"{place} {error}: evaluation needs every picture; pack the data again, without it"
             ) from None

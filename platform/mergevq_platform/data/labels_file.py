@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq.text_files import read_text
 from mergevq_platform.data.endings import named_as_image
 from mergevq_platform.data.image_names import Image, ImageNames, same_name
 from mergevq_platform.data.summary import counted
-from mergevq_platform.text_files import read_text
 
 DELIMITERS = (",", ";", "\t", "|", " ")
 LABEL_NAMES = {"label", "labels", "class", "classes", "target", "category", "class_name", "predictionstring"}

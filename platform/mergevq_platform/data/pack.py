@@ -153,6 +153,8 @@ def pack(
         "seed": seed,
         "digest": digest,
     }
+    columns = {"image_column": image_column, "label_column": label_column}
+    description |= {key: column for key, column in columns.items() if column is not None}
     description["ignored"] = found.ignored
     if found.understood is not None:
         description["understood"] = found.understood.to_tree()

@@ -39,6 +39,11 @@ def canonical(split: str) -> str:
     return SAME_SPLIT.get(lower, lower if lower in SAME_SPLIT.values() else split)
 
 
+def same_split(one: str, other: str) -> bool:
+    """Whether two names mean one split: `training` is `train`, `validation` is `val`."""
+    return canonical(one) == canonical(other)
+
+
 def folder_values(file: str) -> dict[str, str | None]:
     """The values of folders such as label=0, as Hive and Spark lay them out; none for a null."""
     pairs = [part.partition("=") for part in PurePosixPath(file).parent.parts if "=" in part[1:]]

@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,7 +58,8 @@ class TrainStream:
 
     `workers` loader processes decode (0: a thread of this process does). A picture that cannot be decoded is logged with
     shard and row and replaced by the next good row of its row group; when more than `bad_picture_limit` different
-    ones have been met, iterating raises `InputError`. Use it as a context manager, or `close` it.
+    ones have been met, by all ranks since the run began, iterating or `share` raises `InputError`: `met` are the rows of before,
+    and ranks tell each other what `unshared` holds. Use it as a context manager, or `close` it.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class TrainStream:
         start_step: int = 0,
         workers: int = 0,
         bad_picture_limit: int = 0,
+        met: Collection[int] = (),
         window_blocks: int = WINDOW_BLOCKS,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         assert world_size <= deal.workers
         self.order = SampleOrder(dataset.row_group_sizes, deal.global_batch, seed, window_blocks)
-        self.bad: dict[int, Bad] = {}
+        self.bad: dict[int, Bad] = {}  # met by this rank
+        self.met = set(met)  # by the whole run, as far as was shared
         self._dataset, self._limit, self._workers = dataset, bad_picture_limit, workers
         self._plan = _Plan(
             dataset=dataset,
@@ -101,6 +104,16 @@ class TrainStream:
     def bad_pictures(self) -> int:
         """Different bad pictures met in the steps yielded so far, on this rank."""
         return len(self.bad)
+
+    @property
+    def unshared(self) -> list[Bad]:
+        """Bad pictures that this rank has met and no other knows of."""
+        return [item for row, item in self.bad.items() if row not in self.met]
+
+    def share(self, bad: Sequence[Bad]) -> None:
+        """Take note of what all ranks have met. Raises `InputError` where that makes too many."""
+        self.met |= {item.row for item in bad}
+        self._check_limit(bad)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         assert self._thread is None, "a stream is iterated once"
@@ -131,13 +144,17 @@ class TrainStream:
 
     def _account(self, bad: list[Bad]) -> None:
         for item in bad:
-            if item.row not in self.bad:
+            if item.row not in self.bad and item.row not in self.met:
                 log.warning("bad picture, replaced: %s %s", item.place, item.reason)
             self.bad[item.row] = item
-        if len(self.bad) > self._limit:
-            last = next(reversed(self.bad.values()))
+        self._check_limit(bad)
+
+    def _check_limit(self, bad: Sequence[Bad]) -> None:
+        count = len(self.met | self.bad.keys())
+        if bad and count > self._limit:
+            last = bad[-1]
             raise InputError(
-                f"{len(self.bad)} bad pictures, more than data.bad_picture_limit {self._limit}; the last: {last.place} of "
+                f"{count} bad pictures, more than data.bad_picture_limit {self._limit}; the last: {last.place} of "
                 f"{self._dataset.path} {last.reason}. Pack the data again, or raise the limit"
             )
 

@@ -10,7 +10,6 @@ verbs.py      all of it by a run's name
 
 from mergevq_platform.evaluation.answering import local_answers, ray_answers
 from mergevq_platform.evaluation.evaluator import Evaluator
-from mergevq_platform.evaluation.finding import find, locate
 from mergevq_platform.evaluation.measuring import CAVEATS, SUITES, measure
 from mergevq_platform.evaluation.recording import record, write
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps
@@ -22,6 +21,7 @@ from mergevq_platform.evaluation.verbs import (
     register,
 )
 from mergevq_platform.evaluation.weights import parse_extractor
+from mergevq_platform.finding import find, locate
 
 __all__ = [
     "CAVEATS",

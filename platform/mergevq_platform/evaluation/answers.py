@@ -21,8 +21,8 @@ class Reconstruction(Parts):
     recovered: FeatureStatistics = field(default_factory=FeatureStatistics)
     psnr: Psnr = field(default_factory=Psnr)
     psnr_recovered: Psnr = field(default_factory=Psnr)
-    ssim: Ssim = field(default_factory=Ssim)
-    ms_ssim: MsSsim | None = None  # none: the pictures are too small
+    ssim: Ssim | None = None  # none, here and below: the pictures are too small
+    ms_ssim: MsSsim | None = None
     lpips: Mean | None = None
     codes: CodeUsage | None = None
     recovery: RecoveryAccuracy = field(default_factory=RecoveryAccuracy)

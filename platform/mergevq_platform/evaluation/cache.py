@@ -19,7 +19,7 @@ from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.stored import load, save
 from mergevq_platform.tracking.locks import ExclusiveLock
 
-FORMAT = 3  # of the files, and of what the numbers in them mean: raise it when either changes
+FORMAT = 4  # of the files, and of what the numbers in them mean: raise it when either changes
 LIMIT_BYTES = 20 * 1024**3  # of all files together; the longest unused go first
 SUFFIX = ".safetensors"
 

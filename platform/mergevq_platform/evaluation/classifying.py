@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mergevq.finetune import load_fine_tuned
 from mergevq.metrics import Mean
@@ -20,6 +22,37 @@ from mergevq_platform.pool import Answers
 from mergevq_platform.recipe import ProbeTask, Recipe, resolve
 
 
+@dataclass
+class Answered:
+    """The top-1 of heads on labelled images, and how many images had no label or could not be decoded."""
+
+    top1: list[Mean]
+    unlabelled: int = 0
+    bad: int = 0
+
+    def merge(self, other: Answered) -> Answered:
+        """Of both sets of images."""
+        top1 = [mine.merge(theirs) for mine, theirs in zip(self.top1, other.top1, strict=True)]
+        return Answered(top1, self.unlabelled + other.unlabelled, self.bad + other.bad)
+
+
+def answered(
+    batches: EvalBatches, index: int, device: torch.device, heads: int, logits: Callable[[Tensor], Tensor]
+) -> Answered:
+    """What heads say of one batch; `logits` of images (B, 3, H, W) in [-1, 1] are (heads, B, classes)."""
+    images = min(batches.batch_size, batches.images - index * batches.batch_size)
+    found = Answered([Mean("top1") for _ in range(heads)], bad=images)
+    batch = batches.readable(index)
+    if batch is None:
+        return found
+    batch = to_unit_range(batch, device)
+    labelled = batch["label"] >= 0
+    found.unlabelled, found.bad = int((~labelled).sum()), images - len(labelled)
+    for top1, right in zip(found.top1, logits(batch["image"]).argmax(-1) == batch["label"], strict=True):
+        top1.update(right[labelled])
+    return found
+
+
 class ClassifierEvaluator:
     """One process's classifier (averaged weights) and pictures; answers numbers of batches with their top-1."""
 
@@ -27,24 +60,24 @@ class ClassifierEvaluator:
         assert subject.checkpoint is not None
         recipe = resolve(subject.recipe)
         self.device = torch.device(subject.device)
-        with checkpoints.newest(subject.checkpoint) as directory:
+        with checkpoints.newest(subject.checkpoint, files=checkpoints.MODEL) as directory:
             self.model = load_fine_tuned(directory).to(self.device)
         self.batches = split_batches(recipe, subject.data, recipe.data.evaluation_split)
 
     @torch.inference_mode()
-    def answer(self, index: int) -> Mean:
+    def answer(self, index: int) -> Answered:
         """The top-1 of one batch."""
-        batch = to_unit_range(self.batches.batch(index), self.device)
-        top1 = Mean("top1")
-        top1.update(self.model(batch["image"]).argmax(1) == batch["label"])
-        return top1
+        return answered(self.batches, index, self.device, 1, lambda images: self.model(images)[None])
 
 
 def classify(subject: Subject, answers: Answers) -> dict[str, float]:
-    """`top1` (percent) over the evaluation split, with its 95% interval."""
+    """`top1` (percent) over the labelled images of the evaluation split, with its 95% interval; without any, nothing.
+
+    `unlabelled` and `undecodable` images are counted where there are some.
+    """
     recipe = resolve(subject.recipe)
     batches = split_batches(recipe, subject.data, recipe.data.evaluation_split)
-    return _with_interval(*_top1(answers(range(batches.num_batches))))
+    return _of_head(merge(answers(range(batches.num_batches))), 0)
 
 
 class ProbeEvaluator:
@@ -56,26 +89,20 @@ class ProbeEvaluator:
         recipe = resolve(subject.recipe)
         assert isinstance(recipe.task, ProbeTask)
         self.device = torch.device(subject.device)
-        with checkpoints.newest(subject.checkpoint) as directory:
+        with checkpoints.newest(subject.checkpoint, files=checkpoints.MODEL) as directory:
             heads, _ = load_probe(directory)
         self.features = probed_features(recipe.task, self.device)
         self.heads = heads.to(self.device)
         self.splits = _probed_splits(recipe, subject)
 
     @torch.inference_mode()
-    def answer(self, index: int) -> list[Mean]:
+    def answer(self, index: int) -> Answered:
         """The top-1 of each head on one batch."""
         tested, trained = self.splits
-        first = index < tested.num_batches
-        batch = tested.batch(index) if first else trained.batch(index - tested.num_batches)
-        batch = to_unit_range(batch, self.device)
-        right = self.heads(self.features(batch["image"])).argmax(-1) == batch["label"]
-        found = []
-        for row in right:
-            top1 = Mean("top1")
-            top1.update(row)
-            found.append(top1)
-        return found
+        batches = tested if index < tested.num_batches else trained
+        number = index if batches is tested else index - tested.num_batches
+        heads = self.heads.heads
+        return answered(batches, number, self.device, heads, lambda images: self.heads(self.features(images)))
 
 
 def _probed_splits(recipe: Recipe, subject: Subject) -> tuple[EvalBatches, EvalBatches]:
@@ -90,7 +117,7 @@ def classify_by_probe(subject: Subject, answers: Answers) -> dict[str, float]:
     """`top1` (percent) over the evaluation split with its 95% interval, of the head that does best on training pictures.
 
     With one head nothing is chosen. `head` counts from 0; `train_top1` is its top-1 on the training pictures, up to
-    `evaluation.probe_images` of them, seen as the evaluation split is.
+    `evaluation.probe_images` of them, seen as the evaluation split is. What else: see `classify`.
     """
     recipe = resolve(subject.recipe)
     assert isinstance(recipe.task, ProbeTask)
@@ -98,18 +125,21 @@ def classify_by_probe(subject: Subject, answers: Answers) -> dict[str, float]:
     heads, head, chosen_by = len(recipe.task.settings.rate_factors), 0, {}
     if heads > 1:
         numbers = range(tested.num_batches, tested.num_batches + trained.num_batches)
-        scores = [_top1(parts)[0] for parts in zip(*answers(numbers), strict=True)]
-        head = max(range(heads), key=scores.__getitem__)
-        chosen_by = {"train_top1": scores[head]}
-    found = _top1(heads_found[head] for heads_found in answers(range(tested.num_batches)))
-    return _with_interval(*found) | {"head": float(head)} | chosen_by
+        learned: Any = merge(answers(numbers))
+        scores = [top1.compute()["top1"] for top1 in learned.top1]
+        if learned.top1[0].count:
+            head = max(range(heads), key=scores.__getitem__)
+            chosen_by = {"train_top1": scores[head]}
+    found = _of_head(merge(answers(range(tested.num_batches))), head)
+    return found | {"head": float(head)} | chosen_by
 
 
-def _top1(parts: Iterable[Mean]) -> tuple[float, int]:
-    merged: Any = merge(parts)
-    return merged.compute()["top1"], merged.count
-
-
-def _with_interval(top1: float, images: int) -> dict[str, float]:
-    low, high = wilson_interval(top1, images)
-    return {"top1": top1, "top1_low": low, "top1_high": high}
+def _of_head(found: Answered, head: int) -> dict[str, float]:
+    top1 = found.top1[head]
+    left_out = {"unlabelled": float(found.unlabelled), "undecodable": float(found.bad)}
+    values = {name: count for name, count in left_out.items() if count}
+    if not top1.count:
+        return values
+    percent = top1.compute()["top1"]
+    low, high = wilson_interval(percent, top1.count)
+    return {"top1": percent, "top1_low": low, "top1_high": high} | values

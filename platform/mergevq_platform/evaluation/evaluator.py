@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from mergevq.merging import mean_over_cells
 from mergevq.metrics import (
     CodeUsage,
     Mean,
+    Ssim,
     Votes,
     extractor,
     knn_votes,
@@ -24,13 +24,13 @@ from mergevq.metrics import (
     to_uint8,
 )
 from mergevq.metrics.lpips import LpipsDistance
-from mergevq.metrics.pixels import MsSsim
+from mergevq.metrics.pixels import WINDOW, MsSsim
 from mergevq.metrics.sgd_probe import PUBLISHED, sgd_probe
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform import checkpoints, loop
-from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.evaluation.answers import Reconstruction, merge
-from mergevq_platform.evaluation.subject import Subject, reading_of, split_batches
+from mergevq_platform.evaluation.subject import Subject, split_batches
 from mergevq_platform.pool import Share
 from mergevq_platform.recipe import resolve
 from mergevq_platform.seen import Seen, see
@@ -47,6 +47,7 @@ class Job(NamedTuple):
     keep: int
     batches: tuple[int, ...]
     seed: int = 0  # of an untrained tokenizer, counted up from the recipe's
+    left_out: tuple[int, ...] = ()  # rows of the split, of images that cannot be decoded
 
 
 class ProbeJob(NamedTuple):
@@ -78,7 +79,8 @@ class Evaluator:
         self.extractor = extractor(self.recipe.evaluation.extractor).to(self.device)
         lpips = self.recipe.evaluation.lpips
         self.lpips = LpipsDistance(lpips).to(self.device) if lpips else None
-        self.decoded: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self.decoded: dict[tuple[EvalBatches, int], dict[str, Tensor]] = {}
+        self.opened: dict[tuple[str, tuple[int, ...]], EvalBatches] = {}
         self.room = DECODED_BYTES
         self._untrained: dict[int, MergeVQ] = {}
 
@@ -94,36 +96,35 @@ class Evaluator:
         """The tokenizer as it was before its first step: same seed (and the ones after it), same initialisation."""
         if seed not in self._untrained:
             torch.manual_seed(self.recipe.seed + seed)
-            dataset = open_dataset(
-                self.subject.data,
-                self.recipe.data.train_split,
-                reading_of(self.recipe, self.subject.data),
-            )
             # Of a tuned recovery, too, it is the tokenizer before stage 1.
-            model = loop.build(replace(self.recipe, task=self.recipe.tokenizer), dataset).model()
-            assert isinstance(model, MergeVQ)
+            model = loop.initial_tokenizer(self.recipe.tokenizer)
             self._untrained = {seed: model.to(self.device).eval()}  # jobs of one seed follow each other
         return self._untrained[seed]
 
-    def batches(self, split: str) -> EvalBatches:
-        """The fixed batches of a split."""
-        return split_batches(self.recipe, self.subject.data, split)
+    def batches(self, split: str, left_out: tuple[int, ...] = ()) -> EvalBatches:
+        """The fixed batches of a split, without some of its rows."""
+        if (split, left_out) not in self.opened:
+            opened = split_batches(self.recipe, self.subject.data, split, left_out=left_out)
+            self.opened[split, left_out] = opened
+        return self.opened[split, left_out]
 
-    def batch(self, split: str, index: int) -> dict[str, Tensor]:
+    def batch(self, batches: EvalBatches, index: int) -> dict[str, Tensor]:
         """One batch on the device; pictures are decoded once for all kept counts, as far as memory is set aside."""
-        if (split, index) not in self.decoded:
-            batch = self.batches(split).batch(index)
+        if (batches, index) not in self.decoded:
+            batch = batches.batch(index)
             size = batch["image"].nbytes
             if size > self.room:
                 return to_unit_range(batch, self.device)
             self.room -= size
-            self.decoded[split, index] = batch
-        return to_unit_range(self.decoded[split, index], self.device)
+            self.decoded[batches, index] = batch
+        return to_unit_range(self.decoded[batches, index], self.device)
 
-    def pictures(self, split: str, rows: Iterable[int]) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] of a split by their rows, on the device."""
-        size = self.batches(split).batch_size
-        return torch.stack([self.batch(split, int(row) // size)["image"][int(row) % size] for row in rows])
+    def pictures(self, batches: EvalBatches, places: Iterable[int]) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] of a split's batches by their positions, on the device."""
+        size = batches.batch_size
+        return torch.stack(
+            [self.batch(batches, int(place) // size)["image"][int(place) % size] for place in places]
+        )
 
     @torch.no_grad()
     def answer(self, job: Job | ProbeJob | ManifoldJob | Share[ProbeJob]) -> Any:
@@ -140,12 +141,12 @@ class Evaluator:
                 return merge(self._batch(job, index) for index in job.batches)
 
     def _see(self, job: Job, index: int, images: Tensor) -> Seen:
-        batches = self.batches(job.split)
+        batches = self.batches(job.split, job.left_out)
         places = index * batches.batch_size + torch.arange(len(images))
         return see(self.extractor, images, places, batches.images, features=MANIFOLD_PICTURES)
 
     def _batch(self, job: Job, index: int) -> Any:
-        batch = self.batch(job.split, index)
+        batch = self.batch(self.batches(job.split, job.left_out), index)
         images, keep = batch["image"], job.keep
         match job.kind:
             case "reference":
@@ -165,7 +166,9 @@ class Evaluator:
         result.each_psnr = (
             result.psnr.scores(to_uint8(images).double(), to_uint8(painted).double()).cpu().numpy()
         )
-        result.ssim.update(images, painted)
+        if min(images.shape[-2:]) >= WINDOW:
+            result.ssim = Ssim()
+            result.ssim.update(images, painted)
         if scales := MsSsim.most_scales(*images.shape[-2:]):
             result.ms_ssim = MsSsim(scales)
             result.ms_ssim.update(images, painted)

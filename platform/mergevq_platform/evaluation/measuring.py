@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 import mergevq
 from mergevq.config import to_tree
@@ -21,9 +22,11 @@ from mergevq.metrics import bits_per_picture, distance_name, extractor, frechet_
 from mergevq.metrics.extractors import Extractor
 from mergevq.metrics.lpips import LpipsDistance, LpipsFiles
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
+from mergevq.metrics.pixels import WINDOW
+from mergevq.metrics.probe import unfit_labels
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.curves import Curve
-from mergevq_platform.data import EvalBatches
+from mergevq_platform.data import BadImage, EvalBatches
 from mergevq_platform.data.background import DROPPED
 from mergevq_platform.data.views import RESIZING
 from mergevq_platform.evaluation.answers import merge
@@ -45,6 +48,7 @@ JOBS_PER_PASS = 64  # about, of a large split: an answer may be 100 MB
 KNN_QUERIES = 4096  # test features of one share of the nearest neighbours, up to
 KNN_SHARES = 8  # shares, up to
 FEATURES = ("cls", "mean")
+PARTS = ("train", "test")  # what probes learn from, and what is evaluated
 QUERIES, NEIGHBOURS = 8, 7  # pictures whose nearest training pictures are shown, and how many of these
 CAVEATS = {
     "stand_in": "The alignment teacher is a stand-in that saw these labels: the probe measures distillation, not self-supervision.",
@@ -92,6 +96,11 @@ class Measurement:
     cache: Cache | None = None
     seeds: int = 1
     findings: Findings = field(default_factory=Findings)
+    lacking: dict[str, str] = field(default_factory=dict)  # what the data do not allow, and why
+    bad: dict[str, dict[int, str]] = field(default_factory=dict)  # split -> row left out -> why
+    unlabelled: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(PARTS, 0)
+    )  # of each part's images
 
     def curve(
         self,
@@ -102,7 +111,11 @@ class Measurement:
         suites: Sequence[Suite] = SUITES,
         say: Callable[[str], None] = lambda text: None,
     ) -> Curve:
-        """Rows for every kept count, ascending; `findings` is filled on the way."""
+        """Rows for every kept count, ascending; `findings` is filled on the way.
+
+        What the data do not allow is left out, and the protocol says so: of images without labels there is no probe, an
+        image that cannot be decoded is none of those measured.
+        """
         grid = self.recipe.tokenizer.model.grid_tokens
         rows = []
         for keep in sorted(keeps):
@@ -110,12 +123,17 @@ class Measurement:
             row = {"keep": float(keep), "merge_ratio": 1 - keep / grid}
             if "reconstruction" in suites:
                 row |= self.reconstruction(keep)
-            if "representation" in suites and self.labelled:
+            if "representation" in suites:
                 row |= self.representation(keep)
-            rows.append(row)
+            rows.append(self._finite(row))
         protocol = self.protocol(step, suites)
-        if "probe" in protocol:
+        if "majority_top1" in rows[0]:
             protocol["majority_top1"] = rows[0]["majority_top1"]
+        for part, rows_left_out in self.bad.items():
+            count = len(rows_left_out)
+            say(
+                f"{count} image{'s' * (count > 1)} of '{part}' left out: {next(iter(rows_left_out.values()))}"
+            )
         return Curve(run=run, rows=rows, protocol=protocol)
 
     @cached_property
@@ -135,11 +153,6 @@ class Measurement:
         names = {"test": data.evaluation_split, "train": data.train_split}
         return {part: split_batches(self.recipe, self.subject.data, name) for part, name in names.items()}
 
-    @property
-    def labelled(self) -> bool:
-        """Whether a probe is possible."""
-        return all(batches.dataset.labelled for batches in self.splits.values())
-
     @cached_property
     def weights(self) -> dict[str, str]:
         """What the tokenizer's answers depend on beside the pictures."""
@@ -155,7 +168,9 @@ class Measurement:
         part = self._pass("reconstruction", "test", keep)
         frechet, model = distance_name(self.network, "reconstruction"), self.recipe.tokenizer.model
         row = self._likeness(part.true, self._key("reconstruction", "test", keep, 0))
-        row |= part.psnr.compute() | part.ssim.compute() | part.codes.compute()
+        if part.ssim is None:
+            self.lacking["SSIM"] = f"images of {self.splits['test'].size} px, under its window of {WINDOW}"
+        row |= part.psnr.compute() | (part.ssim.compute() if part.ssim else {}) | part.codes.compute()
         for optional in (part.ms_ssim, part.lpips):
             row |= optional.compute() if optional is not None else {}
         row |= bits_per_picture(
@@ -167,37 +182,84 @@ class Measurement:
         self.findings.each_psnr[keep] = part.each_psnr
         self.findings.code_counts[keep] = part.codes.checked().numpy()
         if part.recovery.count:
-            row[f"{frechet}_recovered"] = frechet_distance(self.reference.pool, part.recovered)
+            if self.reference.pool.count > 1:
+                row[f"{frechet}_recovered"] = frechet_distance(self.reference.pool, part.recovered)
             row["psnr_recovered"] = part.psnr_recovered.compute()["psnr"]
             row |= part.recovery.compute()
         return row
 
     def _likeness(self, painted: Seen, key: dict[str, Any]) -> dict[str, float]:
         real, names = self.reference, likeness_names(self.network)
-        row = {names["frechet"]: frechet_distance(real.pool, painted.pool)}
-        if real.spatial is not None and painted.spatial is not None:
-            row[names["spatial_frechet"]] = frechet_distance(real.spatial, painted.spatial)
+        row: dict[str, float] = {}
+        if real.pool.count > 1:
+            row[names["frechet"]] = frechet_distance(real.pool, painted.pool)
+            if real.spatial is not None and painted.spatial is not None:
+                row[names["spatial_frechet"]] = frechet_distance(real.spatial, painted.spatial)
+        else:
+            self.lacking["Fréchet distance"] = "one image, which has no covariance"
         if painted.score is not None:
             row[names["inception_score"]] = painted.score.compute().mean
         if len(real.features) > NEIGHBOURHOOD:
             job = ManifoldJob(painted.features, real.features)
             found = self._through({"kind": "manifold", "of": key, "k": NEIGHBOURHOOD}, [job])
             row |= {names[name]: value for name, value in found.items()}
+        else:
+            self.lacking["precision and recall"] = (
+                f"{len(real.features)} images, which lack {NEIGHBOURHOOD} neighbours"
+            )
         return row
 
     def representation(self, keep: int) -> dict[str, float]:
-        """Probes and nearest neighbours of every feature at a kept count, with their baselines."""
+        """Probes and nearest neighbours of every feature at a kept count, with their baselines.
+
+        Images without a label are left out; empty where the others make no probe.
+        """
+        if not self._labelled():
+            return {}
         own = {name: name for name in FEATURES}
-        row = self._probes("features", keep, own)
+        found = self._features("features", keep)
+        labels = {part: found[part]["label"] for part in PARTS}
+        data = self.recipe.data
+        reason = unfit_labels(
+            *map(torch.from_numpy, labels.values()), names=(data.train_split, data.evaluation_split)
+        )
+        if reason is not None:
+            self.lacking["probe"] = reason
+            return {}
+        self.unlabelled = {part: int((y < 0).sum()) for part, y in labels.items()}
+        row = self._probes("features", keep, own, found)
         for protocol in self.recipe.evaluation.probes:
             row |= averaged(
-                [self._probes("features", keep, own, protocol, order=seed) for seed in range(self.seeds)]
+                [
+                    self._probes("features", keep, own, found, protocol, order=seed)
+                    for seed in range(self.seeds)
+                ]
             )
         if self.recipe.evaluation.untrained_baseline:
             suffixes = {"cls": "untrained", "mean": "untrained_mean"}
             row |= averaged(
-                [self._probes("untrained", keep, suffixes, seed=seed) for seed in range(self.seeds)]
+                [
+                    self._probes(
+                        "untrained", keep, suffixes, self._features("untrained", keep, seed), seed=seed
+                    )
+                    for seed in range(self.seeds)
+                ]
             )
+        return row
+
+    def _labelled(self) -> bool:
+        without = [batches.dataset.split for batches in self.splits.values() if not batches.dataset.labelled]
+        if without:
+            self.lacking["probe"] = "no labels" if len(without) > 1 else f"no labels in '{without[0]}'"
+        return "probe" not in self.lacking
+
+    def _features(self, kind: Any, keep: int, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+        return {part: self._pass(kind, part, keep, seed) for part in PARTS}
+
+    def _finite(self, row: dict[str, float]) -> dict[str, float]:
+        # What is no number has no place in a table, a figure or JSON: it is left out, and said.
+        for key in [key for key, value in row.items() if not math.isfinite(value)]:
+            self.lacking[key] = f"{row.pop(key)} at {row['keep']:.0f} kept tokens"
         return row
 
     def _probes(
@@ -205,12 +267,13 @@ class Measurement:
         kind: Any,
         keep: int,
         suffixes: dict[str, str],
+        found: dict[str, dict[str, np.ndarray]],
         protocol: str = "exact",
         *,
         seed: int = 0,
         order: int = 0,
     ) -> dict[str, float]:
-        train, test = (self._pass(kind, part, keep, seed) for part in ("train", "test"))
+        train, test = (found[part] for part in PARTS)
         jobs = [
             ProbeJob(suffix, train[name], train["label"], test[name], test["label"], protocol, order)
             for name, suffix in suffixes.items()
@@ -218,7 +281,7 @@ class Measurement:
         if kind == "features":
             queries = test["cls"][:QUERIES]
             self.findings.neighbours, self.findings.neighbours_keep = nearest(train["cls"], queries), keep
-        learned_from = [self._key(kind, part, keep, seed) for part in ("train", "test")]
+        learned_from = [self._key(kind, part, keep, seed) for part in PARTS]
         key = {"kind": "probes", "suffixes": suffixes, "of": learned_from, "protocol": [protocol, order]}
         row = self._through(key, jobs) | {"majority_top1": majority_top1(train["label"], test["label"])}
         if protocol != "exact":
@@ -233,11 +296,27 @@ class Measurement:
         return row
 
     def _pass(self, kind: Any, part: str, keep: int, seed: int = 0) -> Any:
+        try:
+            return self._whole_pass(kind, part, keep, seed)
+        except BadImage:
+            self._leave_out_bad(part)
+            return self._whole_pass(kind, part, keep, seed)
+
+    def _leave_out_bad(self, part: str) -> None:
+        found = self.splits[part].bad_rows()
+        split = self.splits[part].dataset.split
+        self.bad[split] = self.bad.get(split, {}) | found
+        self.splits[part] = self.splits[part].without(found)
+
+    def _whole_pass(self, kind: Any, part: str, keep: int, seed: int = 0) -> Any:
         batches = self.splits[part]
         size = max(BATCHES_PER_JOB, math.ceil(batches.num_batches / JOBS_PER_PASS))
         every = range(batches.num_batches)
         split = batches.dataset.split
-        jobs = [Job(kind, split, keep, tuple(every[start : start + size]), seed) for start in every[::size]]
+        jobs = [
+            Job(kind, split, keep, tuple(every[start : start + size]), seed, batches.left_out)
+            for start in every[::size]
+        ]
         return self._through(self._key(kind, part, keep, seed), jobs)
 
     def _through(self, key: dict[str, Any], jobs: list[Any]) -> Any:
@@ -252,6 +331,8 @@ class Measurement:
             "batch": batches.batch_size,
             "size": batches.size,
         }
+        if batches.left_out:
+            key["left_out"] = list(batches.left_out)
         if batches.dataset.background is not None:  # of sets packed before there was one the key is as it was
             key["background"] = batches.dataset.background
         if kind in ("reference", "reconstruction"):
@@ -285,16 +366,22 @@ class Measurement:
             "step": step,
             "checkpoint": self.subject.checkpoint,
             **self.weights,
+            "psnr": "an exact image counts as one with a single value off by one level",
             "inception_score": f"{SPLITS} splits, shuffled",
             "precision_recall": f"{NEIGHBOURHOOD} nearest neighbours, the first {MANIFOLD_PICTURES:,} pictures at most",
             "batch": settings.batch,
             "mergevq": mergevq.__version__,
             "caveat": CAVEATS.get(recipe.tokenizer.losses.alignment.kind, ""),
         }
-        if "representation" in suites and self.labelled:
+        if self.lacking:
+            protocol["lacking"] = dict(self.lacking)
+        if self.bad:
+            protocol["left_out"] = {split: sorted(rows) for split, rows in self.bad.items()}
+        if "representation" in suites and "probe" not in self.lacking:
             protocol["probe"] = {
                 "kind": "logistic regression on standardised features, C chosen on held-out training pictures",
-                "train_images": self.splits["train"].images,
+                "train_images": self.splits["train"].images - self.unlabelled["train"],
+                **({"unlabelled": self.unlabelled} if any(self.unlabelled.values()) else {}),
                 "features": {
                     "cls": "summary token",
                     "mean": "kept tokens before quantization, averaged over grid cells",
@@ -331,7 +418,8 @@ def nearest(bank: np.ndarray, queries: np.ndarray, k: int = NEIGHBOURS) -> np.nd
 
 
 def majority_top1(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """Top-1 (percent) of always answering the training split's most frequent class."""
+    """Top-1 (percent) of always answering the training split's most frequent class; negative labels are none."""
+    train_labels, test_labels = train_labels[train_labels >= 0], test_labels[test_labels >= 0]
     return 100 * float(np.mean(test_labels == np.bincount(train_labels).argmax()))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,10 +32,12 @@ from mergevq.metrics import (
     read_reference,
     score_name,
 )
+from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq_platform.data import Pictures, open_pictures, to_unit_range
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.measuring import BATCHES_PER_JOB, JOBS_PER_PASS, averaged
+from mergevq_platform.files import json_text
 from mergevq_platform.recipe import EvaluationConfig
 from mergevq_platform.seen import SPLITS
 
@@ -109,7 +110,7 @@ class PictureScores:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1))
+        path.write_text(json_text(asdict(self)))
 
     def table(self) -> Table:
         """For the terminal."""
@@ -139,6 +140,7 @@ class PictureScores:
         return (
             f"{p['images']:,} pictures of {p['size']} px{against}; "
             f"{p['extractor']['description']}, {p['extractor']['resize']}.{biased}"
+            + "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         )
 
 
@@ -151,6 +153,7 @@ class PictureMeasurement:
     cache: Cache | None = None
     seeds: int = 1
     say: Callable[[str], None] = lambda text: None
+    lacking: dict[str, str] = field(default_factory=dict)  # what so few images do not allow, and why
 
     def __post_init__(self) -> None:
         self.network = extractor(self.task.settings, key="--extractor")
@@ -158,7 +161,10 @@ class PictureMeasurement:
 
     def scores(self) -> PictureScores:
         """All that these features allow: what cannot be had (an npz has no features for recall) is left out."""
-        return PictureScores(self.task.images, self._distances() | self._alone(), self._protocol())
+        found = {
+            key: value for key, value in (self._distances() | self._alone()).items() if math.isfinite(value)
+        }
+        return PictureScores(self.task.images, found, self._protocol())
 
     def statistics(self) -> Reference:
         """The moments of the judged pictures, for others to be compared with."""
@@ -178,7 +184,10 @@ class PictureMeasurement:
                 for seed in range(self.seeds)
             ]
             values |= averaged(limits)
-        if self.compared is not None:
+        fewest = min(len(pool), len(self.compared["pool"])) if self.compared is not None else 0
+        if self.compared is not None and fewest <= NEIGHBOURHOOD:
+            self.lacking["precision and recall"] = f"{fewest} images do not have {NEIGHBOURHOOD} neighbours"
+        elif self.compared is not None:
             manifold = precision_recall(pool, torch.from_numpy(self.compared["pool"]))
             for name in ("precision", "recall"):
                 values[score_name(self.network, name)] = getattr(manifold, name)
@@ -194,7 +203,12 @@ class PictureMeasurement:
             values |= {name: result.mean, f"{name}_std": result.std}
         if self.pictures.classes:
             balance = ClassBalance(len(self.pictures.classes))
-            balance.update(torch.from_numpy(self.found["label"]))
+            labels = torch.from_numpy(self.found["label"])
+            balance.update(labels[labels >= 0])
+            if without := int((labels < 0).sum()):
+                self.lacking["class"] = (
+                    f"{without:,} of {count:,} images, which are not in the shares of classes"
+                )
             values |= balance.compute()
         return values
 
@@ -278,7 +292,8 @@ class PictureMeasurement:
             "biased": self.reference is not None and min(images, count or images) <= dim,
             "seeds": self.seeds,
             "inception_score": f"{SPLITS} splits, shuffled",
-            "precision_recall": "3 nearest neighbours",
+            "precision_recall": f"{NEIGHBOURHOOD} nearest neighbours",
+            **({"lacking": dict(self.lacking)} if self.lacking else {}),
             "mergevq": mergevq.__version__,
         }
 

@@ -15,6 +15,7 @@ from mergevq.config import flattened
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform import figures
 from mergevq_platform.curves import Curve
+from mergevq_platform.data import EvalBatches
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import Findings
 from mergevq_platform.evaluation.subject import Subject
@@ -39,33 +40,38 @@ def write(curve: Curve, subject: Subject, folder: Path, findings: Findings | Non
     evaluator = Evaluator(subject)
     keeps = [int(keep) for keep in curve.column("keep")]
     if "reconstruction" in curve.suites:
-        split = evaluator.recipe.data.evaluation_split
-        originals = evaluator.pictures(split, range(min(PICTURES_SHOWN, curve.protocol["images"])))
+        evaluated = measured(curve, evaluator, evaluator.recipe.data.evaluation_split)
+        originals = evaluator.pictures(evaluated, range(min(PICTURES_SHOWN, evaluated.images)))
         files |= picture_grids(evaluator.tokenizer, originals, keeps, folder)
-    return files | finding_figures(findings or Findings(), evaluator, keeps, folder)
+    return files | finding_figures(findings or Findings(), curve, evaluator, folder)
+
+
+def measured(curve: Curve, evaluator: Evaluator, split: str) -> EvalBatches:
+    """The batches that the curve was measured on: without images that could not be decoded."""
+    return evaluator.batches(split, tuple(curve.protocol.get("left_out", {}).get(split, ())))
 
 
 @torch.inference_mode()
-def finding_figures(
-    findings: Findings, evaluator: Evaluator, keeps: Sequence[int], folder: Path
-) -> dict[str, Path]:
+def finding_figures(findings: Findings, curve: Curve, evaluator: Evaluator, folder: Path) -> dict[str, Path]:
     """How often codes are used, the worst reconstructions, the nearest neighbours: files in `folder`."""
-    data, drawn = evaluator.recipe.data, {}
+    drawn = {}
+    keeps, data = [int(keep) for keep in curve.column("keep")], evaluator.recipe.data
+    evaluated = measured(curve, evaluator, data.evaluation_split)
     if findings.code_counts:
         drawn["codes.png"] = figures.code_usage_figure(findings.code_counts)
     if findings.each_psnr:
         psnr = findings.each_psnr[max(findings.each_psnr)]
         worst = [int(row) for row in np.argsort(psnr, kind="stable")[:PICTURES_SHOWN]]
-        originals = evaluator.pictures(data.evaluation_split, worst)
+        originals = evaluator.pictures(evaluated, worst)
         tokenizer = evaluator.tokenizer
         painted = {keep: tokenizer.decode(tokenizer.encode(originals, keep)).cpu() for keep in keeps}
         drawn["worst.png"] = figures.worst_grid(
             originals.cpu(), painted, worst, {keep: findings.each_psnr[keep][worst] for keep in keeps}
         )
     if findings.neighbours is not None:
-        queries = evaluator.pictures(data.evaluation_split, range(len(findings.neighbours)))
-        rows = findings.neighbours
-        found = torch.stack([evaluator.pictures(data.train_split, rank).cpu() for rank in rows.T], 1)
+        queries, rows = evaluator.pictures(evaluated, range(len(findings.neighbours))), findings.neighbours
+        learned_from = measured(curve, evaluator, data.train_split)
+        found = torch.stack([evaluator.pictures(learned_from, rank).cpu() for rank in rows.T], 1)
         drawn["neighbours.png"] = figures.neighbour_grid(queries.cpu(), found, findings.neighbours_keep)
     files = {name: folder / name for name in drawn}
     for name, figure in drawn.items():

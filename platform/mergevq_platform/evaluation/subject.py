@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -65,8 +65,8 @@ def reading_of(recipe: Recipe, data: str) -> Reading:
     return own.reading if data == own.path else Reading(background=own.background)
 
 
-def split_batches(recipe: Recipe, data: str, split: str) -> EvalBatches:
-    """The fixed evaluation batches of a split, up to the recipe's limits."""
+def split_batches(recipe: Recipe, data: str, split: str, *, left_out: Collection[int] = ()) -> EvalBatches:
+    """The fixed evaluation batches of a split, up to the recipe's limits, without the rows `left_out`."""
     settings = recipe.evaluation
     limit = settings.probe_images if split == recipe.data.train_split else settings.images
     return EvalBatches(
@@ -74,6 +74,7 @@ def split_batches(recipe: Recipe, data: str, split: str) -> EvalBatches:
         recipe.data.views.image_size,
         settings.batch,
         limit=limit,
+        left_out=left_out,
     )
 
 

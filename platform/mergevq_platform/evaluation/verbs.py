@@ -33,7 +33,6 @@ from mergevq_platform.evaluation.classifying import (
     classify_by_probe,
 )
 from mergevq_platform.evaluation.evaluator import Evaluator
-from mergevq_platform.evaluation.finding import find, locate
 from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
 from mergevq_platform.evaluation.pictures import (
     PictureEvaluator,
@@ -45,6 +44,7 @@ from mergevq_platform.evaluation.recording import note, picture_grids, record, s
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.feeding import trained_keeps
+from mergevq_platform.finding import find, locate
 from mergevq_platform.places import places
 from mergevq_platform.recipe import (
     EvaluationConfig,
@@ -56,11 +56,11 @@ from mergevq_platform.recipe import (
     TokenizerTask,
 )
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
-from mergevq_platform.tracking.models import Registered, register_model
+from mergevq_platform.tracking.models import Registered, check_target, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import where_to_look
+from mergevq_platform.tracking.ui import last_line
 
 
 def evaluate(
@@ -108,7 +108,8 @@ def evaluate(
         recorder = LocalRecorder.around(journal, store)
         with contextlib.closing(recorder):
             record(curve, files, recorder)
-        print(where_to_look(store, settings.experiment))
+        name = found.run.name if found.run else str(journal.run_dir)
+        print(last_line(recorder, settings.experiment, sync=name))
     return curve
 
 
@@ -118,7 +119,7 @@ def after_training(outcome: Any, recorder: Any) -> None:
     Of a tuned recovery the curve holds reconstruction alone, the rest being as before, at the kept counts of its training.
     """
     location = outcome.run.newest_checkpoint()
-    with checkpoints.newest(location) as directory:
+    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         recipe = checkpoints.recipe_of(directory)
     match recipe.task:
         case GeneratorTask():
@@ -141,11 +142,20 @@ def _top1_after_training(
     evaluator: type,
     judge: Callable[[Subject, pool.Answers], dict[str, float]],
 ) -> None:
-    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    workers, device = _workers_at_hand(recipe)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-    found = judge(subject, pool.answers(evaluator, subject, workers=recipe.cluster.workers, device=device))
+    found = judge(subject, pool.answers(evaluator, subject, workers=workers, device=device))
     recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
-    print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
+    if "top1" in found:
+        print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
+    else:
+        print(f"no top-1: no image of '{recipe.data.evaluation_split}' has a label")
+    if found.get("unlabelled") and "top1" in found:
+        print(
+            f"{found['unlabelled']:,.0f} images of '{recipe.data.evaluation_split}' have no label: left out"
+        )
+    if found.get("undecodable"):
+        print(f"{found['undecodable']:,.0f} images cannot be decoded: left out")
     if isinstance(recipe.task, ProbeTask) and "train_top1" in found:
         factor = recipe.task.settings.rate_factors[int(found["head"])]
         print(
@@ -177,10 +187,16 @@ def _recovery_after_training(outcome: Any, recorder: Any, recipe: Recipe, locati
 
 
 def _measurement(outcome: Any, recipe: Recipe, location: str) -> Measurement:
-    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    workers, device = _workers_at_hand(recipe)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-    answers = ray_answers(subject, recipe.cluster.workers)
-    return Measurement(subject, answers, Cache.at(outcome.run.home))
+    return Measurement(subject, ray_answers(subject, workers), Cache.at(outcome.run.home))
+
+
+def _workers_at_hand(recipe: Recipe) -> tuple[int, Literal["cpu", "cuda"]]:
+    workers, device, said = cluster.evaluators(recipe.cluster)
+    if said:
+        note(said)
+    return workers, device
 
 
 def _leave(curve: Curve, measurement: Measurement, outcome: Any, recorder: Any) -> None:
@@ -297,8 +313,9 @@ def register(
 ) -> Registered:
     """Register the newest checkpoint of a run as the MLflow model `model`, under `alias`, with its curve and data.
 
-    Raises `InputError` for a name that is no run of the store.
+    Raises `InputError` for a name that is no run of the store, and for a model's name or alias that cannot be.
     """
+    check_target(model, alias)
     store = Store.at(home, tracking_uri)
     found = find(name, home=home, store=store, storage=storage)
     tracked = found.tracked
@@ -311,7 +328,7 @@ def register(
     dataset = None
     if measured is not None and "protocol.data" in measured.tags:
         dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
-    with checkpoints.newest(found.checkpoint) as directory:
+    with checkpoints.newest(found.checkpoint, files=checkpoints.MODEL) as directory:
         return register_model(
             store,
             tracked,

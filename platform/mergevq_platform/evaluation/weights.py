@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def parse_extractor(text: str, folder: Path | None = None) -> FeaturesConfig:
 
 
 def with_files(settings: EvaluationConfig, folder: Path | None) -> EvaluationConfig:
-    """The settings with the paths of weight files written out; bare names are looked for in `folder` too.
+    """The settings with the paths of weight files written out; those that are not there are looked for in `folder`, by name.
 
     Raises `InputError`, naming the key, for a file that is in neither place.
     """
@@ -51,10 +52,13 @@ def with_files(settings: EvaluationConfig, folder: Path | None) -> EvaluationCon
 
 
 def _found(name: str, folder: Path | None, key: str) -> str:
+    name = os.path.expanduser(name)
     if Path(name).is_file():
         return name
-    if folder is not None and (folder / name).is_file():
-        return str(folder / name)
+    # The path of another machine, as a checkpoint's recipe holds it, is a name here.
+    for place in (name, Path(name).name):
+        if folder is not None and (folder / place).is_file():
+            return str(folder / place)
     also = (
         f" nor in MERGEVQ_WEIGHTS ({folder})"
         if folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,47 +66,46 @@ def guidance_figure(report: GeneratorReport) -> Figure:
     """Fréchet distance (left) and recognised classes (right) over guidance scales, with baselines and ceilings as lines."""
     scales = [row["scale"] for row in report.rows]
     key, p = report.frechet_key, report.protocol
+
+    def column(name: str) -> list[float]:
+        return [row.get(name, math.nan) for row in report.rows]
+
     notes = textwrap.wrap(report.caption(), 118)
     above = 0.55 + 0.17 * len(notes)
     height = 4.2 + above + 1.2
     figure = Figure(figsize=(9.6, height), dpi=DPI, facecolor="white")
     left = figure.add_axes((0.11, 1.2 / height, 0.78, 1 - (above + 1.2) / height))
     right = left.twinx()
-    handles = left.plot(
-        scales, [row[key] for row in report.rows], "o-", color=LEFT, linewidth=2.2, label="Fréchet distance"
-    )
+    handles = left.plot(scales, column(key), "o-", color=LEFT, linewidth=2.2, label="Fréchet distance")
     handles += right.plot(
         scales,
-        [row["class_top1"] for row in report.rows],
+        column("class_top1"),
         "s-",
         color=RIGHT,
         linewidth=2.2,
         label="class recognised",
     )
-    low, high = ([row[f"class_top1_{end}"] for row in report.rows] for end in ("low", "high"))
+    low, high = (column(f"class_top1_{end}") for end in ("low", "high"))
     right.fill_between(scales, low, high, color=RIGHT, alpha=0.15, linewidth=0)
     styles = {"reconstructed": "--", "by_position": ":", "untrained": (0, (1, 3))}
     for name, style in styles.items():
-        if name in report.references:
+        if key in report.references.get(name, {}):
             level = report.references[name][key]
             handles.append(left.axhline(level, color=LEFT, linestyle=style, linewidth=1.4, label=NAMES[name]))
-    handles.append(
-        right.axhline(
-            p["class_probe"]["real_top1"],
-            color=RIGHT,
-            linestyle="--",
-            linewidth=1.2,
-            label="class of real pictures",
+    if "class_probe" in p:
+        real = p["class_probe"]["real_top1"]
+        handles.append(
+            right.axhline(real, color=RIGHT, linestyle="--", linewidth=1.2, label="class of real pictures")
         )
-    )
-    handles.append(right.axhline(p["chance_top1"], color=RIGHT, linestyle=":", linewidth=1.4, label="chance"))
-    values = [row[key] for row in report.rows] + [
-        row[key] for name, row in report.references.items() if name in styles
-    ]
-    if min(values) > 0 and max(values) > 10 * min(values):
+        handles.append(
+            right.axhline(p["chance_top1"], color=RIGHT, linestyle=":", linewidth=1.4, label="chance")
+        )
+    measured = [*report.rows, *(row for name, row in report.references.items() if name in styles)]
+    values = [row[key] for row in measured if key in row]
+    if values and min(values) > 0 and max(values) > 10 * min(values):
         left.set_yscale("log")
-    else:
-        left.set_ylim(0, 1.08 * max(values))
+    elif values:
+        left.set_ylim(0, 1.08 * max(values) or 1)
     right.set_ylim(0, 102)
     left.set_xticks(scales, [f"{scale:g}" for scale in scales])
     left.set_xlabel("guidance scale (1: no guidance)")

@@ -145,8 +145,10 @@ def notes(curve: Curve) -> list[str]:
         learned = f" learned from {trained:,} training pictures;" if trained else ""
         said.append(f"Probe:{learned} bands and bars are 95% Wilson intervals")
     else:
-        why = "No labels" if "representation" in curve.suites else "Only the reconstruction was measured"
-        said.append(f"{why}, so no probe: PSNR is shown in its place")
+        why = p.get("lacking", {}).get("probe", "no labels")
+        if "representation" not in curve.suites:
+            why = "only the reconstruction was measured"
+        said.append(f"{why[0].upper()}{why[1:]}, so no probe: PSNR is shown in its place")
     dim = p["extractor"].get("dim", 0)
     if p["images"] <= dim:
         said.append(few_pictures(dim))

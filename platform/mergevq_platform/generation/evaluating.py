@@ -17,18 +17,17 @@ from mergevq.config import flattened, merged, to_tree
 from mergevq.metrics import FeaturesConfig
 from mergevq_platform import cluster, figures
 from mergevq_platform.data import evaluation_view, open_dataset
+from mergevq_platform.finding import find
 from mergevq_platform.generation.judging import Judge, Measured, judge, nearest
 from mergevq_platform.generation.maker import Sampler, class_names, open_sampler
 from mergevq_platform.generator_report import NAMES, GeneratorReport
 from mergevq_platform.pool import answers
-from mergevq_platform.recipe import Recipe, resolve
-from mergevq_platform.runs import locate
+from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.tables import table_console
-from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
-from mergevq_platform.tracking.records import JOURNAL_NAME, SCALE_PREFIX
+from mergevq_platform.tracking.records import SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import where_to_look
+from mergevq_platform.tracking.ui import last_line
 
 SHOWN_CLASSES, SHOWN_NEIGHBOURS = 12, 4
 NOTE = "cfg_curve: the charts' x axis (Step) is 100 times the guidance scale; 100 is no guidance."
@@ -55,16 +54,19 @@ def evaluate(
 ) -> GeneratorReport:
     """Judge a generator's run or checkpoint over guidance scales, write tables and figures to `out`, record it in MLflow.
 
-    The run's own MLflow run takes its first curve; measuring again makes a linked run. `extractor` takes the place of the
-    recipe's. Raises `InputError` for what is no
-    generator, for settings that do not fit it, and for a tokenizer that is not its own.
+    `name` is what `find` knows: a run here or of the tracking store alone, a checkpoint. The run's own MLflow run takes its
+    first curve; measuring again makes a linked run. `extractor` takes the place of the recipe's. Raises `InputError` for what
+    is no generator, for settings that do not fit it, and for a tokenizer that is not its own.
     """
-    run, location = locate(name, home=home, storage=storage)
+    store = Store.at(home, tracking_uri)
+    found = find(name, home=home, store=store, storage=storage)
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     if workers > 1:
         cluster.connect(home, address=address)
         device = cluster.choose_device("auto", workers)
-    sampler = open_sampler(location, device=device, keep=keep, steps=steps, seed=seed, tokenizer=tokenizer)
+    sampler = open_sampler(
+        found.checkpoint, device=device, keep=keep, steps=steps, seed=seed, tokenizer=tokenizer
+    )
     changed: dict[str, Any] = {}
     if images is not None:
         changed["task"] = {"generation": {"images": images}}
@@ -72,34 +74,36 @@ def evaluate(
         changed["data"] = {"path": data}
     if extractor is not None:
         changed["evaluation"] = {"extractor": to_tree(extractor)}
-    sampler = replace(sampler, recipe=to_tree(resolve(merged(sampler.recipe, changed))))
+    sampler = replace(sampler, recipe=to_tree(located(resolve(merged(sampler.recipe, changed)))))
     recipe = resolve(sampler.recipe)
-    label = run.name if run else Path(sampler.checkpoint).name
     report, pictures = judge(
         sampler,
         answers(Judge, sampler, workers=workers if workers > 1 else 0, device=device),
-        run=label,
+        run=found.label,
         scales=scales or recipe.generator.generation.scales,
         say=note,
     )
-    folder = out or (run.directory if run else Path.cwd()) / f"generation-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or (found.directory or Path.cwd()) / f"generation-{time.strftime('%Y%m%d-%H%M%S')}"
     files = write(report, pictures, sampler, folder)
     show(report, files)
-    if track and run is not None and (run.directory / JOURNAL_NAME).is_file():
-        recorder = LocalRecorder.around(open_for_curve(run.directory), Store.at(home, tracking_uri))
+    if track and (journal := found.journal(home)):
+        recorder = LocalRecorder.around(journal, store)
         with contextlib.closing(recorder):
             record(report, files, recorder, recipe)
-        print(where_to_look(Store.at(home, tracking_uri), recipe.experiment))
+        name = found.run.name if found.run else str(journal.run_dir)
+        print(last_line(recorder, recipe.experiment, sync=name))
     return report
 
 
 def after_training(outcome: Any, recorder: Any, recipe: Recipe) -> None:
     """Judge a generator that has just been trained, and record it in the training's own MLflow run."""
-    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.workers)
+    workers, device, said = cluster.evaluators(recipe.cluster)
+    if said:
+        note(said)
     sampler = open_sampler(outcome.run.newest_checkpoint(), device=device)
     report, pictures = judge(
         sampler,
-        answers(Judge, sampler, workers=recipe.cluster.workers, device=device),
+        answers(Judge, sampler, workers=workers, device=device),
         run=outcome.run.name,
         scales=recipe.generator.generation.scales,
         say=note,
@@ -140,7 +144,9 @@ def samples_figure(report: GeneratorReport, pictures: dict[str, Measured], class
         ("untrained", "untrained"),
     ]:
         if key in pictures:
-            rows[label] = [picture for c in shown if (picture := _first_of(pictures[key], c)) is not None]
+            of_class = [_first_of(pictures[key], c) for c in shown]
+            blank = np.full_like(pictures[key].first[0], 255)  # so that every column stays one class
+            rows[label] = [blank if picture is None else picture for picture in of_class]
     foot = f"{report.run}: {report.kept()}; the first picture of each class, not chosen; guidance 1 is no guidance."
     return figures.picture_rows(rows, heads=[classes[c] for c in shown], foot=foot)
 
@@ -154,9 +160,11 @@ def neighbours_figure(
     count = min(SHOWN_CLASSES, len(made.first))
     distances, numbers = nearest(made.small[:count], train.small, SHOWN_NEIGHBOURS)
     dataset = open_dataset(recipe.data.path, recipe.data.train_split, recipe.data.reading)
+    left_out = report.protocol.get("left_out", {}).get(recipe.data.train_split, ())
+    known = np.setdiff1d(np.arange(dataset.rows), left_out)
 
     def training_picture(number: int) -> np.ndarray:
-        (row,) = dataset.read([number % len(train.labels)])
+        (row,) = dataset.read([known[number % len(train.labels)]])
         view = evaluation_view(dataset.image(row), recipe.data.views.image_size)
         return view[:, ::-1] if number >= len(train.labels) else view
 

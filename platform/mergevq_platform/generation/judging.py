@@ -8,9 +8,10 @@ are merged in job order, so that any number of workers gives one result.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,27 +25,30 @@ from mergevq.metrics import (
     distance_name,
     extractor,
     frechet_distance,
-    linear_probe,
     precision_recall,
     score_name,
     to_uint8,
 )
+from mergevq.metrics.manifold import K as NEIGHBOURHOOD
+from mergevq.metrics.probe import FittedProbe, fit_probe, unfit_labels
 from mergevq_platform.codes import open_codes
-from mergevq_platform.data import EvalBatches, Reading, open_dataset, to_unit_range
+from mergevq_platform.data import BadImage, EvalBatches, Reading, open_dataset, to_unit_range
 from mergevq_platform.data.background import DROPPED
 from mergevq_platform.data.keyed import Stream, uniforms
 from mergevq_platform.generation.maker import Maker, Sampler
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.pool import Answers
 from mergevq_platform.recipe import resolve
-from mergevq_platform.seen import Seen, see
+from mergevq_platform.seen import Seen, see, together
 
 BATCHES_PER_JOB = 2
 SMALL = 32  # pictures are compared with their neighbours at this many pixels a side
 POSITION_ROWS = 4096  # training views whose codes the position baseline draws from
+BLOCK = 4096  # pictures whose distances to as many others are taken at once
+CLASS_PROBE = "logistic regression on the tokenizer's standardised summary, all tokens kept; C chosen on held-out training pictures"
 SHOWN = 48  # pictures of each point that the figures may show
 
-Kind = Literal["real", "reconstructed", "generated", "by_position", "untrained"]
+Kind = Literal["train", "real", "reconstructed", "generated", "by_position", "untrained"]
 
 
 class Job(NamedTuple):
@@ -54,6 +58,7 @@ class Job(NamedTuple):
     batches: tuple[int, ...]
     split: str = ""
     scale: float = 1.0
+    left_out: tuple[int, ...] = ()  # rows of the split, of images that cannot be decoded
 
 
 @dataclass
@@ -67,18 +72,6 @@ class Measured:
     first: np.ndarray  # (at most SHOWN, H, W, 3) uint8: the first of them, to be looked at
     tokens: int = 0
     seconds: float = 0.0  # of making codes and pictures
-
-    def merge(self, other: Measured) -> Measured:
-        """Of both sets."""
-        return Measured(
-            seen=None if self.seen is None or other.seen is None else self.seen.merge(other.seen),
-            summary=np.concatenate([self.summary, other.summary]),
-            labels=np.concatenate([self.labels, other.labels]),
-            small=np.concatenate([self.small, other.small]),
-            first=np.concatenate([self.first, other.first])[:SHOWN],
-            tokens=self.tokens + other.tokens,
-            seconds=self.seconds + other.seconds,
-        )
 
 
 class Judge:
@@ -108,13 +101,13 @@ class Judge:
         return merged(parts)
 
     def _batch(self, job: Job, index: int) -> Measured:
-        if job.kind in ("real", "reconstructed"):
-            batches = real_batches(self.maker, job.split)
+        if job.kind in ("train", "real", "reconstructed"):
+            batches = real_batches(self.maker, job.split, job.left_out)
             batch = to_unit_range(batches.batch(index), self.device)
             images, labels = batch["image"], batch["label"]
             if job.kind == "reconstructed":
                 images = self._reconstructed(images)
-            if job.split == self.recipe.data.train_split:
+            if job.kind == "train":
                 return self._measured(images, labels)
             places = index * batches.batch_size + torch.arange(len(images))
             return self._measured(images, labels, places, batches.images)
@@ -205,20 +198,19 @@ def training_codes(maker: Maker) -> np.ndarray:
     else:
         batches = real_batches(maker, recipe.data.train_split)
         for index in range(batches.num_batches):
-            if found < POSITION_ROWS:
-                images = to_unit_range(batches.batch(index), maker.device)["image"]
+            if found < POSITION_ROWS and (batch := batches.readable(index)) is not None:
+                images = to_unit_range(batch, maker.device)["image"]
                 encoded = maker.tokenizer.encode(images, keep or maker.tokenizer.grid_tokens)
                 take(encoded.indices.cpu(), encoded.source.assignment.cpu())
     return torch.cat(rows).numpy()
 
 
-def real_batches(maker: Maker, split: str) -> EvalBatches:
-    """The fixed batches of real pictures of a split, up to the recipe's limits."""
+def real_batches(maker: Maker, split: str, left_out: Collection[int] = ()) -> EvalBatches:
+    """The fixed batches of real pictures of a split, up to the recipe's limits, without the rows `left_out`."""
     data, settings = maker.recipe.data, maker.recipe.evaluation
     limit = settings.probe_images if split == data.train_split else settings.images
-    return EvalBatches(
-        _opened(data.path, split, data.reading), data.views.image_size, settings.batch, limit=limit
-    )
+    opened = _opened(data.path, split, data.reading)
+    return EvalBatches(opened, data.views.image_size, settings.batch, limit=limit, left_out=left_out)
 
 
 @lru_cache(maxsize=8)
@@ -227,11 +219,18 @@ def _opened(path: str, split: str, reading: Reading) -> Any:
 
 
 def merged(parts: Sequence[Measured]) -> Measured:
-    """Of all parts, in order."""
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.merge(part)
-    return whole
+    """Of all parts, in order; what they hold is copied once."""
+    seen = [part.seen for part in parts if part.seen is not None]
+    first = list(islice((picture for part in parts for picture in part.first), SHOWN))
+    return Measured(
+        seen=together(seen) if seen else None,
+        summary=np.concatenate([part.summary for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        small=np.concatenate([part.small for part in parts]),
+        first=np.stack(first),
+        tokens=sum(part.tokens for part in parts),
+        seconds=sum(part.seconds for part in parts),
+    )
 
 
 def judge(
@@ -244,12 +243,15 @@ def judge(
 ) -> tuple[GeneratorReport, dict[str, Measured]]:
     """(report, pictures by what they are) of a generator; `answers(jobs)` has the jobs of a `Judge` done.
 
-    The point without guidance is measured whether or not it is asked for.
+    The point without guidance is measured whether or not it is asked for. What the data do not allow is left out, and the
+    protocol says why: without labels no class is recognised, an image that cannot be decoded is none of the real ones.
     """
     recipe = resolve(sampler.recipe)
     settings, data = recipe.generator.generation, recipe.data
     maker = Maker(sampler)
     points = tuple(sorted({1.0, *scales}))
+
+    bad: dict[str, tuple[int, ...]] = {}
 
     def gather(kind: Kind, count: int, **of: Any) -> Measured:
         jobs = [
@@ -258,16 +260,28 @@ def judge(
         ]
         return merged(list(answers(jobs)))
 
+    def gather_real(kind: Kind, split: str) -> Measured:
+        batches = real_batches(maker, split, bad.get(split, ()))
+        try:
+            return gather(kind, batches.num_batches, split=split, left_out=batches.left_out)
+        except BadImage as error:
+            found = batches.bad_rows()
+            batches = batches.without(found)
+            bad[split] = batches.left_out
+            say(f"{len(bad[split])} images of '{split}' left out: {error}")
+            return gather(kind, batches.num_batches, split=split, left_out=batches.left_out)
+
     say(f"reading real pictures of {data.path}")
-    train = gather("real", real_batches(maker, data.train_split).num_batches, split=data.train_split)
+    train = gather_real("train", data.train_split)
     held_out = real_batches(maker, data.evaluation_split)
-    real = gather("real", held_out.num_batches, split=data.evaluation_split)
-    painted = gather("reconstructed", held_out.num_batches, split=data.evaluation_split)
+    real = gather_real("real", data.evaluation_split)
+    painted = gather_real("reconstructed", data.evaluation_split)
     network = extractor(recipe.evaluation.extractor)
     keys = {name: score_name(network, name) for name in ("precision", "recall", "inception_score")}
     keys["frechet"] = distance_name(network, "generation")
     keys["spatial_frechet"] = distance_name(network, "generation", "sfd")
-    known = Known(train, real, keys, neighbour_distances(painted.small, train.small))
+    known = Known(train, real, keys, float(np.median(neighbour_distances(painted.small, train.small))))
+    known.find_lacking((data.train_split, data.evaluation_split))
 
     made = -(-settings.images // settings.batch)
     rows: list[dict[str, float]] = []
@@ -296,55 +310,81 @@ def judge(
         "data": data.path,
         "data_fingerprint": held_out.dataset.fingerprint,
         "background": held_out.dataset.background or DROPPED,
-        "class_probe": {
-            "kind": "logistic regression on the tokenizer's standardised summary, all tokens kept; C chosen on held-out training pictures",
-            "train_images": len(train.labels),
-            "real_top1": references["real"]["class_top1"],
-        },
-        "chance_top1": 100 * float(np.bincount(real.labels).max()) / len(real.labels),
         "neighbours": f"nearest of {len(train.labels)} training pictures and their mirror images, in pixels at {SMALL} px",
         "batch": settings.batch,
         "mergevq": mergevq.__version__,
     }
+    if known.probe is not None:
+        of_class = real.labels[real.labels >= 0]
+        protocol |= {
+            "class_probe": {
+                "kind": CLASS_PROBE,
+                "train_images": known.probe.train_images,
+                "real_top1": references["real"]["class_top1"],
+            },
+            "chance_top1": 100 * float(np.bincount(of_class).max()) / len(of_class),
+        }
+    if known.lacking:
+        protocol["lacking"] = known.lacking
+    if bad:
+        protocol["left_out"] = {split: list(rows) for split, rows in bad.items()}
     report = GeneratorReport(run=run, rows=rows, references=references, protocol=protocol)
     return report, pictures
 
 
-@dataclass(frozen=True)
+@dataclass
 class Known:
     """Real pictures, by which others are judged."""
 
     train: Measured
     real: Measured
     keys: dict[str, str]  # what the metrics are called
-    painted_distances: np.ndarray  # of reconstructed held-out pictures to their nearest training pictures
+    painted_distance: float  # median of reconstructed held-out pictures to their nearest training pictures
+    probe: FittedProbe | None = None
+    lacking: dict[str, str] = field(default_factory=dict)  # what the data do not allow, and why
+
+    def find_lacking(self, splits: tuple[str, str]) -> None:
+        """Train the probe, once for all that is judged by it; or note why there is none, and what else there cannot be."""
+        train, real = torch.from_numpy(self.train.labels), torch.from_numpy(self.real.labels)
+        if reason := unfit_labels(train, real, names=splits):
+            self.lacking["class"] = reason
+        else:
+            self.probe = fit_probe(torch.from_numpy(self.train.summary), train)
+        if len(real) < 2:
+            self.lacking["Fréchet distance"] = f"one image in '{splits[1]}', which has no covariance"
+        if len(real) <= NEIGHBOURHOOD:
+            self.lacking["precision and recall"] = (
+                f"{len(real)} images in '{splits[1]}', which lack neighbours"
+            )
+        if not self.painted_distance:
+            self.lacking["distance to neighbours"] = "reconstructions are copies of training images"
 
     def row(self, part: Measured) -> dict[str, float]:
         """Metrics of a set of pictures whose labels are the classes that they ought to show."""
-        probe = linear_probe(
-            *(
-                torch.from_numpy(array)
-                for array in (self.train.summary, self.train.labels, part.summary, part.labels)
-            )
-        )
         seen, real = part.seen, self.real.seen
         assert seen is not None
         assert real is not None
-        row = {
-            self.keys["frechet"]: frechet_distance(real.pool, seen.pool),
-            "class_top1": probe.top1,
-            "class_top1_low": probe.interval[0],
-            "class_top1_high": probe.interval[1],
-        }
-        if real.spatial is not None and seen.spatial is not None:
+        row: dict[str, float] = {}
+        fewest = min(seen.pool.count, real.pool.count)
+        if fewest > 1:
+            row[self.keys["frechet"]] = frechet_distance(real.pool, seen.pool)
+        if self.probe is not None:
+            found = self.probe.score(torch.from_numpy(part.summary), torch.from_numpy(part.labels))
+            row |= {
+                "class_top1": found.top1,
+                "class_top1_low": found.interval[0],
+                "class_top1_high": found.interval[1],
+            }
+        if fewest > 1 and real.spatial is not None and seen.spatial is not None:
             row[self.keys["spatial_frechet"]] = frechet_distance(real.spatial, seen.spatial)
-        if part is not self.real:
-            found = precision_recall(torch.from_numpy(seen.features), torch.from_numpy(real.features))
-            row |= {self.keys["precision"]: found.precision, self.keys["recall"]: found.recall}
+        if part is not self.real and fewest > NEIGHBOURHOOD:
+            manifold = precision_recall(torch.from_numpy(seen.features), torch.from_numpy(real.features))
+            row |= {self.keys["precision"]: manifold.precision, self.keys["recall"]: manifold.recall}
         if seen.score is not None:
             row[self.keys["inception_score"]] = seen.score.compute().mean
-        distances = neighbour_distances(part.small, self.train.small)
-        row["neighbour_ratio"] = float(np.median(distances) / np.median(self.painted_distances))
+        if self.painted_distance:
+            distances = neighbour_distances(part.small, self.train.small)
+            row["neighbour_ratio"] = float(np.median(distances) / self.painted_distance)
         return row
 
 
@@ -355,11 +395,28 @@ def neighbour_distances(small: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 def nearest(small: np.ndarray, train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` nearest of T training pictures, each or its mirror image, whichever is nearer: distances (B, count) in grey
-    levels, and numbers (B, count), T and more for mirror images."""
-    wanted, known = torch.from_numpy(small).float(), torch.from_numpy(train).float()
-    mirrored = known.view(-1, 3, SMALL, SMALL).flip(-1).flatten(1)
-    both = torch.stack([torch.cdist(wanted, known), torch.cdist(wanted, mirrored)])
-    distances, is_mirrored = both.min(0)
-    values, pictures = distances.topk(min(count, len(train)), largest=False)
-    numbers = pictures + len(train) * is_mirrored.gather(1, pictures)
-    return (values / wanted.shape[1] ** 0.5).numpy(), numbers.numpy()
+    levels, and numbers (B, count), T and more for mirror images. Compares `BLOCK` x `BLOCK` at a time."""
+    rows = [_nearest_of(torch.from_numpy(part), torch.from_numpy(train), count) for part in _blocks(small)]
+    distances, numbers = (torch.cat(parts).numpy() for parts in zip(*rows, strict=True))
+    return distances / small.shape[1] ** 0.5, numbers
+
+
+def _nearest_of(wanted: Tensor, train: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    wanted = wanted.float()
+    best, numbers = wanted.new_empty(len(wanted), 0), torch.empty(len(wanted), 0, dtype=torch.int64)
+    for first in range(0, len(train), BLOCK):
+        known = train[first : first + BLOCK].float()
+        mirrored = known.view(-1, 3, SMALL, SMALL).flip(-1).flatten(1)
+        distances, is_mirrored = torch.stack([torch.cdist(wanted, known), torch.cdist(wanted, mirrored)]).min(
+            0
+        )
+        values, pictures = distances.topk(min(count, len(known)), largest=False)
+        found = first + pictures + len(train) * is_mirrored.gather(1, pictures)
+        best, numbers = torch.cat([best, values], 1), torch.cat([numbers, found], 1)
+        best, order = best.topk(min(count, best.shape[1]), largest=False)
+        numbers = numbers.gather(1, order)
+    return best, numbers
+
+
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[first : first + BLOCK] for first in range(0, len(rows), BLOCK))

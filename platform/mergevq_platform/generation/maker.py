@@ -81,7 +81,7 @@ def open_sampler(
     was not trained, more steps than tokens, settings for another number of sub-tokens, and a tokenizer whose codes are not
     those that were learnt.
     """
-    with checkpoints.newest(location) as directory:
+    with checkpoints.newest(location, files=checkpoints.MODEL) as directory:
         recipe = checkpoints.recipe_of(directory)
         about = checkpoints.about(directory)
     task, step = recipe.generator, int(about["step"])
@@ -151,7 +151,7 @@ class Maker:
     @cached_property
     def generator(self) -> Any:
         """The trained generator (averaged weights)."""
-        with checkpoints.newest(self.sampler.checkpoint) as directory:
+        with checkpoints.newest(self.sampler.checkpoint, files=checkpoints.MODEL) as directory:
             return load_generator(directory).to(self.device).eval()
 
     @cached_property

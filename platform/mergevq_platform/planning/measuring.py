@@ -164,7 +164,7 @@ def _classes(recipe: Recipe) -> int:
     """Of the generator that learns, or that is built on; else 0."""
     match recipe.task:
         case RecoveryTask(generator=str() as place):
-            with checkpoints.newest(place) as directory:
+            with checkpoints.newest(place, files=checkpoints.RECIPE) as directory:
                 return checkpoints.recipe_of(directory).generator.model.classes
         case GeneratorTask() as task:
             return task.model.classes

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from mergevq.errors import InputError
+from mergevq_platform.data import Deal
 from mergevq_platform.planning.measuring import Measured
 from mergevq_platform.recipe import Recipe
 
@@ -65,17 +67,18 @@ def predict(
 ) -> Prediction:
     """The recipe, batch unchanged, on `nodes` of `gpus` devices each, an epoch being `pictures` pictures.
 
-    Micro-batches are those of the recipe, or smaller where a worker's share is. Raises `InputError` if the global batch
-    cannot be divided among the workers.
+    Batches are dealt as training deals them; a step takes as long as the worker with most pictures in each pass. Raises
+    `InputError` where training would refuse so many workers.
     """
     workers = nodes * gpus
-    if recipe.global_batch % workers:
+    if workers > recipe.global_batch:
         raise InputError(
-            f"global_batch {recipe.global_batch} does not divide among {workers} workers: change --nodes, --gpus or the batch"
+            f"global_batch {recipe.global_batch} has fewer pictures than there are workers, {workers}: lower --nodes or --gpus, or "
+            "raise the batch"
         )
-    share = recipe.global_batch // workers
-    micro = _largest_divisor(share, recipe.micro_batch or measured.micro_batch)
-    accumulation = share // micro
+    accumulation = Deal.of(recipe.global_batch, recipe.micro_batch or measured.micro_batch, workers).passes
+    micro = -(-recipe.global_batch // (accumulation * workers))
+    share = -(-recipe.global_batch // workers)
     micro_seconds = measured.call_seconds + measured.picture_seconds * micro
     compute = accumulation * micro_seconds + measured.update_seconds
     cores = share * measured.input_seconds / compute
@@ -126,13 +129,13 @@ def all_reduce_seconds(count: float, nodes: int, gpus: int, links: Links) -> flo
 def scaling(
     recipe: Recipe, measured: Measured, *, nodes: int, gpus: int, links: Links, pictures: int
 ) -> list[Prediction]:
-    """From one device to twice as many as asked, doubling: where the batch can be divided among them."""
+    """From one device to twice as many as asked, doubling, as far as training takes so many."""
     sizes = [(1, g) for g in _doublings(gpus)] + [(n, gpus) for n in _doublings(2 * nodes)[1:]]
-    return [
-        predict(recipe, measured, nodes=n, gpus=g, links=links, pictures=pictures)
-        for n, g in dict.fromkeys([*sizes, (nodes, gpus)])
-        if recipe.global_batch % (n * g) == 0
-    ]
+    rows = []
+    for n, g in dict.fromkeys([*sizes, (nodes, gpus)]):
+        with suppress(InputError):
+            rows.append(predict(recipe, measured, nodes=n, gpus=g, links=links, pictures=pictures))
+    return rows
 
 
 def efficiency(prediction: Prediction, alone: Prediction) -> float:
@@ -192,10 +195,6 @@ def table(rows: Sequence[Prediction], asked: tuple[int, int]) -> Table:
             f"{row.epoch_hours:.3g} h",
         )
     return made
-
-
-def _largest_divisor(share: int, most: int) -> int:
-    return next(size for size in range(min(share, most), 0, -1) if share % size == 0)
 
 
 def _doublings(most: int) -> list[int]:

@@ -15,11 +15,11 @@ from typing import Any
 
 from mergevq.errors import InputError
 from mergevq_platform.credentials import refuse_credentials
+from mergevq_platform.proxies import LOOPBACK, spare_loopback, through
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_SECONDS = 20
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Cluster:
@@ -33,6 +33,7 @@ class Cluster:
     def __init__(self, address: str | None = None, *, home: Path) -> None:
         self.address = _http_address(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
         self.headers: dict[str, str] = {}
+        spare_loopback()
         self.about: dict[str, Any] = self._sign_in(home)
         self._jobs: Any = None
 
@@ -77,11 +78,12 @@ class Cluster:
         except urllib.error.HTTPError as error:
             if error.code not in (401, 403):
                 raise InputError(
-                    f"{self.address} answers with status {error.code}: is it a Ray dashboard?"
+                    f"{self.address} answers with status {error.code}: is it a Ray dashboard?{through(self.address)}"
                 ) from None
         except (OSError, ValueError) as error:
             raise InputError(
                 f"no Ray dashboard answers at {self.address} ({error}): give --address http://HOST:8265, or open a tunnel to it"
+                f"{through(self.address)}"
             ) from None
         tried = []
         for source, token in tokens(os.environ, home):
@@ -125,7 +127,7 @@ def tokens(environ: Mapping[str, str], home: Path) -> Iterator[tuple[str, str]]:
     files = [Path(environ["RAY_AUTH_TOKEN_PATH"])] if environ.get("RAY_AUTH_TOKEN_PATH") else []
     for path in dict.fromkeys([*files, home / "ray_token", Path.home() / ".ray" / "auth_token"]):
         try:
-            token = path.read_text().strip()
+            token = path.expanduser().read_text().strip()
         except OSError as error:
             if path in files:
                 raise InputError(f"RAY_AUTH_TOKEN_PATH '{path}': {error.strerror}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shlex
 import tempfile
@@ -15,17 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
+from mergevq_platform import naming
 from mergevq_platform.credentials import refuse_credentials
+from mergevq_platform.proxies import LOOPBACK
 from mergevq_platform.recipe import Recipe, weights_files
 from mergevq_platform.runs import git_commit
 from mergevq_platform.submission import packages, staging
-from mergevq_platform.submission.client import LOOPBACK, Cluster
+from mergevq_platform.submission.client import Cluster
 from mergevq_platform.submission.following import ASKED
+from mergevq_platform.tracking.models import parse_target
 from mergevq_platform.tracking.recorder import current_user
 
 STOP_SECONDS = 600  # what a job gets to write its checkpoint when it is stopped; Ray's own default is 3
 NOT_JOBS = ("submit", "jobs", "ui")
+BEGINNING = ("train", "sweep")  # verbs whose --name is a new run's
 RECORDING = ("train", "sweep", "evaluate", "sync", "runs")  # verbs that write or read the home's store
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 WITHDRAW_SECONDS = 120.0  # to take away a job that has not begun
@@ -91,6 +95,8 @@ def submit(
     install besides those that are missing; `image_has_mergevq` uploads no code of ours. Raises `InputError`, before anything is
     uploaded, for paths that only this machine has, for packages that cannot be made to fit, and for secrets.
     """
+    if name is not None:
+        naming.check_name(name, "--name", longest=naming.LONGEST - naming.ADDED)
     for package in pip:
         refuse_credentials(package, "--pip", "what a job installs is open to all who see the cluster")
     facts = packages.ask(cluster, local_home)
@@ -158,6 +164,10 @@ def read_verb(words: Sequence[str]) -> Verb:
         )
     options = parse(words)
     named = getattr(options, "name", None)
+    if named is not None and words[0] in BEGINNING:
+        naming.check_name(named, "--name", longest=naming.LONGEST - naming.ADDED)
+    if getattr(options, "register", None) is not None:
+        parse_target(options.register)
     takes_name = "name" in options and not named and not getattr(options, "resume", None)
     given = [text for text in (getattr(options, "recipe", None), *getattr(options, "overrides", ())) if text]
     names = [text for text in given if "=" not in text]
@@ -194,7 +204,10 @@ def _read_sweep(words: list[str], options: Any, named: str | None, takes_name: b
         trials=options.trials,
         seeds=options.seeds,
     )
-    weights = _uploaded_weights(chosen.recipe_of(spaces.corners(chosen.space)[0]))
+    corners = spaces.corners(chosen.space)
+    weights = dict.fromkeys(
+        file for params in corners for file in _uploaded_weights(chosen.recipe_of(params))
+    )
     # The recipe that a sweep file names may be a file beside it.
     beside = [Path(chosen.recipe)] if Path(chosen.recipe).is_file() and not options.over else []
     if beside and beside[0].is_absolute():
@@ -208,12 +221,12 @@ def _read_sweep(words: list[str], options: Any, named: str | None, takes_name: b
 
 def _uploaded_weights(recipe: Recipe) -> list[Path]:
     # A relative path means this machine's: small weights go along, pictures and runs do not.
-    path = recipe.data.path
-    if "://" not in path and not Path(path).expanduser().is_absolute():
-        raise InputError(
-            f"data.path is '{path}', a relative path: a job runs in a folder of its own, so name the pictures where the cluster sees "
-            "them, data.path=/shared/… or a URI"
-        )
+    for key, path in _elsewhere(recipe).items():
+        if "://" not in path and not Path(path).expanduser().is_absolute():
+            raise InputError(
+                f"{key} is '{path}', a relative path: a job runs in a folder of its own, so name it where the cluster sees it, "
+                f"{key}=/shared/… or a URI"
+            )
     found = []
     for key, file in weights_files(recipe).items():
         if Path(file).is_absolute():
@@ -224,6 +237,13 @@ def _uploaded_weights(recipe: Recipe) -> list[Path]:
             )
         found.append(Path(file))
     return found
+
+
+def _elsewhere(recipe: Recipe) -> dict[str, str]:
+    """What a job reads and no job takes along, key path → place: pictures, codes, checkpoints of other runs."""
+    flat = flattened(to_tree(recipe))
+    keys = ("data.path", "task.codes", "task.tokenizer", "task.generator")
+    return {key: flat[key] for key in keys if isinstance(flat.get(key), str)}
 
 
 def _environment(cluster: Cluster, facts: packages.Facts, home: str | None, verb: str) -> dict[str, str]:
@@ -262,8 +282,9 @@ def _environment(cluster: Cluster, facts: packages.Facts, home: str | None, verb
 def _name(verb: Verb) -> str:
     begins = verb.names_a_run  # then the job's name is the run's, and those begin with the recipe
     label = "-".join(part for part in ("" if begins else verb.words[0], verb.recipe or verb.name) if part)
-    label = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(label).name)
-    return f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return naming.derived(
+        naming.fitted(Path(label).name), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    )
 
 
 def _metadata(verb: Verb, asked: Asked) -> dict[str, str]:

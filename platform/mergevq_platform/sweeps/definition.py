@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import yaml
 
 from mergevq.config import Tree, with_overrides
 from mergevq.errors import InputError
+from mergevq.text_files import decoded
+from mergevq_platform import naming
 from mergevq_platform import recipe as recipes
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.sweeps import space as spaces
@@ -102,6 +104,17 @@ class Sweep:
     max_failures: int = 2  # restarts of a trial from its checkpoint
     folder: str | None = None  # what relative paths start from; none: where we are. Set when a sweep begins.
 
+    def __post_init__(self) -> None:
+        # A file may hold NumPy's numbers, which neither JSON nor a recipe takes.
+        object.__setattr__(self, "space", spaces.plain(self.space, ""))
+        for name in ("search", "stopping", "rung"):
+            if (settings := getattr(self, name)) is not None:
+                own = {part.name: getattr(settings, part.name) for part in fields(settings)}
+                plain = {key: _as_given(own[key], spaces.plain(own[key], f"{name}.{key}")) for key in own}
+                object.__setattr__(self, name, replace(settings, **plain))
+        for name in ("gpus_per_trial", "max_failures"):
+            object.__setattr__(self, name, spaces.plain(getattr(self, name), name))
+
     def base(self) -> Tree:
         """The tree that every trial starts from."""
         beside = Path(self.folder or ".") / self.recipe
@@ -149,8 +162,7 @@ class Sweep:
 
     def check(self) -> None:
         """Raise `InputError` for what cannot work, before anything starts."""
-        if not self.name or "/" in self.name:
-            raise InputError(f"a sweep's name is part of file names: '{self.name}' will not do")
+        naming.check_name(self.name, "a sweep's name", longest=naming.LONGEST - naming.ADDED)
         if not self.objectives:
             raise InputError(f"sweep '{self.name}' names no objective: give at least one")
         spaces.check(self.space)
@@ -185,6 +197,10 @@ class Sweep:
                 )
 
 
+def _as_given(value: Any, plain: Any) -> Any:
+    return tuple(plain) if isinstance(value, tuple) else plain
+
+
 def described(params: Params) -> str:
     """The choice in one line."""
     return ", ".join(
@@ -200,6 +216,7 @@ def load(path: str | Path) -> Sweep:
         raise InputError(
             f"no sweep file '{path}': give a Python file with a value SWEEP, such as those in sweeps/"
         )
+    decoded(file, file.read_bytes(), importlib.util.decode_source)  # as Python reads it, or one line
     spec = importlib.util.spec_from_file_location(f"mergevq_sweep_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -255,7 +272,7 @@ def from_dimensions(recipe: str, dimensions: Sequence[str]) -> Sweep:
     stem = Path(recipe).stem
     generates = recipes.resolve(recipes.read(recipe)).task.kind == "generator"
     return Sweep(
-        name=f"{stem}-sweep",
+        name=naming.fitted(f"{stem[:80]}-sweep"),
         question=f"{stem}: what do {', '.join(space)} change?",
         recipe=recipe,
         space=space,

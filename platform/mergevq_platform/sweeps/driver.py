@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +25,9 @@ from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, cluster, loop
+from mergevq_platform import checkpoints, cluster, loop, naming
 from mergevq_platform.credentials import refuse_credentials
+from mergevq_platform.evaluable import require_classes
 from mergevq_platform.failures import one_line
 from mergevq_platform.files import write_whole
 from mergevq_platform.recipe import Recipe
@@ -47,6 +51,7 @@ from mergevq_platform.tracking.journal import Held, Journal
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, Status, read_identity
 from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.undelivered import belonging, lacking
 from mergevq_platform.tracking.writer import sync
 
 TUNE_FOLDER = "tune"
@@ -66,6 +71,9 @@ class SweepOutcome:
     stopped_early: list[str]
     complete: bool  # no trial is left to run
     files: dict[str, Path]
+    undelivered: str | None = (
+        None  # what the tracking store lacks and how to deliver it, if it lacks something
+    )
 
 
 def sweep(
@@ -91,12 +99,15 @@ def sweep(
         refuse_credentials(
             text or "", what, "a sweep stores where it keeps things; set them in the environment"
         )
+    storage = checkpoints.absolute(storage) if storage else None
     definition, place = _begin(definition, home, name, resume, storage, tracking_uri)
     if definition.folder is None:
         definition = replace(definition, folder=os.getcwd())
     definition.check()
     base = _first_recipe(definition)
     fingerprint = loop.preflight(base).fingerprint
+    if needing := [objective.name for objective in definition.objectives if objective.needs_probe]:
+        require_classes(base, f"the objective {needing[0]} needs a probe")
     store = Store.at(home, place.tracking_uri)
     store.prepare()
     cluster.connect(home, address=address)
@@ -119,10 +130,15 @@ def sweep(
             outcome.files.update(report.write(definition, place, outcome.finished, run.directory / "report"))
             report.record(definition, place, outcome.finished, outcome.files, recorder)
         status = "FINISHED" if outcome.complete else "KILLED"
-        return outcome
     finally:
-        recorder.close(status)
+        delivery = recorder.close(status)
         run.publish(failed=status == "FAILED")
+        undelivered = lacking(
+            store, belonging(run.directory), sync=place.name, reason=delivery.error if delivery else None
+        )
+        if undelivered and status == "FAILED":
+            print(undelivered, file=sys.stderr)
+    return replace(outcome, undelivered=undelivered)
 
 
 def _begin(
@@ -146,9 +162,15 @@ def _begin(
         )
         place = Place(**stored, reference=reference)
         place = replace(place, home=str(home), tracking_uri=tracking_uri or place.tracking_uri)
-        return stored_definition(resume, home), place
+        stored_sweep = stored_definition(resume, home)
+        _warn_of_another_optuna(place, optuna_version(stored_sweep))
+        return stored_sweep, place
     assert definition is not None
-    unique = name or f"{definition.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if name is not None:
+        naming.check_name(name, "--name", longest=naming.LONGEST - naming.ADDED)
+    unique = name or naming.derived(
+        definition.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    )
     run = Run.new(unique, home=home, storage=storage)
     place = Place(
         name=unique,
@@ -164,7 +186,16 @@ def _begin(
     )
     run.directory.mkdir(parents=True)
     Journal(run.directory / JOURNAL_NAME, identity).close()
-    return definition, replace(place, uid=identity.uid)
+    return definition, replace(place, uid=identity.uid, optuna=optuna_version(definition))
+
+
+def _warn_of_another_optuna(place: Place, here: str | None) -> None:
+    if place.optuna != here and here is not None:
+        began = f"Optuna {place.optuna}" if place.optuna else "an Optuna that it did not note"
+        print(
+            f"warning: sweep '{place.name}' began with {began}, and here is {here}: it may propose other trials from now on",
+            file=sys.stderr,
+        )
 
 
 def directory_of(name: str, home: Path) -> Path:
@@ -203,6 +234,7 @@ def _recorder(
             "sweep.stopping": str(definition.stopping),
             "sweep.objectives": [f"{o.mode} {o.name}" for o in definition.objectives],
         }
+        | ({"sweep.optuna": version} if (version := optuna_version(definition)) else {})
     )
     recorder.tags(
         {
@@ -335,8 +367,34 @@ def _search_algorithm(definition: Sweep) -> Any:
         space=functools.partial(_suggested, dict(definition.space)),
         metric=names if many else names[0],
         mode=modes if many else modes[0],
-        sampler=optuna.samplers.TPESampler(seed=definition.search.seed),
+        sampler=tpe_sampler(definition.search.seed),
     )
+
+
+def tpe_sampler(seed: int) -> Any:
+    """Optuna's TPE with the settings written out of which its versions have other defaults.
+
+    With one objective Optuna 4 and 5 then propose the same trials; of several, 5 has another way.
+    """
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=10,
+            n_ei_candidates=24,
+            multivariate=False,  # proposes otherwise in 5 than in 4
+            group=False,
+            constant_liar=True,  # trials run side by side
+        )
+
+
+def optuna_version(definition: Sweep) -> str | None:
+    """The version of Optuna, where it decides which trials there are."""
+    import optuna
+
+    return optuna.__version__ if isinstance(definition.search, Tpe) else None
 
 
 def _suggested(space: Space, chooser: Any) -> dict[str, Any]:
@@ -431,4 +489,5 @@ def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str])
     journal.append_tags(tags)
     journal.append_status(status)
     journal.close()
-    sync(directory, store)
+    with contextlib.suppress(InputError):  # said at the end of the sweep
+        sync(directory, store)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mergevq.errors import InputError
 from mergevq_platform import pareto
-from mergevq_platform.curves import Curve
+from mergevq_platform.curves import Curve, lacking_sentences
 from mergevq_platform.generator_report import GeneratorReport
 
 
@@ -34,6 +34,7 @@ class Objective:
     mode: Literal["min", "max"]
     of: Callable[[Any, Reference | None], float]
     needs_reference: bool = False
+    needs_probe: bool = False  # and so labels
     task: Literal["tokenizer", "generator"] = "tokenizer"
 
     @property
@@ -59,6 +60,7 @@ def mean_probe(keeps: Sequence[int] | None = None, feature: str = "cls") -> Obje
         f"mean_probe_{feature}",
         "max",
         lambda curve, _: float(np.mean(values(curve, f"probe_top1_{feature}", keeps))),
+        needs_probe=True,
     )
 
 
@@ -75,7 +77,7 @@ def hypervolume(keeps: Sequence[int] | None = None) -> Objective:
             raise InputError("the hypervolume needs the untrained tokenizer's point")
         return pareto.hypervolume(points(curve, keeps), (math.log(reference.frechet), reference.probe))
 
-    return Objective("hypervolume", "max", of, needs_reference=True)
+    return Objective("hypervolume", "max", of, needs_reference=True, needs_probe=True)
 
 
 def sample_frechet(scale: float | None = 1.0) -> Objective:
@@ -93,6 +95,11 @@ def _of_samples(
     name: str, mode: Literal["min", "max"], scale: float | None, key: Callable[[GeneratorReport], str]
 ) -> Objective:
     def of(report: GeneratorReport, _: Reference | None) -> float:
+        if lacking := [row["scale"] for row in report.rows if key(report) not in row]:
+            reasons = "; ".join(lacking_sentences(report.protocol))
+            raise InputError(
+                f"the report has no '{key(report)}' at guidance scale {lacking[0]:g} ({reasons})"
+            )
         found = {row["scale"]: row[key(report)] for row in report.rows}
         if scale is None:
             return min(found.values()) if mode == "min" else max(found.values())
@@ -120,5 +127,6 @@ def values(curve: Curve, key: str, keeps: Sequence[int] | None = None) -> list[f
         have = ", ".join(f"{row['keep']:.0f}" for row in curve.rows)
         raise InputError(f"an objective asks for kept counts {list(keeps or ())}, but the curve has {have}")
     if any(key not in row for row in rows):
-        raise InputError(f"the curve has no '{key}': probes need labelled pictures")
+        reasons = "; ".join(lacking_sentences(curve.protocol)) or "probes need labelled pictures"
+        raise InputError(f"the curve has no '{key}': {reasons}")
     return [row[key] for row in rows]

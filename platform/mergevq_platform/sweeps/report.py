@@ -24,7 +24,9 @@ from mergevq_platform.figures.comparison import (
     plane,
 )
 from mergevq_platform.pareto import front, hypervolume
+from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import Population, Sweep, described
+from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.trial import Finished, Place
 from mergevq_platform.tables import table_console
 
@@ -103,49 +105,24 @@ def pareto_rows(definition: Sweep, finished: Sequence[Finished]) -> list[list[st
 
 
 def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dict[str, float]]:
-    """Per objective, the share of its variance that each parameter explains (fANOVA, Hutter et al. 2014; Optuna's).
+    """Per objective, the share of its variance that each parameter explains; see `main_effects`.
 
     Only parameters that every trial chose count. Empty with fewer than four trials, or where a population changed
     its choices on the way.
     """
-    import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
     if len(finished) < MIN_FOR_IMPORTANCE or isinstance(definition.search, Population):
         return {}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    common = [key for key in finished[0].params if all(key in trial.params for trial in finished)]
-    distributions: dict[str, Any] = {}
-    for key in common:
-        values = [trial.params[key] for trial in finished]
-        if len({str(value) for value in values}) < 2:
-            continue
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        distributions[key] = (
-            FloatDistribution(float(min(values)), float(max(values)))
-            if numbers
-            else CategoricalDistribution(list(dict.fromkeys(values)))
-        )
-    if not distributions:
-        return {}
-    found: dict[str, dict[str, float]] = {}
-    for objective in definition.objectives:
-        study = optuna.create_study()
-        for trial in finished:
-            params = {
-                key: float(trial.params[key]) if isinstance(d, FloatDistribution) else trial.params[key]
-                for key, d in distributions.items()
-            }
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=params, distributions=distributions, value=trial.objectives[objective.name]
-                )
-            )
-        if len({trial.objectives[objective.name] for trial in finished}) > 1:
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-            found[objective.name] = {key: float(share) for key, share in shares.items()}
-    return found
+    logarithmic = spaces.logarithmic(definition.space)
+    parameters = {
+        key: [math.log(trial.params[key]) if key in logarithmic else trial.params[key] for trial in finished]
+        for key in finished[0].params
+        if all(key in trial.params for trial in finished)
+    }
+    found = {
+        objective.name: main_effects(parameters, [trial.objectives[objective.name] for trial in finished])
+        for objective in definition.objectives
+    }
+    return {name: shares for name, shares in found.items() if shares}
 
 
 def write(definition: Sweep, place: Place, finished: Sequence[Finished], folder: Path) -> dict[str, Path]:

@@ -10,6 +10,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -109,6 +111,57 @@ def labels(domain: Choice) -> list[str]:
     return found
 
 
+def plain(value: Any, key: str) -> Any:
+    """A space, or any value in it, of Python's own numbers, texts, lists and mappings, as JSON and recipes hold them.
+
+    NumPy's numbers and arrays become Python's, a path its text, a member of an enumeration its value. Raises `InputError`, naming
+    `key`, for what is none of these.
+    """
+    match value:
+        case Choice(options):
+            return Choice(tuple(plain(option, key) for option in options))
+        case Uniform(low, high, log):
+            return Uniform(_number(low, key), _number(high, key), log=bool(log))
+        case Integer(low, high):
+            return Integer(_whole(low, key), _whole(high, key))
+        case Mapping():
+            return {
+                str(name): plain(part, f"{key}.{name}" if key else str(name)) for name, part in value.items()
+            }
+        case np.ndarray():
+            return plain(value.tolist(), key)
+        case np.generic():
+            inner = value.item()
+            return plain(float(inner) if isinstance(inner, np.longdouble) else inner, key)
+        case Enum():
+            return plain(value.value, key)
+        case PurePath():
+            return str(value)
+        case list() | tuple():
+            return [plain(part, key) for part in value]
+        case bool() | int() | float() | str() | None:
+            return value
+    raise InputError(
+        f"the choice for '{key}' holds {value!r} of type {type(value).__name__}: a recipe holds numbers, texts, lists and mappings"
+    )
+
+
+def _number(value: Any, key: str) -> float:
+    found = plain(value, key)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise InputError(f"the range of '{key}' has {value!r} at one end: give a number")
+    return found
+
+
+def _whole(value: Any, key: str) -> int:
+    found = _number(value, key)
+    if found != int(found):
+        raise InputError(
+            f"the range of '{key}' has {value!r} at one end: give a whole number, or a uniform range"
+        )
+    return int(found)
+
+
 def check(space: Space) -> None:
     """Raise `InputError` for a space with nothing to choose in it, an empty choice or a range the wrong way round."""
     if not space:
@@ -157,6 +210,14 @@ def perturbed(space: Space, params: Params, *, seed: int) -> Params:
     walk = _Perturb(np.random.default_rng(seed), params)
     chosen(space, walk)
     return walk.taken
+
+
+def logarithmic(space: Space) -> set[str]:
+    """The names of the parameters that are drawn evenly in their logarithm."""
+    walk = _Scales({})
+    for walk.params in corners(space):
+        chosen(space, walk)
+    return walk.logarithmic
 
 
 class Fixed:
@@ -244,6 +305,19 @@ def _check(key: str, value: Any) -> None:
 
 def _text(option: Any) -> str:
     return option if isinstance(option, str) else json.dumps(encoded(option), separators=(",", ":"))
+
+
+class _Scales(Fixed):
+    """Repeats choices and notes which were of a logarithmic range."""
+
+    def __init__(self, params: Params) -> None:
+        super().__init__(params)
+        self.logarithmic: set[str] = set()
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        if log:
+            self.logarithmic.add(name)
+        return super().suggest_float(name, low, high, log=log)
 
 
 class _Walk:

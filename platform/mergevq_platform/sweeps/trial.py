@@ -28,7 +28,7 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.feeding import pinned
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import Judged, drawn_figure
-from mergevq_platform.files import write_whole
+from mergevq_platform.files import json_text, write_whole
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.local import LocalHost
 from mergevq_platform.pool import answers
@@ -59,7 +59,7 @@ class Finished:
 
     def save(self, path: Path) -> None:
         """Write as JSON, in one step."""
-        write_whole(path, json.dumps(asdict(self), indent=1))
+        write_whole(path, json_text(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Finished | None:
@@ -82,6 +82,7 @@ class Place:
     uid: str  # of the sweep's MLflow run
     device: str
     reference: Reference | None = None
+    optuna: str | None = None  # its version, where it proposes the trials
 
     def run(self, trial: str) -> Run:
         """The run of a trial (or of the sweep itself)."""
@@ -199,11 +200,11 @@ def _in_group(
 
     def watch(checkpoint: str, step: int, recorder: Any) -> None:
         if sweep.rung_steps is not None and step < (recipe.steps or 0):
-            with checkpoints.newest(checkpoint) as directory:
+            with checkpoints.newest(checkpoint, files=checkpoints.MODEL) as directory:
                 tune.report({"step": step, **_rung(sweep, place, recipe, directory, step, recorder)})
 
     def after(outcome: trainer.Outcome, recorder: Any) -> None:
-        with checkpoints.newest(outcome.run.newest_checkpoint()) as directory:
+        with checkpoints.newest(outcome.run.newest_checkpoint(), files=checkpoints.MODEL) as directory:
             found["curve"] = _final(recipe, place, run, str(directory), outcome.step, recorder)
         found["drawn"] = _drawn(recipe, outcome.step)
         _record_drawn(found["drawn"], recorder, run)

@@ -277,6 +277,16 @@ class Delivery:
         return True
 
 
+def acknowledged(path: Path, store: Store) -> bool:
+    """Whether `store` has acknowledged all of the journal at `path`, by what lies beside it."""
+    try:
+        stores = json.loads(path.with_suffix(".sent.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    entry = stores.get(store.public_uri)
+    return entry is not None and entry["offset"] >= path.stat().st_size
+
+
 def _chunk(records: Iterator[Record]) -> list[Record]:
     chunk: list[Record] = []
     count = 0

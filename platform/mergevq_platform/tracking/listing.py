@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,7 +96,7 @@ def stored_curve(store: Store, run: TrackedRun) -> Curve:
         if key.startswith(CURVE_PREFIX):
             # The history comes in order of time, and points may have been measured in any order.
             history = client.get_metric_history(run.run_id, key)
-            points = sorted((metric.step, metric.value) for metric in history)
+            points = sorted((metric.step, as_recorded(metric.value)) for metric in history)
             curve[key.removeprefix(CURVE_PREFIX)] = dict(points)
     return curve
 
@@ -120,5 +122,10 @@ def _tracked(run: Run, experiment: str) -> TrackedRun:
         evaluates=tags.get(EVALUATES_TAG),
         params=dict(run.data.params),
         tags=dict(tags),
-        metrics=dict(run.data.metrics),
+        metrics={key: as_recorded(value) for key, value in run.data.metrics.items()},
     )
+
+
+def as_recorded(value: float) -> float:
+    """A metric as it was before a store took it: MLflow keeps infinity as the largest number that there is."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -28,7 +29,36 @@ LOADER = "mergevq_platform.tracking.serving"
 MODEL_TAG = "mergevq.model"  # of a version: the id of its model
 DATA = "tokenizer"  # the folder with our own files inside the model
 ORIGIN = "origin.json"
+_NAME_LETTERS = 255  # the width of MLflow's columns
+_NOT_IN_NAMES = "/:@'\"`%?#\\"  # of a URI or of a filter, or refused by MLflow itself
 FILES = ("config.json", "model.safetensors", "recipe.yaml")
+
+
+def parse_target(text: str) -> tuple[str, str | None]:
+    """(name, alias) of `NAME` or `NAME@ALIAS`. Raises `InputError` for what MLflow would refuse; see `check_target`."""
+    name, mark, alias = text.partition("@")
+    check_target(name, alias if mark else None)
+    return name, alias if mark else None
+
+
+def check_target(name: str, alias: str | None = None) -> None:
+    """Raise `InputError`, naming the rule, for a model's name or an alias that MLflow or its URIs cannot hold."""
+    if not name.strip() or name != name.strip() or name in (".", "..") or len(name) > _NAME_LETTERS:
+        raise InputError(
+            f"model name '{name[:40]}': take 1 to {_NAME_LETTERS} letters without blanks at either end, not only dots"
+        )
+    if wrong := sorted({letter for letter in name if letter in _NOT_IN_NAMES or not letter.isprintable()}):
+        raise InputError(
+            f"model name '{name}' holds {' and '.join(map(repr, wrong))}: none of {' '.join(_NOT_IN_NAMES)} may be in it"
+        )
+    if alias is None:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", alias) or len(alias) > _NAME_LETTERS:
+        raise InputError(f"alias '{alias[:40]}': take letters, digits, '_' and '-' ({_NAME_LETTERS} at most)")
+    if alias.lower() == "latest" or re.fullmatch(r"[vV][0-9]+", alias):
+        raise InputError(
+            f"alias '{alias}' is one that MLflow keeps for itself ('latest', and 'v' with a number): choose another, such as champion"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,15 +99,17 @@ def register_model(
 ) -> Registered:
     """Log the tokenizer in `directory` as a model of `run`, and register it as `name`, under `alias`.
 
-    `curve` (key → kept tokens → value) becomes the model's metrics, measured on `dataset` (name, digest).
+    `curve` (key → kept tokens → value) becomes the model's metrics, measured on `dataset` (name, digest). Raises `InputError`,
+    before anything is uploaded, for a name or alias that cannot be.
     """
     from mlflow.entities import LoggedModelOutput, Metric
 
+    check_target(name, alias)
     client = store.client()
     with tempfile.TemporaryDirectory(prefix="mergevq-model-") as temporary:
         model = client.create_logged_model(
             run.experiment_id,
-            name=name.replace("/", "_"),
+            name=name.replace(".", "_"),  # which a logged model's name may not hold
             source_run_id=run.run_id,
             model_type="tokenizer",
             params={"image_size": str(image_size), "step": str(step)},

@@ -59,6 +59,8 @@ class LocalRecorder:
 
     def _begin(self, journal: Journal, store: Store | None, interval_seconds: float) -> None:
         self.journal = journal
+        self._store = store
+        self.report: SyncReport | None = None  # of `close`
         self._writer: Writer | None = None
         if store is not None:
             self._writer = Writer(journal.path, store, interval_seconds=interval_seconds).start()
@@ -72,6 +74,11 @@ class LocalRecorder:
     def delivery_error(self) -> str | None:
         """Why the store lacks the latest records, if it does."""
         return self._writer.error if self._writer else None
+
+    @property
+    def store(self) -> Store | None:
+        """Where the records are delivered to."""
+        return self._store
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record flat parameters; see `Journal.append_params`."""
@@ -122,9 +129,9 @@ class LocalRecorder:
             if status is not None:
                 self.journal.append_status(status)
         finally:
-            report = self._writer.close(timeout_seconds) if self._writer else None
+            self.report = self._writer.close(timeout_seconds) if self._writer else None
             self.journal.close()
-        return report
+        return self.report
 
 
 def current_user() -> str | None:

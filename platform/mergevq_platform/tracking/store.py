@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.credentials import without_credentials
+from mergevq_platform.proxies import spare_loopback
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,6 +40,7 @@ def import_mlflow() -> Any:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(name, value)
+    spare_loopback()
     import mlflow
 
     return mlflow
@@ -69,7 +71,13 @@ class Store:
                 return cls(uri=uri)
             case "sqlite" if uri.startswith(_SQLITE) and uri != _SQLITE:
                 # An absolute path: processes of a run do not share a working directory.
-                file = Path(uri.removeprefix(_SQLITE)).absolute()
+                given = uri.removeprefix(_SQLITE)
+                try:
+                    file = Path(given).expanduser().absolute()
+                except RuntimeError:
+                    raise InputError(
+                        f"MLFLOW_TRACKING_URI '{uri}': nobody here is called so; write the path out, sqlite:////path/mlflow.db"
+                    ) from None
                 return cls(uri=_sqlite_uri(file), artifact_root=artifacts)
             case "postgresql" | "mysql" | "mssql":
                 return cls(uri=uri, artifact_root=artifacts)
@@ -95,6 +103,9 @@ class Store:
         if self.uri in _ready or not self.uri.startswith(_SQLITE):
             return
         import_mlflow()
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import DatabaseError
+
         file = Path(self.uri.removeprefix(_SQLITE))
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +114,11 @@ class Store:
         except OSError as error:
             raise InputError(
                 f"tracking store {file}: {error.strerror}; set MERGEVQ_HOME or MLFLOW_TRACKING_URI"
+            ) from error
+        except (DatabaseError, MlflowException) as error:
+            raise InputError(
+                f"tracking store {file} cannot be used ({reason_of(error)}): free its disk, let it be written, or set "
+                "MERGEVQ_HOME or MLFLOW_TRACKING_URI to another"
             ) from error
         _ready.add(self.uri)
 
@@ -153,6 +169,21 @@ class Store:
             finally:
                 engine.dispose()
         SqlAlchemyStore(self.uri, self.artifact_root or "mlflow-artifacts:/")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a store refused, in a line: what its database said where there is one, without the layers above."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(original := getattr(inner, "orig", None), BaseException):
+            error = original
+            break
+        inner = inner.__cause__ or inner.__context__
+    text = str(error).strip().splitlines()
+    if "ConnectionPool" in str(error):  # requests wraps a word in a paragraph
+        found = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+        return f"it cannot be reached: {found[1].lower() if found else 'no answer in time'}"
+    return (text[0] if text else type(error).__name__)[:300]
 
 
 def _sqlite_uri(file: Path) -> str:

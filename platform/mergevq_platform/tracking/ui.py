@@ -18,11 +18,15 @@ from types import FrameType
 import psutil
 
 from mergevq.errors import InputError
+from mergevq_platform.tracking import hosts
 from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.listing import list_runs
+from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.undelivered import lacking
 
 LOOPBACK = "127.0.0.1"
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is this machine's own
 
 
 class UiServer:
@@ -45,11 +49,13 @@ class UiServer:
         store.prepare()
         self.host = host
         self.port = _choose_port(host, port)
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://{hosts.names(host)[0]}:{self.port}"
+        here = LOOPBACK if host == "0.0.0.0" else "[::1]" if hosts.is_any(host) else hosts.names(host)[0]
+        self._asked = f"http://{here}:{self.port}"
         self._output = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
             _command(store, host, self.port),
-            env=_environment(store),
+            env=_environment(store) | hosts.allowed(host, self.port, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -111,7 +117,7 @@ class UiServer:
                 raise RuntimeError(f"MLflow's server ended at once:\n{self.output()}")
             with (
                 contextlib.suppress(OSError),
-                urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer,
+                _DIRECTLY.open(f"{self._asked}/health", timeout=2) as answer,
             ):
                 if answer.status == 200:
                     return
@@ -172,6 +178,14 @@ def where_to_look(store: Store, experiment: str, run: str | None = None) -> str:
     return f"see it in MLflow: mergevq ui, then {link}"
 
 
+def last_line(recorder: LocalRecorder, experiment: str, *, sync: str) -> str:
+    """What a verb that has closed its recorder ends with: where to look or, where the store lacks records, how to deliver them."""
+    assert recorder.store is not None
+    reason = recorder.report.error if recorder.report else None
+    undelivered = lacking(recorder.store, [recorder.journal.run_dir], sync=sync, reason=reason)
+    return undelivered or where_to_look(recorder.store, experiment)
+
+
 def describe(store: Store, base_url: str) -> list[str]:
     """One line per experiment with runs of ours: its name, what it holds, and the address of its curves."""
     counts: dict[tuple[str, str], list[bool]] = {}
@@ -191,7 +205,7 @@ def _command(store: Store, host: str, port: int) -> list[str]:
     if store.artifact_root is not None:
         root = Path(urllib.request.url2pathname(store.artifact_root.removeprefix("file://")))
         command += ["--artifacts-destination", str(root)]
-    return [*command, "--host", host, "--port", str(port), "--workers", "1"]
+    return [*command, "--host", host.strip("[]"), "--port", str(port), "--workers", "1"]
 
 
 def _environment(store: Store) -> dict[str, str]:
@@ -208,14 +222,17 @@ def _environment(store: Store) -> dict[str, str]:
 
 def _choose_port(host: str, port: int | None) -> int:
     for candidate in (port,) if port is not None else (5000, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, candidate))
-            except OSError as error:
-                reason = error.strerror
-                continue
-            return probe.getsockname()[1]
+        try:
+            with socket.socket(hosts.family(host)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host.strip("[]"), candidate))
+                return probe.getsockname()[1]
+        except OSError as error:
+            reason = error.strerror
+    if port is None:
+        raise InputError(
+            f"--host {host}: {reason}; name an address of this machine, or 0.0.0.0 for all of them"
+        )
     raise InputError(f"port {port} on {host}: {reason}; name another with --port")
 
 

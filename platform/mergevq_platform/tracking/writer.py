@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq_platform.proxies import through
 from mergevq_platform.tracking.delivery import Delivery, Position
 from mergevq_platform.tracking.journal import Held, Journal
 from mergevq_platform.tracking.records import JOURNAL_NAME
-from mergevq_platform.tracking.store import Store, import_mlflow
+from mergevq_platform.tracking.store import Store, import_mlflow, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Writer:
                 self._idle.set()
             except Exception as error:
                 wait = min(wait * 2, self._slowest)
-                message = _first_line(error)
+                message = reason_of(error) + through(self._store.uri)
                 if self._error is None:
                     log.warning(
                         "tracking store %s: %s (the run goes on; the journal keeps everything)",
@@ -155,7 +156,7 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
         raise
     except Exception as error:
         raise InputError(
-            f"tracking store {store.public_uri}: {_first_line(error)}; nothing is lost, sync again later"
+            f"tracking store {store.public_uri}: {reason_of(error)}{through(store.uri)}; nothing is lost, sync again later"
         ) from error
     finally:
         delivery.close()
@@ -182,8 +183,3 @@ def _report(path: Path, store: Store, delivery: Delivery | None, error: str | No
         missing_artifacts=tuple(delivery.missing_artifacts) if delivery else (),
         error=error,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:300]

@@ -80,7 +80,7 @@ def locate(name: str, *, home: Path, store: Store, storage: str | None = None) -
 
 
 def _newest(location: str, *, run: Run | None = None, tracked: TrackedRun | None = None) -> Found:
-    with checkpoints.newest(location) as directory:
+    with checkpoints.newest(location, files=checkpoints.MODEL) as directory:
         recipe, step = checkpoints.recipe_of(directory), checkpoints.about(directory)["step"]
     place = checkpoints.at_step(location, step)
     label = run.name if run else tracked.name if tracked else Path(place).name

@@ -1,0 +1,40 @@
+"""Proxies of the environment: never for this machine itself, and named where a request through one fails."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+import urllib.request
+from collections.abc import MutableMapping
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_NEVER = (*LOOPBACK, "[::1]")
+
+
+def spare_loopback(environ: MutableMapping[str, str] | None = None) -> None:
+    """Have no proxy asked for this machine's own addresses, by any library and any process that is started from here."""
+    environ = os.environ if environ is None else environ
+    if not any(
+        environ.get(name)
+        for name in environ
+        if name.lower().endswith("_proxy") and name.lower() != "no_proxy"
+    ):
+        return
+    given = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+    listed = [host.strip() for host in given.split(",") if host.strip()]
+    if "*" not in listed:
+        given = ",".join([*listed, *(host for host in _NEVER if host not in listed)])
+    environ["no_proxy"] = environ["NO_PROXY"] = given
+
+
+def through(url: str) -> str:
+    """What to add to a message about `url` that does not answer: the variable of the proxy it was asked through, if one was."""
+    parts = urllib.parse.urlsplit(url)
+    proxies = urllib.request.getproxies_environment()
+    host = parts.hostname or ""
+    scheme = parts.scheme if parts.scheme in proxies else "all"
+    if scheme not in proxies or urllib.request.proxy_bypass_environment(host, proxies):  # type: ignore[attr-defined]
+        return ""
+    name = f"{scheme}_proxy"
+    variable = name if os.environ.get(name) else name.upper()
+    return f"; it was asked through the proxy of {variable}: add {host} to no_proxy if it is reached without"

@@ -1,0 +1,74 @@
+"""Under which names MLflow's server is asked, and which of them it has to be told to answer to."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+
+import psutil
+
+HOSTS_VARIABLE = "MLFLOW_SERVER_ALLOWED_HOSTS"
+ORIGINS_VARIABLE = "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"
+# What MLflow answers to where it is told nothing: this machine, and private networks.
+_LOOPBACK = ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"]
+_PRIVATE = ["192.168.*", "10.*", *(f"172.{second}.*" for second in range(16, 32)), "fc00:*", "fd00:*"]
+
+
+def is_any(host: str) -> bool:
+    """Whether a server at `host` listens on all addresses of this machine."""
+    return host in ("", "0.0.0.0", "::", "[::]")
+
+
+def names(host: str) -> list[str]:
+    """The names under which a server at `host` is asked, the one to print first; IPv6 addresses in brackets."""
+    if not is_any(host):
+        return [_in_url(host)]
+    own = [socket.gethostname(), socket.getfqdn()]
+    addresses = [
+        address.address.partition("%")[0]
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+        if address.family in (socket.AF_INET, socket.AF_INET6)
+    ]
+    found = dict.fromkeys(_in_url(name) for name in (*own, *addresses))
+    return sorted(found, key=lambda name: not _resolves(name.strip("[]")))  # of equal ones the order stays
+
+
+def allowed(host: str, port: int, given: Mapping[str, str]) -> dict[str, str]:
+    """MLflow's variables that let a server at `host` and `port` answer to its own names; what the user has `given` stays.
+
+    Nothing for a server on loopback alone, which MLflow answers for by itself; never every name.
+    """
+    if not is_any(host) and names(host)[0] in _LOOPBACK:
+        return {}
+    own = dict.fromkeys(
+        form for name in names(host) for form in (name, name.lower())
+    )  # browsers write them small
+    anywhere = [f"{name.replace('[', '[[]')}:*" for name in _LOOPBACK]
+    hosts = [*_LOOPBACK, *anywhere, *_PRIVATE, *(form for name in own for form in (name, f"{name}:{port}"))]
+    origins = [f"http://{name}:{port}" for name in own]
+    wanted = {HOSTS_VARIABLE: ",".join(hosts), ORIGINS_VARIABLE: ",".join(origins)}
+    return {name: value for name, value in wanted.items() if not given.get(name)}
+
+
+def family(host: str) -> socket.AddressFamily:
+    """The family of `host`'s address. Raises `OSError` for a name that nobody knows."""
+    return socket.getaddrinfo(host.strip("[]") or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ][0]
+
+
+def _in_url(host: str) -> str:
+    try:
+        return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
+    except ValueError:
+        return host
+
+
+def _resolves(name: str) -> bool:
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return False
+    return True
