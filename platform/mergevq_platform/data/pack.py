@@ -107,7 +107,7 @@ def pack(
     splits = _shuffled(found, seed, shard_rows, validation_fraction)
     if alone := _only_held_out(found, splits):
         say(f"  held out  {alone}")
-    background = background or _background_of(source)
+    background = choices.reading.background or _background_of(source)
     jobs = [
         Job(
             directory=str(directory),
