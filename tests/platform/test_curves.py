@@ -65,6 +65,14 @@ def test_what_does_not_hold_is_said(change: dict[str, list[float]], sentence: in
     assert curve(**GOOD | change).verdict()[sentence].startswith("NO")
 
 
+def test_a_trend_within_the_intervals_of_its_ends_is_not_told() -> None:
+    bounds = {"probe_top1_cls_low": [45.0, 40.0, 35.0], "probe_top1_cls_high": [75.0, 70.0, 65.0]}
+    (sentence,) = [said for said in curve(**GOOD | bounds).verdict() if "as in the paper" in said]
+    assert sentence.startswith("not told: the probe rises")
+    apart = {"probe_top1_cls_low": [59.0, 54.0, 49.0], "probe_top1_cls_high": [61.0, 56.0, 51.0]}
+    assert curve(**GOOD | apart).verdict()[2].startswith("yes: the probe rises")
+
+
 def test_fewer_tokens_that_do_not_help_the_probe_are_not_hidden() -> None:
     verdict = curve(**GOOD | {"probe_top1_cls": [50.0, 55.0, 60.0]}).verdict()
     assert "on this data fewer tokens do not help the probe" in verdict[2]
