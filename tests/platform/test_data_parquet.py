@@ -73,6 +73,18 @@ def refused(message: str, path: Path, split: str = "train", reading: Reading | N
 # ---- which column is which
 
 
+def test_a_set_without_labels_names_its_other_columns(tmp_path: Path) -> None:
+    columns = {"image": images(3), "Art des Motivs": ["Hund", "Café", "Hund"], "id": [7, 9, 9]}
+    write(tmp_path / "train.parquet", columns)
+    line = "other columns: Art des Motivs, id: label_column reads one"
+    assert line in open_dataset(tmp_path, "train").notes
+    assert line in describe(tmp_path)
+    chosen = open_dataset(tmp_path, "train", Reading(label_column="Art des Motivs"))
+    assert not any(note.startswith("other columns") for note in chosen.notes)
+    without = open_dataset(tmp_path, "train", Reading(label_column="none"))
+    assert not any(note.startswith("other columns") for note in without.notes)
+
+
 @pytest.mark.parametrize(
     "layout", ["large", "view", "dictionary", "fixed", "struct large", "struct view", "struct dictionary"]
 )

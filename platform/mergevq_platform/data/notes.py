@@ -52,6 +52,9 @@ def about_columns(part: Part, folders: Sequence[str], *, looked_for: bool) -> li
         lines.append(
             f"{shown} and '{usable[-1]}' look like labels and are not read: choose one with label_column"
         )
+    if columns.label is None and not usable:
+        rest = [name for name in schema.names if name not in (columns.image, *others)]
+        lines += [f"other columns: {', '.join(rest)}: label_column reads one"] if rest else []
     return lines
 
 
