@@ -130,6 +130,17 @@ def test_the_contact_sheet_shows_each_class_in_turn(shapes: Path, tmp_path: Path
     assert any(np.array_equal(tile, disc) for disc in discs)
 
 
+def test_the_contact_sheet_has_letters_beyond_english(tmp_path: Path) -> None:
+    grey = encode_png(np.full((8, 8, 3), 128, dtype=np.uint8))
+    captions = []
+    for number, name in enumerate("éčжλß"):
+        out = tmp_path / f"{number}/set"
+        write_set(out, {"train": [Record(grey, "a.png", 0)]}, (name,), size=8, source={})
+        contact_sheet(open_dataset(out, "train"), tmp_path / "sheet.png")
+        captions.append(np.asarray(Image.open(tmp_path / "sheet.png"))[64 + 96 :].tobytes())
+    assert len(set(captions)) == len(captions)  # a letter that a font lacks is a box, the same for each
+
+
 def test_a_sheet_shows_unlabelled_sets_and_marks_unreadable_pictures(tmp_path: Path) -> None:
     grey = np.full((8, 8, 3), 128, dtype=np.uint8)
     records = [Record(encode_png(grey), "a.png", 0), Record(b"broken", "b.png", 0)]
