@@ -88,6 +88,8 @@ def pack(
         raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: name a directory")
+    if directory.resolve() == Path(source).expanduser().resolve():
+        raise InputError(f"source and directory are the same, {directory}: name another directory")
     if directory.resolve().is_relative_to(Path(source).expanduser().resolve()):
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
     if not (directory / PARTS).exists() and not existing_manifest(directory):
