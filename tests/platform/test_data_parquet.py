@@ -74,7 +74,12 @@ def refused(message: str, path: Path, split: str = "train", reading: Reading | N
 
 
 def test_a_set_without_labels_names_its_other_columns(tmp_path: Path) -> None:
-    columns = {"image": images(3), "Art des Motivs": ["Hund", "Café", "Hund"], "id": [7, 9, 9]}
+    columns = {
+        "image": images(3),
+        "Art des Motivs": ["Hund", "Café", "Hund"],
+        "id": [7, 9, 9],
+        "boxes": [[1], [2], [3]],
+    }
     write(tmp_path / "train.parquet", columns)
     line = "other columns: Art des Motivs, id: label_column reads one"
     assert line in open_dataset(tmp_path, "train").notes
@@ -83,6 +88,9 @@ def test_a_set_without_labels_names_its_other_columns(tmp_path: Path) -> None:
     assert not any(note.startswith("other columns") for note in chosen.notes)
     without = open_dataset(tmp_path, "train", Reading(label_column="none"))
     assert not any(note.startswith("other columns") for note in without.notes)
+    many = {f"c{number}": ["a", "b", "c"] for number in range(20)}
+    write(tmp_path / "train.parquet", {"image": images(3), **many})
+    assert "c10, c11, …: label_column reads one" in describe(tmp_path)
 
 
 @pytest.mark.parametrize(
