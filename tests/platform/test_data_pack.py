@@ -343,7 +343,13 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("leaves nothing of one", source, validation_fraction=0.01)
     expect("no labels at", source, labels=tmp_path / "none.csv")
     mixed = tree(tmp_path / "mixed", {**imagefolder(each=1), "3.jpg": picture(3)})
-    expect("'3.jpg' has no class but other images of 'train' have one", mixed)
+    expect(
+        r"'3.jpg' has no class but other images of 'train' have one \(1 of \d+ have none\): move it into",
+        mixed,
+    )
+    tree(mixed, {"4.jpg": picture(4)})
+    expect(r"'3.jpg' has no class .* have one \(2 of \d+ have none\): move them into class folders", mixed)
+    expect("source and directory are the same, .*: name another directory", mixed, mixed)
     stray = {
         "train/a/1.jpg": picture(1),
         "train/b/1.jpg": picture(1),

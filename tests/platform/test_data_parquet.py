@@ -73,6 +73,26 @@ def refused(message: str, path: Path, split: str = "train", reading: Reading | N
 # ---- which column is which
 
 
+def test_a_set_without_labels_names_its_other_columns(tmp_path: Path) -> None:
+    columns = {
+        "image": images(3),
+        "Art des Motivs": ["Hund", "Café", "Hund"],
+        "id": [7, 9, 9],
+        "boxes": [[1], [2], [3]],
+    }
+    write(tmp_path / "train.parquet", columns)
+    line = "other columns: Art des Motivs, id: label_column reads one"
+    assert line in open_dataset(tmp_path, "train").notes
+    assert line in describe(tmp_path)
+    chosen = open_dataset(tmp_path, "train", Reading(label_column="Art des Motivs"))
+    assert not any(note.startswith("other columns") for note in chosen.notes)
+    without = open_dataset(tmp_path, "train", Reading(label_column="none"))
+    assert not any(note.startswith("other columns") for note in without.notes)
+    many = {f"c{number}": ["a", "b", "c"] for number in range(20)}
+    write(tmp_path / "train.parquet", {"image": images(3), **many})
+    assert "c10, c11, …: label_column reads one" in describe(tmp_path)
+
+
 @pytest.mark.parametrize(
     "layout", ["large", "view", "dictionary", "fixed", "struct large", "struct view", "struct dictionary"]
 )
@@ -446,6 +466,62 @@ def test_empty_parts_are_passed_over_and_an_empty_split_only_refused_when_asked_
         write(tmp_path / f"train/part-0000{part}.parquet", empty)
     with pytest.raises(InputError, match="no Parquet file in it holds any rows"):
         split_names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["meine-00000-of-00001.parquet"],
+        ["part-0.snappy.parquet", "part-1.snappy.parquet"],
+        ["bilder/meine_0.parquet", "bilder/meine_1.parquet"],
+        ["0000.parquet", "0001.parquet"],
+    ],
+)
+def test_files_that_name_no_split_and_share_a_name_are_train(tmp_path: Path, files: list[str]) -> None:
+    source = tmp_path / "src"
+    for number, file in enumerate(files):
+        write(source / file, {"image": images(5, 10 * number), "label": [0, 1, 0, 1, 0]})
+    assert split_names(source) == ["train"]
+    dataset = open_dataset(source, "train")
+    assert dataset.rows == 5 * len(files)
+    assert "files name no split: all are train" in dataset.notes
+    out = pack_with_progress(source, tmp_path / "packed", progress=False, validation_fraction=0.2)
+    assert {split: each.rows for split, each in out.splits.items()} == {
+        "train": 4 * len(files),
+        "val": len(files),
+    }
+
+
+def test_the_name_that_files_share_still_opens_them(tmp_path: Path) -> None:
+    write(tmp_path / "meine-00000-of-00001.parquet", {"image": images(2), "label": [0, 1]})
+    old, new = open_dataset(tmp_path, "meine"), open_dataset(tmp_path, "train")
+    assert old.split == "meine"
+    assert old.fingerprint == new.fingerprint
+    refused("has no split 'val', only train", tmp_path, "val")
+
+
+def test_files_of_several_names_or_beside_a_split_keep_theirs(tmp_path: Path) -> None:
+    for root, others in (("several", ["a.parquet", "b.parquet"]), ("beside", ["train.parquet", "a.parquet"])):
+        for number, file in enumerate(others):
+            write(tmp_path / root / file, {"image": images(2, 10 * number), "label": [0, 1]})
+    assert sorted(split_names(tmp_path / "several")) == ["a", "b"]
+    assert sorted(split_names(tmp_path / "beside")) == ["a", "train"]
+    assert "files name no split: all are train" not in open_dataset(tmp_path / "beside", "train").notes
+    with pytest.raises(InputError, match="is held out of 'train', the source has only a, b"):
+        pack_with_progress(tmp_path / "several", tmp_path / "packed", progress=False, validation_fraction=0.5)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_share_that_is_not_held_out_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    pack_with_progress(
+        two_splits(tmp_path / "src", [0, 1], [0, 1]),
+        tmp_path / "packed",
+        progress=False,
+        validation_fraction=0.5,
+        say=said.append,
+    )
+    assert "the source has a split 'val' already, --validation-fraction is not used" in said[-1]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.typed import as_typed, naming_options
 from mergevq_platform.places import places
 
 LAYOUTS = (
@@ -116,23 +117,24 @@ def _data_pack(options: argparse.Namespace) -> None:
 
     if not options.serial:
         cluster.connect(places().home)
-    data.pack(
-        options.source,
-        options.directory,
-        size=options.size,
-        parallel=not options.serial,
-        labels=options.labels,
-        background=options.background,
-        layout=options.layout,
-        folder_splits=options.splits,
-        class_depth=options.class_depth,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        say=print,
-        validation_fraction=options.validation_fraction,
-        seed=options.seed,
-    )
-    print(data.describe(options.directory))
+    with naming_options():
+        data.pack(
+            options.source,
+            options.directory,
+            size=options.size,
+            parallel=not options.serial,
+            labels=options.labels,
+            background=options.background,
+            layout=options.layout,
+            folder_splits=options.splits,
+            class_depth=options.class_depth,
+            image_column=options.image_column,
+            label_column=options.label_column,
+            say=lambda text: print(as_typed(text)),
+            validation_fraction=options.validation_fraction,
+            seed=options.seed,
+        )
+    print(as_typed(data.describe(options.directory)))
 
 
 def _data_info(options: argparse.Namespace) -> None:
@@ -150,4 +152,6 @@ def _data_info(options: argparse.Namespace) -> None:
         labels=options.labels,
         reading=reading,
     )
-    print(data.describe(options.directory, sheet=options.sheet, verify=options.verify, choices=choices))
+    with naming_options():
+        text = data.describe(options.directory, sheet=options.sheet, verify=options.verify, choices=choices)
+    print(as_typed(text))

@@ -149,8 +149,10 @@ def _from_folders(
             classes = own
     bare = [found.name for found, group in zip(entries, classes, strict=True) if group is None]
     if 0 < len(bare) < len(entries):
+        where = "it into a class folder" if len(bare) == 1 else "them into class folders"
         raise InputError(
-            f"{root}: '{bare[0]}' has no class but other images of '{split}' have one: move it into a class folder, or away"
+            f"{root}: '{bare[0]}' has no class but other images of '{split}' have one ({len(bare):,} of {len(entries):,} have "
+            f"none): move {where}, or away"
         )
     return classes
 

@@ -19,7 +19,7 @@ from mergevq_platform.data.location import Location
 from mergevq_platform.data.parquet_set import open_parquet
 from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.shards import MANIFEST, Manifest, Split
-from mergevq_platform.data.splits import canonical, files_by_split
+from mergevq_platform.data.splits import canonical, files_by_split, shared_name
 
 PARTS = ".parts"  # the folder of a pack that has not ended
 
@@ -147,9 +147,12 @@ def _from_footers(name: str, location: Location, wanted: str, reading: Reading) 
             f"{name} holds no Parquet files: pack pictures with `mergevq data pack {shlex.quote(name)} DIR` and use DIR"
         )
     split = wanted if wanted in found else canonical(wanted)
+    if (unnamed := shared_name(sizes)) in (wanted, split):
+        split = "train"  # recipes may ask for the name that the files share
     if split not in found:
         raise _missing_split(name, wanted, found)
-    return open_parquet(Footers(name, location, sizes), found, split, wanted, reading)
+    notes = ["files name no split: all are train"] if unnamed is not None else []
+    return open_parquet(Footers(name, location, sizes), found, split, wanted, reading, notes)
 
 
 def _missing_split(name: str, wanted: str, present: Iterable[str]) -> InputError:

@@ -26,9 +26,14 @@ NO_BYTES = 64  # bytes of a row below which its image may be a null; only such r
 
 
 def open_parquet(
-    footers: Footers, files: dict[str, list[str]], split: str, wanted: str, reading: Reading
+    footers: Footers,
+    files: dict[str, list[str]],
+    split: str,
+    wanted: str,
+    reading: Reading,
+    said: Sequence[str] = (),
 ) -> Dataset:
-    """The split `split` of the `files` of every split, called `wanted` by whoever asks.
+    """The split `split` of the `files` of every split, called `wanted` by whoever asks; `said` are notes on its files.
 
     Raises `InputError` for a split without rows, columns that leave a choice or differ between files, images that are only
     referred to by path, labels that are no classes, and splits that name their classes differently.
@@ -41,7 +46,7 @@ def open_parquet(
         )
     tree = _Set(footers, files, reading)
     part = Part(mine, _one_choice(name, mine, reading))
-    notes = [*about_empty(footers, files, split)]
+    notes = [*said, *about_empty(footers, files, split)]
     unlabelled = reading.label_column == NO_LABELS and NO_LABELS not in (
         *mine[0].schema.names,
         *_keys(mine[0]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +20,11 @@ from mergevq_platform.data.notes import noted
 from mergevq_platform.data.numbering import Numbered, numbered
 from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.shards import Skipped
-from mergevq_platform.data.summary import SplitCount, Understood, counted
+from mergevq_platform.data.summary import SplitCount, Understood, counted, reason_of
+
+LABELS_ENDINGS = {".csv", ".tsv", ".txt"}
+NO_LABELS = re.compile(r"readme|licen[cs]e|notice|requirements", re.IGNORECASE)
+FEW = 10  # files of one ending, of which one may hold the labels
 
 
 class Item(NamedTuple):
@@ -86,7 +92,21 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
         if tables:
             likely = min(tables, key=lambda name: "train" not in name.lower())
             gathered.notes.append(("labels", f"none; --labels reads a CSV, {likely} perhaps"))
-    return _source(decided, gathered)
+    found = _source(decided, gathered)
+    if choices.labels is None and found.understood is not None:
+        understood = replace(found.understood, perhaps_labels=_perhaps_labels(contents.others))
+        found = replace(found, understood=understood)
+    return found
+
+
+def _perhaps_labels(others: Sequence[str]) -> frozenset[str]:
+    """The reasons, in a summary, of files that lie beside the images and may be labels files: a few, not one an image."""
+    counts = Counter(
+        readable(reason_of(name))
+        for name in others
+        if ending(name) in LABELS_ENDINGS and not NO_LABELS.match(name.rpartition("/")[2])
+    )
+    return frozenset(reason for reason, count in counts.items() if count <= FEW)
 
 
 def read_item(item: Item) -> bytes:

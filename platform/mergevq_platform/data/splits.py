@@ -69,8 +69,21 @@ def place_of(file: str) -> Place:
     return Place(split, _without_values(parents), False)
 
 
+def shared_name(files: Iterable[str]) -> str | None:
+    """The one name that all files bear where neither they nor their folders name a split; none for other sets."""
+    places = [place_of(file) for file in files]
+    names = {place.split for place in places}
+    return names.pop() if len(names) == 1 and not any(place.known for place in places) else None
+
+
 def files_by_split(name: str, files: Iterable[str]) -> dict[str, list[str]]:
-    """The files of each split. Raises `InputError` where a split lies in several folders: they may hold the same images."""
+    """The files of each split; where no file names one and all share a name, they are `train`.
+
+    Raises `InputError` where a split lies in several folders: they may hold the same images.
+    """
+    files = list(files)
+    if shared_name(files) is not None:
+        return {"train": files}
     found: dict[str, list[str]] = {}
     folders: dict[str, dict[str, None]] = {}
     for file in files:

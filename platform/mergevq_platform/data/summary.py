@@ -24,6 +24,12 @@ class Unused:
     example: str
 
 
+def reason_of(name: str) -> str:
+    """What is said of a file that is no image by its name."""
+    ending = PurePosixPath(name).suffix.lower()
+    return f"files ending {ending}" if ending else "files without an ending that are no images"
+
+
 class LeftOut:
     """Counts files that are not used, by reason, and keeps the first of each."""
 
@@ -38,8 +44,7 @@ class LeftOut:
 
     def by_ending(self, name: str) -> None:
         """Count a file that is no image by its name."""
-        ending = PurePosixPath(name).suffix.lower()
-        self.add(f"files ending {ending}" if ending else "files without an ending that are no images", name)
+        self.add(reason_of(name), name)
 
     def unused(self) -> tuple[Unused, ...]:
         """The counts, most frequent first."""
@@ -69,6 +74,7 @@ class Understood:
     class_images: tuple[int, ...] = ()  # of the first split that has labels; () where nobody counted
     notes: tuple[tuple[str, str], ...] = ()  # (about what, what): where the classes lie, the labels file …
     unused: tuple[Unused, ...] = ()
+    perhaps_labels: frozenset[str] = frozenset()  # of `unused`, the reasons of files that may say the classes
 
     def lines(self) -> list[str]:
         """Lines of text: splits, classes, notes and what was not used."""
@@ -80,7 +86,9 @@ class Understood:
 
     def said(self) -> list[str]:
         """Of these lines, the ones that nothing but the source can tell."""
-        return [f"  {about:<9} {what}" for about, what in self.notes] + unused_lines(self.unused)
+        return [f"  {about:<9} {what}" for about, what in self.notes] + unused_lines(
+            self.unused, self.perhaps_labels
+        )
 
     def to_tree(self) -> dict[str, Any]:
         """JSON of what a manifest keeps."""
@@ -100,10 +108,11 @@ class Understood:
         )
 
 
-def unused_lines(unused: Sequence[Unused]) -> list[str]:
-    """A line for each reason."""
+def unused_lines(unused: Sequence[Unused], perhaps_labels: frozenset[str] = frozenset()) -> list[str]:
+    """A line for each reason; those of `perhaps_labels` say how such a file is read."""
     lines = [
         f"  not used  {item.reason}: {item.count:,} ({item.example}{', …' if item.count > 1 else ''})"
+        + (" (a labels file? --labels NAME reads it)" if item.reason in perhaps_labels else "")
         for item in unused[:SHOWN_REASONS]
     ]
     rest = sum(item.count for item in unused[SHOWN_REASONS:])
