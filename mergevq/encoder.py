@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mergevq import merging
 from mergevq.config import config
 from mergevq.errors import InputError
-from mergevq.inputs import check_images
+from mergevq.inputs import check_images, whole_count
 from mergevq.keep import merge_schedule
 from mergevq.layers import GroupNorm, MergeBlock, ResBlock, sincos
 
@@ -122,6 +122,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor, keep: int) -> Encoded:
         """Encode, keeping exactly `keep` tokens; raises `InputError` for a shape, dtype or count that cannot be."""
         check_images(images, like=self.summary_token)
+        keep = whole_count(keep)
         height, width = images.shape[-2:]
         reduction = self.config.reduction
         if height % reduction or width % reduction:

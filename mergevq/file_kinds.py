@@ -67,6 +67,10 @@ def _check_zip(path: Path, named: str) -> None:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError):
         raise InputError(f"{named} is cut off or damaged: fetch it again") from None
+    if names and all(name.endswith(".npy") for name in names):
+        raise InputError(
+            f"{named} is an npz of NumPy arrays; it has {some(names)}: give a safetensors file or a PyTorch state dict"
+        )
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         raise InputError(
             f"{named} is a zip archive and no checkpoint; it has {some(names) if names else 'nothing'}: unpack it, and "
@@ -91,6 +95,10 @@ def _check_text(path: Path, head: bytes, named: str) -> None:
         )
     if any(not (letter.isprintable() or letter.isspace()) or letter == "\ufffd" for letter in text):
         return
+    if '"weight_map"' in text or path.name.endswith(".index.json"):
+        raise InputError(
+            f"{named} is the index of weights in several files: join them into one, or take a model that comes in one"
+        )
     if text.startswith(("{", "[")) and (path.stat().st_size > len(head) or _is_json(text)):
         said = " ".join(text[:80].split())
         raise InputError(f"{named} is JSON, not weights ({said}): check the address and fetch it again")

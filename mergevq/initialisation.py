@@ -8,7 +8,7 @@ from torch import Tensor
 from mergevq.errors import InputError
 from mergevq.file_kinds import some
 from mergevq.tokenizer import MergeVQ
-from mergevq.weights_file import read_weights
+from mergevq.weights_file import read_weights, unusable
 
 # timm's names of a vision transformer's block -> ours.
 NAMES = {"attn.": "attention.", "ls1.": "scale1.", "ls2.": "scale2."}
@@ -36,6 +36,8 @@ def select_weights(tokenizer: MergeVQ, path: str, *, sha256: str | None = None) 
             f"task.initial_weights: '{path}' lacks {some(missing)}; it has {some(list(found))}: "
             f"give a timm vision transformer with at least {len(encoder.blocks)} blocks"
         )
+    if problem := unusable({name: value for name, value in wanted.items() if name in renamed}, renamed):
+        raise InputError(f"task.initial_weights: '{path}' {problem}: give the network's own weights")
     count = 0
     for name, target in wanted.items():
         if name in renamed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -28,16 +29,9 @@ def check_images(images: Tensor, like: Tensor) -> None:
     if not images.is_floating_point():
         fix = "images / 127.5 - 1" if images.dtype == torch.uint8 else "make them float"
         raise InputError(f"{IMAGES} {shape} {_name(images.dtype)}: {fix}")
-    if images.device != like.device:
-        raise InputError(
-            f"{IMAGES} on {images.device}, the weights on {like.device}: images.to('{like.device}')"
-        )
-    if images.dtype != like.dtype and not (
-        torch.is_autocast_enabled(images.device.type) and torch.float64 not in (images.dtype, like.dtype)
-    ):
-        raise InputError(
-            f"{IMAGES} {_name(images.dtype)}, the weights {_name(like.dtype)}: images.to({like.dtype})"
-        )
+    if images.layout != torch.strided:
+        raise InputError(f"{IMAGES} {_name(images.layout)}: images.to_dense()")
+    _check_place(images, like, IMAGES, "images")
 
 
 def check_image_values(images: Tensor, like: Tensor) -> None:
@@ -57,42 +51,69 @@ def check_image_values(images: Tensor, like: Tensor) -> None:
         raise InputError(f"{IMAGES} within [{low:.4g}, {high:.4g}]: {fix}")
 
 
-def check_codes(codes: Tensor, channels: int) -> None:
-    """Raise `InputError` unless `codes` are (B, K, G) float of `channels` G. Looks at no value."""
+def whole_count(keep: Any) -> int:
+    """`keep` as the one whole number that it is. Raises `InputError` for anything else, such as a count for every image."""
+    if type(keep) is int:
+        return keep
+    try:
+        return operator.index(keep)  # NumPy's integers, and a tensor of one
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"keep must be one whole number for all images; this is {keep!r}: call once for each count"
+        ) from None
+
+
+def check_codes(codes: Tensor, channels: int, like: Tensor) -> None:
+    """Raise `InputError` unless `codes` are (B, K, G) float of `channels` G, where the weights `like` are. Looks at no value."""
     expected = f"codes must be (B, K, {channels}) float; these are"
     if not isinstance(codes, Tensor):
         raise InputError(f"{expected} a {_kind(codes)}: make a tensor of them")
     if codes.ndim != 3 or codes.shape[-1] != channels or not codes.is_floating_point():
         fix = "give indices to decode_indices" if codes.dtype == torch.int64 else "give those of `encode`"
         raise InputError(f"{expected} {tuple(codes.shape)} {_name(codes.dtype)}: {fix}")
+    _check_place(codes, like, expected, "codes")
 
 
-def check_index_layout(indices: Tensor) -> None:
-    """Raise `InputError` unless `indices` are (B, K) int64. Looks at no value."""
+def check_index_layout(indices: Tensor, like: Tensor) -> None:
+    """Raise `InputError` unless `indices` are (B, K) int64 where the weights `like` are, K at least 1. Looks at no value."""
     expected = "code indices must be (B, K) int64; these are"
     if not isinstance(indices, Tensor):
         raise InputError(f"{expected} a {_kind(indices)}: make a tensor of them")
     if indices.ndim != 2 or indices.dtype != torch.int64:
         fix = "indices.long()" if indices.ndim == 2 and _whole(indices.dtype) else "give those of `encode`"
         raise InputError(f"{expected} {tuple(indices.shape)} {_name(indices.dtype)}: {fix}")
+    if indices.shape[1] == 0:
+        raise InputError(f"{expected} {tuple(indices.shape)}, of no kept tokens: give those of `encode`")
+    _check_device(indices, like, expected, "indices")
 
 
-def check_source(source: Source, batch: int, keep: int) -> None:
-    """Raise `InputError` unless the source is that of `batch` images of `keep` tokens on a square grid.
+def check_source(source: Source, of: Tensor) -> None:
+    """Raise `InputError` unless the source belongs to the codes or indices `of` (B, K, …), on a square grid.
 
     Looks at no value.
     """
-    if not isinstance(source, Source) or not isinstance(source.assignment, Tensor):
+    batch, keep = of.shape[:2]
+    if not isinstance(source, Source):
         raise InputError(f"source must be a mergevq.Source; this is a {_kind(source)}: give that of `encode`")
+    for name, part in source._asdict().items():
+        if not isinstance(part, Tensor):
+            raise InputError(
+                f"source.{name} must be a tensor; this is a {_kind(part)}: give that of `encode`"
+            )
     assignment = source.assignment
     shape = tuple(assignment.shape)
     expected = "source.assignment must be (B, N) int64 of a square grid of N cells; this is"
-    if assignment.ndim != 2 or assignment.dtype != torch.int64 or math.isqrt(shape[1]) ** 2 != shape[1]:
+    square = assignment.ndim == 2 and shape[1] > 0 and math.isqrt(shape[1]) ** 2 == shape[1]
+    if not square or assignment.dtype != torch.int64:
         raise InputError(f"{expected} {shape} {_name(assignment.dtype)}: give that of `encode`")
     if shape[0] != batch or tuple(source.size.shape) != (batch, keep):
         raise InputError(
             f"the source is of {shape[0]} images of {source.size.shape[-1]} tokens, the codes of {batch} of {keep}: "
             "give those of one `encode`"
+        )
+    if assignment.device != of.device:
+        raise InputError(
+            f"the source is on {assignment.device}, the codes on {of.device}: bring both to one device"
         )
 
 
@@ -109,11 +130,40 @@ def check_source_values(source: Source, keep: int) -> None:
         )
 
 
+def check_encoded(encoded: Any, kind: type) -> None:
+    """Raise `InputError` unless `encoded` is what `encode` returns, of type `kind`."""
+    if not isinstance(encoded, kind):
+        raise InputError(
+            f"decode takes what `encode` returns; this is a {_kind(encoded)}: give indices to decode_indices, codes to "
+            "decode_codes"
+        )
+
+
 def readable(values: Tensor) -> bool:
     """Whether the host may look at values now."""
     if torch.compiler.is_compiling() or values.device.type == "meta":
         return False
     return not (values.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+
+
+def _check_place(values: Tensor, like: Tensor, expected: str, name: str) -> None:
+    _check_device(values, like, expected, name)
+    both, kind = {values.dtype, like.dtype}, values.device.type
+    if len(both) == 1:
+        return
+    # Autocast brings float32 and its own half precision together, and nothing else.
+    if torch.is_autocast_enabled(kind) and both <= {torch.float32, torch.get_autocast_dtype(kind)}:
+        return
+    raise InputError(
+        f"{expected} {_name(values.dtype)}, the weights {_name(like.dtype)}: {name}.to({like.dtype})"
+    )
+
+
+def _check_device(values: Tensor, like: Tensor, expected: str, name: str) -> None:
+    if values.device != like.device:
+        raise InputError(
+            f"{expected} on {values.device}, the weights on {like.device}: {name}.to('{like.device}')"
+        )
 
 
 def _other_layout(shape: tuple[int, ...]) -> str:
@@ -132,7 +182,7 @@ def _whole(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")
 
 

@@ -17,7 +17,7 @@ from mergevq.errors import InputError
 from mergevq.presets import preset as named_preset
 from mergevq.text_files import read_text
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
-from mergevq.weights_file import misfit, read_tensors, state_in
+from mergevq.weights_file import misfit, read_tensors, state_in, unusable
 
 MODEL_GROUPS = ("encoder", "decoder")
 SKIPPED_GROUPS = {
@@ -73,6 +73,8 @@ def import_official(
         raise InputError(
             f"{checkpoint} {problem}: give the --config YAML that the checkpoint was trained with"
         )
+    if problem := unusable(tokenizer.state_dict(), renamed):
+        raise InputError(f"{checkpoint} {problem}: give the checkpoint as it was trained")
     tokenizer.load_state_dict(renamed)
     weights.save(tokenizer, out)
     absent = ("recovery (Source Recovery was never trained: pictures need their true source)",)

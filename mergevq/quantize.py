@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.inputs import readable
 
 
 @config
@@ -222,8 +223,9 @@ def average_over_ranks(value: Tensor, count: int) -> Tensor:
 
 
 def check_indices(indices: Tensor, vocabulary: int) -> None:
-    """Raise `InputError` unless all indices are in [0, V)."""
-    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= vocabulary):
-        raise InputError(
-            f"code indices must lie in 0..{vocabulary - 1}, got {int(indices.min())}..{int(indices.max())}"
-        )
+    """Raise `InputError` unless all indices are in [0, V). Waits for the device."""
+    if indices.numel() == 0 or not readable(indices):
+        return
+    low, high = torch.stack(torch.aminmax(indices)).tolist()
+    if low < 0 or high >= vocabulary:
+        raise InputError(f"code indices must lie in 0..{vocabulary - 1}, got {low}..{high}")

@@ -17,6 +17,7 @@ from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
 from mergevq.inputs import (
     check_codes,
+    check_encoded,
     check_image_values,
     check_index_layout,
     check_source,
@@ -161,12 +162,13 @@ class MergeVQ(nn.Module):
 
     def decode(self, encoded: Encoded) -> Tensor:
         """Images (B, 3, H, W), nominally in [-1, 1], decoded with the true source. Raises as `decode_codes`."""
+        check_encoded(encoded, Encoded)
         return self.decode_codes(encoded.codes, encoded.source)
 
     def decode_codes(self, codes: Tensor, source: Source) -> Tensor:
         """Codes (B, K, G) and their source -> images. Raises `InputError` for other shapes and dtypes."""
-        check_codes(codes, self.config.quantizer.channels)
-        check_source(source, *codes.shape[:2])
+        check_codes(codes, self.config.quantizer.channels, like=self.decoder.conv_in.weight)
+        check_source(source, codes)
         grid = math.isqrt(source.assignment.shape[1])
         return self.decoder(rearrange(unmerge(codes, source.assignment), "b (h w) g -> b g h w", h=grid))
 
@@ -176,10 +178,10 @@ class MergeVQ(nn.Module):
         Raises `InputError` for other shapes and dtypes, indices outside the codebook, a source that does not belong to
         them, or if the source is unknown and there is no recovery.
         """
-        check_index_layout(indices)
+        check_index_layout(indices, like=self.decoder.conv_in.weight)
         check_indices(indices, self.config.quantizer.vocabulary)
         if source is not None:
-            check_source(source, *indices.shape)
+            check_source(source, indices)
             check_source_values(source, indices.shape[1])
         codes = self.quantizer.codes(indices).to(self.decoder.conv_in.weight.dtype)
         return self.decode_codes(codes, source or self.recovered_source(codes))
@@ -189,7 +191,11 @@ class MergeVQ(nn.Module):
 
         Raises `InputError` for other shapes and dtypes, and without a Source Recovery.
         """
-        check_codes(codes, self.config.quantizer.channels)
+        check_codes(codes, self.config.quantizer.channels, like=self.decoder.conv_in.weight)
+        if codes.shape[1] > self.grid_tokens:
+            raise InputError(
+                f"codes of {codes.shape[1]} kept tokens, but the grid has {self.grid_tokens}: give fewer"
+            )
         if self.recovery is None:
             raise InputError(
                 "this tokenizer has no Source Recovery: give the source, or train it with config.recovery"

@@ -15,6 +15,7 @@ from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.file_kinds import check_kind
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
+from mergevq.weights_file import misfit, unusable
 
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", "mergevq tokenizer 1"
 
@@ -73,9 +74,11 @@ def read_state(model: nn.Module, directory: str | Path, *, what: str) -> None:
         tensors = load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}): copy it again") from None
-    try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
+    expected = model.state_dict()
+    if problem := misfit(expected, tensors):
+        raise InputError(f"{path} does not belong to its {CONFIG}: it {problem}: copy both again")
+    if problem := unusable(expected, tensors):
         raise InputError(
-            f"{path} does not belong to its {CONFIG}: {' '.join(str(error).split())[:300]}"
-        ) from None
+            f"{path} {problem}: its training diverged, or it was changed: take another checkpoint"
+        )
+    model.load_state_dict(tensors)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from mergevq.errors import InputError
 from mergevq.file_kinds import check_kind, is_safetensors, is_torchscript, some
 
-# Where training scripts keep the state dict; the first that a file has is read.
-NESTS = ("state_dict", "model", "teacher", "ema")
+# Where training scripts keep the state dict, and where its running average; the first that a file has is read.
+NESTS = ("state_dict", "model", "model_state_dict", "module", "net", "params", "weights", "teacher")
+AVERAGES = ("ema", "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "shadow")
 # Put before all names by DistributedDataParallel, torch.compile, FSDP, activation checkpoints, and by classes around a
 # network.
 OUTER = (
@@ -103,12 +104,22 @@ def state_in(loaded: Any, *, named: str) -> dict[str, Tensor]:
     """The state dict within what a file holds, its names without wrappers. Raises `InputError` where there is none."""
     state = loaded
     while isinstance(state, dict):
-        inner = next((state[nest] for nest in NESTS if isinstance(state.get(nest), dict)), None)
+        trained, averaged = (
+            next((nest for nest in nests if isinstance(state.get(nest), dict) and state[nest]), None)
+            for nests in (NESTS, AVERAGES)
+        )
+        if trained and averaged:
+            raise InputError(
+                f"{named} holds trained weights in '{trained}' and their average in '{averaged}': give a file of one of them"
+            )
+        inner = trained or averaged
         if inner is None:
             break
-        state = inner
+        state = state[inner]
     if not _names_and_tensors(state):
-        raise InputError(f"{named} does not hold a state dict (names and tensors): {_contents(state)}")
+        raise InputError(
+            f"{named} does not hold a state dict (names and tensors): {_contents(state)}: give a file of one"
+        )
     bare = without_wrappers(state)
     if len(bare) != len(state) - (COUNTER in state and COUNTER not in bare):
         raise InputError(f"{named} has two tensors of one name where wrappers are taken off: keep one")
@@ -143,8 +154,8 @@ def load_strictly(
     at. Raises `InputError` naming the first names that do not fit, and what the file has instead.
     """
     expected = {name(own): value for own, value in module.state_dict().items()}
-    if text := misfit(expected, state, allow_extra=allow_extra, among=among):
-        raise InputError(f"{key}: '{source}' does not fit this network: it {text}")
+    if text := misfit(expected, state, allow_extra=allow_extra, among=among) or unusable(expected, state):
+        raise InputError(f"{key}: '{source}' does not fit this network: it {text}: give its own weights")
     module.load_state_dict({own: state[name(own)] for own in module.state_dict()})
 
 
@@ -174,6 +185,26 @@ def misfit(
     return "; ".join(told) or None
 
 
+def unusable(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
+    """Of tensors that fit by name and shape, which do not hold the numbers that a network computes with, in words.
+
+    Half precision becomes float32 as it is; what is quantized, complex or sparse does not, nor is NaN a weight.
+    """
+    floats = {name: state[name] for name, value in expected.items() if value.is_floating_point()}
+    others = {name: _numbers(value) for name, value in floats.items()}
+    told = [f"{name} ({kind})" for name, kind in others.items() if kind is not None]
+    if told:
+        return f"has no plain float numbers in {some(told)}"
+    broken = [name for name, value in floats.items() if not value.float().isfinite().all()]
+    return f"has NaN or infinity in {some(broken)}" if broken else None
+
+
+def _numbers(value: Tensor) -> str | None:
+    if value.layout != torch.strided:
+        return str(value.layout).removeprefix("torch.")
+    return None if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+
+
 def _names_and_tensors(state: Any) -> bool:
     return (
         isinstance(state, dict)
@@ -191,9 +222,7 @@ def _contents(state: Any) -> str:
         return f"it holds a {type(state).__name__}"
     if not state:
         return "it holds nothing"
-    return (
-        f"it holds {some([str(name) for name in state])}, and none of {', '.join(NESTS)} with tensors alone"
-    )
+    return f"it holds {some([str(name) for name in state])}, and under none of the usual names tensors alone"
 
 
 def _shape(value: Tensor) -> str:

@@ -87,7 +87,11 @@ def read_reference(path: str | Path, *, key: str = "reference") -> Reference:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{key}: '{path}' is not an npz file of numbers ({error}): fetch it again") from None
+        # NumPy says of objects how to run what makes them.
+        reason = "it holds objects" if "allow_pickle" in str(error) else str(error)
+        raise InputError(
+            f"{key}: '{path}' is not an npz file of numbers ({reason}): fetch it again"
+        ) from None
     return Reference(pool, spatial, extractor)
 
 
@@ -96,9 +100,18 @@ def _moments(mean: np.ndarray, covariance: np.ndarray, count: int | None, where:
         raise InputError(
             f"{where} have shapes {mean.shape} and {covariance.shape}: they must be (D,) and (D, D)"
         )
+    for array in (mean, covariance):
+        if array.dtype.kind not in "fiu":
+            raise InputError(f"{where} are {array.dtype}: they must be real numbers")
     m, s = torch.from_numpy(mean).double(), torch.from_numpy(covariance).double()
     if not (m.isfinite().all() and s.isfinite().all()):
         raise InputError(f"{where} hold NaN or infinity: compute them again")
     if not torch.allclose(s, s.T, rtol=1e-4, atol=1e-6 * float(s.diagonal().abs().amax())):
         raise InputError(f"{where}: the covariance is not symmetric: compute it again")
+    deviation = s.diagonal().clamp(min=0).sqrt()
+    slack = 1e-6 * float(s.diagonal().abs().amax())
+    if (s.abs() > 1.001 * deviation[:, None] * deviation + slack).any():
+        raise InputError(
+            f"{where}: the covariance is none, it exceeds what its diagonal allows: compute it again"
+        )
     return Moments(m, (s + s.T) / 2, count)

@@ -15,7 +15,7 @@ from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import TrackedRun, find_run
 from mergevq_platform.tracking.models import SCHEME, fetch_model
 from mergevq_platform.tracking.records import JOURNAL_NAME
-from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.store import Store, Unanswered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,10 @@ def find(
     try:
         run = Run.find(name, home=home, storage=storage)
     except InputError as error:
-        tracked = _tracked(name, store)
+        try:
+            tracked = _tracked(name, store)
+        except Unanswered as unknown:
+            raise InputError(f"{error}; and {unknown}") from None
         if tracked is None:
             raise InputError(f"{error}; and none of that name or id in {store.public_uri}") from None
         return _newest(tracked.tags["mergevq.checkpoints"], tracked=tracked)
@@ -113,6 +116,8 @@ def _tracked(name: str, store: Store) -> TrackedRun | None:
         found = find_run(store, name)
         if found.evaluates is not None:  # an evaluation of it was named
             found = find_run(store, found.evaluates)
+    except Unanswered:
+        raise
     except InputError:
         return None
     return found if "mergevq.checkpoints" in found.tags else None

@@ -20,11 +20,13 @@ def spare_loopback(environ: MutableMapping[str, str] | None = None) -> None:
         if name.lower().endswith("_proxy") and name.lower() != "no_proxy"
     ):
         return
-    given = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-    listed = [host.strip() for host in given.split(",") if host.strip()]
-    if "*" not in listed:
-        given = ",".join([*listed, *(host for host in _NEVER if host not in listed)])
-    environ["no_proxy"] = environ["NO_PROXY"] = given
+    lower, upper = environ.get("no_proxy"), environ.get("NO_PROXY")
+    # Where the two differ each stays what it was: programs read one or the other.
+    for name, given in (("no_proxy", lower or upper or ""), ("NO_PROXY", upper or lower or "")):
+        listed = [host.strip() for host in given.split(",") if host.strip()]
+        if "*" not in listed:
+            given = ",".join([*listed, *(host for host in _NEVER if host not in listed)])
+        environ[name] = given
 
 
 def through(url: str) -> str:

@@ -41,6 +41,7 @@ STRANGE: dict[str, tuple[Any, str]] = {
     "numpy": (images().numpy(), r"a numpy\.ndarray: make a tensor"),
     "list": ([images()], r"a list: make a tensor"),
     "no memory": (images().to("meta"), r"on meta, the weights on cpu"),
+    "sparse": (images().to_sparse(), r"sparse_coo: images\.to_dense\(\)"),
 }
 WRONG_VALUES = {
     "0 to 255": (images() * 127.5 + 127.5, r"within \[0\.\d+, 25\d.*\]: images / 127\.5 - 1"),
@@ -96,6 +97,34 @@ def test_half_precision_weights_and_autocast_take_what_they_took(tokenizer: merg
         tokenizer.encode(images().bfloat16(), KEEP)
         with pytest.raises(InputError, match="float64"):
             tokenizer.encode(images().double(), KEEP)
+        with pytest.raises(InputError, match="float16"):  # autocast's other half precision
+            tokenizer.encode(images().half(), KEEP)
+
+
+NO_COUNTS = [9.0, [9], (9, 9), "9", np.float32(9), np.array([9, 9]), torch.tensor([9, 9]), torch.nan]
+
+
+@pytest.mark.parametrize("keep", NO_COUNTS, ids=repr)
+def test_a_count_that_is_not_one_whole_number_is_named(tokenizer: mergevq.MergeVQ, keep: Any) -> None:
+    for call in (tokenizer.encode, tokenizer.encode_summary, tokenizer):
+        with pytest.raises(InputError, match=r"^keep must be one whole number for all images; this is "):
+            call(images(), keep)
+
+
+@pytest.mark.parametrize("keep", [np.int64(KEEP), np.array(KEEP), torch.tensor(KEEP)], ids=repr)
+def test_whole_numbers_of_other_libraries_are_counts(tokenizer: mergevq.MergeVQ, keep: Any) -> None:
+    assert torch.equal(tokenizer.encode(images(), keep).indices, tokenizer.encode(images(), KEEP).indices)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_memory_and_gradients_of_images_change_no_code(
+    tokenizer: mergevq.MergeVQ, layout: torch.memory_format
+) -> None:
+    given = images().contiguous(memory_format=layout).requires_grad_()
+    turned = images().transpose(2, 3).contiguous().transpose(2, 3)
+    expected = tokenizer.encode(images(), KEEP).indices
+    assert torch.equal(tokenizer.encode(given, KEEP).indices, expected)
+    assert torch.equal(tokenizer.encode(turned, KEEP).indices, expected)
 
 
 def test_a_compiled_encode_is_one_graph_without_a_look_at_values(tokenizer: mergevq.MergeVQ) -> None:
@@ -133,7 +162,23 @@ def test_codes_indices_and_sources_that_are_none_are_named(tokenizer: mergevq.Me
     refused(lambda: tokenizer.decode_indices(np.zeros((1, 9), int)), r"a numpy\.ndarray: make a tensor")
     refused(lambda: tokenizer.decode_indices(indices + 64), r"must lie in 0\.\.63, got")
 
+    refused(lambda: tokenizer.decode_indices(indices[:, :0]), r"\(2, 0\), of no kept tokens")
+    refused(lambda: tokenizer.decode_indices(indices.to("meta")), r"on meta, .*indices\.to\('cpu'\)")
+    refused(
+        lambda: tokenizer.decode_indices(torch.zeros(1, 17, dtype=torch.int64)),
+        "17 kept tokens, but .* has 16",
+    )
+    for method in (tokenizer.recover, lambda x: tokenizer.decode_codes(x, source)):
+        refused(lambda: method(codes.double()), r"float64, the weights float32: codes\.to\(torch\.float32\)")  # noqa: B023
+        refused(lambda: method(codes.to("meta")), "on meta, the weights on cpu")  # noqa: B023
+    for other in (None, codes, tuple(encoded)):
+        refused(lambda: tokenizer.decode(other), "^decode takes what `encode` returns; this is a ")  # noqa: B023
+
     wrong = {
+        r"source\.size must be a tensor; this is a NoneType": Source(source.assignment, None),
+        r"source\.assignment must be a tensor; this is a list": Source([[0]], source.size),
+        r"this is \(2, 0\) int64": Source(source.assignment[:, :0], source.size),
+        "the source is on meta, the codes on cpu": Source(source.assignment.to("meta"), source.size),
         r"must be \(B, N\) int64 of a square grid of N cells; this is \(2, 15\) int64": Source(
             source.assignment[:, :15], source.size
         ),

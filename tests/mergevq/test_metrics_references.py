@@ -137,3 +137,21 @@ def test_too_few_points_show_no_trend() -> None:
     for arguments in ({"points": 1}, {"fewest": 100}, {"fewest": 1}):
         with pytest.raises(InputError, match="no trend"):
             extrapolated_distance(features(100, 1), reference, **arguments)
+
+
+def test_what_is_no_covariance_is_refused(tmp_path: Path) -> None:
+    good = np.cov(features(200, 0).double().numpy(), rowvar=False)
+    for name, mean, covariance, said in (
+        ("negative", np.zeros(DIM), -np.eye(DIM), "the covariance is none"),
+        ("beyond its diagonal", np.zeros(DIM), np.ones((DIM, DIM)) + np.diag([9.0] + [-0.9] * 5), "is none"),
+        ("complex", np.zeros(DIM), good.astype(complex), "complex128: they must be real numbers"),
+        ("objects", np.array([None]), good, "is not an npz file of numbers .it holds objects"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", mu=mean, sigma=covariance)
+        with pytest.raises(InputError, match=said) as caught:
+            read_reference(tmp_path / f"{name}.npz")
+        assert "pickle" not in str(caught.value)
+    np.savez(tmp_path / "half.npz", mu=np.zeros(DIM), sigma=good.astype(np.float32))
+    assert torch.allclose(
+        read_reference(tmp_path / "half.npz").pool.covariance, torch.from_numpy(good), rtol=1e-6
+    )

@@ -107,6 +107,10 @@ NO_WEIGHTS = {
     "xml": (XML.encode(), r"is XML, such as a store's error \(NoSuchKey: The key does not exist\)"),
     "json": (json.dumps({"error": "Repository not found"}).encode(), r"is JSON, not weights .*not found"),
     "text": ("Zugriff verweigert für alle\n".encode(), "is text, not a safetensors file"),
+    "shards": (
+        json.dumps({"metadata": {"total_size": 9}, "weight_map": {"a": "model-00001-of-00002.bin"}}).encode(),
+        "is the index of weights in several files",
+    ),
     "empty": (b"", "is empty: fetch it again"),
     "blank": (b"\n \n", "is text, not a safetensors file"),
     "gzip": (b"\x1f\x8b\x08\0\0\0\0\0", "is compressed with gzip: unpack it"),
@@ -183,9 +187,36 @@ def test_more_than_tensors_is_named_and_no_message_says_how_to_run_it(tmp_path: 
 
 
 def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "net": STATE}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"does not hold a state dict .*it holds epoch, net \(2 in all\)"):
+    torch.save({"epoch": 3, "student": STATE}, tmp_path / "w.pth")
+    with pytest.raises(
+        InputError,
+        match=r"does not hold a state dict .*it holds epoch, student \(2 in all\).*give a file of one",
+    ):
         read_weights(tmp_path / "w.pth", key="x")
+
+
+@pytest.mark.parametrize(
+    "nest", ["state_dict_ema", "model_ema", "model_state_dict", "module", "net", "params_ema"]
+)
+def test_state_dicts_are_found_where_training_scripts_keep_them(tmp_path: Path, nest: str) -> None:
+    torch.save({"epoch": 3, nest: STATE, "optimizer": {"step": 1}}, tmp_path / "w.pth")
+    assert same(read_weights(tmp_path / "w.pth", key="x"), STATE)
+
+
+@pytest.mark.parametrize(
+    ("trained", "averaged"),
+    [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema"), ("params", "params_ema")],
+)
+def test_neither_of_trained_and_averaged_weights_is_taken_unasked(
+    tmp_path: Path, trained: str, averaged: str
+) -> None:
+    other = {name: value + 1 for name, value in STATE.items()}
+    torch.save({"epoch": 3, trained: other, averaged: STATE}, tmp_path / "w.pth")
+    for read in (read_of_key, read_state):
+        with pytest.raises(
+            InputError, match=f"'{trained}' and their average in '{averaged}': give a file of"
+        ):
+            read(tmp_path / "w.pth")
 
 
 def test_every_reader_takes_wrapped_names(tmp_path: Path) -> None:

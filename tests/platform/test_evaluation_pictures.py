@@ -150,6 +150,73 @@ def test_what_cannot_be_judged_is_said_in_one_line(
     assert "nothing can be said of 2 images of mixed without a reference" in capsys.readouterr().err
 
 
+def test_no_option_is_taken_that_changes_nothing(
+    folder: Path, pictures: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(folder.rglob("*.png"))[:8]
+    np.savez("samples.npz", np.stack([np.asarray(Image.open(file)) for file in files]))
+    for arguments, message in (
+        (
+            ["--images", "samples.npz", "--size", "8"],
+            "the samples of samples.npz are taken as they are, 16 px",
+        ),
+        (["--images", "samples.npz", "--split", "val"], "--split val: samples.npz is no packed set"),
+        (["--images", str(folder), "--split", "val"], f"--split val: {folder} is no packed set"),
+    ):
+        assert cli.run(["evaluate", *arguments]) == 2, arguments
+        assert message in capsys.readouterr().err
+    for arguments in (
+        ["--size", "0"],
+        ["--size", "-8"],
+        ["--seeds", "0"],
+        ["--workers", "0"],
+        ["--keep", "0"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(["evaluate", "--images", str(folder), *arguments])
+        assert ended.value.code == 2
+        assert "give a whole number of at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.run(["evaluate", "--images", ""])  # would be this directory
+    assert judged(["--images", "samples.npz", "--reference", str(pictures), "--split", "train"])["values"]
+
+
+def test_the_size_of_an_npz_is_what_others_are_brought_to(
+    folder: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (at_home / "large").mkdir()
+    for index in range(6):
+        Image.new("RGB", (24, 24), (index, 0, 0)).save(f"large/{index}.png")
+    np.savez("samples.npz", np.zeros((6, 16, 16, 3), np.uint8))
+    assert cli.run(["evaluate", "--images", "large", "--reference", "samples.npz"]) == 2
+    assert "--size 16 brings both to one size" in capsys.readouterr().err
+    assert judged(["--images", "large", "--reference", "samples.npz", "--size", "16"])["values"]
+
+
+def test_statistics_are_known_by_what_they_hold_and_named_where_they_do_not_fit(
+    folder: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("ref.NPZ").open("wb") as stream:
+        np.savez(stream, mu=np.zeros(7), sigma=np.eye(7))
+    assert cli.run(["evaluate", "--images", str(folder), "--reference", "ref.NPZ"]) == 2
+    assert (
+        "--reference: ref.NPZ holds statistics of 7 numbers, random_v1 gives 200" in capsys.readouterr().err
+    )
+
+
+def test_the_home_is_meant_by_its_sign_and_a_folder_is_no_file(
+    folder: Path, at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    scores = judged([f"--images=~/{folder.name}", f"--reference=~/{folder.name}"])
+    assert scores["protocol"]["reference"] == str(folder)
+    assert (
+        cli.run(["evaluate", "--images", str(folder), "--reference", str(folder), "--json", str(at_home)])
+        == 2
+    )
+    assert f"is a directory ({at_home})" in capsys.readouterr().err
+
+
 def test_classes_of_a_set_without_all_labels_are_those_of_the_labelled(pictures: Path, at_home: Path) -> None:
     (source,) = pictures.glob("val-*.parquet")
     table = pq.read_table(source).replace_schema_metadata(None)

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
+from mergevq_platform.proxies import spare_loopback
 from mergevq_platform.submission import packages, read_verb, staging
 from mergevq_platform.submission.client import Cluster, tokens
 from mergevq_platform.submission.packages import Facts, compare
@@ -394,6 +395,23 @@ def test_this_machine_is_asked_without_the_proxy(
         assert not should_bypass_proxies("http://head:8265", no_proxy=None)
     finally:
         server.shutdown()
+
+
+def test_what_each_spelling_of_no_proxy_spares_stays_spared() -> None:
+    environ = {"HTTPS_PROXY": "http://p:1", "no_proxy": "a.org", "NO_PROXY": "b.org, .c.org"}
+    spare_loopback(environ)
+    assert environ["no_proxy"] == "a.org,127.0.0.1,localhost,::1,[::1]"
+    assert environ["NO_PROXY"] == "b.org,.c.org,127.0.0.1,localhost,::1,[::1]"
+    for spelling in ("no_proxy", "NO_PROXY"):
+        alone = {"http_proxy": "http://p:1", spelling: "a.org"}
+        spare_loopback(alone)
+        assert alone["no_proxy"] == alone["NO_PROXY"] == "a.org,127.0.0.1,localhost,::1,[::1]"
+    everything = {"http_proxy": "http://p:1", "NO_PROXY": "*"}
+    spare_loopback(everything)
+    assert everything["no_proxy"] == everything["NO_PROXY"] == "*"
+    without: dict[str, str] = {"no_proxy": "a.org"}
+    spare_loopback(without)
+    assert without == {"no_proxy": "a.org"}
 
 
 def test_a_proxy_that_stands_in_the_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,9 @@ from mergevq_platform.cli import (
 )
 from mergevq_platform.failures import INTERRUPTED, one_line, root_cause
 
+# What a user can put right, by a message of ours or by the name of the file that the system's own gives.
+FAULTS_OF_PLACES = (InputError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit with its status."""
@@ -48,7 +51,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"mergevq: {one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(root_cause(error), InputError | FileNotFoundError | PermissionError) else 1
+        return 2 if isinstance(root_cause(error), FAULTS_OF_PLACES) else 1
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

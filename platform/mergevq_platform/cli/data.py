@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.typed import as_typed, naming_options
 from mergevq_platform.places import places
@@ -25,21 +26,21 @@ def add(verbs: Any) -> None:
     )
     shapes = data.add_parser("shapes", help="procedural labelled pictures as Parquet shards")
     shapes.add_argument("directory", type=user_path)
-    shapes.add_argument("--images", type=int, default=6000, help="training pictures (default 6000)")
+    shapes.add_argument("--images", type=count, default=6000, help="training pictures (default 6000)")
     shapes.add_argument(
-        "--validation-images", type=int, default=1000, help="validation pictures (default 1000)"
+        "--validation-images", type=count, default=1000, help="validation pictures (default 1000)"
     )
-    shapes.add_argument("--size", type=int, default=32, help="side in pixels (default 32)")
+    shapes.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     shapes.add_argument("--seed", type=int, default=0)
     shapes.set_defaults(function=_data_shapes)
     digits = data.add_parser("digits", help="scikit-learn's handwritten digits as Parquet shards")
     digits.add_argument("directory", type=user_path)
-    digits.add_argument("--size", type=int, default=32, help="side in pixels (default 32)")
+    digits.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     digits.set_defaults(function=_data_digits)
     pack = data.add_parser("pack", help="class folders, archives, WebDataset or Parquet -> shards, resumable")
     pack.add_argument("source", type=user_path)
     pack.add_argument("directory", type=user_path)
-    pack.add_argument("--size", type=int, help="resize the shorter side to this many pixels")
+    pack.add_argument("--size", type=count, help="resize the shorter side to this many pixels")
     pack.add_argument(
         "--validation-fraction",
         type=float,
@@ -72,7 +73,7 @@ def _add_choices(verb: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the folders that are splits (others are left out), or 'none': every folder may be a class",
     )
-    verb.add_argument("--class-depth", type=int, metavar="N", help="classes are the folders N levels below")
+    verb.add_argument("--class-depth", type=count, metavar="N", help="classes are the folders N levels below")
     verb.add_argument(
         "--labels",
         type=user_path,

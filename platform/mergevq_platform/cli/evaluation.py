@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
-from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.where import located
 from mergevq_platform.places import places
 
@@ -33,7 +34,7 @@ def add(verbs: Any) -> None:
     )
     evaluate.add_argument(
         "--keep",
-        type=int,
+        type=count,
         action="extend",
         nargs="+",
         metavar="K",
@@ -47,14 +48,14 @@ def add(verbs: Any) -> None:
         help="generators: guidance scales (1, no guidance, is always measured)",
     )
     evaluate.add_argument(
-        "--num", type=int, help="generators: pictures of each scale (default: the recipe's)"
+        "--num", type=count, help="generators: pictures of each scale (default: the recipe's)"
     )
     evaluate.add_argument(
         "--tokenizer",
         metavar="RUN",
         help="generators: paint with this tokenizer: its own, moved, or with Source Recovery fine-tuned",
     )
-    evaluate.add_argument("--data", help="another data directory (default: the recipe's)")
+    evaluate.add_argument("--data", type=user_place, help="another data directory (default: the recipe's)")
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )
@@ -79,15 +80,17 @@ def add(verbs: Any) -> None:
     )
     evaluate.add_argument(
         "--images",
+        type=user_place,
         metavar="PLACE",
         help="instead of a run: judge these pictures (a folder of files, a Parquet set, or an npz with arr_0)",
     )
     evaluate.add_argument(
         "--reference",
+        type=user_place,
         metavar="PLACE",
         help="with --images: the pictures, or the npz of statistics (pytorch-fid's, the ADM suite's), to compare with",
     )
-    evaluate.add_argument("--size", type=int, help="with --images: bring all pictures to this size first")
+    evaluate.add_argument("--size", type=count, help="with --images: bring all pictures to this size first")
     evaluate.add_argument("--split", help="with --images: of Parquet sets")
     evaluate.add_argument(
         "--save-statistics",
@@ -97,13 +100,13 @@ def add(verbs: Any) -> None:
     )
     evaluate.add_argument(
         "--seeds",
-        type=int,
+        type=count,
         default=1,
         help="repeat what is random over so many seeds and give mean and deviation: the initialisation of the untrained "
         "baseline, order and start of published probes, the subsets of an extrapolated distance; nothing else is random",
     )
     evaluate.add_argument(
-        "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
+        "--workers", type=count, default=1, help="Ray workers (default 1); any number gives the same result"
     )
     evaluate.add_argument("--json", type=user_path, metavar="FILE", help="write the curve as JSON here")
     evaluate.add_argument(
@@ -129,7 +132,7 @@ def add(verbs: Any) -> None:
     reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
     reconstruct.add_argument("images", nargs="+", type=user_path, metavar="IMAGE")
     reconstruct.add_argument(
-        "--keep", type=int, action="extend", nargs="+", metavar="K", help="kept-token counts (default: six)"
+        "--keep", type=count, action="extend", nargs="+", metavar="K", help="kept-token counts (default: six)"
     )
     reconstruct.add_argument("--out", type=user_path, default=Path("reconstructions"))
     reconstruct.set_defaults(function=_reconstruct)

@@ -10,6 +10,7 @@ import yaml
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution
+from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import located
 from mergevq_platform.places import places
@@ -45,7 +46,7 @@ def add(verbs: Any) -> None:
         help="kept counts at which every view is stored, or one distribution such as '{kind: gaussian, keep: [144, 256], "
         "peak: 144}', from which every block of pictures draws one (default: the tokenizer's own counts)",
     )
-    tokenize.add_argument("--crops", type=int, default=2, help="views of each training picture (default 2)")
+    tokenize.add_argument("--crops", type=count, default=2, help="views of each training picture (default 2)")
     tokenize.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all of the picture set")
     tokenize.add_argument("--seed", type=int, default=0, help="of random crops and drawn counts")
     _add_cluster(tokenize)
@@ -99,7 +100,7 @@ def add(verbs: Any) -> None:
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=int, default=1, help="Ray workers (default 1); any number gives the same result"
+        "--workers", type=count, default=1, help="Ray workers (default 1); any number gives the same result"
     )
     parser.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
 

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.places import places
 
@@ -34,8 +35,8 @@ def add(verbs: Any) -> None:
     )
     plan.add_argument("recipe", help="a recipe file or name")
     plan.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
-    plan.add_argument("--nodes", type=int, default=1)
-    plan.add_argument("--gpus", type=int, default=1, help="devices (or CPU workers) of a node (default 1)")
+    plan.add_argument("--nodes", type=count, default=1)
+    plan.add_argument("--gpus", type=count, default=1, help="devices (or CPU workers) of a node (default 1)")
     plan.add_argument("--link-gbps", type=float, default=100.0, help="between nodes, of a node (default 100)")
     plan.add_argument(
         "--within-gbps", type=float, default=None, help="between devices of a node (GPU: 2400, CPU: 20)"
@@ -53,7 +54,7 @@ def add(verbs: Any) -> None:
     )
     plan.add_argument("--save", type=user_path, metavar="JSON", help="keep the measurement")
     plan.add_argument(
-        "--pictures", type=int, help="of an epoch (default: the recipe's data, else ImageNet's)"
+        "--pictures", type=count, help="of an epoch (default: the recipe's data, else ImageNet's)"
     )
     plan.add_argument("--memory-gib", type=float, help="memory of a device, to say whether it fits")
     plan.set_defaults(function=_plan)

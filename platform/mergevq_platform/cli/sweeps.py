@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.failures import INTERRUPTED
@@ -31,15 +32,17 @@ def add(verbs: Any) -> None:
         metavar="KEY=…",
         help="vary this key: A,B,C or LOW..HIGH or LOW..HIGH:log (again for more keys)",
     )
-    sweep.add_argument("--trials", type=int, help="number of trials (default: the file's; --over ranges: 16)")
-    sweep.add_argument("--seeds", type=int, help="repeat every choice over this many seeds")
+    sweep.add_argument(
+        "--trials", type=count, help="number of trials (default: the file's; --over ranges: 16)"
+    )
+    sweep.add_argument("--seeds", type=count, help="repeat every choice over this many seeds")
     sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")
     sweep.add_argument("--name", help="the sweep's name (default: file, time, four letters)")
     sweep.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
     sweep.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     sweep.add_argument(
-        "--concurrent", type=int, help="trials at once (default: as many as the cluster holds)"
+        "--concurrent", type=count, help="trials at once (default: as many as the cluster holds)"
     )
     sweep.set_defaults(function=_sweep)
 
@@ -86,8 +89,10 @@ def _sweep(options: argparse.Namespace) -> int:
     name = outcome.place.name
     if outcome.finished:
         report.show(outcome.definition, outcome.finished)
-        print(f"pictures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
-        print(f"winner: mergevq train {outcome.files['winner.yaml']}")
+        if "pareto.png" in outcome.files:
+            print(f"pictures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
+        if "winner.yaml" in outcome.files:
+            print(f"winner: mergevq train {outcome.files['winner.yaml']}")
     if outcome.stopped_early:
         print(f"stopped early: {', '.join(outcome.stopped_early)}")
     for trial, reason in outcome.failed.items():

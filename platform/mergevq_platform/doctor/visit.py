@@ -17,7 +17,7 @@ from mergevq_platform.doctor.node import Answer, Question
 from mergevq_platform.failures import one_line
 from mergevq_platform.places import Places
 from mergevq_platform.recipe import Recipe, weights_files
-from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.store import Store, reason_of
 
 ANSWER_SECONDS = 180
 CLOCK_TRIES = 3
@@ -202,7 +202,7 @@ def _tracking(places: Places) -> Finding:
     try:
         store.client().search_experiments(max_results=1)
     except Exception as error:  # MLflow's, requests' and the database's all mean that it does not answer
-        return judging.tracking(store.public_uri, one_line(error)[:200])
+        return judging.tracking(store.public_uri, reason_of(error)[:200])
     return judging.tracking(store.public_uri, None)
 
 

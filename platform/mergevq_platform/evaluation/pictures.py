@@ -34,6 +34,8 @@ from mergevq.metrics import (
 )
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq_platform.data import Pictures, open_pictures, to_unit_range
+from mergevq_platform.data.arrays import ArrayPictures
+from mergevq_platform.data.image_places import PackedPictures
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.measuring import BATCHES_PER_JOB, JOBS_PER_PASS, averaged
@@ -161,6 +163,7 @@ class PictureMeasurement:
 
     def scores(self) -> PictureScores:
         """All that these features allow: what cannot be had (an npz has no features for recall) is left out."""
+        self._require_split()
         found = {
             key: value for key, value in (self._distances() | self._alone()).items() if math.isfinite(value)
         }
@@ -218,6 +221,13 @@ class PictureMeasurement:
         return self._opened("images")
 
     @cached_property
+    def others(self) -> Pictures | None:
+        """Those that they are compared with; none without a reference, or where it is statistics alone."""
+        if self.task.reference is None or _is_statistics(self.task.reference):
+            return None
+        return self._opened("reference")
+
+    @cached_property
     def found(self) -> dict[str, np.ndarray]:
         """Their features."""
         return self._features("images", self.pictures)
@@ -225,13 +235,14 @@ class PictureMeasurement:
     @cached_property
     def compared(self) -> dict[str, np.ndarray] | None:
         """The features of the reference; none where there is none, or statistics alone."""
-        if self.task.reference is None or _is_statistics(self.task.reference):
+        other = self.others
+        if other is None:
             return None
-        other = self._opened("reference")
         if other.size != self.pictures.size:
+            fixed = next((p.size for p in (self.pictures, other) if isinstance(p, ArrayPictures)), "S")
             raise InputError(
                 f"{self.task.images} has pictures of {self.pictures.size} px, {self.task.reference} of {other.size}: "
-                "--size S brings both to one size"
+                f"--size {fixed} brings both to one size"
             )
         return self._features("reference", other)
 
@@ -244,10 +255,30 @@ class PictureMeasurement:
             return None
         read = read_reference(self.task.reference, key="--reference")
         read.require_extractor(self.identity)
+        numbers = self.found["pool"].shape[1]
+        if len(read.pool.mean) != numbers:
+            raise InputError(
+                f"--reference: {self.task.reference} holds statistics of {len(read.pool.mean)} numbers, {self.network.name} gives "
+                f"{numbers}: give those of this extractor, or name theirs"
+            )
         return read
+
+    def _require_split(self) -> None:
+        # A set without splits would be taken whole.
+        if self.task.split is not None and not any(
+            isinstance(opened, PackedPictures) for opened in (self.pictures, self.others)
+        ):
+            raise InputError(
+                f"--split {self.task.split}: {self.task.images} is no packed set and has no splits: leave it out"
+            )
 
     def _opened(self, which: Literal["images", "reference"]) -> Pictures:
         opened = self.task.open(which)
+        if self.task.size is not None and opened.size != self.task.size:
+            raise InputError(
+                f"--size {self.task.size}: the samples of {getattr(self.task, which)} are taken as they are, {opened.size} px: "
+                "leave it out, or give them as a folder of files"
+            )
         for line in opened.said:
             self.say(line)
         return opened
@@ -305,7 +336,7 @@ def _moments(features: np.ndarray) -> Moments:
 
 
 def _is_statistics(place: str) -> bool:
-    if Path(place).suffix != ".npz" or not Path(place).is_file():
+    if Path(place).suffix.lower() != ".npz" or not Path(place).is_file():
         return False
     with np.load(place, allow_pickle=False) as arrays:
         return {"mu", "sigma"} <= set(arrays.files)

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve
+from mergevq_platform.curves import Curve, lacking_sentences
 from mergevq_platform.figures.series import GREY, few_pictures, logarithmic_values, notes, probed
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.pareto import front
@@ -104,9 +104,16 @@ def plane(curve: Judged) -> Plane:
 
 
 def require_one_identity(curves: Sequence[Judged]) -> None:
-    """Raise `InputError` unless all curves were measured by the same protocol on the same pictures."""
+    """Raise `InputError` unless all curves have points, measured by the same protocol on the same pictures."""
     if not curves:
         raise InputError("there is no curve to compare")
+    for curve in curves:
+        for key in (curve.frechet_key, plane(curve).gain):
+            if any(key not in row for row in curve.rows):
+                reasons = "; ".join(lacking_sentences(curve.protocol)) or "it was not asked for"
+                raise InputError(
+                    f"the curve of '{curve.run}' has no '{key}' everywhere ({reasons}): evaluate it again, with --suite all"
+                )
     first, ours = curves[0], plane(curves[0])
     for curve in curves[1:]:
         if plane(curve).at != ours.at:

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from rich.table import Table
 
+from mergevq.errors import InputError
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import (
     Entry,
@@ -22,11 +23,13 @@ from mergevq_platform.figures.comparison import (
     overlay_figure,
     pareto_figure,
     plane,
+    require_one_identity,
 )
 from mergevq_platform.pareto import front, hypervolume
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import Population, Sweep, described
 from mergevq_platform.sweeps.importance import main_effects
+from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.trial import Finished, Place
 from mergevq_platform.tables import table_console
 
@@ -46,24 +49,40 @@ def entries(definition: Sweep, finished: Sequence[Finished]) -> list[Entry]:
     ]
 
 
-def best(definition: Sweep, finished: Sequence[Finished]) -> Finished:
-    """The winner: best first objective, over the mean of its seeds."""
+def best(definition: Sweep, finished: Sequence[Finished]) -> Finished | None:
+    """The winner: best first objective, over the mean of its seeds; None where no trial has a finite one."""
     first = definition.objectives[0]
 
     def score(trial: Finished) -> float:
-        same = [t.objectives[first.name] for t in finished if t.params == trial.params]
-        return first.sign * float(np.mean(same))
+        return _score(
+            first, float(np.mean([t.objectives[first.name] for t in finished if t.params == trial.params]))
+        )
 
-    return max(finished, key=lambda trial: (score(trial), first.sign * trial.objectives[first.name]))
+    winner = max(finished, key=lambda trial: (score(trial), _score(first, trial.objectives[first.name])))
+    return winner if math.isfinite(winner.objectives[first.name]) else None
+
+
+def _score(objective: Objective, value: float) -> float:
+    # A trial that diverged is no better than any other, whatever it aims at.
+    return objective.sign * value if math.isfinite(value) else -math.inf
+
+
+def not_in_one_picture(finished: Sequence[Finished]) -> str | None:
+    """Why the trials' curves cannot be laid over each other, None where they can: a space may change how they are measured."""
+    try:
+        require_one_identity([trial.judged() for trial in finished])
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def table(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
     """Header and rows: a trial, its objectives, the hypervolume share of its curve, its choice; the best first."""
     first = definition.objectives[0]
-    volumes = hypervolumes(finished)
-    ordered = sorted(finished, key=lambda t: -first.sign * t.objectives[first.name])
+    ordered = sorted(finished, key=lambda t: -_score(first, t.objectives[first.name]))
     names = [objective.name for objective in definition.objectives]
-    shared = [] if "hypervolume" in names else ["hypervolume"]
+    shared = [] if "hypervolume" in names or not_in_one_picture(finished) else ["hypervolume"]
+    volumes = hypervolumes(finished) if shared else {}
     rows = [["trial", "family", *names, *shared, "steps", "minutes", "choice"]]
     for trial in ordered:
         rows.append(
@@ -107,52 +126,74 @@ def pareto_rows(definition: Sweep, finished: Sequence[Finished]) -> list[list[st
 def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dict[str, float]]:
     """Per objective, the share of its variance that each parameter explains; see `main_effects`.
 
-    Only parameters that every trial chose count. Empty with fewer than four trials, or where a population changed
-    its choices on the way.
+    Only parameters that every trial chose count, and trials with a finite objective. Empty with fewer than four of them,
+    or where a population changed its choices on the way.
     """
-    if len(finished) < MIN_FOR_IMPORTANCE or isinstance(definition.search, Population):
+    if isinstance(definition.search, Population):
         return {}
     logarithmic = spaces.logarithmic(definition.space)
-    parameters = {
-        key: [math.log(trial.params[key]) if key in logarithmic else trial.params[key] for trial in finished]
-        for key in finished[0].params
-        if all(key in trial.params for trial in finished)
-    }
-    found = {
-        objective.name: main_effects(parameters, [trial.objectives[objective.name] for trial in finished])
-        for objective in definition.objectives
-    }
+    found = {}
+    for objective in definition.objectives:
+        told = [trial for trial in finished if math.isfinite(trial.objectives[objective.name])]
+        if len(told) < MIN_FOR_IMPORTANCE:
+            continue
+        parameters = {
+            key: [math.log(trial.params[key]) if key in logarithmic else trial.params[key] for trial in told]
+            for key in told[0].params
+            if all(key in trial.params for trial in told)
+        }
+        found[objective.name] = main_effects(parameters, [trial.objectives[objective.name] for trial in told])
     return {name: shares for name, shares in found.items() if shares}
 
 
 def write(definition: Sweep, place: Place, finished: Sequence[Finished], folder: Path) -> dict[str, Path]:
-    """Write the figures, the tables and the winning recipe; returns the files by name."""
+    """Write the figures, the tables and the winning recipe, those that there can be; returns the files by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    some = entries(definition, finished)
-    names = ("curves.png", "pareto.png", "pareto.html", "curves.csv", "trials.csv", "sweep.md", "winner.yaml")
-    files = {name: folder / name for name in names}
-    family = definition.family_key
-    title = definition.question
-    save_png(overlay_figure(some, title, family), files["curves.png"])
-    save_png(pareto_figure(some, title, family), files["pareto.png"])
-    files["pareto.html"].write_text(comparison_html(some, title))
-    files["curves.csv"].write_text(comparison_csv(some))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table(definition, finished))
-    files["trials.csv"].write_text(text.getvalue())
-    files["sweep.md"].write_text(markdown(definition, place, finished))
-    winner = best(definition, finished)
-    first = definition.objectives[0]
-    head = f"# The winner of sweep {place.name} by {first.name} ({first.mode}): {described(winner.params)}\n"
-    recipe = {**winner.recipe, "name": f"{definition.name}-winner"}
-    files["winner.yaml"].write_text(head + yaml.safe_dump(recipe, sort_keys=False, width=120))
+    files = {}
+
+    def text(name: str, content: str) -> None:
+        files[name] = folder / name
+        files[name].write_text(content)
+
+    if not not_in_one_picture(finished):
+        some, family, title = entries(definition, finished), definition.family_key, definition.question
+        for name, figure in (("curves.png", overlay_figure), ("pareto.png", pareto_figure)):
+            files[name] = folder / name
+            save_png(figure(some, title, family), files[name])
+        text("pareto.html", comparison_html(some, title))
+        text("curves.csv", comparison_csv(some))
+    rows = io.StringIO()
+    csv.writer(rows, lineterminator="\n").writerows(table(definition, finished))
+    text("trials.csv", rows.getvalue())
+    text("sweep.md", markdown(definition, place, finished))
+    if (winner := best(definition, finished)) is not None:
+        first = definition.objectives[0]
+        head = (
+            f"# The winner of sweep {place.name} by {first.name} ({first.mode}): {described(winner.params)}\n"
+        )
+        recipe = {**winner.recipe, "name": f"{definition.name}-winner"}
+        text("winner.yaml", head + yaml.safe_dump(recipe, sort_keys=False, width=120))
     return files
+
+
+def unsaid(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
+    """What a report cannot say, a line for each: trials without a finite objective, curves that do not go together."""
+    lines = []
+    for objective in definition.objectives:
+        without = [trial.name for trial in finished if not math.isfinite(trial.objectives[objective.name])]
+        if without:
+            lines.append(f"{objective.name} is no finite number of {', '.join(without)}: not ranked by it")
+    if reason := not_in_one_picture(finished):
+        lines.append(f"no picture of all trials: {reason}")
+    return lines
 
 
 def markdown(definition: Sweep, place: Place, finished: Sequence[Finished]) -> str:
     """The sweep's findings as Markdown."""
     parts = [f"# {place.name}", definition.question, "## Trials", _markdown(table(definition, finished))]
-    parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
+    parts += unsaid(definition, finished)
+    if not not_in_one_picture(finished):
+        parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
     for name, shares in importance(definition, finished).items():
         rows = [
             ["parameter", "share of the variance"],
@@ -169,27 +210,33 @@ def record(
     """Record the report in the sweep's own run: artifacts, the winner, the front's size and hypervolume."""
     for file in files.values():
         recorder.artifact(file, "report")
-    winner = best(definition, finished)
-    recorder.tags({"mergevq.winner": winner.name, "mergevq.winner_choice": described(winner.params)[:500]})
-    volumes = hypervolumes(finished)
-    values = {f"best/{name}": value for name, value in winner.objectives.items()}
-    recorder.metrics(len(finished), {**values, "sweep/best_hypervolume": max(volumes.values())})
+    values = {}
+    if (winner := best(definition, finished)) is not None:
+        recorder.tags(
+            {"mergevq.winner": winner.name, "mergevq.winner_choice": described(winner.params)[:500]}
+        )
+        values = {f"best/{name}": value for name, value in winner.objectives.items()}
+    if not not_in_one_picture(finished):
+        values["sweep/best_hypervolume"] = max(hypervolumes(finished).values())
+    recorder.metrics(len(finished), values)
 
 
 def show(definition: Sweep, finished: Sequence[Finished]) -> None:
-    """Print the Pareto table and the best trials."""
+    """Print the Pareto table and the best trials, and what cannot be said of them."""
     console = table_console()
     prefix = f"{finished[0].name.rpartition('-')[0]}-"  # the sweep's name, the same in every row
-    for title, rows in (
-        ("trials, best first", table(definition, finished)),
-        ("the Pareto front", pareto_rows(definition, finished)),
-    ):
+    shown = [("trials, best first", table(definition, finished))]
+    if not not_in_one_picture(finished):
+        shown.append(("the Pareto front", pareto_rows(definition, finished)))
+    for title, rows in shown:
         printed = Table(title=title)
         for column in rows[0]:
             printed.add_column(column, no_wrap=column != "choice")
         for row in rows[1:]:
             printed.add_row(*(cell.removeprefix(prefix) for cell in row))
         console.print(printed)
+    for line in unsaid(definition, finished):
+        print(line)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -155,7 +155,7 @@ def _number(value: Any, key: str) -> float:
 
 def _whole(value: Any, key: str) -> int:
     found = _number(value, key)
-    if found != int(found):
+    if not math.isfinite(found) or found != int(found):
         raise InputError(
             f"the range of '{key}' has {value!r} at one end: give a whole number, or a uniform range"
         )

@@ -28,7 +28,7 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.feeding import pinned
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import Judged, drawn_figure
-from mergevq_platform.files import json_text, write_whole
+from mergevq_platform.files import json_text, without_nulls, write_whole
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.local import LocalHost
 from mergevq_platform.pool import answers
@@ -63,8 +63,13 @@ class Finished:
 
     @classmethod
     def load(cls, path: Path) -> Finished | None:
-        """The record at `path`, if there is one."""
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
+        """The record at `path`, if there is one; an objective that was no finite number is NaN."""
+        if not path.is_file():
+            return None
+        record = cls(**json.loads(path.read_text()))
+        objectives = {name: math.nan if value is None else value for name, value in record.objectives.items()}
+        curve = {**record.curve, "rows": [without_nulls(row) for row in record.curve["rows"]]}
+        return replace(record, objectives=objectives, curve=curve)
 
     def judged(self) -> Judged:
         """The curve."""

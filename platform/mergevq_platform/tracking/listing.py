@@ -14,6 +14,7 @@ from mergevq_platform.tracking.records import CURVE_PREFIX, SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 _PAGE = 1000
@@ -46,7 +47,11 @@ class TrackedRun:
 
 def list_runs(store: Store, experiment: str | None = None) -> list[TrackedRun]:
     """The runs of ours in `store`, newest first; of one experiment, or of all."""
-    client = store.client()
+    with store.asked() as client:
+        return _listed(client, experiment)
+
+
+def _listed(client: MlflowClient, experiment: str | None) -> list[TrackedRun]:
     names = {found.experiment_id: found.name for found in client.search_experiments(max_results=_PAGE)}
     if experiment is not None:
         names = {key: name for key, name in names.items() if name == experiment}
@@ -90,20 +95,21 @@ def find_run(store: Store, key: str) -> TrackedRun:
 
 def stored_curve(store: Store, run: TrackedRun) -> Curve:
     """The curve of `run` from the store's history: key -> kept tokens -> value, sorted."""
-    client = store.client()
     curve: Curve = {}
-    for key in sorted(run.metrics):
-        if key.startswith(CURVE_PREFIX):
-            # The history comes in order of time, and points may have been measured in any order.
-            history = client.get_metric_history(run.run_id, key)
-            points = sorted((metric.step, as_recorded(metric.value)) for metric in history)
-            curve[key.removeprefix(CURVE_PREFIX)] = dict(points)
+    with store.asked() as client:
+        for key in sorted(run.metrics):
+            if key.startswith(CURVE_PREFIX):
+                # The history comes in order of time, and points may have been measured in any order.
+                history = client.get_metric_history(run.run_id, key)
+                points = sorted((metric.step, as_recorded(metric.value)) for metric in history)
+                curve[key.removeprefix(CURVE_PREFIX)] = dict(points)
     return curve
 
 
 def remove_run(store: Store, run: TrackedRun) -> None:
     """Move `run` to the store's trash, from where MLflow can restore it."""
-    store.client().delete_run(run.run_id)
+    with store.asked() as client:
+        client.delete_run(run.run_id)
 
 
 def _tracked(run: Run, experiment: str) -> TrackedRun:

@@ -6,16 +6,17 @@ flavour names the module that loads it (`serving.py`), so that nothing in it is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from mergevq.errors import InputError
 from mergevq_platform.tracking.listing import TrackedRun
 from mergevq_platform.tracking.records import now_ms
 from mergevq_platform.tracking.store import Store, import_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 SCHEME = "models:/"
 LOADER = "mergevq_platform.tracking.serving"
@@ -102,10 +106,35 @@ def register_model(
     `curve` (key → kept tokens → value) becomes the model's metrics, measured on `dataset` (name, digest). Raises `InputError`,
     before anything is uploaded, for a name or alias that cannot be.
     """
+    check_target(name, alias)
+    with store.asked() as client:
+        return _registered(
+            client,
+            run,
+            directory,
+            name=name,
+            alias=alias,
+            step=step,
+            image_size=image_size,
+            curve=curve,
+            dataset=dataset,
+        )
+
+
+def _registered(
+    client: MlflowClient,
+    run: TrackedRun,
+    directory: Path,
+    *,
+    name: str,
+    alias: str | None,
+    step: int | None,
+    image_size: int,
+    curve: Mapping[str, Mapping[int, float]],
+    dataset: tuple[str, str] | None,
+) -> Registered:
     from mlflow.entities import LoggedModelOutput, Metric
 
-    check_target(name, alias)
-    client = store.client()
     with tempfile.TemporaryDirectory(prefix="mergevq-model-") as temporary:
         model = client.create_logged_model(
             run.experiment_id,
@@ -151,12 +180,9 @@ def fetch_model(store: Store, uri: str, folder: Path) -> Fetched:
 
     Raises `InputError` for a name, alias or version that the store does not have, and for a model of another kind.
     """
-    from mlflow.exceptions import MlflowException
-
     mlflow = import_mlflow()
-    client = store.client()
     name = uri.removeprefix(SCHEME)
-    try:
+    with store.asked() as client, _named(uri, store):
         if "@" in name:
             version = client.get_model_version_by_alias(*name.rsplit("@", 1))
         elif "/" in name:
@@ -174,13 +200,23 @@ def fetch_model(store: Store, uri: str, folder: Path) -> Fetched:
                     tracking_uri=store.uri,
                 )
                 _place(Path(downloaded) / "data" / DATA, target, uri)
+    origin = json.loads((target / ORIGIN).read_text())
+    return Fetched(target, origin["uid"], origin["step"])
+
+
+@contextlib.contextmanager
+def _named(uri: str, store: Store) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise  # the store did not say that it has none
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{uri} is not in {store.public_uri} ({reason}): register it with mergevq register"
         ) from None
-    origin = json.loads((target / ORIGIN).read_text())
-    return Fetched(target, origin["uid"], origin["step"])
 
 
 def _place(downloaded: Path, target: Path, uri: str) -> None:

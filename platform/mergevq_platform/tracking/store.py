@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.credentials import without_credentials
-from mergevq_platform.proxies import spare_loopback
+from mergevq_platform.proxies import spare_loopback, through
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
 _ready: set[str] = set()
+
+
+class Unanswered(InputError):
+    """A store that could not be asked, or did not do what it was asked: nothing is known of what it holds."""
 
 
 def import_mlflow() -> Any:
@@ -63,10 +68,12 @@ class Store:
         artifacts = (home / "artifacts").as_uri()
         if not uri:
             return cls(uri=_sqlite_uri(home / "mlflow.db"), artifact_root=artifacts)
+        uri = uri.strip()
         scheme = urllib.parse.urlsplit(uri).scheme.partition("+")[0]
         match scheme:
             case "http" | "https":
-                return cls(uri=uri.rstrip("/"))
+                _check_address(uri)
+                return cls(uri=scheme + uri[len(scheme) :].rstrip("/"))
             case "databricks":
                 return cls(uri=uri)
             case "sqlite" if uri.startswith(_SQLITE) and uri != _SQLITE:
@@ -84,7 +91,7 @@ class Store:
         if uri == "databricks":
             return cls(uri=uri)
         raise InputError(
-            f"MLFLOW_TRACKING_URI '{uri}': MLflow no longer keeps runs in plain files; "
+            f"MLFLOW_TRACKING_URI '{without_credentials(uri)}': MLflow no longer keeps runs in plain files; "
             "use sqlite:////path/mlflow.db, http://host:port, or leave it unset"
         )
 
@@ -107,15 +114,18 @@ class Store:
         from sqlalchemy.exc import DatabaseError
 
         file = Path(self.uri.removeprefix(_SQLITE))
+        if file.is_dir():
+            raise InputError(f"tracking store {file} is a directory: name the database file in it")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            _openable(file)
             with _locked(file.with_name(file.name + ".lock")), _quiet():
                 self._migrate(file)
         except OSError as error:
             raise InputError(
                 f"tracking store {file}: {error.strerror}; set MERGEVQ_HOME or MLFLOW_TRACKING_URI"
             ) from error
-        except (DatabaseError, MlflowException) as error:
+        except (sqlite3.DatabaseError, DatabaseError, MlflowException) as error:
             raise InputError(
                 f"tracking store {file} cannot be used ({reason_of(error)}): free its disk, let it be written, or set "
                 "MERGEVQ_HOME or MLFLOW_TRACKING_URI to another"
@@ -126,6 +136,23 @@ class Store:
         """A client of the prepared store."""
         self.prepare()
         return import_mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[MlflowClient]:
+        """A client for a few questions; where the store does not answer them, `Unanswered` says why in one line."""
+        import_mlflow()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield self.client()
+        except (MlflowException, ImportError) as error:  # a database's driver may not be installed
+            raise Unanswered(
+                f"{self.failure(error)}; correct MLFLOW_TRACKING_URI, or ask again when it answers"
+            ) from error
+
+    def failure(self, error: BaseException) -> str:
+        """That this store did not do what it was asked, and why."""
+        return f"tracking store {self.public_uri}: {reason_of(error)}{through(self.uri)}"
 
     def experiment_id(self, client: MlflowClient, name: str) -> str:
         """The id of the experiment `name`, created if need be; any number of processes may ask at once."""
@@ -179,11 +206,61 @@ def reason_of(error: BaseException) -> str:
             error = original
             break
         inner = inner.__cause__ or inner.__context__
-    text = str(error).strip().splitlines()
-    if "ConnectionPool" in str(error):  # requests wraps a word in a paragraph
-        found = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
-        return f"it cannot be reached: {found[1].lower() if found else 'no answer in time'}"
-    return (text[0] if text else type(error).__name__)[:300]
+    if isinstance(error, ModuleNotFoundError):
+        return f"it needs the Python package '{error.name}', which is not installed"
+    text = str(error)
+    if "ConnectionPool" in text:  # requests wraps a word in a paragraph
+        return _unreachable(text)
+    if answer := re.search(r"failed with error code (\d+) != 200", text):
+        return _refused(int(answer[1]))
+    if "was not in a valid JSON format" in text:
+        return "it answers, but not as an MLflow server does"
+    lines = text.strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _unreachable(text: str) -> str:
+    if "SSLError" in text:
+        return "it cannot be reached by https: its certificate is not trusted here, or it speaks http"
+    if found := re.search(r"too many (\d+) error responses", text):
+        return f"it answers with error {found[1]}"
+    found = re.search(r"\[Errno -?\d+\] ([\w ]+)", text)
+    return f"it cannot be reached: {found[1].lower() if found else 'no answer in time'}"
+
+
+def _refused(status: int) -> str:
+    match status:
+        case 401 | 403:
+            return (
+                f"it refuses who asks ({status}): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN"
+            )
+        case 404:
+            return (
+                "it answers 404, as no MLflow server does: another server is there, or MLflow behind a path"
+            )
+    return f"it answers with error {status}"
+
+
+def _openable(file: Path) -> None:
+    # MLflow would try for minutes to open what is no database.
+    with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
+        database.execute("PRAGMA schema_version")
+
+
+def _check_address(uri: str) -> None:
+    parts, shown = urllib.parse.urlsplit(uri), without_credentials(uri)
+    try:
+        known = parts.hostname is not None and parts.port != 0
+    except ValueError:  # no number, or one above 65535
+        known = False
+    if not known:
+        raise InputError(f"MLFLOW_TRACKING_URI '{shown}' is no address: write http://host:port")
+    if parts.fragment or parts.query:
+        bare = shown.partition("#")[0].partition("?")[0]
+        raise InputError(
+            f"MLFLOW_TRACKING_URI '{shown}' is a page of MLflow's: give its server alone, {bare}"
+        )
 
 
 def _sqlite_uri(file: Path) -> str:

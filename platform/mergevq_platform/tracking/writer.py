@@ -155,9 +155,7 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"tracking store {store.public_uri}: {reason_of(error)}{through(store.uri)}; nothing is lost, sync again later"
-        ) from error
+        raise InputError(f"{store.failure(error)}; nothing is lost, sync again later") from error
     finally:
         delivery.close()
 

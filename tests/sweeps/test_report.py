@@ -1,0 +1,170 @@
+"""What a sweep says of trials that not every number can be had of: all that it can, and never a failure after the last step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergevq.errors import InputError
+from mergevq_platform.comparing import compare
+from mergevq_platform.curves import Curve
+from mergevq_platform.sweeps import Random, Sweep, integer, log_uniform, mean_log_frechet, mean_psnr, report
+from mergevq_platform.sweeps.trial import Finished, Place
+
+PLACE = Place(name="s", home="h", storage=None, tracking_uri=None, uid="u", device="cpu")
+SWEEP = Sweep(
+    name="s",
+    question="q",
+    recipe="demo",
+    search=Random(trials=6),
+    objectives=(mean_psnr(), mean_log_frechet()),
+    space={"optimizer.learning_rate": log_uniform(1e-5, 1e-1), "steps": integer(1, 9)},
+)
+
+
+class Recorder:
+    """Keeps what is recorded."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """As a recorder's."""
+        self.found |= values
+
+    def tags(self, values: dict[str, str]) -> None:
+        """As a recorder's."""
+        self.found |= values
+
+    def artifact(self, file: Path, directory: str = "") -> None:
+        """As a recorder's."""
+        assert file.is_file()
+
+
+def curve(*, without: str = "", data: str = "d" * 64) -> dict[str, Any]:
+    rows = [
+        {"keep": keep, "merge_ratio": 1 - keep / 16, "rfd_random_v1": 9.0 - keep / 4, "psnr": 10.0 + keep}
+        for keep in (4.0, 9.0, 16.0)
+    ]
+    protocol = {
+        "extractor": {"name": "random_v1", "description": "features of a fixed random network"},
+        "data": "/data",
+        "data_fingerprint": data,
+        "images": 32,
+        "split": "val",
+        "step": 8,
+        "ema": True,
+        "lacking": {"Fréchet distance": "one image, which has no covariance"} if without else {},
+    }
+    return {
+        "run": "r",
+        "rows": [{key: value for key, value in row.items() if key != without} for row in rows],
+        "protocol": protocol,
+    }
+
+
+def finished(
+    tmp_path: Path, psnrs: list[float], curves: list[dict[str, Any]] | None = None
+) -> list[Finished]:
+    """Trials as they are read from what they left."""
+    found = []
+    for i, psnr in enumerate(psnrs):
+        trial = Finished(
+            name=f"s-{i:03d}",
+            params={"optimizer.learning_rate": 10.0 ** (-1 - i / 3), "steps": i % 3 + 1},
+            seed=0,
+            steps=8,
+            objectives={"mean_psnr": psnr, "mean_log_frechet": 1.0},
+            curve=curves[i] if curves else curve(),
+            drawn={"4": 8},
+            seconds=1.0,
+            recipe={"name": "x"},
+        )
+        trial.save(tmp_path / "finished.json")
+        record = Finished.load(tmp_path / "finished.json")
+        assert record is not None
+        found.append(record)
+    return found
+
+
+def reported(trials: list[Finished], folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    recorder = Recorder()
+    files = report.write(SWEEP, PLACE, trials, folder)
+    report.record(SWEEP, PLACE, trials, files, recorder)
+    report.show(SWEEP, trials)
+    return files, recorder.found
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_trial_whose_objective_is_no_number_is_ranked_last_and_named(
+    tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = finished(tmp_path, [1.0, value, 3.0, 4.0, 2.0, 0.0])
+    winner = report.best(SWEEP, trials)
+    assert winner is not None
+    assert winner.name == "s-003"
+    files, found = reported(trials, tmp_path / "report")
+    said = "mean_psnr is no finite number of s-001: not ranked by it"
+    assert said in capsys.readouterr().out
+    assert said in files["sweep.md"].read_text()
+    assert found["mergevq.winner"] == "s-003"
+    rows = files["trials.csv"].read_text().splitlines()
+    assert rows[1].startswith("s-003,")
+    assert rows[-1].startswith("s-001,")
+    others = [trial for trial in trials if trial.name != "s-001"]
+    assert report.importance(SWEEP, trials)["mean_psnr"] == report.importance(SWEEP, others)["mean_psnr"]
+    assert "mean_log_frechet" not in report.importance(SWEEP, trials), "it is the same everywhere"
+
+
+def test_without_any_number_there_is_no_winner_and_everything_else(tmp_path: Path) -> None:
+    trials = finished(tmp_path, [math.nan] * 4)
+    assert report.best(SWEEP, trials) is None
+    files, found = reported(trials, tmp_path / "report")
+    assert "winner.yaml" not in files
+    assert "pareto.png" in files
+    assert not any(key.startswith(("best/", "mergevq.winner")) for key in found)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (curve(data="e" * 64), "were not measured alike (data_fingerprint"),
+        (
+            curve(without="rfd_random_v1"),
+            "has no 'rfd_random_v1' everywhere (one image, which has no covariance",
+        ),
+    ],
+)
+def test_curves_that_do_not_go_together_cost_the_pictures_alone(
+    tmp_path: Path, other: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = finished(tmp_path, [1.0, 2.0], [curve(), other])
+    files, found = reported(trials, tmp_path / "report")
+    assert sorted(files) == ["sweep.md", "trials.csv", "winner.yaml"]
+    assert said in files["sweep.md"].read_text()
+    assert said in capsys.readouterr().out
+    assert found["mergevq.winner"] == "s-001"
+    assert "sweep/best_hypervolume" not in found
+
+
+def test_a_curve_without_distances_is_named_where_curves_are_compared(tmp_path: Path) -> None:
+    Curve(**curve(without="rfd_random_v1")).save(tmp_path / "curve.json")
+    with pytest.raises(InputError, match="the curve of 'r' has no 'rfd_random_v1' everywhere"):
+        compare([str(tmp_path / "curve.json")], home=tmp_path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("end", [math.nan, math.inf])
+def test_a_range_of_whole_numbers_without_an_end_is_refused(end: float) -> None:
+    with pytest.raises(InputError, match=r"the range of 'steps' has (nan|inf) at one end"):
+        Sweep(
+            name="s",
+            question="q",
+            recipe="demo",
+            search=Random(trials=2),
+            objectives=(mean_psnr(),),
+            space={"steps": integer(1, end)},  # type: ignore[arg-type]
+        )
