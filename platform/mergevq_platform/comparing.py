@@ -5,6 +5,7 @@ Generators compare among themselves, over guidance scales.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def compare(names: Sequence[str], *, home: Path, out: Path, paper: bool = False)
 
 
 def entries_of(name: str, *, home: Path) -> list[Entry]:
-    """The newest curve of a run (a generator's over its scales), or those of all finished trials of a sweep, or a file
-    curve.json or report.json.
+    """The fullest curve of a run, of equally full ones the newest; or those of all finished trials of a sweep; or a file
+    curve.json or report.json. A generator's curve is over its scales.
 
     Raises `InputError` if there is none.
     """
@@ -77,7 +78,12 @@ def entries_of(name: str, *, home: Path) -> list[Entry]:
     found = sorted(places, key=lambda file: file.stat().st_mtime)
     if not found:
         raise InputError(f"run '{name}' has no curve yet: measure it with mergevq evaluate {name}")
-    return [Entry(name, name, _loaded(found[-1]))]
+    curves = [_loaded(file) for file in found]
+    chosen = max(range(len(found)), key=lambda index: (len(curves[index].rows), index))
+    if chosen != len(found) - 1:
+        fuller, newest = (f"{found[at].parent.name} ({len(curves[at].rows)} points)" for at in (chosen, -1))
+        print(f"{name}: {fuller}, not the newer {newest}", file=sys.stderr)
+    return [Entry(name, name, curves[chosen])]
 
 
 def _loaded(path: Path) -> Judged:

@@ -88,10 +88,20 @@ class Curve:
             return []
         if not sentences[-1].startswith("yes"):
             sentences[-1] += ": on this data fewer tokens do not help the probe"
+        elif self._overlaps("probe_top1_cls"):
+            said = sentences[-1].removeprefix("yes")
+            sentences[-1] = f"not told{said}: the 95% intervals of the best and the worst count overlap"
         if "probe_top1_untrained" in self.rows[0]:
             gain = min(row["probe_top1_cls"] - row["probe_top1_untrained"] for row in self.rows)
             sentences.append(_gain("the probe beats the untrained encoder at every kept count", gain))
         return sentences
+
+    def _overlaps(self, key: str) -> bool:
+        rows = [row for row in self.rows if f"{key}_low" in row]
+        if not rows:
+            return False
+        best, worst = max(rows, key=lambda row: row[key]), min(rows, key=lambda row: row[key])
+        return best[f"{key}_low"] <= worst[f"{key}_high"]
 
     def _lacking(self) -> list[str]:
         protocol = self.protocol

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -140,6 +143,28 @@ def test_a_class_called_like_a_split_is_chosen_by_an_option(
     for text in (asked, said):
         assert "classes   2: pass (1), test (2)" in text
         assert "class at  depth 1: the folders like pass" in text
+
+
+def test_messages_name_the_options_of_columns_as_typed(
+    at_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (at_home / "set").mkdir()
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    table = pa.table({"image": [stream.getvalue()] * 4, "Motiv": ["a", "b", "a", "b"]})
+    pq.write_table(table, at_home / "set/train.parquet")
+    pack = ["data", "pack", "set", "packed", "--serial"]
+    for verb in (["data", "info", "set"], pack):
+        said = refused([*verb, "--label-column", "Art"], capsys)
+        assert "has no column 'Art', only image, Motiv: correct --label-column" in said
+        assert "correct --image-column" in refused([*verb, "--image-column", "Bild"], capsys)
+    assert "--validation-fraction 0.01 of 4 pictures" in refused(
+        [*pack, "--validation-fraction", "0.01"], capsys
+    )
+    assert cli.run(["data", "info", "set"]) == 0
+    assert "other columns: Motiv: --label-column reads one" in capsys.readouterr().out
+    assert cli.run(pack) == 0
+    assert "other columns: Motiv: --label-column reads one" in capsys.readouterr().out
 
 
 def test_an_official_checkpoint_is_imported_and_measured(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,14 @@ def test_a_good_curve_says_yes_everywhere() -> None:
 )
 def test_what_does_not_hold_is_said(change: dict[str, list[float]], sentence: int) -> None:
     assert curve(**GOOD | change).verdict()[sentence].startswith("NO")
+
+
+def test_a_trend_within_the_intervals_of_its_ends_is_not_told() -> None:
+    bounds = {"probe_top1_cls_low": [45.0, 40.0, 35.0], "probe_top1_cls_high": [75.0, 70.0, 65.0]}
+    (sentence,) = [said for said in curve(**GOOD | bounds).verdict() if "as in the paper" in said]
+    assert sentence.startswith("not told: the probe rises")
+    apart = {"probe_top1_cls_low": [59.0, 54.0, 49.0], "probe_top1_cls_high": [61.0, 56.0, 51.0]}
+    assert curve(**GOOD | apart).verdict()[2].startswith("yes: the probe rises")
 
 
 def test_fewer_tokens_that_do_not_help_the_probe_are_not_hidden() -> None:
@@ -158,3 +167,28 @@ def test_what_is_no_number_is_null_in_json_and_missing_when_it_is_read(
         assert either.markdown()
         assert either.csv()
         assert tradeoff_figure(either)
+
+
+def test_a_comparison_takes_the_fullest_curve_of_a_run_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mergevq_platform.comparing import entries_of
+    from mergevq_platform.figures.comparison import Entry, common_notes
+
+    run = tmp_path / "ray" / "six"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("name: six")
+    whole = curve(**GOOD)
+    for at, (folder, made) in enumerate(
+        (("curve", whole), ("curve-later", replace(whole, rows=whole.rows[:1])))
+    ):
+        (run / folder).mkdir()
+        made.save(run / folder / "curve.json")
+        os.utime(run / folder / "curve.json", (at, at))
+    (entry,) = entries_of("six", home=tmp_path)
+    assert entry.curve == whole
+    assert "six: curve (3 points), not the newer curve-later (1 points)" in capsys.readouterr().err
+
+    protocol = {**whole.protocol, "step": 9}
+    other = Entry("nine", "nine", replace(whole, protocol=protocol))
+    assert "EMA weights of step 7 and EMA weights of step 9" in common_notes([entry, other])[0]

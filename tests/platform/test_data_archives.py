@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import stat
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,81 @@ def test_an_encrypted_zip_is_named(tmp_path: Path) -> None:
     assert "is encrypted" in refusal(tree(tmp_path / "src", {"x.zip": bytes(data)}))
 
 
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.parametrize("folder", ["__MACOSX/cat", "cat/@eaDir/0.png", "dog/.ipynb_checkpoints"])
+def test_what_is_hidden_in_folders_is_hidden_in_archives(tmp_path: Path, kind: str, folder: str) -> None:
+    files = {**FOLDERS, f"{folder}/0.png": image(9)}
+    splits, said = packed(tree(tmp_path / "src", {f"x.{kind}": {"tar": tar, "zip": zipped}[kind](files)}))
+    assert splits == CAT_AND_DOG
+    assert f"hidden files: 1 (x.{kind}/{folder}/0.png)" in said
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_of_members_of_one_name_the_last_is_packed(tmp_path: Path, kind: str) -> None:
+    stream = io.BytesIO()
+    newer = image(9)
+    if kind == "tar":
+        stream.write(tar({**FOLDERS, "./cat/0.png": newer}))
+    else:
+        stream.write(zipped(FOLDERS))
+        with zipfile.ZipFile(stream, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("cat/0.png", newer)
+    source = tree(tmp_path / "src", {f"x.{kind}": stream.getvalue()})
+    splits, said = packed(source)
+    assert splits == CAT_AND_DOG
+    assert f"members that a later one of the same name replaces: 1 (x.{kind}/cat/0.png)" in said
+    dataset = open_dataset(tmp_path / "src-packed", "train")
+    stored = [row.data for row in dataset.read(range(dataset.rows))]
+    assert newer in stored
+    assert FOLDERS["cat/0.png"] not in stored
+
+
+@pytest.mark.parametrize("kind", ["", ".gz"])
+@pytest.mark.parametrize("inner", [False, True])
+def test_archives_that_were_joined_are_read_to_the_end(tmp_path: Path, kind: str, inner: bool) -> None:
+    parts = [tar(files, f"w:{kind[1:]}") for files in (images("cat"), images("dog"), images("emu", each=3))]
+    data = b"".join(parts)
+    files = {"all.tar": tar({f"x.tar{kind}": data, "y.txt": b"y"})} if inner else {f"x.tar{kind}": data}
+    splits, _ = packed(tree(tmp_path / "src", files))
+    assert splits == {"train": {"cat": 2, "dog": 2, "emu": 3}}
+
+
+def test_zeros_are_an_archive_only_by_their_name(tmp_path: Path) -> None:
+    source = tree(tmp_path / "src", {"data": bytes(2048), "x.tar": tar({**FOLDERS, "cat/data": bytes(2048)})})
+    splits, said = packed(source)
+    assert splits == CAT_AND_DOG
+    assert "files without an ending that are no images: 2" in said
+
+
+def test_a_zip_with_the_separators_of_windows_has_folders(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in {**FOLDERS, "empty/": b""}.items():
+            entry = zipfile.ZipInfo()
+            entry.filename, entry.create_system = name.replace("/", "\\"), 0
+            archive.writestr(entry, data)
+    splits, _ = packed(tree(tmp_path / "src", {"x.zip": stream.getvalue()}))
+    assert splits == CAT_AND_DOG
+
+
+def test_two_members_of_one_field_are_refused(tmp_path: Path) -> None:
+    files = {"0.jpg": image(0, "JPEG"), "0.JPG": image(1, "JPEG"), "0.cls": b"0"}
+    message = refusal(tree(tmp_path / "src", {"a.tar": tar(files)}))
+    assert "a.tar/0.jpg and a.tar/0.JPG are both '.jpg' of one sample" in message
+
+
+def test_names_that_are_no_utf_8_are_shown_by_their_bytes(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name, data in images("café", "dog").items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    splits, said = packed(tree(tmp_path / "src", {"x.tar": stream.getvalue()}))
+    assert splits == {"train": {r"caf\xe9": 2, "dog": 2}}
+    said.encode()
+
+
 def test_the_same_archive_under_two_endings_is_refused(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", {"train.tar": COMPRESSED["tar"], "train.tar.gz": COMPRESSED["tar.gz"]})
     assert "train.tar and train.tar.gz are perhaps the same archive twice" in refusal(source)
@@ -178,6 +255,16 @@ def test_the_number_in_a_cls_member_is_the_class(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "src-packed", "train").classes == ("0", "1", "2", "3")
     assert "WebDataset" in said
     assert "the .cls members" in said
+
+
+def test_whole_floats_are_numbers_and_none_reads_no_class(tmp_path: Path) -> None:
+    files = {f"{i}.jpg": image(i, "JPEG") for i in range(2)}
+    files |= {f"{i}.cls": f"{i}.0\n".encode() for i in range(2)}
+    files |= {f"{i}.json": json.dumps({"label": 1.0 + i}).encode() for i in range(2)}
+    source = tree(tmp_path / "src", {"train-00000.tar": tar(files)})
+    for column, classes in ((None, {"0": 1, "1": 1}), ("label", {"1": 1, "2": 1}), ("none", {None: 2})):
+        assert packed(source, label_column=column)[0] == {"train": classes}
+        shutil.rmtree(tmp_path / "src-packed")
 
 
 def test_names_in_cls_members_are_classes_and_what_lacks_one_is_counted(tmp_path: Path) -> None:

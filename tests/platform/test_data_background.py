@@ -64,16 +64,16 @@ def packed_before(directory: Path) -> None:
 
 
 def test_a_packed_set_is_read_on_the_background_of_its_manifest(drawings: Path, tmp_path: Path) -> None:
-    for background, value in ((None, 255), ("grey", 128)):
+    for background, value in ((None, 255), ("Grey", 128)):
         directory = tmp_path / str(background)
         manifest = pack(drawings, directory, background=background, progress=False)
-        assert manifest.background == (background or "white")
+        assert manifest.background == (background or "white").lower()
         assert lower_half(directory) == {value}
-        assert f"1 of 2 images with transparent pixels, on {background or 'white'}" in describe(directory)
-    with pytest.raises(InputError, match="'background' is 'purple'"):
+        assert f"1 of 2 images with transparent pixels, on {manifest.background}" in describe(directory)
+    with pytest.raises(InputError, match="'purple' is no background: give white, black, grey"):
         pack(drawings, tmp_path / "purple", background="purple", progress=False)
     with pytest.raises(InputError, match="already holds another"):
-        pack(drawings, tmp_path / "grey", progress=False)
+        pack(drawings, tmp_path / "Grey", progress=False)
 
 
 def test_a_recipe_may_choose_another_background_where_alpha_is_still_there(

@@ -189,3 +189,10 @@ def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
     measurement = PictureMeasurement(task, lambda jobs: [], Cache())  # type: ignore[arg-type]
     assert measurement.found
     assert keys[0]["background"] == "white"
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_size_that_is_none_is_refused(tmp_path: Path, size: int) -> None:
+    put(tmp_path, "a.png")
+    with pytest.raises(InputError, match=f"--size {size}: at least 1"):
+        open_pictures(str(tmp_path), 8, size=size)

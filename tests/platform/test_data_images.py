@@ -280,3 +280,9 @@ def test_what_the_bytes_were_is_told() -> None:
     )
     assert decoded(encoded(keyed(), "WEBP"))[1] == ("WEBP", False, None)
     assert decoded(encoded(half_seen(4)))[1] == ("PNG", True, None)
+
+
+def test_no_other_program_is_asked_to_decode() -> None:
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(BadPicture, match="is not a picture that Pillow knows"):
+        decode(page)

@@ -12,7 +12,15 @@ from PIL import Image
 
 from image_files import images, tree
 from mergevq.errors import InputError
-from mergevq_platform.data import contact_sheet, describe, describe_in_short, open_dataset, write_shapes
+from mergevq_platform.data import (
+    Reading,
+    contact_sheet,
+    describe,
+    describe_in_short,
+    open_dataset,
+    write_shapes,
+)
+from mergevq_platform.data.found import Choices
 from mergevq_platform.data.pack import pack
 from mergevq_platform.data.pictures import BadPicture, decode, encode_png
 from mergevq_platform.data.shards import Record, write_set
@@ -57,6 +65,33 @@ def test_what_a_training_reads_is_said_in_short(shapes: Path, tmp_path: Path) ->
     )
 
 
+def test_the_command_that_packs_repeats_what_decides_the_reading(tmp_path: Path) -> None:
+    source = tree(
+        tmp_path / "my images", {f"{i}.png": encode_png(np.full((4, 4, 3), i, np.uint8)) for i in range(4)}
+    )
+    labels = tmp_path / "L.csv"
+    labels.write_text("file,class,kind\n" + "".join(f"{i}.png,c{i % 2},k\n" for i in range(4)))
+    choices = Choices(labels=labels, reading=Reading(label_column="class", background="#c0c0c0"))
+    text = describe(source, choices=choices)
+    assert text.endswith(
+        f"  next      mergevq data pack '{source}' DIR --labels {labels} --label-column class --background '#c0c0c0', then use DIR"
+    )
+    choices = Choices(layout="folders", splits=("a b", "c"), class_depth=1, labels=labels)
+    assert choices.as_options() == f" --layout folders --class-depth 1 --labels {labels} --splits 'a b' c"
+    assert Choices().as_options() == ""
+
+
+def test_a_file_beside_images_that_may_hold_labels_says_how_it_is_read(tmp_path: Path) -> None:
+    source = tree(tmp_path / "src", {**images("a", "b"), "klassen.txt": b"x", "README.md": b"x"})
+    hint = "(a labels file? --labels NAME reads it)"
+    assert f"not used  files ending .txt: 1 (klassen.txt) {hint}" in describe(source)
+    (source / "klassen.txt").rename(source / "README.txt")
+    assert hint not in describe(source)
+    for i in range(20):
+        (source / f"a/{i}.txt").write_text("a caption")
+    assert hint not in describe(source)
+
+
 def test_the_first_split_with_labels_names_the_classes(tmp_path: Path) -> None:
     grey = encode_png(np.full((8, 8, 3), 128, dtype=np.uint8))
     splits = {
@@ -93,6 +128,17 @@ def test_the_contact_sheet_shows_each_class_in_turn(shapes: Path, tmp_path: Path
     dataset = open_dataset(shapes, "train")
     discs = [np.asarray(decode(row.data)) for row in dataset.read(range(dataset.rows)) if row.label == 0]
     assert any(np.array_equal(tile, disc) for disc in discs)
+
+
+def test_the_contact_sheet_has_letters_beyond_english(tmp_path: Path) -> None:
+    grey = encode_png(np.full((8, 8, 3), 128, dtype=np.uint8))
+    captions = []
+    for number, name in enumerate("éčжλß"):
+        out = tmp_path / f"{number}/set"
+        write_set(out, {"train": [Record(grey, "a.png", 0)]}, (name,), size=8, source={})
+        contact_sheet(open_dataset(out, "train"), tmp_path / "sheet.png")
+        captions.append(np.asarray(Image.open(tmp_path / "sheet.png"))[64 + 96 :].tobytes())
+    assert len(set(captions)) == len(captions)  # a letter that a font lacks is a box, the same for each
 
 
 def test_a_sheet_shows_unlabelled_sets_and_marks_unreadable_pictures(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,78 @@ def test_numbers_are_classes_in_their_order_and_negative_ones_are_none(source: P
     splits, _ = packed(source, table(source.with_name("l.csv"), rows("10", "9", "-1", "2")))
     assert splits == {"train": {"10": 1, "9": 1, "2": 1, None: 1}}
     assert open_dataset(source.with_name("packed"), "train").classes == ("2", "9", "10")
+
+
+def test_whole_floats_are_their_numbers_and_nan_is_no_class(source: Path) -> None:
+    splits, _ = packed(source, table(source.with_name("l.csv"), rows("10.0", "9", "-1.0", "NaN")))
+    assert splits == {"train": {"10": 1, "9": 1, None: 2}}
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("0", "1", "0.25", "1"), "column 2 holds 0.25, which is no class number"),
+        (("-1", "1", "1", "-1"), "holds -1 and 1 alone, and negative numbers mean no label: write 0 for -1"),
+    ],
+)
+def test_numbers_that_are_no_classes_are_refused(
+    source: Path, classes: tuple[str, ...], message: str
+) -> None:
+    assert message in refusal(source, table(source.with_name("l.csv"), rows(*classes)))
+
+
+@pytest.mark.parametrize(
+    "head", [[], ["4", "x y"], ["name x y"], ["# names and numbers", "#name x y"]], ids=lambda head: len(head)
+)
+def test_several_numbers_between_blanks_are_several_columns(source: Path, head: list[str]) -> None:
+    lines = [f"{name}  {index % 2} {-index}" for index, name in enumerate(FILES)]
+    path = table(source.with_name("list.txt"), [*head, *lines])
+    assert "has the columns" in refusal(source, path)
+    assert packed(source, path, label_column="2")[0] == {"train": {"0": 2, "1": 2}}
+    if head and not head[0].startswith("#"):
+        shutil.rmtree(source.with_name("packed"))
+        assert "column 'x'" in packed(source, path, label_column="x")[1]
+
+
+def test_words_between_blanks_are_one_class(source: Path) -> None:
+    lines = [f"{FILES[0]} golden retriever", f"{FILES[1]} cat", f"{FILES[2]} 7 8", f"{FILES[3]} cat"]
+    splits, _ = packed(source, table(source.with_name("l.txt"), lines))
+    assert splits == {"train": {"golden retriever": 1, "cat": 2, "7 8": 1}}
+
+
+@pytest.mark.parametrize("lines", [["id,file", *(f"{i},{f}" for i, f in enumerate(FILES))],
+                                   [f"{i} {f}" for i, f in enumerate(FILES, 1)]])  # fmt: skip
+def test_numbers_of_rows_are_no_classes_unless_chosen(source: Path, lines: list[str]) -> None:
+    path = table(source.with_name("images.txt"), lines)
+    message = refusal(source, path)
+    assert "none of classes" in message
+    assert "numbers the rows" in message
+    chosen = message.rpartition("--label-column ")[2].split()[0]
+    assert len(packed(source, path, label_column=chosen)[0]["train"]) == 4
+
+
+def test_names_in_a_labels_file_are_first_of_images_beside_it(tmp_path: Path) -> None:
+    source = tree(tmp_path / "images", images("train", "test/deeper"))
+    lines = ["file_name,label", "0.png,a", "1.png,b"]
+    for split, other in (("train", "test"), ("test", "train")):
+        path = table(source / split / "metadata.csv", lines)
+        splits, _ = packed(source, path)
+        assert splits == {split: {"a": 1, "b": 1}, other: {None: 2}}
+        shutil.rmtree(tmp_path / "packed")
+        path.unlink()
+    assert "name one of the folders as the source" in refusal(source, table(source / "l.csv", lines))
+
+
+def test_a_column_of_splits_is_said_to_be_none(source: Path) -> None:
+    lines = ["file,Split,label", *(f"{name},test,{'ab'[index % 2]}" for index, name in enumerate(FILES))]
+    _, said = packed(source, table(source.with_name("l.csv"), lines))
+    assert "column 'label': 4 of 4 images have a row; column 'Split' is not read: folders are splits" in said
+
+
+def test_labels_in_json_are_named(source: Path) -> None:
+    assert "is JSON: write it as a CSV" in refusal(
+        source, table(source.with_name("l.json"), ['{"0.png": 1}'])
+    )
 
 
 def test_a_labels_file_of_one_split_leaves_the_folders_of_the_other(tmp_path: Path) -> None:

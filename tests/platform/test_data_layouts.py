@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,22 @@ def test_a_split_that_is_a_link_is_packed(tmp_path: Path) -> None:
     assert packed(source)[0] == {"train": {"a": 2, "b": 2}, "val": {"a": 2, "b": 2}}
 
 
+def test_an_empty_class_folder_is_said(tmp_path: Path) -> None:
+    source = tree(tmp_path / "src", images("train/cat", "train/dog"))
+    (source / "train/emu").mkdir()
+    assert "not used  empty folders: 1 (train/emu)" in packed(source)[1]
+
+
+def test_file_names_that_are_no_utf_8_are_shown_by_their_bytes(tmp_path: Path) -> None:
+    source = tree(tmp_path / "src", images("dog"))
+    odd = os.fsdecode(b"caf\xe9")
+    tree(source, {f"{odd}/{odd}.png": image(1), f"{odd}/{odd}.txt": b"x"})
+    splits, said = packed(source)
+    assert splits == {"train": {"dog": 2, r"caf\xe9": 1}}
+    assert r"files ending .txt: 1 (caf\xe9/caf\xe9.txt)" in said
+    said.encode()
+
+
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", {"a.npz": b"x", "b.npz": b"x", "c.txt": b"x"})
     assert "holds no images (files ending .npz: 2, files ending .txt: 1)" in refusal(source)
@@ -203,6 +220,16 @@ def test_splits_are_known_by_the_names_that_sets_give_them(
     assert splits == {name: {"cats": 2, "dogs": 2} for name in ("train", split)}
 
 
+@pytest.mark.parametrize("name", ["trainval", "train_val2018"])
+def test_training_and_validation_together_are_train(tmp_path: Path, name: str) -> None:
+    files = images(f"{name}/cat", f"{name}/dog", "test/cat", "test/dog")
+    splits, said = packed(tree(tmp_path / "src", files))
+    assert splits == {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 2}}
+    assert f"train is {name}" in said
+    both = tree(tmp_path / "both", {**files, **images("train/cat")})
+    assert "both mean the split 'train'" in refusal(both)
+
+
 def test_splits_below_the_classes_are_splits(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", images("cat/train", "cat/test", "dog/train", "dog/test"))
     assert packed(source)[0] == {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 2}}
@@ -223,11 +250,19 @@ def test_other_names_mean_no_split(name: str) -> None:
 def test_an_archives_name_may_say_its_split_in_any_word() -> None:
     assert [
         split_in(name)
-        for name in ("ILSVRC2012_img_val", "train-000012", "food101-test", "n01440764", "contest")
+        for name in (
+            "ILSVRC2012_img_val",
+            "train-000012",
+            "food101-test",
+            "train_val2018",
+            "n01440764",
+            "contest",
+        )
     ] == [
         "val",
         "train",
         "test",
+        "train",
         None,
         None,
     ]
@@ -243,6 +278,22 @@ def test_the_depth_of_classes_is_that_of_train(tmp_path: Path) -> None:
     assert "depth 2: the folders like train/cat" in said
     archived = {"all.tar": tar(images("train/cat", "train/dog", "val/cat/day1", "val/cat/day2", each=1))}
     assert packed(tree(tmp_path / "tar", archived))[0] == splits
+
+
+def test_a_split_in_one_folder_that_is_no_class_can_be_labelled_or_left_out(tmp_path: Path) -> None:
+    files = images("train/n01/images", "train/n02/images", "val/images", "test/images")
+    source = tree(tmp_path / "src", files)
+    message = refusal(source)
+    assert "the images of 'test' lie in the one folder 'images', 'train' has no such class" in message
+    assert "--splits with the other folders' names leaves them out" in message
+    message = refusal(source, folder_splits=["train", "val"])
+    assert "'val' lie in the one folder 'images'" in message
+    assert "--labels says their classes" in message
+    tree(source, {"val/val_annotations.txt": b"0.png\tn02\t0\t1\n1.png\tn02\t0\t1\n"})
+    splits, _ = packed(
+        source, folder_splits=["train", "val"], labels=source / "val/val_annotations.txt", label_column="2"
+    )
+    assert splits == {"train": {"n01": 2, "n02": 2}, "val": {"n02": 2}}
 
 
 def test_the_level_of_classes_is_said_and_can_be_chosen(tmp_path: Path) -> None:

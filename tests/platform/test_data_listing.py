@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,30 @@ def put(root: Path, *names: str) -> None:
 
 def test_files_are_listed_sorted_and_hidden_ones_apart(tmp_path: Path) -> None:
     put(tmp_path, "b/2.png", "a.png", "b/1.png", ".DS_Store", ".git/x.png", "b/._1.png")
-    assert listed(tmp_path) == (["a.png", "b/1.png", "b/2.png"], [".DS_Store", ".git", "b/._1.png"])
+    assert listed(tmp_path) == (["a.png", "b/1.png", "b/2.png"], [".DS_Store", ".git", "b/._1.png"], [])
+
+
+@pytest.mark.parametrize(
+    "folder", ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"]
+)
+def test_what_systems_keep_beside_images_is_hidden(tmp_path: Path, folder: str) -> None:
+    put(tmp_path, "cat/1.png", f"cat/{folder}/1.png/thumb.jpg", f"{folder}/2.png")
+    assert listed(tmp_path) == (["cat/1.png"], sorted([folder, f"cat/{folder}"]), [])
+
+
+def test_folders_without_files_are_listed(tmp_path: Path) -> None:
+    put(tmp_path, "cat/1.png", "dog/.keep")
+    (tmp_path / "emu/young").mkdir(parents=True)
+    assert listed(tmp_path).empty == ["dog", "emu/young"]
+    assert listed(tmp_path / "emu/young") == ([], [], [])
+
+
+def test_what_is_no_file_is_never_read(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    assert listed(tmp_path) == (["a.png", "gone.png"], ["null.png", "pipe.png"], [])
 
 
 def test_every_link_to_a_folder_is_followed(tmp_path: Path) -> None:

@@ -229,6 +229,22 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.glob("*.parquet"))}
 
 
+def test_classes_that_are_held_out_whole_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    source = tree(tmp_path / "src", imagefolder(each=1))
+    manifest = pack(source, tmp_path / "out", validation_fraction=0.4, say=said.append)
+    val = open_dataset(tmp_path / "out", "val")
+    alone = [val.classes[row.label] for row in val.read(range(val.rows))]
+    assert (
+        f"{len(alone)} of {len(manifest.classes)} classes have images in val alone ('{min(alone)}'" in said[1]
+    )
+    said.clear()
+    pack(
+        tree(tmp_path / "more", imagefolder(each=9)), tmp_path / "b", validation_fraction=0.2, say=said.append
+    )
+    assert len(said) == 1
+
+
 def test_the_files_are_the_same_in_whatever_order_shards_are_made(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", imagefolder())
 
@@ -318,6 +334,8 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("no source at .*nowhere", tmp_path / "nowhere")
     expect("neither a folder nor an archive", source / "n01/0.JPEG")
     expect("holds no images", tree(tmp_path / "texts", {"a.txt": b"x"}))
+    (tmp_path / "link").symlink_to(source)
+    expect("lies inside of", tmp_path / "link", source / "packed")
     expect("lies inside of", source, source / "packed")
     expect("is a file: name a directory", source, source / "n01/0.JPEG")
     expect("size is 0", source, size=0)
@@ -325,7 +343,13 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("leaves nothing of one", source, validation_fraction=0.01)
     expect("no labels at", source, labels=tmp_path / "none.csv")
     mixed = tree(tmp_path / "mixed", {**imagefolder(each=1), "3.jpg": picture(3)})
-    expect("'3.jpg' has no class but other images of 'train' have one", mixed)
+    expect(
+        r"'3.jpg' has no class but other images of 'train' have one \(1 of \d+ have none\): move it into",
+        mixed,
+    )
+    tree(mixed, {"4.jpg": picture(4)})
+    expect(r"'3.jpg' has no class .* have one \(2 of \d+ have none\): move them into class folders", mixed)
+    expect("source and directory are the same, .*: name another directory", mixed, mixed)
     stray = {
         "train/a/1.jpg": picture(1),
         "train/b/1.jpg": picture(1),

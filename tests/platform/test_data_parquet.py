@@ -73,6 +73,26 @@ def refused(message: str, path: Path, split: str = "train", reading: Reading | N
 # ---- which column is which
 
 
+def test_a_set_without_labels_names_its_other_columns(tmp_path: Path) -> None:
+    columns = {
+        "image": images(3),
+        "Art des Motivs": ["Hund", "Café", "Hund"],
+        "id": [7, 9, 9],
+        "boxes": [[1], [2], [3]],
+    }
+    write(tmp_path / "train.parquet", columns)
+    line = "other columns: Art des Motivs, id: label_column reads one"
+    assert line in open_dataset(tmp_path, "train").notes
+    assert line in describe(tmp_path)
+    chosen = open_dataset(tmp_path, "train", Reading(label_column="Art des Motivs"))
+    assert not any(note.startswith("other columns") for note in chosen.notes)
+    without = open_dataset(tmp_path, "train", Reading(label_column="none"))
+    assert not any(note.startswith("other columns") for note in without.notes)
+    many = {f"c{number}": ["a", "b", "c"] for number in range(20)}
+    write(tmp_path / "train.parquet", {"image": images(3), **many})
+    assert "c10, c11, …: label_column reads one" in describe(tmp_path)
+
+
 @pytest.mark.parametrize(
     "layout", ["large", "view", "dictionary", "fixed", "struct large", "struct view", "struct dictionary"]
 )
@@ -189,6 +209,26 @@ def test_a_label_column_that_is_nowhere_is_refused_and_one_that_a_split_lacks_is
     assert (test.labelled, test.notes[-1]) == (False, "the split 'test' has no column 'kind', so no labels")
 
 
+def test_labels_that_are_no_classes_can_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", {"image": images(4), "label": [[1, 0], [0, 1]] * 2})
+    refused("choose another with label_column, or 'none'", tmp_path)
+    dataset = open_dataset(tmp_path, "train", Reading(label_column="none"))
+    assert (dataset.labelled, dataset.notes) == (False, ("images: column 'image'; labels: none",))
+    write(tmp_path / "b/train.parquet", {"image": images(4), "label": [0, 1] * 2})
+    read, unread = (open_dataset(tmp_path / "b", "train", Reading(label_column=c)) for c in (None, "none"))
+    assert (read.labelled, unread.labelled) == (True, False)
+    assert read.fingerprint != unread.fingerprint
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, column: str) -> None:
+    columns = {"image": images(2), "label": pa.array([0, 1]), "x": pa.array([0, 1])}
+    names = [*columns, column, "x"]
+    table = pa.Table.from_arrays([columns[name] for name in names], names)
+    pq.write_table(table, tmp_path / "train.parquet")
+    refused(f"has 2 columns '{column}': write it again with one of them", tmp_path)
+
+
 def test_a_packed_set_has_settled_its_columns(tmp_path: Path) -> None:
     records = [Record(image(seed), f"{seed}.png", seed % 2) for seed in range(4)]
     write_set(tmp_path, {"train": records}, ("a", "b"), size=4, source={})
@@ -221,6 +261,7 @@ def test_a_recipe_may_name_the_columns_that_a_set_was_packed_with(tmp_path: Path
         (pa.array(["dog", "cat", "owl", "dog"], pa.large_string()), ("cat", "dog", "owl")),
         (pa.array(["dog", "cat", "owl", "dog"], pa.string_view()), ("cat", "dog", "owl")),
         (pa.array([b"dog", b"cat", b"owl", b"dog"]), ("cat", "dog", "owl")),
+        ([" dog", "cat ", "owl", "dog"], ("cat", "dog", "owl")),
         (["10", "9", "0", "10"], ("0", "9", "10")),
         ([True, False, True, True], ("false", "true")),
         ([2.0, 0.0, 1.0, 2.0], ("0", "1", "2")),
@@ -240,7 +281,9 @@ def test_labels_of_every_type_become_class_numbers_in_place_and_packed(
             int(value) if train.classes[0] == "0" and classes != ("0", "9", "10") else value
             for value in pa.array(values).to_pylist()
         ]
-        said = {str(value.decode() if isinstance(value, bytes) else value).lower() for value in expected}
+        said = {
+            str(value.decode() if isinstance(value, bytes) else value).lower().strip() for value in expected
+        }
         assert {str(name) for name in named(train)} == said
         if place.name == "set":
             pack(place, tmp_path / "packed")
@@ -423,6 +466,118 @@ def test_empty_parts_are_passed_over_and_an_empty_split_only_refused_when_asked_
         write(tmp_path / f"train/part-0000{part}.parquet", empty)
     with pytest.raises(InputError, match="no Parquet file in it holds any rows"):
         split_names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["meine-00000-of-00001.parquet"],
+        ["part-0.snappy.parquet", "part-1.snappy.parquet"],
+        ["bilder/meine_0.parquet", "bilder/meine_1.parquet"],
+        ["0000.parquet", "0001.parquet"],
+    ],
+)
+def test_files_that_name_no_split_and_share_a_name_are_train(tmp_path: Path, files: list[str]) -> None:
+    source = tmp_path / "src"
+    for number, file in enumerate(files):
+        write(source / file, {"image": images(5, 10 * number), "label": [0, 1, 0, 1, 0]})
+    assert split_names(source) == ["train"]
+    dataset = open_dataset(source, "train")
+    assert dataset.rows == 5 * len(files)
+    assert "files name no split: all are train" in dataset.notes
+    out = pack_with_progress(source, tmp_path / "packed", progress=False, validation_fraction=0.2)
+    assert {split: each.rows for split, each in out.splits.items()} == {
+        "train": 4 * len(files),
+        "val": len(files),
+    }
+
+
+def test_the_name_that_files_share_still_opens_them(tmp_path: Path) -> None:
+    write(tmp_path / "meine-00000-of-00001.parquet", {"image": images(2), "label": [0, 1]})
+    old, new = open_dataset(tmp_path, "meine"), open_dataset(tmp_path, "train")
+    assert old.split == "meine"
+    assert old.fingerprint == new.fingerprint
+    refused("has no split 'val', only train", tmp_path, "val")
+
+
+def test_files_of_several_names_or_beside_a_split_keep_theirs(tmp_path: Path) -> None:
+    for root, others in (("several", ["a.parquet", "b.parquet"]), ("beside", ["train.parquet", "a.parquet"])):
+        for number, file in enumerate(others):
+            write(tmp_path / root / file, {"image": images(2, 10 * number), "label": [0, 1]})
+    assert sorted(split_names(tmp_path / "several")) == ["a", "b"]
+    assert sorted(split_names(tmp_path / "beside")) == ["a", "train"]
+    assert "files name no split: all are train" not in open_dataset(tmp_path / "beside", "train").notes
+    with pytest.raises(InputError, match="is held out of 'train', the source has only a, b"):
+        pack_with_progress(tmp_path / "several", tmp_path / "packed", progress=False, validation_fraction=0.5)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_share_that_is_not_held_out_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    pack_with_progress(
+        two_splits(tmp_path / "src", [0, 1], [0, 1]),
+        tmp_path / "packed",
+        progress=False,
+        validation_fraction=0.5,
+        say=said.append,
+    )
+    assert "the source has a split 'val' already, --validation-fraction is not used" in said[-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["TRAIN.PARQUET", "Train-0000.parquet", "0000.parquet", "00000-of-00002.parquet"]
+)
+def test_files_of_train_are_known_in_any_case_and_without_a_name(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, {"image": images(2), "label": [0, 1]})
+    assert split_names(tmp_path) == ["train"]
+    assert "train     2 pictures" in describe(tmp_path)
+    assert open_dataset(tmp_path, "Train").rows == 2
+    assert pack(tmp_path, tmp_path / "../packed" / name).splits["train"].rows == 2
+
+
+def test_numbered_files_are_parts_of_one_split(tmp_path: Path) -> None:
+    for part in range(3):
+        write(tmp_path / f"{part:04d}.parquet", {"image": images(2, 10 * part), "label": [0, 1]})
+    assert open_dataset(tmp_path, "train").rows == 6
+
+
+def test_tables_beside_the_images_are_no_splits_and_said(tmp_path: Path) -> None:
+    write(tmp_path / "src/train.parquet", {"image": images(2), "label": [0, 1]})
+    write(tmp_path / "src/captions.parquet", {"caption": ["a", "b"]})
+    assert split_names(tmp_path / "src") == ["train"]
+    said = "Parquet files without images: 1 (captions.parquet)"
+    assert said in describe(tmp_path / "src")
+    pack(tmp_path / "src", tmp_path / "out")
+    assert said in describe(tmp_path / "out")
+    assert said in describe_in_short(tmp_path / "src", "train", "val")
+    (tmp_path / "src/train.parquet").unlink()
+    with pytest.raises(InputError, match="needs one column 'image'"):
+        describe(tmp_path / "src")
+
+
+def test_files_that_spark_hides_are_counted_as_hidden(tmp_path: Path) -> None:
+    write(tmp_path / "_train.parquet", {"image": images(2)})
+    with pytest.raises(InputError, match=r"holds no images \(hidden files: 1\)"):
+        describe(tmp_path)
+    write(tmp_path / "val.parquet", {"image": images(2)})
+    assert "hidden files: 1 (_train.parquet)" in describe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("train/data-00000-of-00001.arrow", "write them as Parquet"),
+        ("train.zip.001", "join the pieces"),
+        ("train.z01", "join the pieces"),
+        ("train.tar.partaa", "join the pieces"),
+    ],
+)
+def test_what_could_be_made_readable_says_how(tmp_path: Path, name: str, fix: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    for ask in (lambda: describe(tmp_path), lambda: describe_in_short(tmp_path, "train", "val")):
+        with pytest.raises(InputError, match=f"holds no images .*: {fix}"):
+            ask()
 
 
 def test_configurations_of_one_split_are_refused_and_one_can_be_opened(tmp_path: Path) -> None:

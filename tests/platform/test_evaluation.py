@@ -108,6 +108,7 @@ def test_evaluating_writes_files_and_never_a_second_point_at_the_same_step(
     client = Store.at(home).client()
     found = list_runs(Store.at(home))
     assert len(found) == 2, "the training's run, and a linked one for the second evaluation"
+    assert {client.get_run(entry.run_id).info.status for entry in found} == {"FINISHED"}
     for entry in found:
         history = client.get_metric_history(entry.run_id, "curve/psnr")
         assert sorted(point.step for point in history) == [4, 9, 16]

@@ -197,6 +197,14 @@ def test_a_batch_is_dealt_as_training_deals_it(small: recipe.Recipe) -> None:
         of(small, 9, 1)
 
 
+@pytest.mark.parametrize(("option", "given"), [("--nodes", {"nodes": 0}), ("--gpus", {"gpus": -1})])
+def test_no_devices_are_refused_by_the_option(
+    small: recipe.Recipe, option: str, given: dict[str, int]
+) -> None:
+    with pytest.raises(InputError, match=f"{option} (0|-1): it must be at least 1"):
+        predict(small, STEP, **{"nodes": 1, "gpus": 1} | given, links=LINKS, pictures=800)
+
+
 def test_a_named_device_goes_by_counted_flops(small: recipe.Recipe) -> None:
     fast = planning.on_device(STEP, 10)
     assert fast.picture_seconds == pytest.approx(1e10 / 1e13)

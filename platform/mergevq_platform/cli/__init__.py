@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from mergevq.errors import InputError
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status. Errors are one line on stderr unless `--debug` asks for the traceback."""
     options = parse(arguments)
+    if not options.debug:
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without lines of code
     try:
         return (
             options.function(options) or 0

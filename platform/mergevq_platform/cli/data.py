@@ -7,6 +7,7 @@ from typing import Any
 
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.typed import as_typed, naming_options
 from mergevq_platform.places import places
 
 LAYOUTS = (
@@ -80,7 +81,9 @@ def _add_choices(verb: argparse.ArgumentParser) -> None:
         help="file name (or path, or stem) and class of each image, where folders do not say",
     )
     verb.add_argument(
-        "--label-column", metavar="NAME", help="the column of classes, of Parquet, a CSV or .json members"
+        "--label-column",
+        metavar="NAME",
+        help="the column of classes, of Parquet ('none': no labels), a CSV or .json members",
     )
     verb.add_argument("--image-column", metavar="NAME", help="the column of encoded images, of Parquet")
     verb.add_argument(
@@ -115,23 +118,24 @@ def _data_pack(options: argparse.Namespace) -> None:
 
     if not options.serial:
         cluster.connect(places().home)
-    data.pack(
-        options.source,
-        options.directory,
-        size=options.size,
-        parallel=not options.serial,
-        labels=options.labels,
-        background=options.background,
-        layout=options.layout,
-        folder_splits=options.splits,
-        class_depth=options.class_depth,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        say=print,
-        validation_fraction=options.validation_fraction,
-        seed=options.seed,
-    )
-    print(data.describe(options.directory))
+    with naming_options():
+        data.pack(
+            options.source,
+            options.directory,
+            size=options.size,
+            parallel=not options.serial,
+            labels=options.labels,
+            background=options.background,
+            layout=options.layout,
+            folder_splits=options.splits,
+            class_depth=options.class_depth,
+            image_column=options.image_column,
+            label_column=options.label_column,
+            say=lambda text: print(as_typed(text)),
+            validation_fraction=options.validation_fraction,
+            seed=options.seed,
+        )
+    print(as_typed(data.describe(options.directory)))
 
 
 def _data_info(options: argparse.Namespace) -> None:
@@ -149,4 +153,6 @@ def _data_info(options: argparse.Namespace) -> None:
         labels=options.labels,
         reading=reading,
     )
-    print(data.describe(options.directory, sheet=options.sheet, verify=options.verify, choices=choices))
+    with naming_options():
+        text = data.describe(options.directory, sheet=options.sheet, verify=options.verify, choices=choices)
+    print(as_typed(text))

@@ -230,12 +230,16 @@ def _is_generator(name: str, *, storage: str | None) -> bool:
 
 
 def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
+    from mergevq.config import parse
+    from mergevq.generation import GuidanceConfig
     from mergevq_platform import generation
 
     if options.recipe or options.probe or len(options.keep or ()) > 1:
         raise InputError(
             "a generator is judged by its own recipe at one kept count: leave --recipe and --probe out, give one --keep"
         )
+    for scale in options.cfg or ():
+        parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})
     report = generation.evaluate(
         options.run,
         home=places().home,

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.archives import Member, Report, members
+from mergevq_platform.data.columns import NO_LABELS
 from mergevq_platform.data.endings import ending
 from mergevq_platform.data.folder_levels import NO_SPLITS, Folders, split_in, split_named
 from mergevq_platform.data.found import Choices, Found, Gathered
+from mergevq_platform.data.listing import readable
 from mergevq_platform.data.summary import counted
 from mergevq_platform.data.unpacking import ARCHIVE_ENDINGS
 from mergevq_platform.data.webdataset import are_numbers, gather, says_webdataset
@@ -25,6 +27,7 @@ def in_archives(archives: Sequence[tuple[Path, str]], choices: Choices, scratch:
 
     Raises `InputError` for archives that are damaged, or hold the same under two endings.
     """
+    archives = [(path, readable(name)) for path, name in archives]
     _refuse_twins([name for _, name in archives])
     report = Report()
     contents = [list(members(path, name, scratch, report)) for path, name in archives]
@@ -72,9 +75,9 @@ def _webdataset(
     bare = [found.name for found in gathered.found if found.told_class is None]
     told = f"'{column}' of the .json members" if column not in (None, "cls") else "the .cls members"
     if len(bare) == len(classes):
-        if column is not None and classes:
+        if column not in (None, NO_LABELS) and classes:
             raise InputError(f"no member holds a label '{column}' beside an image: correct --label-column")
-        gathered.notes.append(("labels", "none: no .cls members"))
+        gathered.notes.append(("labels", "none" if column == NO_LABELS else "none: no .cls members"))
     else:
         lacking = f"; {counted(len(bare), 'image')} without one ({bare[0]})" if bare else ""
         gathered.notes.append(("labels", f"{told}{lacking}"))

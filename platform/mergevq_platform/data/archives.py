@@ -5,17 +5,27 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.endings import SNIFFED, begins_as_image, ending, named_as_image
+from mergevq_platform.data.listing import is_hidden, readable
 from mergevq_platform.data.shards import Skipped
 from mergevq_platform.data.summary import HIDDEN, LeftOut
-from mergevq_platform.data.unpacking import ARCHIVE_ENDINGS, UNREADABLE, NotWhole, archive_kind, plain_copy
+from mergevq_platform.data.unpacking import (
+    ARCHIVE_ENDINGS,
+    UNREADABLE,
+    NotWhole,
+    archive_kind,
+    next_header,
+    plain_copy,
+)
 
 DEEPEST = 8  # archives in archives
 COMPRESSED = 2  # of them compressed: each is unpacked to disk
+REPLACED = "members that a later one of the same name replaces"
 
 
 class Member(NamedTuple):
@@ -59,7 +69,7 @@ def kind_of(path: Path) -> str | None:
     """`archive_kind` of a file; None for one that cannot be read."""
     try:
         with path.open("rb") as stream:
-            return archive_kind(stream)
+            return archive_kind(stream, named=named_as_archive(path.name))
     except OSError:
         return None
 
@@ -109,21 +119,32 @@ class _Archive(NamedTuple):
     def files(self) -> Iterator[Member]:
         """Its regular files; archives in it are entered."""
         with self.file.open("rb") as stream:
-            stream.seek(self.base)
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
-                for entry in archive.getmembers():
-                    # A tar within, without end marks: what follows it is not its own.
-                    if entry.offset_data + entry.size > self.end:
-                        break
-                    if not entry.isdir():
-                        yield from self._file(archive, entry)
+            files: list[tuple[tarfile.TarFile, tarfile.TarInfo]] = []
+            base: int | None = self.base
+            while base is not None:  # archives that were joined as files: each ends before the next
+                stream.seek(base)
+                archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115  it holds nothing but the stream
+                # A tar within, without end marks: what follows it is not its own.
+                inside = takewhile(
+                    lambda entry: entry.offset_data + entry.size <= self.end, archive.getmembers()
+                )
+                files += [(archive, entry) for entry in inside if not entry.isdir()]
+                base = next_header(stream, archive.offset, self.end)
+            newest = {PurePosixPath(entry.name): entry for _, entry in files}
+            for archive, entry in files:
+                if newest[PurePosixPath(entry.name)] is entry:
+                    yield from self._file(archive, entry)
+                else:  # as whoever unpacks it would lose it
+                    self.report.left_out.add(REPLACED, f"{self.where}/{entry.name}")
 
     def _file(self, archive: tarfile.TarFile, entry: tarfile.TarInfo) -> Iterator[Member]:
-        name = PurePosixPath(entry.name)
-        whole = f"{self.where}/{entry.name}"
-        if name.name.startswith(".") or "__MACOSX" in name.parts:
+        name = PurePosixPath(readable(entry.name))
+        whole = f"{self.where}/{readable(entry.name)}"
+        if reason := _outside(name):
+            self.report.refused.append(Skipped(whole, reason))
+        elif any(map(is_hidden, name.parts)):
             self.report.left_out.add(HIDDEN, whole)
-        elif reason := _unsafe(entry, name):
+        elif reason := _irregular(entry):
             self.report.refused.append(Skipped(whole, reason))
         else:
             kind, image = _looked_at(archive, entry, name)
@@ -173,12 +194,12 @@ def _looked_at(
     if not ending(name.name) and begins_as_image(section.read(SNIFFED)):
         return None, True
     section.seek(0)
-    return archive_kind(section), False
+    return archive_kind(section, named=named_as_archive(name.name)), False
 
 
-def _unsafe(member: tarfile.TarInfo, name: PurePosixPath) -> str | None:
-    if name.is_absolute() or ".." in name.parts:
-        return "points outside of its tar"
-    if not member.isreg() or member.sparse is not None:
-        return "is not a regular file"
-    return None
+def _outside(name: PurePosixPath) -> str | None:
+    return "points outside of its tar" if name.is_absolute() or ".." in name.parts else None
+
+
+def _irregular(member: tarfile.TarInfo) -> str | None:
+    return None if member.isreg() and member.sparse is None else "is not a regular file"

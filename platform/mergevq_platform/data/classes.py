@@ -120,7 +120,9 @@ def _of_column(footers: Footers, footer: Footer, column: str) -> _Labels:
     match kind_of(kind):
         case None:
             value = first_value(footers.column(footer, column, [0]))
-            raise NoClass(f"{where} is {kind} ({value}), which is no class: choose another with label_column")
+            raise NoClass(
+                f"{where} is {kind} ({value}), which is no class: choose another with label_column, or 'none'"
+            )
         case "number":
             unsure = []
             for group, chunk in enumerate(footer.chunks(column)):
@@ -180,7 +182,7 @@ def _check_names(found: _Labels, names: tuple[str, ...]) -> None:
     if found.highest >= len(names):
         raise InputError(
             f"{found.where} has the label {found.highest}, but its metadata names {len(names)} classes: write it again, or "
-            "choose another with label_column"
+            "choose another with label_column, or 'none'"
         )
 
 
@@ -192,5 +194,6 @@ def _check_kinds(every: Sequence[_Labels]) -> None:
         if labels.named != some[0].named:
             text, number = (labels, some[0]) if labels.named else (some[0], labels)
             raise InputError(
-                f"{text.where} holds names of classes, {number.where} numbers: write one kind, or choose another with label_column"
+                f"{text.where} holds names of classes, {number.where} numbers: write one kind, or choose another with "
+                "label_column, or 'none'"
             )

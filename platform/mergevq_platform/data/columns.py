@@ -20,6 +20,9 @@ USUAL = re.compile(
 )
 
 
+NO_LABELS = "none"  # as the label column: none is read
+
+
 @dataclass(frozen=True)
 class Columns:
     """Which columns of a Parquet file hold the image and its label.
@@ -113,10 +116,14 @@ def choose(
 ) -> Columns:
     """The columns of a file that lies in folders key=value of the keys `folders`.
 
-    Labels are `wanted_label`, else `label`, else the only column that is described or called as classes are; a wanted one that
-    the file lacks is none. Raises `InputError` as `image_column` does, and for a column of a type that is no class.
+    Labels are `wanted_label` (`NO_LABELS`: there are none), else `label`, else the only column that is described or called as
+    classes are; a wanted one that the file lacks is none. Raises `InputError` as `image_column` does, and for two columns of
+    one name.
     """
+    _refuse_twins(name, schema, wanted_image, wanted_label)
     image = image_column(name, schema, wanted_image)
+    if wanted_label == NO_LABELS and NO_LABELS not in (*schema.names, *folders):
+        return Columns(image.image, image.field, None)
     label = wanted_label
     if label is None:
         likely = [
@@ -128,6 +135,15 @@ def choose(
     if label in folders:
         return Columns(image.image, image.field, label, folders=True)
     return Columns(image.image, image.field, None)
+
+
+def _refuse_twins(name: str, schema: pa.Schema, *wanted: str | None) -> None:
+    for column, kind in zip(schema.names, schema.types, strict=True):
+        read = column in wanted or _usual(column) or bytes_field(kind) is not None
+        if read and schema.names.count(column) > 1:
+            raise InputError(
+                f"{name} has {schema.names.count(column)} columns '{column}': write it again with one of them"
+            )
 
 
 def _usual(column: str) -> bool:

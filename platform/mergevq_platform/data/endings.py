@@ -24,6 +24,8 @@ def _image_endings() -> frozenset[str]:
 
 
 IMAGE_ENDINGS: frozenset[str] = _image_endings()
+# What bytes may be, whatever their file is called: nothing that Pillow hands to another program, as it does EPS.
+FORMATS: tuple[str, ...] = tuple(kind for kind in Image.ID if kind not in _NOT_RASTER)
 
 
 def ending(name: str) -> str:

@@ -10,7 +10,11 @@ from mergevq.errors import InputError
 from mergevq_platform.data.splits import SAME_SPLIT
 from mergevq_platform.data.summary import named
 
-SPLITS = {"train", "val", "test", *SAME_SPLIT}
+MEANS = {
+    **SAME_SPLIT,
+    "trainval": "train",
+}  # what is left of a set without its test images, as VOC and iNaturalist call it
+SPLITS = {"train", "val", "test", *MEANS}
 NO_SPLITS = "none"
 _BESIDE = r"(?:ilsvrc|sets?|data|dataset|images?|imgs?|pictures?|photos?|jpe?g|png|splits?|full)*"
 _SPLIT_NAME = re.compile(f"{_BESIDE}({'|'.join(sorted(SPLITS, key=len, reverse=True))}){_BESIDE}")
@@ -40,13 +44,15 @@ def split_named(folder: str) -> str | None:
         return None
     letters = "".join(re.findall(r"[a-z]+", folder.lower()))
     match = _SPLIT_NAME.fullmatch(letters)
-    return SAME_SPLIT.get(match[1], match[1]) if match else None
+    return MEANS.get(match[1], match[1]) if match else None
 
 
 def split_in(archive: str) -> str | None:
-    """The split that an archive's name means: "val" of ILSVRC2012_img_val. Any of its words may say so."""
+    """The split that an archive's name means: "val" of ILSVRC2012_img_val. Any of its words may say so; train and val: train."""
     words = re.findall(r"[a-z]+", archive.lower())
-    found = [SAME_SPLIT.get(word, word) for word in words if word in SPLITS]
+    found = [MEANS.get(word, word) for word in words if word in SPLITS]
+    if {"train", "val"} <= set(found):
+        return "train"
     return found[-1] if found else split_named(archive)
 
 

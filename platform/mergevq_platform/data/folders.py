@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from mergevq.errors import InputError
-from mergevq_platform.data.endings import ending, is_image
+from mergevq_platform.data.endings import FORMATS, ending, is_image
 from mergevq_platform.data.eval_batches import DECODING_THREADS
-from mergevq_platform.data.listing import listed
+from mergevq_platform.data.listing import listed, readable
 from mergevq_platform.data.pictures import FIGURE, BadPicture, Decoded, decoded
 from mergevq_platform.data.reading import Background
 from mergevq_platform.data.stream import Batch
@@ -128,7 +128,7 @@ def _header(path: Path) -> _Header | None:
     if not is_image(path):
         return None
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             return _Header(picture.size, picture.info.get("Software") == FIGURE)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as a picture ({error}): mend it or take it away") from None
@@ -164,5 +164,5 @@ def _said(folder: str | Path, found: Files) -> list[str]:
 def _listed(names: Sequence[str]) -> str:
     endings = Counter(ending(name) or "no ending" for name in names)
     kinds = ", ".join(f"{count} {kind}" for kind, count in endings.most_common()) if len(names) > 1 else ""
-    shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+    shown = ", ".join(map(readable, names[:NAMES_SHOWN])) + (", …" if len(names) > NAMES_SHOWN else "")
     return f"{len(names):,} files ({kinds}: {shown})" if kinds else shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -23,6 +25,20 @@ class Choices:
     class_depth: int | None = None  # how many folders below the source the classes lie, from 1
     labels: Path | None = None  # a labels file
     reading: Reading = field(default_factory=Reading)
+
+    def as_options(self) -> str:
+        """The options of the command line that say the same, each after a blank; "" where nothing is chosen."""
+        given: dict[str, Sequence[object]] = {
+            "--layout": [self.layout],
+            "--class-depth": [self.class_depth],
+            "--labels": [self.labels],
+            "--label-column": [self.reading.label_column],
+            "--image-column": [self.reading.image_column],
+            "--background": [self.reading.background],
+            "--splits": self.splits if self.splits is not None else [None],
+        }
+        words = [word for option, values in given.items() if None not in values for word in (option, *values)]
+        return "".join(f" {shlex.quote(str(word))}" for word in words)
 
 
 class Found(NamedTuple):

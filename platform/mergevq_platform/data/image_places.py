@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mergevq.errors import InputError
 from mergevq_platform.data.arrays import SAMPLES, STATISTICS, ArrayPictures
+from mergevq_platform.data.endings import ending
 from mergevq_platform.data.eval_batches import EvalBatches
 from mergevq_platform.data.folders import FolderPictures, files_of
 from mergevq_platform.data.opening import open_dataset, read_manifest, split_names
@@ -72,6 +73,8 @@ def open_pictures(
 
     Raises `InputError` for a place that holds none, and where size or split must be said; `option` is how it was asked for.
     """
+    if size is not None and size < 1:
+        raise InputError(f"--size {size}: at least 1")
     path = Path(place)
     if "://" not in place:
         _check_exists(place, option)
@@ -79,7 +82,7 @@ def open_pictures(
             return ArrayPictures(path, batch, option=option)
         if read_manifest(place) is None:
             files = files_of(path)
-            parquet = [name for name in files.others if name.endswith(".parquet")]
+            parquet = [name for name in files.others if ending(name) == ".parquet"]
             if files.images and parquet and _is_set(place):
                 raise InputError(
                     f"{option}: {place} holds both image files ({files.images[0]}, …) and Parquet files with images "

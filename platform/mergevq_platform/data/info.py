@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def describe(
     if contents is not None and layout_of(str(directory), contents, choices) != "parquet":
         if sheet is not None or verify:
             raise InputError(
-                f"{directory} is not packed: --sheet and --verify are for image sets; pack it with `mergevq data pack {directory} DIR`"
+                f"{directory} is not packed: --sheet and --verify are for image sets; pack it with `{_pack_command(directory, choices)}`"
             )
         return _unpacked(directory, choices)
     datasets = {split: open_dataset(directory, split, choices.reading) for split in split_names(directory)}
@@ -122,7 +123,12 @@ def _unpacked(directory: str | Path, choices: Choices) -> str:
         found = find_source(directory, choices, scratch=Path(scratch))
     assert found.understood is not None
     lines = [f"{directory}: not packed yet", *found.understood.lines()]
-    return "\n".join([*lines, f"  next      mergevq data pack {directory} DIR, then use DIR"])
+    return "\n".join([*lines, f"  next      {_pack_command(directory, choices)}, then use DIR"])
+
+
+def _pack_command(directory: str | Path, choices: Choices) -> str:
+    """The command that packs what is read here, as it is read here."""
+    return f"mergevq data pack {shlex.quote(str(directory))} DIR{choices.as_options()}"
 
 
 def _split_line(split: str, dataset: Dataset) -> str:

@@ -58,7 +58,7 @@ def numbers(values: pa.ChunkedArray, where: str) -> np.ndarray:
         wrong = known[(known != np.floor(known)) | np.isinf(known)]
         if len(wrong):
             raise NoClass(
-                f"{where} is {values.type} and holds {wrong[0]:g}, which is no class number: choose another with label_column"
+                f"{where} is {values.type} and holds {wrong[0]:g}, which is no class number: choose another with label_column, or 'none'"
             )
         check_highest(int(known.max(initial=-1)), where)
         return np.where(np.isnan(found) | (found < 0), -1, found).astype(np.int64)
@@ -73,12 +73,12 @@ def check_highest(number: int, where: str) -> None:
     """Raise `NoClass`, beginning with `where`, for a number that can be no class's."""
     if number >= MOST_CLASSES:
         raise NoClass(
-            f"{where} holds {number}, which is no class number (below {MOST_CLASSES:,}): choose another with label_column"
+            f"{where} holds {number}, which is no class number (below {MOST_CLASSES:,}): choose another with label_column, or 'none'"
         )
 
 
 def texts(values: pa.ChunkedArray, where: str) -> list[str | None]:
-    """The values of a column of text or of booleans, in NFC; none for nulls and blank ones.
+    """The values of a column of text or of booleans, in NFC and without blanks around; none for nulls and blank ones.
 
     Raises `NoClass`, beginning with `where`, for bytes that are no UTF-8.
     """
@@ -89,9 +89,11 @@ def texts(values: pa.ChunkedArray, where: str) -> list[str | None]:
         found = [value.decode() if isinstance(value, bytes) else value for value in values.to_pylist()]
     except UnicodeDecodeError as error:
         raise NoClass(
-            f"{where} is {values.type} and holds {error.object[:16]!r}, which is no text: choose another with label_column"
+            f"{where} is {values.type} and holds {error.object[:16]!r}, which is no text: choose another with label_column, or 'none'"
         ) from None
-    return [unicodedata.normalize("NFC", value) if value and value.strip() else None for value in found]
+    return [
+        unicodedata.normalize("NFC", value.strip()) if value and value.strip() else None for value in found
+    ]
 
 
 def sorted_names(values: Iterable[str]) -> tuple[str, ...]:

@@ -5,29 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq.text_files import read_text
 from mergevq_platform.data.endings import named_as_image
-from mergevq_platform.data.summary import counted, named
+from mergevq_platform.data.image_names import Image, ImageNames, same_name
+from mergevq_platform.data.summary import counted
 
 DELIMITERS = (",", ";", "\t", "|", " ")
 LABEL_NAMES = {"label", "labels", "class", "classes", "target", "category", "class_name", "predictionstring"}
+SPLIT_NAMES = {"split", "splits", "set", "subset", "partition", "fold", "phase"}
+ROW_NUMBERS = {"id", "idx", "index", "unnamed: 0"}
 _SAMPLE = 2000
+_NUMBER = re.compile(r"-?\d+(\.\d*)?")
 # Kaggle's ImageNet: a class and its box, for each object of the image.
 _BOXES = re.compile(r"(n\d+)((\s+-?\d+(\.\d+)?){4}\s*)(n\d+((\s+-?\d+(\.\d+)?){4}\s*))*")
-
-
-class Image(NamedTuple):
-    """How an image may be called in a labels file: from the source's root, and within its archive."""
-
-    name: str
-    inner: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,7 @@ class Labels:
     rows: int
     strangers: int  # rows that name no image
     stranger: str  # the first of them
+    splits: str | None = None  # a column that seems to name splits, which is not read
 
     def line(self, images: int) -> str:
         """What was read, for people."""
@@ -47,20 +43,27 @@ class Labels:
             f"{self.file.name}, {self.column}: {len(self.classes):,} of {counted(images, 'image')} have a row"
         )
         rows = counted(self.strangers, "row")
-        return said + (f"; {rows} without an image ('{self.stranger}')" if self.strangers else "")
+        said += f"; {rows} without an image ('{self.stranger}')" if self.strangers else ""
+        return said + (f"; column '{self.splits}' is not read: folders are splits" if self.splits else "")
 
 
-def read_labels(path: Path, images: Sequence[Image], column: str | None = None) -> Labels:
+def read_labels(
+    path: Path, images: Sequence[Image], column: str | None = None, *, folder: str = ""
+) -> Labels:
     """Match the rows of a CSV (separated by commas, semicolons, tabs or blanks) with images.
 
     An image is told by its path, by the end of it, or by a path that ends in it, with or without its ending. `column` is the
-    column of classes, by name or number (from 1). Raises `InputError` where no row names an image, a row names several,
-    two rows of one image disagree, or the column of classes cannot be told.
+    column of classes, by name or number (from 1). `folder` is where the file lies below the source's root, if it does: images
+    there are meant first. Raises `InputError` where no row names an image, a row names several, two rows of one image
+    disagree, or the column of classes cannot be told.
     """
     if not path.is_file():
         raise InputError(f"no labels at {path}: name a CSV file of file names and classes")
-    index = _Index(images)
-    table, files = _best(path, read_text(path), index)
+    index = ImageNames(images, folder)
+    content = read_text(path)
+    if content.lstrip()[:1] in ("{", "["):
+        raise InputError(f"{path} is JSON: write it as a CSV file, with lines 'file,class'")
+    table, files = _best(path, content, index)
     rows = [row for row in table if len(row) > files]
     header = _header(rows, files, index)
     wanted, title = _class_column(path, rows, files, header, column)
@@ -83,16 +86,14 @@ def read_labels(path: Path, images: Sequence[Image], column: str | None = None) 
     return Labels(
         file=path,
         column=title,
-        classes=_without_negative({number: text for number, (text, _) in found.items()}),
+        classes=_numbers(path, title, {number: text for number, (text, _) in found.items()}),
         rows=len(body),
         strangers=len(strangers),
         stranger=strangers[0] if strangers else "",
+        splits=next(
+            (name for name in header or () if name.lower() in SPLIT_NAMES and f"'{name}'" not in title), None
+        ),
     )
-
-
-def same_name(text: str) -> str:
-    """A name as names are compared: in Unicode's composed form."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -103,45 +104,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(distinct)
 
 
-class _Index:
-    """Images by their paths and by the ends of their paths."""
-
-    def __init__(self, images: Sequence[Image]) -> None:
-        self.images = images
-        self.whole: dict[str, set[int]] = {}
-        self.ends: dict[str, set[int]] = {}
-        for number, image in enumerate(images):
-            for text in {image.name, image.inner}:
-                path = same_name(text)
-                for name in {path, str(PurePosixPath(path).with_suffix(""))}:
-                    self.whole.setdefault(name, set()).add(number)
-                    parts = name.split("/")
-                    for start in range(1, len(parts)):
-                        self.ends.setdefault("/".join(parts[start:]), set()).add(number)
-
-    def find(self, cell: str, path: Path) -> int | None:
-        numbers = self.candidates(cell)
-        if len(numbers) > 1:
-            some = named(sorted(self.images[number].name for number in numbers), 2)
-            raise InputError(
-                f"{path}: '{cell.strip()}' may be {some}: write the folder before the name in the file"
-            )
-        return next(iter(numbers), None)
-
-    def candidates(self, cell: str) -> set[int]:
-        parts = [
-            part for part in same_name(cell.strip()).replace("\\", "/").split("/") if part not in ("", ".")
-        ]
-        name = "/".join(parts)
-        if found := self.whole.get(name) or self.ends.get(name):
-            return found
-        for start in range(1, len(parts)):  # the row's path begins above the source
-            if found := self.whole.get("/".join(parts[start:])):
-                return found
-        return set()
-
-
-def _best(path: Path, text: str, index: _Index) -> tuple[list[list[str]], int]:
+def _best(path: Path, text: str, index: ImageNames) -> tuple[list[list[str]], int]:
     """The rows, by the separator that gives most images a row, and the column that names them."""
     best: tuple[tuple[int, int], list[list[str]], int] | None = None
     for delimiter in DELIMITERS:
@@ -156,7 +119,7 @@ def _best(path: Path, text: str, index: _Index) -> tuple[list[list[str]], int]:
             if best is None or rank > best[0]:
                 best = (rank, rows, column)
     if best is None:
-        raise InputError(f"{path} holds no lines 'file,class'")
+        raise InputError(f"{path} holds no lines 'file,class': write the name of its file before each class")
     (found, _), rows, column = best
     if not found and not any(index.candidates(cell) for row in rows for cell in row[:16]):
         example = next((cell for row in rows for cell in row if named_as_image(cell.strip())), rows[-1][0])
@@ -173,14 +136,15 @@ def _best(path: Path, text: str, index: _Index) -> tuple[list[list[str]], int]:
     return rows, column
 
 
-def _named(index: _Index, cells: Iterable[str]) -> int:
+def _named(index: ImageNames, cells: Iterable[str]) -> int:
     return len({number for cell in cells for number in index.candidates(cell)})
 
 
 def _parsed(path: Path, text: str, delimiter: str) -> list[list[str]]:
     """Rows of at least two fields."""
     if delimiter == " ":
-        return [parts for line in text.splitlines() if len(parts := line.split(None, 1)) == 2]
+        lines = text.splitlines()
+        return _numeric_table(lines) or [parts for line in lines if len(parts := line.split(None, 1)) == 2]
     try:
         return [
             row
@@ -191,7 +155,23 @@ def _parsed(path: Path, text: str, delimiter: str) -> list[list[str]]:
         raise InputError(f"{path} is not a CSV file ({error}): save it as one") from None
 
 
-def _header(rows: list[list[str]], files: int, index: _Index) -> list[str] | None:
+def _numeric_table(lines: Sequence[str]) -> list[list[str]]:
+    """Rows of a name and several numbers between blanks, with their header; none where other words follow the names.
+
+    Of such a table no column but one is the class. A header may lack the name of the first column, as in CelebA's lists.
+    """
+    rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    width = len(rows[-1]) if rows else 0
+    places = [place for place, row in enumerate(rows) if len(row) == width]
+    table = [rows[place] for place in places]
+    numeric = [all(_NUMBER.fullmatch(cell) for cell in row[1:]) for row in table]
+    if width < 3 or not any(numeric) or not all(numeric[1:]):
+        return []
+    above = rows[places[0] - 1] if places[0] else []
+    return [["", *above], *table] if numeric[0] and len(above) == width - 1 else table
+
+
+def _header(rows: list[list[str]], files: int, index: ImageNames) -> list[str] | None:
     cell = rows[0][files].strip()
     if index.candidates(cell) or named_as_image(cell):
         return None
@@ -221,6 +201,12 @@ def _class_column(
             if len(known) == 1
             else [c for c in others if not _counts_rows(body, c, titles[c])] or others
         )
+    if len(others) == 1 and _is_an_id(body, others[0], titles[others[0]], files):
+        said = _title(titles, others[0])
+        raise InputError(
+            f"{path} has a column of files and none of classes ({said} numbers the rows): add one, or say --label-column "
+            f"{titles[others[0]] or others[0] + 1} if it is the class"
+        )
     if not others:
         raise InputError(f"{path} has a column of files and none of classes: add one")
     if len(others) > 1:
@@ -238,6 +224,12 @@ def _counts_rows(rows: list[list[str]], column: int, title: str) -> bool:
     )
 
 
+def _is_an_id(rows: list[list[str]], column: int, title: str, files: int) -> bool:
+    """Whether the only other column numbers the rows: one called so, or one without a title before the files."""
+    called = title.lower() in ROW_NUMBERS or (not title and column < files)
+    return called and len(rows) > 2 and _counts_rows(rows, column, "")
+
+
 def _title(titles: list[str], column: int) -> str:
     return f"column '{titles[column]}'" if titles[column] else f"column {column + 1}"
 
@@ -250,15 +242,26 @@ def _class(cell: str) -> str | None:
     text = same_name(cell.strip())
     if match := _BOXES.fullmatch(text):
         return match[1]
-    return text or None
+    return None if text.lower() in ("", "nan") else text
 
 
-def _without_negative(classes: dict[int, str | None]) -> dict[int, str | None]:
-    """Negative numbers among whole ones mean: no class."""
+def _numbers(path: Path, title: str, classes: dict[int, str | None]) -> dict[int, str | None]:
+    """Classes that are all numbers as whole ones, "2" of 2.0, and none of negative ones. Others stay as they are."""
     texts = {text for text in classes.values() if text is not None}
-    if not all(re.fullmatch(r"-?\d+", text) for text in texts):
+    if not all(_NUMBER.fullmatch(text) for text in texts):
         return classes
-    return {
-        number: None if text is not None and text.startswith("-") else text
-        for number, text in classes.items()
-    }
+    if broken := next((text for text in sorted(texts) if "." in text and not float(text).is_integer()), None):
+        raise InputError(
+            f"{path}: {title} holds {broken}, which is no class number: choose another with --label-column"
+        )
+    if texts == {"-1", "1"}:
+        raise InputError(
+            f"{path}: {title} holds -1 and 1 alone, and negative numbers mean no label: write 0 for -1 if it is a class"
+        )
+    return {number: _whole(text) for number, text in classes.items()}
+
+
+def _whole(text: str | None) -> str | None:
+    if text is None or text.startswith("-"):
+        return "0" if text is not None and float(text) == 0 else None
+    return text if text.isdecimal() else str(int(float(text)))

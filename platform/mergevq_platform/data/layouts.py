@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from mergevq_platform.data.columns import bytes_field
 from mergevq_platform.data.endings import IMAGE_ENDINGS, ending, is_image
 from mergevq_platform.data.found import Choices
 from mergevq_platform.data.listing import listed
+from mergevq_platform.data.location import is_hidden_parquet
 from mergevq_platform.data.shards import FORMAT, MANIFEST
-from mergevq_platform.data.summary import HIDDEN, LeftOut, counted
+from mergevq_platform.data.splits import place_of
+from mergevq_platform.data.summary import EMPTY, HIDDEN, LeftOut, counted
 from mergevq_platform.data.unpacking import (
     ARCHIVE_ENDINGS,
     UNREADABLE,
@@ -25,6 +29,9 @@ from mergevq_platform.data.unpacking import (
 )
 
 MERELY_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}  # perhaps of no archive
+_PIECE = re.compile(
+    r"\.(\d{3}|z\d\d|part[a-z0-9]*)"
+)  # of an archive that was cut: x.zip.001, x.z01, x.tar.partaa
 WITH_IMAGES = "with images"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
@@ -64,10 +71,12 @@ def contents_of(root: Path, labels: Path | None = None) -> Contents:
     if root.is_file():
         _sort(root, root.name, found)
         return found
-    files, hidden = listed(root)
-    for name in hidden:
+    listing = listed(root)
+    for name in listing.hidden:
         found.left_out.add(HIDDEN, name)
-    for name in files:
+    for name in listing.empty:
+        found.left_out.add(EMPTY, name)
+    for name in listing.files:
         if name.rpartition("/")[2].lower() in SYSTEM_FILES:
             found.left_out.add(HIDDEN, name)
         elif labels is None or not _same(root / name, labels):
@@ -81,7 +90,10 @@ def _same(path: Path, labels: Path) -> bool:
 
 def _sort(path: Path, name: str, found: Contents) -> None:
     if ending(name) == ".parquet":
-        found.parquet.append(name)
+        if any(map(is_hidden_parquet, name.split("/"))):
+            found.left_out.add(HIDDEN, name)
+        else:
+            found.parquet.append(name)
     elif is_image(path):
         found.images.append(name)
     elif (named_as_archive(name) or not ending(name)) and (kind := kind_of(path)):
@@ -111,7 +123,7 @@ def layout_of(source: str, found: Contents, choices: Choices) -> str:
         chosen = "archives"
     if chosen is None:
         if not holders:
-            raise InputError(f"{source} holds no images ({_what(found)}): {_fix(found)}")
+            raise _no_images(source, found)
         if len(holders) > 1:
             (first, (what, one)), (second, (other, another)) = list(holders.items())[:2]
             raise InputError(
@@ -134,8 +146,14 @@ def require_parquet(source: str, found: Contents) -> None:
     elif holders:
         what, example = next(iter(holders.values()))
         raise InputError(
-            f"{source} holds {what} ({example}), which are not packed: use DIR of `mergevq data pack {source} DIR`"
+            f"{source} holds {what} ({example}), which are not packed: use DIR of `mergevq data pack {shlex.quote(source)} DIR`"
         )
+    else:
+        raise _no_images(source, found)
+
+
+def _no_images(source: str, found: Contents) -> InputError:
+    return InputError(f"{source} holds no images ({_what(found)}): {_fix(found)}")
 
 
 def _holders(found: Contents) -> dict[str, tuple[str, str]]:
@@ -171,7 +189,7 @@ def _leave_out(found: Contents, chosen: str) -> None:
         found.left_out.by_ending(name)
     for name in found.images if chosen != "folders" else []:
         found.left_out.add("image files", name)
-    for name in found.parquet if chosen != "parquet" else []:
+    for name in found.parquet if chosen != "parquet" else _without_images(found):
         what = "Parquet files" + ("" if found.parquet_holds(name) else " without images")
         found.left_out.add(what, name)
     for name, kind in found.archives.items():
@@ -179,6 +197,15 @@ def _leave_out(found: Contents, chosen: str) -> None:
             found.left_out.add(f"{kind} archives, which are not read", name)
         elif chosen != "archives":
             found.left_out.add(f"archives {found.in_archive(name)}", name)
+
+
+def _without_images(found: Contents) -> list[str]:
+    """The files of splits of Parquet files of which the first, at least, holds no images."""
+    splits: dict[str, list[str]] = {}
+    for name in [] if is_packed(found.root) else found.parquet:
+        splits.setdefault(place_of(name).split, []).append(name)
+    tables = [name for names in splits.values() if not found.parquet_holds(names[0]) for name in names]
+    return [name for name in tables if not found.parquet_holds(name)]
 
 
 def _looked_into(path: Path, kind: str) -> str:
@@ -206,4 +233,8 @@ def _what(found: Contents) -> str:
 def _fix(found: Contents) -> str:
     if any(kind in UNREADABLE for kind in found.archives.values()):
         return "unpack them first"
+    if any(_PIECE.fullmatch(ending(name)) for name in found.others):
+        return "join the pieces to one archive, or unpack them"
+    if any(ending(name) == ".arrow" for name in found.others):
+        return "write them as Parquet, as `to_parquet` of `datasets` does"
     return "name a folder of images, of tars or zips, or of Parquet files"

@@ -9,6 +9,12 @@ import pyarrow as pa
 import pyarrow.fs
 
 from mergevq.errors import InputError
+from mergevq_platform.data.listing import is_hidden
+
+
+def is_hidden_parquet(part: str) -> bool:
+    """Whether a folder or Parquet file of this name is passed over: hidden ones, and those that Spark writes for itself."""
+    return part.startswith("_") or is_hidden(part)
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,10 @@ class Location:
         found = {
             info.path.removeprefix(prefix): int(info.size or 0)
             for info in self.filesystem.get_file_info(selector)
-            if info.type == pyarrow.fs.FileType.File and info.path.endswith(".parquet")
+            if info.type == pyarrow.fs.FileType.File and info.path.lower().endswith(".parquet")
         }
         return {
             name: found[name]
             for name in sorted(found)
-            if not any(part[0] in "._" for part in name.split("/"))
+            if not any(is_hidden_parquet(part) for part in name.split("/"))
         }

@@ -14,6 +14,7 @@ from mergevq_platform.data.label_values import kind_of
 
 SMALL = 65_536  # bytes of a split below which it may be empty
 NUMBERS = 100_000  # the most classes that a column may number and still look like labels
+SHOWN_COLUMNS = 12
 NO_CLASSES = {
     "width",
     "height",
@@ -52,6 +53,15 @@ def about_columns(part: Part, folders: Sequence[str], *, looked_for: bool) -> li
         lines.append(
             f"{shown} and '{usable[-1]}' look like labels and are not read: choose one with label_column"
         )
+    if columns.label is None and not usable:
+        rest = [
+            item.name
+            for item in schema
+            if item.name not in (columns.image, *others)
+            and kind_of(item.type) in ("number", "boolean", "text")
+        ]
+        shown = ", ".join(rest[:SHOWN_COLUMNS]) + (", …" if len(rest) > SHOWN_COLUMNS else "")
+        lines += [f"other columns: {shown}: label_column reads one"] if rest else []
     return lines
 
 

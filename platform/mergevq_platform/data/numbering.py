@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq_platform.data.folder_levels import (
@@ -16,7 +17,8 @@ from mergevq_platform.data.folder_levels import (
     split_named,
 )
 from mergevq_platform.data.found import Choices, Found, Gathered
-from mergevq_platform.data.labels_file import Image, Labels, in_order, read_labels, same_name
+from mergevq_platform.data.image_names import Image, same_name
+from mergevq_platform.data.labels_file import Labels, in_order, read_labels
 
 HIGHEST = 1_000_000  # more classes than this are no classes
 
@@ -40,7 +42,7 @@ def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
     """
     notes: list[tuple[str, str]] = []
     splits, folders, above = _by_split(root, gathered, choices)
-    given = _labels(splits, choices, notes)
+    given = _labels(root, splits, choices, notes)
     told = gathered.found[0].told
     level = (
         None if told or choices.layout == "flat" else class_level(root, folders, choices.class_depth, above)
@@ -94,16 +96,27 @@ def _by_split(
 
 
 def _labels(
-    splits: dict[str, list[Found]], choices: Choices, notes: list[tuple[str, str]]
+    root: str,
+    splits: dict[str, list[Found]],
+    choices: Choices,
+    notes: list[tuple[str, str]],
 ) -> dict[str, str | None]:
     """Name of image → class, of the labels file."""
     if choices.labels is None:
         return {}
     everything = [found for entries in splits.values() for found in entries]
     images = [Image(found.name, found.inner) for found in everything]
-    labels: Labels = read_labels(choices.labels, images, choices.reading.label_column)
+    labels: Labels = read_labels(
+        choices.labels, images, choices.reading.label_column, folder=_folder_of(choices.labels, root)
+    )
     notes.append(("labels", labels.line(len(images))))
     return {everything[number].name: text for number, text in labels.classes.items()}
+
+
+def _folder_of(file: Path, root: str) -> str:
+    """The folder of a file below the root; "" for one that lies directly in it, or elsewhere."""
+    folder, above = file.expanduser().resolve().parent, Path(root).resolve()
+    return folder.relative_to(above).as_posix() if folder != above and folder.is_relative_to(above) else ""
 
 
 def _from_file(
@@ -136,8 +149,10 @@ def _from_folders(
             classes = own
     bare = [found.name for found, group in zip(entries, classes, strict=True) if group is None]
     if 0 < len(bare) < len(entries):
+        where = "it into a class folder" if len(bare) == 1 else "them into class folders"
         raise InputError(
-            f"{root}: '{bare[0]}' has no class but other images of '{split}' have one: move it into a class folder, or away"
+            f"{root}: '{bare[0]}' has no class but other images of '{split}' have one ({len(bare):,} of {len(entries):,} have "
+            f"none): move {where}, or away"
         )
     return classes
 
@@ -186,7 +201,12 @@ def _check_classes(root: str, labels: dict[str, list[int]], classes: tuple[str, 
     trained = set(labels.get("train", [])) - {-1}
     for split, each in labels.items():
         unknown = set(each) - {-1} - trained
-        if trained and split != "train" and unknown:
+        if not trained or split == "train" or not unknown:
+            continue
+        name = classes[min(unknown)]
+        if len(set(each)) == 1:
             raise InputError(
-                f"{root}: '{split}' has the class '{classes[min(unknown)]}', 'train' has not: rename or remove it"
+                f"{root}: the images of '{split}' lie in the one folder '{name}', 'train' has no such class: --labels says "
+                "their classes, --splits with the other folders' names leaves them out"
             )
+        raise InputError(f"{root}: '{split}' has the class '{name}', 'train' has not: rename or remove it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import pyarrow.fs
 
 from mergevq.errors import InputError
 from mergevq_platform.data import background
-from mergevq_platform.data.columns import Columns
+from mergevq_platform.data.columns import Columns, bytes_field
 from mergevq_platform.data.dataset import Dataset
-from mergevq_platform.data.footers import Footers
+from mergevq_platform.data.footers import Footer, Footers
 from mergevq_platform.data.location import Location
 from mergevq_platform.data.parquet_set import open_parquet
 from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.shards import MANIFEST, Manifest, Split
-from mergevq_platform.data.splits import canonical, files_by_split
+from mergevq_platform.data.splits import canonical, files_by_split, shared_name
 
 PARTS = ".parts"  # the folder of a pack that has not ended
 
@@ -47,9 +48,15 @@ def split_names(path: str | Path) -> list[str]:
     found = files_by_split(name, sizes)
     footers.of(list(sizes))
     present = [split for split, files in found.items() if footers.of(files)]
+    # Tables that lie beside the images are no splits; where all are tables, opening one says what is lacking.
+    present = [split for split in present if _may_hold_images(footers.of(found[split])[0])] or present
     if found and not present:
         raise InputError(f"{name}: no Parquet file in it holds any rows: write the set again")
     return present
+
+
+def _may_hold_images(footer: Footer) -> bool:
+    return any(bytes_field(item.type) is not None for item in footer.schema)
 
 
 def read_manifest(path: str | Path, location: Location | None = None) -> Manifest | None:
@@ -137,12 +144,15 @@ def _from_footers(name: str, location: Location, wanted: str, reading: Reading) 
     found = files_by_split(name, sizes)
     if not found:
         raise InputError(
-            f"{name} holds no Parquet files: pack pictures with `mergevq data pack {name} DIR` and use DIR"
+            f"{name} holds no Parquet files: pack pictures with `mergevq data pack {shlex.quote(name)} DIR` and use DIR"
         )
     split = wanted if wanted in found else canonical(wanted)
+    if (unnamed := shared_name(sizes)) in (wanted, split):
+        split = "train"  # recipes may ask for the name that the files share
     if split not in found:
         raise _missing_split(name, wanted, found)
-    return open_parquet(Footers(name, location, sizes), found, split, wanted, reading)
+    notes = ["files name no split: all are train"] if unnamed is not None else []
+    return open_parquet(Footers(name, location, sizes), found, split, wanted, reading, notes)
 
 
 def _missing_split(name: str, wanted: str, present: Iterable[str]) -> InputError:

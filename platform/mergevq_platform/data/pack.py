@@ -41,6 +41,7 @@ from mergevq_platform.data.shards import (
     write_text,
 )
 from mergevq_platform.data.sources import Item, Source, find_source
+from mergevq_platform.data.summary import named
 from mergevq_platform.data.transparency import WHITE
 
 MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
@@ -73,7 +74,7 @@ def pack(
     `size` shrinks pictures to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
     connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
     `class_depth` and the columns choose where the source leaves a choice, see `Choices` and `Reading`; `say` is told what was understood.
-    `validation_fraction` holds that share of `train` out as `val` where the source has no `val`. Run again after an
+    `validation_fraction` holds that share of `train` out as `val`; where the source has a `val`, that is said instead. Run again after an
     interruption, it goes on; run again after its end, it does nothing. Every picture is decoded once to prove it whole.
     Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where a picture is
     resized they are so from then on, else whenever it is read.
@@ -87,7 +88,9 @@ def pack(
         raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: name a directory")
-    if directory.is_relative_to(Path(source).expanduser().absolute()):
+    if directory.resolve() == Path(source).expanduser().resolve():
+        raise InputError(f"source and directory are the same, {directory}: name another directory")
+    if directory.resolve().is_relative_to(Path(source).expanduser().resolve()):
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
     if not (directory / PARTS).exists() and not existing_manifest(directory):
         refuse_foreign_files(directory)
@@ -104,7 +107,11 @@ def pack(
     if found.understood is not None:
         say("\n".join([str(source), *found.understood.lines()]))
     splits = _shuffled(found, seed, shard_rows, validation_fraction)
-    background = background or _background_of(source)
+    if validation_fraction and "val" in found.splits:
+        say("  held out  none: the source has a split 'val' already, --validation-fraction is not used")
+    if alone := _only_held_out(found, splits):
+        say(f"  held out  {alone}")
+    background = choices.reading.background or _background_of(source)
     jobs = [
         Job(
             directory=str(directory),
@@ -214,7 +221,12 @@ def _shuffled(
             splits[split] = [
                 items[i] for i in permutation(len(items), seed, Stream.PACK_ORDER, code).tolist()
             ]
-    if validation_fraction and "val" not in splits and "train" in splits:
+    if validation_fraction and "val" not in splits:
+        if "train" not in splits:
+            raise InputError(
+                f"validation_fraction {validation_fraction} is held out of 'train', the source has only {', '.join(splits)}: "
+                "leave it out, or call the split to hold out of train"
+            )
         held_out = round(len(splits["train"]) * validation_fraction)
         if not 0 < held_out < len(splits["train"]):
             raise InputError(
@@ -231,6 +243,17 @@ def _shuffled(
                 ).tolist()
                 shards[split][index] = [part[i] for i in order]
     return shards
+
+
+def _only_held_out(found: Source, splits: dict[str, list[list[Item]]]) -> str | None:
+    """A line where classes are in `val` alone because all their images were held out."""
+    if "val" in found.splits or "val" not in splits:
+        return None
+    train, val = ({item.label for shard in splits[split] for item in shard} for split in ("train", "val"))
+    if not (alone := sorted(val - train - {-1})):
+        return None
+    names = named([found.classes[label] for label in alone], 3)
+    return f"{len(alone):,} of {len(found.classes):,} classes have images in val alone ({names}): hold out fewer, or add images"
 
 
 def _background_of(source: str | Path) -> Background | None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from mergevq.errors import InputError
 from mergevq_platform.data import background
 from mergevq_platform.data.classes import Classes, Part, read_classes
-from mergevq_platform.data.columns import Columns, choose, class_names
+from mergevq_platform.data.columns import NO_LABELS, Columns, choose, class_names
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.footers import Footer, Footers
 from mergevq_platform.data.label_values import NoClass, first_value
@@ -26,9 +26,14 @@ NO_BYTES = 64  # bytes of a row below which its image may be a null; only such r
 
 
 def open_parquet(
-    footers: Footers, files: dict[str, list[str]], split: str, wanted: str, reading: Reading
+    footers: Footers,
+    files: dict[str, list[str]],
+    split: str,
+    wanted: str,
+    reading: Reading,
+    said: Sequence[str] = (),
 ) -> Dataset:
-    """The split `split` of the `files` of every split, called `wanted` by whoever asks.
+    """The split `split` of the `files` of every split, called `wanted` by whoever asks; `said` are notes on its files.
 
     Raises `InputError` for a split without rows, columns that leave a choice or differ between files, images that are only
     referred to by path, labels that are no classes, and splits that name their classes differently.
@@ -41,8 +46,12 @@ def open_parquet(
         )
     tree = _Set(footers, files, reading)
     part = Part(mine, _one_choice(name, mine, reading))
-    notes = [*about_empty(footers, files, split)]
-    if reading.label_column and part.columns.label is None:
+    notes = [*said, *about_empty(footers, files, split)]
+    unlabelled = reading.label_column == NO_LABELS and NO_LABELS not in (
+        *mine[0].schema.names,
+        *_keys(mine[0]),
+    )
+    if reading.label_column and part.columns.label is None and not unlabelled:
         notes.append(tree.without(reading.label_column, mine[0], wanted))
     names = tree.names(split, part)
     try:
@@ -160,6 +169,8 @@ def _fingerprint(part: Part, classes: Classes, reading: Reading) -> str:
     # What is read in another way than `image` and numbers in `label` is another content of the same files.
     if part.columns.label not in (None, "label") or part.columns.folders:
         identity.append(["label", part.columns.label, part.columns.folders])
+    if reading.label_column == NO_LABELS and part.columns.label is None:
+        identity.append(["label", None])
     if classes.named:
         identity.append(["names", classes.names])
     if reading.image_column and reading.image_column != _default_image(part):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mergevq_platform.data.endings import FORMATS
 from mergevq_platform.data.greys import UnknownRange, as_8_bits, is_deep
 from mergevq_platform.data.reading import Background
 from mergevq_platform.data.transparency import (
@@ -67,7 +68,7 @@ def decoded(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked below
-            picture = Image.open(io.BytesIO(data))
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = picture.size
         if width * height > max_pixels:
             raise BadPicture(f"has {width} x {height} pixels, more than the limit of {max_pixels}")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator
 
 from mergevq.config import config
 
-Background = Annotated[str, Field(pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$")]
+
+def _colour(value: str) -> str:
+    lower = value.lower()
+    if not re.fullmatch("white|black|grey|#[0-9a-f]{6}", lower):
+        raise ValueError(
+            f"'{value}' is no background: give white, black, grey, or a colour such as '#c0c0c0'"
+        )
+    return lower
+
+
+Background = Annotated[str, AfterValidator(_colour)]
 
 
 @config

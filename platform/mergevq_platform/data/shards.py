@@ -126,7 +126,9 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{where} is damaged ({error}): pack the data again") from None
+            raise InputError(
+                f"{where} is damaged ({error}): copy the set again, or delete it and pack it again"
+            ) from None
 
 
 def shard_from(entry: dict[str, Any]) -> Shard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -27,7 +28,7 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
     height = head + lines * (side + caption + gap) - gap + margin
     page = Image.new("RGB", (width, height), "#ffffff")
     draw = ImageDraw.Draw(page)
-    title, small = ImageFont.load_default(20), ImageFont.load_default(12)
+    title, small = _font(18), _font(11)
     name = Path(str(dataset.path).rstrip("/")).name
     draw.text((margin, 18), f"{name} / {dataset.split}", fill="#1a1a1a", font=title)
     facts = f"{dataset.rows:,} pictures" + (
@@ -55,6 +56,11 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
         page.save(temporary, "PNG", pnginfo=mark)
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all our figures, which has the letters of most alphabets; Pillow's own has English ones alone."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
 def _spread(dataset: Dataset, count: int) -> list[int]:
     """Rows from a few places of the split; the classes take turns where there are labels."""
     groups = np.unique(np.linspace(0, len(dataset.row_group_sizes) - 1, 4).astype(int))
@@ -79,7 +85,7 @@ def _thumbnail(picture: Image.Image, side: int, size: int | None) -> Image.Image
     return Image.fromarray(evaluation_view(picture, side))
 
 
-def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     while font.getlength(text) > width and len(text) > 2:
         text = text[:-2] + "…"
     return text

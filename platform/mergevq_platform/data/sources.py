@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +15,16 @@ from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.endings import ending
 from mergevq_platform.data.found import Choices, Found, Gathered
 from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of
+from mergevq_platform.data.listing import readable
 from mergevq_platform.data.notes import noted
 from mergevq_platform.data.numbering import Numbered, numbered
 from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.shards import Skipped
-from mergevq_platform.data.summary import SplitCount, Understood
+from mergevq_platform.data.summary import SplitCount, Understood, counted, reason_of
+
+LABELS_ENDINGS = {".csv", ".tsv", ".txt"}
+NO_LABELS = re.compile(r"readme|licen[cs]e|notice|requirements", re.IGNORECASE)
+FEW = 10  # files of one ending, of which one may hold the labels
 
 
 class Item(NamedTuple):
@@ -72,8 +79,8 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
         gathered.left_out.add(item.reason, item.example, item.count)
     if not gathered.found:
         raise InputError(
-            f"{source} holds no images in its {len(contents.archives)} archives ({next(iter(contents.archives))}): "
-            "correct the source"
+            f"{source} holds no images in its {counted(len(contents.archives), 'archive')} ({next(iter(contents.archives))}): "
+            "name a source that does"
         )
     decided = numbered(str(root), gathered, choices)
     if layout == "folders" and not decided.by_folder:
@@ -82,8 +89,24 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
         )
     if not decided.classes and choices.labels is None:
         tables = [name for name in contents.others if ending(name) in {".csv", ".tsv"}]
-        gathered.notes += [("labels", f"none; --labels reads a CSV, {tables[0]} perhaps")] if tables else []
-    return _source(decided, gathered)
+        if tables:
+            likely = min(tables, key=lambda name: "train" not in name.lower())
+            gathered.notes.append(("labels", f"none; --labels reads a CSV, {likely} perhaps"))
+    found = _source(decided, gathered)
+    if choices.labels is None and found.understood is not None:
+        understood = replace(found.understood, perhaps_labels=_perhaps_labels(contents.others))
+        found = replace(found, understood=understood)
+    return found
+
+
+def _perhaps_labels(others: Sequence[str]) -> frozenset[str]:
+    """The reasons, in a summary, of files that lie beside the images and may be labels files: a few, not one an image."""
+    counts = Counter(
+        readable(reason_of(name))
+        for name in others
+        if ending(name) in LABELS_ENDINGS and not NO_LABELS.match(name.rpartition("/")[2])
+    )
+    return frozenset(reason for reason, count in counts.items() if count <= FEW)
 
 
 def read_item(item: Item) -> bytes:
@@ -96,10 +119,10 @@ def read_item(item: Item) -> bytes:
 
 
 def _in_folders(root: Path, images: Sequence[str]) -> Gathered:
-    found = [
-        Found(tuple(name.split("/")[:-1]), name, name, str(root / name), -1, _size(root / name))
-        for name in images
-    ]
+    found = []
+    for file in images:
+        name = readable(file)
+        found.append(Found(tuple(name.split("/")[:-1]), name, name, str(root / file), -1, _size(root / file)))
     return Gathered("class folders", found)
 
 

@@ -18,7 +18,10 @@ SAME_SPLIT = {
     "training": "train",
     "testing": "test",
 }
-NAMED = re.compile(r"(?:partial-)?(train|training|val|valid|validation|dev|eval|test|testing)(?:[-_.].*)?")
+NAMED = re.compile(
+    r"(?:partial-)?(train|training|val|valid|validation|dev|eval|test|testing)(?:[-_.].*)?", re.IGNORECASE
+)
+NUMBERED = re.compile(r"\d+(?:-of-\d+)?")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark call the folder of a null
 
 
@@ -31,8 +34,9 @@ class Place(NamedTuple):
 
 
 def canonical(split: str) -> str:
-    """The one name of a split that has several: val for validation, and the like."""
-    return SAME_SPLIT.get(split, split)
+    """The one name of a split that has several: val for validation or Valid, and the like."""
+    lower = split.lower()
+    return SAME_SPLIT.get(lower, lower if lower in SAME_SPLIT.values() else split)
 
 
 def same_split(one: str, other: str) -> bool:
@@ -60,11 +64,26 @@ def place_of(file: str) -> Place:
             return Place(canonical(match[1]), _without_values(parents[:depth]), True)
     if folder_values(file):
         return Place("train", _without_values(parents), True)
-    return Place(re.split(r"[-_.]\d", path.stem)[0], _without_values(parents), False)
+    # Files that are only numbered, 0000.parquet, are parts of one split, as the folder train/ of a set on the Hub holds them.
+    split = "train" if NUMBERED.fullmatch(path.stem) else re.split(r"[-_.]\d", path.stem)[0]
+    return Place(split, _without_values(parents), False)
+
+
+def shared_name(files: Iterable[str]) -> str | None:
+    """The one name that all files bear where neither they nor their folders name a split; none for other sets."""
+    places = [place_of(file) for file in files]
+    names = {place.split for place in places}
+    return names.pop() if len(names) == 1 and not any(place.known for place in places) else None
 
 
 def files_by_split(name: str, files: Iterable[str]) -> dict[str, list[str]]:
-    """The files of each split. Raises `InputError` where a split lies in several folders: they may hold the same images."""
+    """The files of each split; where no file names one and all share a name, they are `train`.
+
+    Raises `InputError` where a split lies in several folders: they may hold the same images.
+    """
+    files = list(files)
+    if shared_name(files) is not None:
+        return {"train": files}
     found: dict[str, list[str]] = {}
     folders: dict[str, dict[str, None]] = {}
     for file in files:

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from mergevq_platform.data.listing import readable
+
 HIDDEN = "hidden files"
+EMPTY = "empty folders"
 SHOWN_CLASSES = 12
 SHOWN_REASONS = 12
 
@@ -21,6 +24,12 @@ class Unused:
     example: str
 
 
+def reason_of(name: str) -> str:
+    """What is said of a file that is no image by its name."""
+    ending = PurePosixPath(name).suffix.lower()
+    return f"files ending {ending}" if ending else "files without an ending that are no images"
+
+
 class LeftOut:
     """Counts files that are not used, by reason, and keeps the first of each."""
 
@@ -29,13 +38,13 @@ class LeftOut:
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
         """Count a file."""
+        reason, name = readable(reason), readable(name)
         before, example = self._found.get(reason, (0, name))
         self._found[reason] = (before + count, min(example, name))
 
     def by_ending(self, name: str) -> None:
         """Count a file that is no image by its name."""
-        ending = PurePosixPath(name).suffix.lower()
-        self.add(f"files ending {ending}" if ending else "files without an ending that are no images", name)
+        self.add(reason_of(name), name)
 
     def unused(self) -> tuple[Unused, ...]:
         """The counts, most frequent first."""
@@ -44,8 +53,8 @@ class LeftOut:
 
     @property
     def files(self) -> int:
-        """How many were counted; hidden ones are not."""
-        return sum(count for reason, (count, _) in self._found.items() if reason != HIDDEN)
+        """How many were counted; hidden ones and folders are not."""
+        return sum(count for reason, (count, _) in self._found.items() if reason not in (HIDDEN, EMPTY))
 
 
 class SplitCount(NamedTuple):
@@ -65,6 +74,7 @@ class Understood:
     class_images: tuple[int, ...] = ()  # of the first split that has labels; () where nobody counted
     notes: tuple[tuple[str, str], ...] = ()  # (about what, what): where the classes lie, the labels file …
     unused: tuple[Unused, ...] = ()
+    perhaps_labels: frozenset[str] = frozenset()  # of `unused`, the reasons of files that may say the classes
 
     def lines(self) -> list[str]:
         """Lines of text: splits, classes, notes and what was not used."""
@@ -76,7 +86,9 @@ class Understood:
 
     def said(self) -> list[str]:
         """Of these lines, the ones that nothing but the source can tell."""
-        return [f"  {about:<9} {what}" for about, what in self.notes] + unused_lines(self.unused)
+        return [f"  {about:<9} {what}" for about, what in self.notes] + unused_lines(
+            self.unused, self.perhaps_labels
+        )
 
     def to_tree(self) -> dict[str, Any]:
         """JSON of what a manifest keeps."""
@@ -96,10 +108,11 @@ class Understood:
         )
 
 
-def unused_lines(unused: Sequence[Unused]) -> list[str]:
-    """A line for each reason."""
+def unused_lines(unused: Sequence[Unused], perhaps_labels: frozenset[str] = frozenset()) -> list[str]:
+    """A line for each reason; those of `perhaps_labels` say how such a file is read."""
     lines = [
         f"  not used  {item.reason}: {item.count:,} ({item.example}{', …' if item.count > 1 else ''})"
+        + (" (a labels file? --labels NAME reads it)" if item.reason in perhaps_labels else "")
         for item in unused[:SHOWN_REASONS]
     ]
     rest = sum(item.count for item in unused[SHOWN_REASONS:])

@@ -18,11 +18,13 @@ from typing import IO, cast
 import pyarrow as pa
 
 from mergevq.errors import InputError
+from mergevq_platform.data.listing import is_hidden
 from mergevq_platform.data.shards import whole_file
 
 ARCHIVE_ENDINGS = frozenset(
     {".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 )
+_SEARCHED = 1024 * tarfile.BLOCKSIZE
 UNREADABLE = {"7z", "rar"}
 _FIRST_BYTES = {
     b"\x1f\x8b": "gzip",
@@ -41,12 +43,13 @@ class NotWhole(ValueError):
     """An archive that ends early or is damaged; the message is the reason."""
 
 
-def archive_kind(stream: IO[bytes]) -> str | None:
+def archive_kind(stream: IO[bytes], *, named: bool = True) -> str | None:
     """What the bytes of a file are, whatever it is called: "tar", "gzip", "bzip2", "xz", "zstd" (of a tar), "zip", "7z",
-    "rar"; None for anything else. The stream's place is moved."""
+    "rar"; None for anything else, and for nothing but zeros, an empty tar, where it is not `named` so. The stream's place is
+    moved."""
     start = stream.tell()
     first = stream.read(tarfile.BLOCKSIZE)
-    if _is_tar_header(first):
+    if _is_tar_header(first) and (named or any(first)):
         return "tar"
     kind = next((kind for magic, kind in _FIRST_BYTES.items() if first.startswith(magic)), None)
     if kind in (None, "zip", *UNREADABLE):
@@ -103,8 +106,8 @@ def _tar_of_zip(source: IO[bytes], target: IO[bytes], name: str) -> None:
         for entry in packed.infolist():
             if entry.flag_bits & 1:
                 raise InputError(f"{name} is encrypted ({entry.filename}): unpack it first")
-            member = tarfile.TarInfo(entry.filename)
-            if entry.is_dir():
+            member = tarfile.TarInfo(_with_slashes(entry))
+            if member.name.endswith("/"):  # a folder
                 continue
             if stat.S_ISLNK(entry.external_attr >> 16):
                 member.type, member.linkname = tarfile.SYMTYPE, "?"
@@ -118,6 +121,24 @@ def _tar_of_zip(source: IO[bytes], target: IO[bytes], name: str) -> None:
                 raise InputError(
                     f"{name}: {entry.filename} cannot be unzipped ({error}): unpack it first"
                 ) from None
+
+
+def _with_slashes(entry: zipfile.ZipInfo) -> str:
+    """The name of a member with `/` between folders: some programs of Windows write its own separator."""
+    windows = entry.create_system == 0 and "/" not in entry.filename
+    return entry.filename.replace("\\", "/") if windows else entry.filename
+
+
+def next_header(stream: IO[bytes], start: int, end: int) -> int | None:
+    """Where another tar begins behind the end marks of one, which begin at `start`; None where nothing of the kind follows."""
+    stream.seek(start)
+    for place in range(start, end, _SEARCHED):
+        piece = stream.read(min(_SEARCHED, end - place))
+        if rest := piece.lstrip(b"\0"):
+            found = (len(piece) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            block = piece[found : found + tarfile.BLOCKSIZE]
+            return place + found if len(block) == tarfile.BLOCKSIZE and _is_tar_header(block) else None
+    return None
 
 
 def _is_tar_header(block: bytes) -> bool:
@@ -139,7 +160,7 @@ def holds_images_or_archives(path: Path, kind: str, named: frozenset[str]) -> bo
         with path.open("rb") as stream:
             if kind == "zip":
                 with zipfile.ZipFile(stream) as packed:
-                    return any(_wanted(name, named) for name in packed.namelist())
+                    return any(_wanted(_with_slashes(entry), named) for entry in packed.infolist())
             with tarfile.open(
                 fileobj=cast(io.BufferedReader, decompressed(stream, kind)),
                 mode="r:" if kind == "tar" else "r|",
@@ -153,4 +174,4 @@ def holds_images_or_archives(path: Path, kind: str, named: frozenset[str]) -> bo
 
 def _wanted(name: str, named: frozenset[str]) -> bool:
     path = Path(name)
-    return path.suffix.lower() in named and not path.name.startswith(".") and "__MACOSX" not in path.parts
+    return path.suffix.lower() in named and not any(part != ".." and is_hidden(part) for part in path.parts)

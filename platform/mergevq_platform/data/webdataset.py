@@ -9,11 +9,13 @@ from pathlib import PurePosixPath
 
 from mergevq.errors import InputError
 from mergevq_platform.data.archives import Member
+from mergevq_platform.data.columns import NO_LABELS
 from mergevq_platform.data.found import Found, Gathered
-from mergevq_platform.data.labels_file import LABEL_NAMES, same_name
+from mergevq_platform.data.image_names import same_name
+from mergevq_platform.data.labels_file import LABEL_NAMES
 
 BESIDE_IMAGES = {"cls", "json", "txt", "text", "caption", "npy", "npz", "pth", "pt", "pyd"}
-_WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
 
 Sample = dict[str, Member]  # by field
 
@@ -38,11 +40,15 @@ def says_webdataset(members: Iterable[Member]) -> bool:
 
 
 def samples(members: Sequence[Member]) -> Iterator[tuple[str, Sample]]:
-    """The samples of an archive with their keys. Raises `InputError` where two members have one name."""
+    """The samples of an archive with their keys. Raises `InputError` where two members are one field of a sample."""
     found: dict[str, Sample] = {}
     for member in members:
         key, field = key_and_field(member.name)
-        found.setdefault(key, {})[field] = member
+        other = found.setdefault(key, {}).setdefault(field, member)
+        if other is not member and (member.image or field.rpartition(".")[2] in ("cls", "json")):
+            raise InputError(
+                f"{other.whole_name} and {member.whole_name} are both '.{field}' of one sample: keep one of them"
+            )
     yield from found.items()
 
 
@@ -98,11 +104,15 @@ def _image(key: str, images: Sample) -> Member:
 
 
 def _class(sample: Sample, column: str | None) -> str | None:
+    if column == NO_LABELS:
+        return None
     if column in (None, "cls"):
         member = next((m for field, m in sample.items() if field.rpartition(".")[2] == "cls"), None)
         return _text(member.read(), member) if member else None
     member = next((m for field, m in sample.items() if field.rpartition(".")[2] == "json"), None)
     value = _json(member).get(column) if member else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return None if value is None or value < 0 else str(value)
     if isinstance(value, str):
@@ -119,8 +129,8 @@ def _text(data: bytes, member: Member) -> str | None:
 
 
 def _not_negative(text: str) -> str | None:
-    if _WHOLE_NUMBER.fullmatch(text):
-        return str(int(text)) if int(text) >= 0 else None
+    if match := _WHOLE_NUMBER.fullmatch(text):
+        return str(int(match[1])) if int(match[1]) >= 0 else None
     return text or None
 
 

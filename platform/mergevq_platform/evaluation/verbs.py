@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -57,7 +56,7 @@ from mergevq_platform.recipe import (
 )
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, check_target, register_model
-from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import last_line
@@ -106,7 +105,7 @@ def evaluate(
     show(curve, files)
     if track and (journal := found.journal(home)):
         recorder = LocalRecorder.around(journal, store)
-        with contextlib.closing(recorder):
+        with until_recorded(recorder):
             record(curve, files, recorder)
         name = found.run.name if found.run else str(journal.run_dir)
         print(last_line(recorder, settings.experiment, sync=name))

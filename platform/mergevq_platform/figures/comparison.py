@@ -186,6 +186,17 @@ def judged_notes(curve: Judged) -> list[str]:
     return said
 
 
+def common_notes(entries: Sequence[Entry]) -> list[str]:
+    """The notes of a comparison: the first curve's, with the weights of all."""
+    first = entries[0].curve
+    said = judged_notes(first)
+    if isinstance(first, Curve):
+        weights = list(dict.fromkeys(e.curve.weights() for e in entries if isinstance(e.curve, Curve)))
+        every = " and ".join(weights) if len(weights) < 4 else f"weights of {len(weights)} different steps"
+        said[0] = said[0].replace(first.weights(), every)
+    return said
+
+
 def overlay_figure(entries: Sequence[Entry], title: str, families: str = "") -> Figure:
     """Fréchet distance (left) and gain (right) over kept tokens or scales, one line per label, bars over seeds.
 
@@ -324,7 +335,7 @@ def comparison_html(entries: Sequence[Entry], title: str) -> str:
             hoverinfo="skip",
         )
     )
-    said = "<br>".join(escape(line) for note in judged_notes(curve) for line in textwrap.wrap(note, 150))
+    said = "<br>".join(escape(line) for note in common_notes(entries) for line in textwrap.wrap(note, 150))
     figure.update_layout(
         template="plotly_white",
         title={"text": f"<b>{escape(title)}</b>", "subtitle": {"text": said}},
@@ -367,9 +378,7 @@ def _framed(
     entries: Sequence[Entry], title: str, families: str, panels: int
 ) -> tuple[Figure, list[Axes], list[Any]]:
     said = [
-        line
-        for note in judged_notes(entries[0].curve)
-        for line in textwrap.wrap(note, 118, break_on_hyphens=False)
+        line for note in common_notes(entries) for line in textwrap.wrap(note, 118, break_on_hyphens=False)
     ]
     head = textwrap.wrap(title, 78)
     groups = list(dict.fromkeys(entry.group for entry in entries))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from mergevq_platform.generator_report import NAMES, GeneratorReport
 from mergevq_platform.pool import answers
 from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.tables import table_console
-from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
 from mergevq_platform.tracking.records import SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import last_line
@@ -88,7 +87,7 @@ def evaluate(
     show(report, files)
     if track and (journal := found.journal(home)):
         recorder = LocalRecorder.around(journal, store)
-        with contextlib.closing(recorder):
+        with until_recorded(recorder):
             record(report, files, recorder, recipe)
         name = found.run.name if found.run else str(journal.run_dir)
         print(last_line(recorder, recipe.experiment, sync=name))

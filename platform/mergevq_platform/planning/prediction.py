@@ -70,6 +70,9 @@ def predict(
     Batches are dealt as training deals them; a step takes as long as the worker with most pictures in each pass. Raises
     `InputError` where training would refuse so many workers.
     """
+    for option, value in (("--nodes", nodes), ("--gpus", gpus)):
+        if value < 1:
+            raise InputError(f"{option} {value}: it must be at least 1")
     workers = nodes * gpus
     if workers > recipe.global_batch:
         raise InputError(

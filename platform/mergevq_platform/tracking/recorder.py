@@ -6,8 +6,9 @@ build it where it runs; workers of a run report to that one actor and never talk
 
 from __future__ import annotations
 
+import contextlib
 import getpass
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,6 +133,18 @@ class LocalRecorder:
             self.report = self._writer.close(timeout_seconds) if self._writer else None
             self.journal.close()
         return self.report
+
+
+@contextlib.contextmanager
+def until_recorded(recorder: LocalRecorder) -> Iterator[None]:
+    """Close `recorder` at the end. A run that is an evaluation alone has then ended; that of a training stays as it is."""
+    alone = recorder.identity.kind == "evaluation"
+    try:
+        yield
+    except BaseException:
+        recorder.close("FAILED" if alone else None)
+        raise
+    recorder.close("FINISHED" if alone else None)
 
 
 def current_user() -> str | None:
