@@ -115,12 +115,20 @@ def test_transparent_images_are_judged_on_white(tmp_path: Path) -> None:
         (np.arange(12) / 2, r"float64 \(12,\)"),
         (np.full(12, np.nan), r"float64 \(12,\)"),
         (np.arange(12) - 3, "holds -3"),
+        (np.arange(12) * 10**9, "holds 11000000000"),
     ],
 )
 def test_labels_of_an_npz_must_be_class_numbers(tmp_path: Path, labels: np.ndarray, found: str) -> None:
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros((12, 16, 16, 3), np.uint8), arr_1=labels)
     with pytest.raises(InputError, match=rf"arr_1 of .*samples\.npz .*{found}.*class numbers \(12,\)"):
         open_pictures(str(tmp_path / "samples.npz"), 8)
+
+
+def test_an_npz_of_python_objects_is_refused_without_advice_to_load_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "samples.npz", arr_0=np.array([{"image": 1}], dtype=object))
+    with pytest.raises(InputError, match="it holds Python objects") as refused:
+        open_pictures(str(tmp_path / "samples.npz"), 8)
+    assert "pickle" not in str(refused.value)
 
 
 def test_files_of_other_kinds_are_refused_by_what_they_hold(

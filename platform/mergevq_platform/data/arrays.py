@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mergevq.errors import InputError
+from mergevq_platform.data.label_values import MOST_CLASSES
 from mergevq_platform.data.stream import Batch
 
 SAMPLES = "arr_0 (N, S, S, 3) uint8, and class numbers arr_1 (N,) if there are some"
@@ -67,7 +68,11 @@ def _read(file: str | Path, option: str) -> tuple[np.ndarray, np.ndarray | None]
             return arrays["arr_0"], arrays["arr_1"] if "arr_1" in arrays.files else None
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except ValueError as error:
+        # NumPy's own text of pickled arrays says how to load them unsafely.
+        reason = "it holds Python objects" if "allow_pickle" in str(error) else error
+        raise InputError(f"{option}: {file} is no npz with pictures in arr_0 ({reason})") from None
+    except (OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise InputError(f"{option}: {file} is no npz with pictures in arr_0 ({error})") from None
 
 
@@ -85,7 +90,9 @@ def _check_labels(file: str | Path, labels: np.ndarray, images: int, option: str
         raise InputError(
             f"{option}: arr_1 of {file} is {found}: it must be class numbers ({images},), whole and from 0"
         )
-    if labels.min() < 0:
-        raise InputError(
-            f"{option}: arr_1 of {file} holds {labels.min()}: it must be class numbers ({images},), whole and from 0"
-        )
+    for worst in (labels.min(), labels.max()):
+        if not 0 <= worst < MOST_CLASSES:
+            raise InputError(
+                f"{option}: arr_1 of {file} holds {worst}: it must be class numbers ({images},), whole, from 0 and below "
+                f"{MOST_CLASSES:,}"
+            )
