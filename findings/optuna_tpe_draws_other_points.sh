@@ -20,12 +20,12 @@ for name, settings in (("defaults", {}), ("independent", {"multivariate": False}
     points[name] = [round(trial.params["a"], 9) for trial in study.trials]
 json.dump({"version": optuna.__version__, **points}, sys.stdout)
 PY
-for version in 4.9.0 5.0.0; do
-    python3 -m venv "$place/$version"
-    "$place/$version/bin/pip" install --quiet "optuna==$version" numpy
-    "$place/$version/bin/python" "$place/ask.py" >"$place/$version.json"
+for package in optuna==4.9.0 optuna==5.0.0; do
+    python3 -m venv "$place/$package"
+    "$place/$package/bin/pip" install --quiet "$package" numpy
+    "$place/$package/bin/python" "$place/ask.py" >"$place/$package.json"
 done
-python3 - "$place"/4.9.0.json "$place"/5.0.0.json <<'PY'
+python3 - "$place"/optuna==4.9.0.json "$place"/optuna==5.0.0.json <<'PY'
 import json
 import sys
 

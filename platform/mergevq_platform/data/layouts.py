@@ -168,9 +168,11 @@ def _holders(found: Contents) -> dict[str, tuple[str, str]]:
     filled = readable if alone else [name for name in readable if found.in_archive(name) == WITH_IMAGES]
     if filled:
         holders["archives"] = (f"{counted(len(filled), 'archive')} with images", filled[0])
-    with_images = [name for name in found.parquet if found.parquet_holds(name)]
-    if with_images or (found.parquet and not holders):
-        first = (with_images or found.parquet)[0]
+    # The first that holds some will do: a set may have thousands of files, and every training asks.
+    first = next((name for name in found.parquet if found.parquet_holds(name)), None)
+    if first is None and not holders:
+        first = next(iter(found.parquet), None)
+    if first is not None:
         holders["parquet"] = (f"{counted(len(found.parquet), 'Parquet file')} with images", first)
     return holders
 

@@ -27,6 +27,7 @@ from mergevq_platform.tracking.store import Store, import_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 SCHEME = "models:/"
 LOADER = "mergevq_platform.tracking.serving"
@@ -108,33 +109,35 @@ def register_model(
     """
     check_target(name, alias)
     with store.asked() as client:
-        return _registered(
-            client,
-            run,
-            directory,
-            name=name,
-            alias=alias,
-            step=step,
-            image_size=image_size,
-            curve=curve,
-            dataset=dataset,
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        model = _uploaded(client, run, directory, name=name, step=step, image_size=image_size)
+        about = {"dataset_name": dataset[0], "dataset_digest": dataset[1]} if dataset else {}
+        measured = [
+            Metric(f"model/{key}", value, now_ms(), kept, model_id=model.model_id, run_id=run.run_id, **about)
+            for key, points in curve.items()
+            for kept, value in points.items()
+        ]
+        for start in range(0, len(measured), 1000):
+            client.log_batch(run.run_id, metrics=measured[start : start + 1000])
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        # Not `models:/ID`: MLflow would look that up in the store of its environment, which may be another.
+        version = client.create_model_version(
+            name, model.artifact_location, run_id=run.run_id, tags={MODEL_TAG: model.model_id}
         )
+        client.set_logged_model_tags(
+            model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}
+        )
+        client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=step or 0)])
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version.version)
+    return Registered(name, str(version.version), alias, model.model_id)
 
 
-def _registered(
-    client: MlflowClient,
-    run: TrackedRun,
-    directory: Path,
-    *,
-    name: str,
-    alias: str | None,
-    step: int | None,
-    image_size: int,
-    curve: Mapping[str, Mapping[int, float]],
-    dataset: tuple[str, str] | None,
-) -> Registered:
-    from mlflow.entities import LoggedModelOutput, Metric
-
+def _uploaded(
+    client: MlflowClient, run: TrackedRun, directory: Path, *, name: str, step: int | None, image_size: int
+) -> LoggedModel:
     with tempfile.TemporaryDirectory(prefix="mergevq-model-") as temporary:
         model = client.create_logged_model(
             run.experiment_id,
@@ -152,27 +155,7 @@ def _registered(
             client.finalize_logged_model(model.model_id, "FAILED")
             raise
         client.finalize_logged_model(model.model_id, "READY")
-    about = {"dataset_name": dataset[0], "dataset_digest": dataset[1]} if dataset else {}
-    measured = [
-        Metric(f"model/{key}", value, now_ms(), kept, model_id=model.model_id, run_id=run.run_id, **about)
-        for key, points in curve.items()
-        for kept, value in points.items()
-    ]
-    for start in range(0, len(measured), 1000):
-        client.log_batch(run.run_id, metrics=measured[start : start + 1000])
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    # Not `models:/ID`: MLflow would look that up in the store of its environment, which may be another.
-    version = client.create_model_version(
-        name, model.artifact_location, run_id=run.run_id, tags={MODEL_TAG: model.model_id}
-    )
-    client.set_logged_model_tags(
-        model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version.version}])}
-    )
-    client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=step or 0)])
-    if alias is not None:
-        client.set_registered_model_alias(name, alias, version.version)
-    return Registered(name, str(version.version), alias, model.model_id)
+    return model
 
 
 def fetch_model(store: Store, uri: str, folder: Path) -> Fetched:
