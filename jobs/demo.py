@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from mergevq_platform import cli
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import places
 
 TEACHER = "shapes_teacher"  # a recipe, and the run that the demo's own recipe looks for
 

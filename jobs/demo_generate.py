@@ -10,9 +10,9 @@ from pathlib import Path
 
 from demo import verb
 
-from mergevq_platform import checkpoints
 from mergevq_platform.generation import GeneratorReport
-from mergevq_platform.places import places
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.settings import places
 
 KEEPS = ("36", "64")  # of the generators' recipes
 

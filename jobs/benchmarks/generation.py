@@ -167,7 +167,7 @@ def _repeating(batch: int, cells: int, keep: int) -> Tensor:
 
 def _scripted(generator: Any, guidance: Any) -> Any:
     """Draws as always, and then takes the code of a script, which comes in the place of the random numbers."""
-    from mergevq.generation.guided import Drawing
+    from mergevq.generation.cfg import Drawing
 
     @dataclass(frozen=True)
     class Scripted(Drawing):

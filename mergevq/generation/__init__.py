@@ -8,14 +8,13 @@ from mergevq.generation.config import (
     RasterConfig,
     TransformerConfig,
 )
-from mergevq.generation.decode import Generated
-from mergevq.generation.generator import Generator, build_generator
 from mergevq.generation.guidance import GuidanceConfig
+from mergevq.generation.model import Generator, build_generator
 from mergevq.generation.presets import generator_preset, list_generators
 from mergevq.generation.random_order import arccos_schedule
+from mergevq.generation.sample import Generated
 from mergevq.generation.sampling import SamplingConfig
-from mergevq.generation.training import GeneratorTraining
-from mergevq.generation.weights import (
+from mergevq.generation.serialization import (
     load_generator,
     parse_generator,
     read_generator_config,
@@ -26,7 +25,6 @@ __all__ = [
     "Generated",
     "Generator",
     "GeneratorConfig",
-    "GeneratorTraining",
     "GeneratorTrainingConfig",
     "GuidanceConfig",
     "MergeARConfig",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mergevq.errors import InputError
+from mergevq.generation.cfg import Drawing
 from mergevq.generation.graphs import Graphs
 from mergevq.generation.guidance import guided_steps
-from mergevq.generation.guided import Drawing
 
 if TYPE_CHECKING:
-    from mergevq.generation.generator import Generator
+    from mergevq.generation.model import Generator
 
 
 def arccos_schedule(tokens: int, steps: int) -> list[int]:

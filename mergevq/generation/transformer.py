@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergevq.generation.cache import KVCache, Memory
 from mergevq.generation.config import TransformerConfig
-from mergevq.generation.linear import Linear
+from mergevq.generation.kv_cache import KVCache, Memory
+from mergevq.generation.packed_linear import Linear
 from mergevq.generation.rotary import rotate
 
 

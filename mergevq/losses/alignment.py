@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergevq.classifier import accuracy, classification_loss
 from mergevq.config import config
-from mergevq.frozen import TimmNetwork
+from mergevq.pretrained import TimmNetwork
+from mergevq.training.classifier import accuracy, classification_loss
 
 Matching = Literal["kl", "mse", "cosine"]
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergevq.classifier import StandInClassifier, load_classifier
 from mergevq.config import config
 from mergevq.errors import InputError
-from mergevq.frozen import Frozen, Renormalise, TimmNetwork, timm_network
+from mergevq.pretrained import Frozen, Renormalise, TimmNetwork, timm_network
+from mergevq.training.classifier import StandInClassifier, load_classifier
 from mergevq.weights_file import load_strictly, read_weights
 
 

@@ -179,7 +179,7 @@ class TimmExtractor(Extractor):
     def __init__(self, settings: TimmFeatures, *, key: str) -> None:
         super().__init__()
         # timm takes seconds to import and only this extractor needs it.
-        from mergevq.frozen import Renormalise, TimmNetwork, timm_network
+        from mergevq.pretrained import Renormalise, TimmNetwork, timm_network
 
         network = parse(
             TimmNetwork,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mergevq.config import config
-from mergevq.frozen import Frozen
 from mergevq.losses.perceptual import Lpips, LpipsPerceptual
 from mergevq.metrics.pixels import to_uint8
+from mergevq.pretrained import Frozen
 from mergevq.weights_file import file_sha256
 
 # Of torchvision's `vgg16-397923af.pth`, by PyTorch's rule for names of weight files, and of the lpips package's `vgg.pth`.

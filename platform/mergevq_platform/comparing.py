@@ -27,7 +27,7 @@ from mergevq_platform.figures.comparison import (
 )
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.pareto import front
-from mergevq_platform.runs import Run
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tables import table_console
 
 

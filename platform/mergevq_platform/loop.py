@@ -22,20 +22,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mergevq import schedules
-from mergevq.classifier import ClassifierTraining, StandInClassifier
 from mergevq.ema import Ema
 from mergevq.errors import InputError
-from mergevq.finetune import FineTuneTraining
-from mergevq.generation import GeneratorTraining, build_generator
+from mergevq.generation import build_generator
 from mergevq.initialisation import select_weights
 from mergevq.layers import compute_again
-from mergevq.probe_training import ProbeTraining
-from mergevq.recovery_training import RecoveryTraining
 from mergevq.tokenizer import MergeVQ
-from mergevq.train_step import build_training
-from mergevq.training import Output, Training
-from mergevq_platform import checkpoints
-from mergevq_platform.checkpoints import TrainingState
+from mergevq.training.classifier import ClassifierTraining, StandInClassifier
+from mergevq.training.finetune import FineTuneTraining
+from mergevq.training.generator import GeneratorTraining
+from mergevq.training.probe import ProbeTraining
+from mergevq.training.protocol import Output, Training
+from mergevq.training.recovery import RecoveryTraining
+from mergevq.training.tokenizer import build_training
 from mergevq_platform.data import Dataset, open_dataset
 from mergevq_platform.evaluable import require_evaluable
 from mergevq_platform.feeding import (
@@ -60,6 +59,8 @@ from mergevq_platform.recipe import (
     TokenizerTask,
 )
 from mergevq_platform.recovering import starting_tokenizer, writing_generator
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.checkpoints import TrainingState
 from mergevq_platform.tracking.system import SystemSampler
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

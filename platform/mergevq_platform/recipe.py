@@ -16,10 +16,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from mergevq.classifier import StandInConfig
 from mergevq.config import Tree, config, flattened, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
-from mergevq.finetune import FineTuneConfig
 from mergevq.generation import (
     GeneratorConfig,
     GeneratorTrainingConfig,
@@ -33,16 +31,18 @@ from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.metrics import FeaturesConfig, RandomFeatures
 from mergevq.metrics.lpips import LpipsFiles
 from mergevq.presets import preset
-from mergevq.probe_training import ProbeTrainingConfig
-from mergevq.recovery_training import RecoveryTrainingConfig
 from mergevq.schedules import Schedule
 from mergevq.text_files import read_text
 from mergevq.tokenizer import TokenizerConfig
-from mergevq_platform import naming
-from mergevq_platform.credentials import keys_with_credentials
+from mergevq.training.classifier import StandInConfig
+from mergevq.training.finetune import FineTuneConfig
+from mergevq.training.probe import ProbeTrainingConfig
+from mergevq.training.recovery import RecoveryTrainingConfig
 from mergevq_platform.data import Deal, Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
-from mergevq_platform.places import places
+from mergevq_platform.storage import naming
+from mergevq_platform.storage.credentials import keys_with_credentials
+from mergevq_platform.storage.settings import places
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mergevq_platform import bandwidth, planning, recipe, trainer
-from mergevq_platform.planning import Links
+from mergevq_platform import recipe
+from mergevq_platform.distributed import trainer
+from mergevq_platform.operations import bandwidth, planning
+from mergevq_platform.operations.planning import Links
 from mergevq_platform.tracking.records import read_metrics
 
 TOLERANCE = 1.6  # factor, either way: the machine is shared, and a step of this size is mostly Python

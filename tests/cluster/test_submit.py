@@ -20,9 +20,9 @@ import pytest
 import torch
 import yaml
 
-from mergevq_platform import checkpoints
-from mergevq_platform.runs import Run
-from mergevq_platform.submission import Cluster, follow, list_jobs, require
+from mergevq_platform.operations.submission import Cluster, follow, list_jobs, require
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run
 from mergevq_platform.tracking.store import Store
 

@@ -12,9 +12,9 @@ from mergevq.generation import (
     GuidanceConfig,
     SamplingConfig,
     build_generator,
+    cache_layout,
     generator_preset,
     graphs,
-    layout,
     parse_generator,
 )
 from random_generators import random_generator
@@ -51,7 +51,9 @@ def test_greedy_decoding_equals_the_teacher_forced_forward(kind: str, dtype: tor
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_wait_for_the_device_nowhere(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LOOK_EVERY", {"cuda": 10**9})  # MergeAR's looks at how full its cache is
+    monkeypatch.setattr(
+        cache_layout, "LOOK_EVERY", {"cuda": 10**9}
+    )  # MergeAR's looks at how full its cache is
     options = {"guidance": GuidanceConfig(scale=2.0), "sampling": SamplingConfig(top_k=5, top_p=0.9)}
     waits = []
     for cells in (16, 64):

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from mergevq.classifier import StandInClassifier, StandInConfig, save_classifier
 from mergevq.config import config, parse
 from mergevq.errors import InputError
 from mergevq.losses.perceptual import (
@@ -15,6 +14,7 @@ from mergevq.losses.perceptual import (
     TimmPerceptual,
     perceptual_distance,
 )
+from mergevq.training.classifier import StandInClassifier, StandInConfig, save_classifier
 
 WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
 TORCHVISION_INDICES = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import mergevq
-from mergevq.classifier import (
+from mergevq.config import parse
+from mergevq.errors import InputError
+from mergevq.losses.alignment import StandInAlignment, TimmAlignment
+from mergevq.pretrained import TimmNetwork, timm_network
+from mergevq.teachers.teacher import StandInTeacher, TimmTeacher
+from mergevq.training.classifier import (
     ClassifierTraining,
     StandInClassifier,
     StandInConfig,
@@ -17,12 +22,7 @@ from mergevq.classifier import (
     load_classifier,
     save_classifier,
 )
-from mergevq.config import parse
-from mergevq.errors import InputError
-from mergevq.frozen import TimmNetwork, timm_network
-from mergevq.losses.alignment import StandInAlignment, TimmAlignment
-from mergevq.teacher import StandInTeacher, TimmTeacher
-from mergevq.train_step import build_training
+from mergevq.training.tokenizer import build_training
 from mergevq.weights_file import read_weights
 
 

@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mergevq
-from mergevq.classifier import StandInClassifier, StandInConfig, save_classifier
 from mergevq.config import merged, parse
 from mergevq.errors import InputError
 from mergevq.keep import reachable
 from mergevq.losses.config import Annealing
-from mergevq.train_step import TokenizerTrainingConfig, build_training, loss_preset
+from mergevq.training.classifier import StandInClassifier, StandInConfig, save_classifier
+from mergevq.training.tokenizer import TokenizerTrainingConfig, build_training, loss_preset
 
 SMALL_GAN = {"kind": "patch", "discriminator": {"channels": 8, "num_layers": 2}}
 NAMES = {"reconstruction", "commitment", "sample_entropy", "codebook_entropy", "entropy_weight", "total"}

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.frozen import TimmNetwork, timm_network
 from mergevq.losses.perceptual import LpipsPerceptual, perceptual_distance
 from mergevq.metrics import InceptionFeatures, TimmFeatures, extractor
 from mergevq.official import read_state
+from mergevq.pretrained import TimmNetwork, timm_network
 from mergevq.weights_file import read_weights, without_wrappers
 
 STATE = {

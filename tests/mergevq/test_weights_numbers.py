@@ -15,8 +15,8 @@ from torch import Tensor
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.frozen import TimmNetwork, timm_network
 from mergevq.initialisation import select_weights
+from mergevq.pretrained import TimmNetwork, timm_network
 from mergevq.weights_file import read_weights
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 
 
 def written(folder: Path, step: int, content: bytes = b"weights") -> Path:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from mergevq_platform import recipe
-from mergevq_platform.bandwidth import MESSAGE_BYTES, AllReduce
-from mergevq_platform.doctor import judging, node, summary
-from mergevq_platform.doctor.judging import Finding
-from mergevq_platform.doctor.node import Answer, Question
-from mergevq_platform.doctor.visit import ThisMachine, _skews
+from mergevq_platform.operations.bandwidth import MESSAGE_BYTES, AllReduce
+from mergevq_platform.operations.doctor import judging, node, summary
+from mergevq_platform.operations.doctor.judging import Finding
+from mergevq_platform.operations.doctor.node import Answer, Question
+from mergevq_platform.operations.doctor.visit import ThisMachine, _skews
 
 GIB = 2**30
 GOOD = Answer(

@@ -14,10 +14,11 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, cli, evaluation, loop
-from mergevq_platform.local import LocalHost
+from mergevq_platform import cli, evaluation, loop
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import Recipe, resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import fetch_model
 from mergevq_platform.tracking.serving import ServedTokenizer

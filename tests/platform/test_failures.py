@@ -7,7 +7,7 @@ import ray.exceptions
 from ray.train import WorkerGroupError
 
 from mergevq.errors import InputError
-from mergevq_platform.failures import one_line, ran_out_of_memory, root_cause
+from mergevq_platform.distributed.failures import one_line, ran_out_of_memory, root_cause
 
 PEER = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711")
 MEMORY = RuntimeError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mergevq_platform.heartbeat import Beat, Heart, Ward, _kill
+from mergevq_platform.distributed.heartbeat import Beat, Heart, Ward, _kill
 
 BEAT = Beat(
     rank=0,

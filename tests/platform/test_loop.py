@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, loop
-from mergevq_platform.local import LocalHost
+from mergevq_platform import loop
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.storage import checkpoints
 
 
 @pytest.fixture(autouse=True)

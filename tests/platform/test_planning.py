@@ -18,10 +18,18 @@ from hypothesis import strategies as st
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.generation import build_generator
-from mergevq_platform import cli, local, loop, planning, recipe
+from mergevq_platform import cli, loop, recipe
 from mergevq_platform.data import Deal, open_dataset
-from mergevq_platform.planning.measuring import Measured, saved_for_backward
-from mergevq_platform.planning.prediction import Links, all_reduce_seconds, efficiency, predict, scaling
+from mergevq_platform.distributed import local
+from mergevq_platform.operations import planning
+from mergevq_platform.operations.planning.measuring import Measured, saved_for_backward
+from mergevq_platform.operations.planning.prediction import (
+    Links,
+    all_reduce_seconds,
+    efficiency,
+    predict,
+    scaling,
+)
 
 LINKS = Links(within_gbps=20, between_gbps=10, latency_seconds=0)
 STEP = Measured(

@@ -10,7 +10,7 @@ import yaml
 
 from mergevq.errors import InputError
 from mergevq_platform import cli, evaluation
-from mergevq_platform.submission import read_verb
+from mergevq_platform.operations.submission import read_verb
 from mergevq_platform.tracking.models import check_target, parse_target
 
 BAD_ALIASES = ["v2", "V10", "latest", "Latest", "a.b", "", "a b", "a/b", "x" * 256, "é", "a\n"]

@@ -20,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergevq.errors import InputError
-from mergevq_platform import cluster, recipe
+from mergevq_platform import recipe
 from mergevq_platform.comparing import entries_of
-from mergevq_platform.credentials import holds_credentials, without_credentials
 from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode
-from mergevq_platform.failures import one_line
-from mergevq_platform.runs import Run, tags
+from mergevq_platform.distributed import cluster
+from mergevq_platform.distributed.failures import one_line
+from mergevq_platform.storage.credentials import holds_credentials, without_credentials
+from mergevq_platform.storage.runs import Run, tags
 from mergevq_platform.sweeps import driver
 
 ROOT = Path(__file__).parents[2]

@@ -19,11 +19,11 @@ from packaging.requirements import Requirement
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
-from mergevq_platform.proxies import spare_loopback
-from mergevq_platform.submission import packages, read_verb, staging
-from mergevq_platform.submission.client import Cluster, tokens
-from mergevq_platform.submission.packages import Facts, compare
-from mergevq_platform.submission.submit import Verb, _environment, _name
+from mergevq_platform.operations.submission import packages, read_verb, staging
+from mergevq_platform.operations.submission.client import Cluster, tokens
+from mergevq_platform.operations.submission.packages import Facts, compare
+from mergevq_platform.operations.submission.submit import Verb, _environment, _name
+from mergevq_platform.tracking.proxies import spare_loopback
 
 ROOT = Path(__file__).parents[2]
 

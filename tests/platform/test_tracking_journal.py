@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergevq.errors import InputError
-from mergevq_platform.places import default_home, places
+from mergevq_platform.storage.settings import default_home, places
 from mergevq_platform.tracking.curve import append_curve, curve_records, open_for_curve, read_curve
 from mergevq_platform.tracking.journal import Held, Journal
 from mergevq_platform.tracking.links import artifact_link, curve_link

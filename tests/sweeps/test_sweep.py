@@ -20,8 +20,8 @@ from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform import recipe as recipes
 from mergevq_platform.comparing import compare
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.generator_report import GeneratorReport
-from mergevq_platform.local import LocalHost
 from mergevq_platform.sweeps import (
     EarlyStopping,
     Grid,

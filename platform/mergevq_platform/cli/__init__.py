@@ -23,7 +23,7 @@ from mergevq_platform.cli import (
     sweeps,
     training,
 )
-from mergevq_platform.failures import INTERRUPTED, one_line, root_cause
+from mergevq_platform.distributed.failures import INTERRUPTED, one_line, root_cause
 
 # What a user can put right, by a message of ours or by the name of the file that the system's own gives.
 FAULTS_OF_PLACES = (InputError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)

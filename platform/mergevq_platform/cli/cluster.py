@@ -9,7 +9,7 @@ from typing import Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import places
 
 
 def add(verbs: Any) -> None:
@@ -76,7 +76,7 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def _cluster(options: argparse.Namespace) -> Any:
-    from mergevq_platform.submission.client import Cluster
+    from mergevq_platform.operations.submission.client import Cluster
 
     cluster = Cluster(options.address, home=places().home)
     if cluster.sends_token_in_clear:
@@ -88,7 +88,7 @@ def _cluster(options: argparse.Namespace) -> Any:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from mergevq_platform import submission
+    from mergevq_platform.operations import submission
 
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     verb = submission.read_verb(words)  # before the cluster is asked: a typing error costs no wait
@@ -116,7 +116,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _follow(cluster: Any, job: str) -> int:
-    from mergevq_platform import submission
+    from mergevq_platform.operations import submission
 
     try:
         status = submission.follow(cluster, job)
@@ -134,7 +134,7 @@ def _follow(cluster: Any, job: str) -> int:
 def _list(options: argparse.Namespace) -> None:
     from rich.table import Table
 
-    from mergevq_platform import submission
+    from mergevq_platform.operations import submission
     from mergevq_platform.tables import table_console
 
     table = Table()
@@ -147,7 +147,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from mergevq_platform import submission
+    from mergevq_platform.operations import submission
 
     cluster = _cluster(options)
     submission.require(cluster, options.job)
@@ -158,7 +158,7 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from mergevq_platform import submission
+    from mergevq_platform.operations import submission
 
     cluster = _cluster(options)
     status = submission.stop(cluster, options.job)

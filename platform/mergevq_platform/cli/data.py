@@ -8,7 +8,7 @@ from typing import Any
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.typed import as_typed, naming_options
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import places
 
 LAYOUTS = (
     "folders",
@@ -114,7 +114,8 @@ def _data_digits(options: argparse.Namespace) -> None:
 
 
 def _data_pack(options: argparse.Namespace) -> None:
-    from mergevq_platform import cluster, data
+    from mergevq_platform import data
+    from mergevq_platform.distributed import cluster
 
     if not options.serial:
         cluster.connect(places().home)

@@ -10,7 +10,7 @@ from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.where import located
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import places
 
 
 def add(verbs: Any) -> None:
@@ -220,7 +220,7 @@ def _write(measured: Any, options: argparse.Namespace) -> None:
 
 
 def _is_generator(name: str, *, storage: str | None) -> bool:
-    from mergevq_platform import checkpoints
+    from mergevq_platform.storage import checkpoints
 
     location = located(name, storage=storage)
     if checkpoints.is_bare(location):

@@ -13,7 +13,7 @@ from mergevq.keep import KeepDistribution
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import located
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import places
 
 OPTIONS = {  # keys of sampling and guidance -> as they are typed
     "temperature": "--temperature",
@@ -109,7 +109,7 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
     """(Ray workers or 0 for this process, device)."""
     import torch
 
-    from mergevq_platform import cluster
+    from mergevq_platform.distributed import cluster
 
     if options.workers < 1:
         raise InputError(f"--workers {options.workers}: it must be at least 1")
@@ -120,9 +120,10 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 
 
 def _tokenize(options: argparse.Namespace) -> None:
-    from mergevq_platform import checkpoints, codes
+    from mergevq_platform import codes
     from mergevq_platform.evaluation.subject import reading_of
     from mergevq_platform.frozen_tokenizer import find_tokenizer
+    from mergevq_platform.storage import checkpoints
 
     reading = None  # of an imported tokenizer: what the set itself says
     location = located(options.tokenizer)
@@ -184,7 +185,8 @@ def _keep(words: list[str]) -> Any:
 
 def _generate(options: argparse.Namespace) -> None:
     from mergevq.generation import GuidanceConfig, SamplingConfig
-    from mergevq_platform import checkpoints, generation
+    from mergevq_platform import generation
+    from mergevq_platform.storage import checkpoints
 
     location = located(options.run, storage=options.storage)
     tokenizer = located(options.tokenizer) if options.tokenizer else None

@@ -8,7 +8,7 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import places
 
 IMAGENET_PICTURES = 1_281_167
 
@@ -61,7 +61,8 @@ def add(verbs: Any) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from mergevq_platform import doctor, recipe
+    from mergevq_platform import recipe
+    from mergevq_platform.operations import doctor
 
     given = [text for text in [options.recipe, *options.overrides] if text]
     names = [text for text in given if "=" not in text]
@@ -77,7 +78,8 @@ def _plan(options: argparse.Namespace) -> None:
     import json
 
     from mergevq.config import parse, to_tree
-    from mergevq_platform import planning, recipe
+    from mergevq_platform import recipe
+    from mergevq_platform.operations import planning
     from mergevq_platform.tables import table_console
 
     chosen = recipe.located(recipe.load(options.recipe, options.overrides))

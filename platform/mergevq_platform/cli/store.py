@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import places
 
 
 def add(verbs: Any) -> None:
@@ -130,7 +130,7 @@ def _cache(options: argparse.Namespace) -> None:
 
 
 def _sync(options: argparse.Namespace) -> None:
-    from mergevq_platform.runs import Run
+    from mergevq_platform.storage.runs import Run
     from mergevq_platform.tracking.store import Store
     from mergevq_platform.tracking.undelivered import directory_of, sync_all
 

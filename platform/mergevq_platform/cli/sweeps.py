@@ -11,8 +11,8 @@ from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
-from mergevq_platform.failures import INTERRUPTED
-from mergevq_platform.places import places
+from mergevq_platform.distributed.failures import INTERRUPTED
+from mergevq_platform.storage.settings import places
 
 
 def add(verbs: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
-from mergevq_platform.credentials import without_credentials
-from mergevq_platform.failures import INTERRUPTED
-from mergevq_platform.places import places
+from mergevq_platform.distributed.failures import INTERRUPTED
+from mergevq_platform.storage.credentials import without_credentials
+from mergevq_platform.storage.settings import places
 
 
 def add(verbs: Any) -> None:
@@ -51,7 +51,8 @@ def add(verbs: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from mergevq_platform import data, evaluation, recipe, trainer
+    from mergevq_platform import data, evaluation, recipe
+    from mergevq_platform.distributed import trainer
     from mergevq_platform.tracking import models
 
     # With --resume the positional recipe is left out, so its slot may hold the first override.
@@ -120,7 +121,8 @@ def _import_official(options: argparse.Namespace) -> None:
 
 
 def _recipes(options: argparse.Namespace) -> None:
-    from mergevq_platform import checkpoints, recipe
+    from mergevq_platform import recipe
+    from mergevq_platform.storage import checkpoints
 
     if options.recipe:
         print(checkpoints.recipe_yaml(recipe.load(options.recipe, options.overrides)), end="")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import places
 
 
 def located(name: str, *, storage: str | None = None) -> str:
     """The path or URI of a run (here, or of the tracking store alone), a registered model, a checkpoint or a tokenizer."""
-    from mergevq_platform.finding import locate
+    from mergevq_platform.storage.lookup import locate
     from mergevq_platform.tracking.store import Store
 
     home = places().home

@@ -21,7 +21,7 @@ from mergevq_platform.evaluation.verbs import (
     register,
 )
 from mergevq_platform.evaluation.weights import parse_extractor
-from mergevq_platform.finding import find, locate
+from mergevq_platform.storage.lookup import find, locate
 
 __all__ = [
     "CAVEATS",

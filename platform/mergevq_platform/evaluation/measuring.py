@@ -29,6 +29,7 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.data import BadImage, EvalBatches
 from mergevq_platform.data.background import DROPPED
 from mergevq_platform.data.views import RESIZING
+from mergevq_platform.distributed.ordered_map import Share
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.evaluator import (
@@ -39,7 +40,6 @@ from mergevq_platform.evaluation.evaluator import (
     knn_metrics,
 )
 from mergevq_platform.evaluation.subject import Subject, identity, split_batches, untrained_identity
-from mergevq_platform.pool import Share
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.seen import SPLITS, Seen
 

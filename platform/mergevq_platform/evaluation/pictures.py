@@ -39,9 +39,9 @@ from mergevq_platform.data.image_places import PackedPictures
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.measuring import BATCHES_PER_JOB, JOBS_PER_PASS, averaged
-from mergevq_platform.files import json_text
 from mergevq_platform.recipe import EvaluationConfig
 from mergevq_platform.seen import SPLITS
+from mergevq_platform.storage.files import json_text
 
 FEWEST_FOR_TREND = 100  # pictures below which no distance is extrapolated
 

@@ -14,14 +14,14 @@ from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.generation import Generated, GuidanceConfig, RandomOrderConfig, SamplingConfig, load_generator
 from mergevq.merging import Source
+from mergevq.serialization import WEIGHTS
 from mergevq.tokenizer import MergeVQ
-from mergevq.weights import WEIGHTS
-from mergevq_platform import checkpoints
 from mergevq_platform.codes import read_manifest
 from mergevq_platform.data import open_dataset
 from mergevq_platform.feeding import tokenizer_of, trained_keeps
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer
 from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.storage import checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ from mergevq_platform import figures
 from mergevq_platform.data.folders import SHEET
 from mergevq_platform.data.pictures import encode_png
 from mergevq_platform.data.shards import whole_file, write_text
+from mergevq_platform.distributed.ordered_map import answers
+from mergevq_platform.distributed.progress import counted
 from mergevq_platform.generation.maker import Maker, Sampler
-from mergevq_platform.pool import answers
-from mergevq_platform.progress import counted
 
 MANIFEST = "generation.json"
 SHEET_CLASSES, SHEET_EACH = 12, 8

@@ -14,9 +14,9 @@ import yaml
 from mergevq.config import Tree, with_overrides
 from mergevq.errors import InputError
 from mergevq.text_files import decoded
-from mergevq_platform import naming
 from mergevq_platform import recipe as recipes
 from mergevq_platform.recipe import Recipe
+from mergevq_platform.storage import naming
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.objectives import (
     Objective,

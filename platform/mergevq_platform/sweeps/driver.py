@@ -25,13 +25,15 @@ from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, cluster, loop, naming
-from mergevq_platform.credentials import refuse_credentials
+from mergevq_platform import loop
+from mergevq_platform.distributed import cluster
+from mergevq_platform.distributed.failures import one_line
 from mergevq_platform.evaluable import require_classes
-from mergevq_platform.failures import one_line
-from mergevq_platform.files import write_whole
 from mergevq_platform.recipe import Recipe
-from mergevq_platform.runs import Run, described_task
+from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage.credentials import refuse_credentials
+from mergevq_platform.storage.files import write_whole
+from mergevq_platform.storage.runs import Run, described_task
 from mergevq_platform.sweeps import report
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import EarlyStopping, Population, Sweep, Tpe

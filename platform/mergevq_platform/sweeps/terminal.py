@@ -15,8 +15,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from mergevq_platform.files import write_whole
-from mergevq_platform.progress import duration
+from mergevq_platform.distributed.progress import duration
+from mergevq_platform.storage.files import write_whole
 from mergevq_platform.sweeps.definition import Sweep, described
 from mergevq_platform.sweeps.trial import STOPPED, Place
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mergevq.generation import GuidanceConfig, SamplingConfig
-from mergevq.generation import cells as decoding
-from mergevq.generation.guided import Drawing
-from mergevq.generation.layout import DistinctCodes
+from mergevq.generation import raster as decoding
+from mergevq.generation.cache_layout import DistinctCodes
+from mergevq.generation.cfg import Drawing
 
 GREEDY = SamplingConfig(temperature=0.0)
 LABELS = torch.tensor([0, 1, 2, -1, 1])
@@ -149,7 +149,7 @@ def test_the_cache_holds_distinct_codes_window_and_prefix(
 
 
 def test_a_slot_of_a_repeated_code_is_taken_by_the_cell_that_leaves_the_window() -> None:
-    from mergevq.generation.layout import Compressed
+    from mergevq.generation.cache_layout import Compressed
 
     layout = Compressed(2, 16, 2, 2, 1, 4, 16, torch.device("cpu"))
     rows = torch.tensor([[7, 7, 7, 7, 8, 7], [1, 2, 3, 1, 1, 1]])

@@ -12,7 +12,6 @@ from torch import Tensor
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
 from mergevq.generation import (
-    GeneratorTraining,
     GeneratorTrainingConfig,
     SamplingConfig,
     build_generator,
@@ -21,7 +20,8 @@ from mergevq.generation import (
     parse_generator,
     save_generator,
 )
-from mergevq.training import Output
+from mergevq.training.generator import GeneratorTraining
+from mergevq.training.protocol import Output
 
 KINDS = ("raster", "mergear", "random_order")
 
