@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mergevq.errors import InputError
-from mergevq_platform.data.keyed import Stream, permutation
+from mergevq.rng import Stream, permutation
 from mergevq_platform.data.pictures import encode_png
 from mergevq_platform.data.shards import Manifest, Record, write_set
 

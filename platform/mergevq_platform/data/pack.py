@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mergevq.config import parse
 from mergevq.errors import InputError
+from mergevq.rng import Stream, permutation
 from mergevq_platform.data.found import Choices, Layout
-from mergevq_platform.data.keyed import Stream, permutation
 from mergevq_platform.data.kinds import Kinds
 from mergevq_platform.data.opening import PARTS, read_manifest
 from mergevq_platform.data.pack_shard import Job, Part, finished, pack_shard

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq_platform.data.keyed import MASK, Stream, permutation
+from mergevq.rng import MASK, Stream, permutation
 from mergevq_platform.data.pictures import encode_png
 from mergevq_platform.data.shards import Manifest, Record, write_set
 
