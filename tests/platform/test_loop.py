@@ -173,7 +173,7 @@ def test_float16_leaves_out_steps_while_it_looks_for_a_scale_and_then_trains(
 def test_gradients_that_overflow_at_every_scale_stop_the_run(
     small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**-3))
+    monkeypatch.setattr(optim, "loss_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**-3))
     recipe = resolve(small_recipe | {"precision": "float16", "steps": 4})
     with pytest.raises(BrokenTraining, match=r"at every loss scale.*precision=bfloat16"):
         train(recipe, tmp_path)
