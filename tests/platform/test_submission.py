@@ -61,7 +61,7 @@ def test_an_installed_package_stages_the_same_tree_as_a_checkout(here: Path, tmp
     shutil.copytree(ROOT / "platform" / "mergevq_platform", installed / "mergevq_platform")
     shutil.copytree(ROOT / "jobs" / "recipes", installed / "mergevq_platform" / "recipes")
     script = (
-        "from pathlib import Path; from mergevq_platform.submission import staging\n"
+        "from pathlib import Path; from mergevq_platform.operations.submission import staging\n"
         f"print(*sorted(staging.stage(['recipes'], Path({str(tmp_path / 'other')!r})).files), sep='\\n')"
     )
     answer = subprocess.run(

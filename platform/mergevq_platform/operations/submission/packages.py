@@ -109,11 +109,15 @@ def of_image(facts: Facts) -> Plan:
 
 
 def requirements() -> list[Requirement]:
-    """What our distribution needs, without its extras: from its metadata, or from pyproject.toml of a checkout."""
+    """Requirements of the model and of the extra `platform`: from the distribution's metadata, or from pyproject.toml of a checkout."""
     pyproject = _pyproject()
-    texts = pyproject["project"]["dependencies"] if pyproject else importlib.metadata.requires("mergevq")
-    found = [Requirement(text) for text in texts or []]
-    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    if pyproject:
+        project = pyproject["project"]
+        texts = [*project["dependencies"], *project["optional-dependencies"]["platform"]]
+    else:
+        texts = importlib.metadata.requires("mergevq") or []
+    found = [Requirement(text) for text in texts]
+    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": "platform"})]
 
 
 def python_requirement() -> str:
