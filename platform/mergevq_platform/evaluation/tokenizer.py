@@ -24,14 +24,8 @@ from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.pixels import WINDOW
 from mergevq.metrics.probe import unfit_labels
 from mergevq.metrics.sgd_probe import PUBLISHED
-<<<<<<< HEAD:platform/mergevq_platform/evaluation/tokenizer.py
 from mergevq_platform.data import EvalBatches
-from mergevq_platform.data.background import DROPPED
-=======
-from mergevq_platform.curves import Curve
-from mergevq_platform.data import BadImage, EvalBatches
 from mergevq_platform.data.parquet.background import DROPPED
->>>>>>> main:platform/mergevq_platform/evaluation/measuring.py
 from mergevq_platform.data.views import RESIZING
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.manifold import precision_recall
