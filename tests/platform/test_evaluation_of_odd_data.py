@@ -19,7 +19,7 @@ import yaml
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import evaluation, generation, loop
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.distributed import ordered_map
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.cache import Cache
@@ -32,7 +32,7 @@ from mergevq_platform.evaluation.classifying import (
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import Measurement
 from mergevq_platform.generation import judging
-from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.sweeps import Grid, Sweep, choice, objectives
 from mergevq_platform.sweeps.driver import sweep

@@ -1,4 +1,4 @@
-"""Evaluating by name: a run, a checkpoint or an imported tokenizer, found, measured, written down and recorded."""
+"""Evaluation by name: a run, a checkpoint or an imported tokenizer is found, evaluated, written down and recorded."""
 
 from __future__ import annotations
 
@@ -6,45 +6,53 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
 import mergevq
-from mergevq.config import to_tree
+from mergevq.config import Tree, merged, to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq.serialization import read_config
-from mergevq_platform import generation
-from mergevq_platform.curves import Curve, tuned_curve
 from mergevq_platform.data import BadPicture, evaluation_view
 from mergevq_platform.data.image_folder import read_image
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.directory import stated_background
 from mergevq_platform.data.reading import Background
-from mergevq_platform.distributed import cluster, ordered_map
-from mergevq_platform.evaluation.answering import ray_answers
+from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.classifying import (
-    ClassifierEvaluator,
-    ProbeEvaluator,
-    classify,
-    classify_by_probe,
+from mergevq_platform.evaluation.classifier import ClassifierEvaluator, ClassifierReport, ClassifierWorker
+from mergevq_platform.evaluation.curve import Curve, tuned_curve
+from mergevq_platform.evaluation.extractor_choice import with_files
+from mergevq_platform.evaluation.generator import GeneratorEvaluator
+from mergevq_platform.evaluation.generator_worker import GeneratorWorker
+from mergevq_platform.evaluation.images import (
+    ImageSetsEvaluator,
+    ImageSetsReport,
+    ImageSetsSpec,
+    ImageSetsWorker,
 )
-from mergevq_platform.evaluation.evaluator import Evaluator
-from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
-from mergevq_platform.evaluation.pictures import (
-    PictureEvaluator,
-    PictureMeasurement,
-    PictureScores,
-    PictureTask,
+from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.report import (
+    AnyReport,
+    KindEvaluator,
+    Recorder,
+    Report,
+    note,
+    record,
+    show,
+    write,
 )
-from mergevq_platform.evaluation.recording import note, picture_grids, record, show, write
-from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
-from mergevq_platform.evaluation.weights import with_files
+from mergevq_platform.evaluation.spec import EvaluationSpec, chosen_keeps, reachable_keeps
+from mergevq_platform.evaluation.tokenizer import SUITES, Suite, TokenizerEvaluator
+from mergevq_platform.evaluation.tokenizer_figures import GRIDS, image_grids
+from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
+from mergevq_platform.evaluation.worker import Device, answers
 from mergevq_platform.feeding import trained_keeps
 from mergevq_platform.recipe import (
+    ClassifierTask,
     EvaluationConfig,
     FineTuneTask,
     GeneratorTask,
@@ -52,16 +60,34 @@ from mergevq_platform.recipe import (
     Recipe,
     RecoveryTask,
     TokenizerTask,
+    located,
+    resolve,
 )
+from mergevq_platform.sampling.pipeline import open_sampling
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.lookup import find
+from mergevq_platform.storage.lookup import FoundModel, find
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.settings import places
+from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, check_target, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
-from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
+from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity, read_metrics
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import last_line
+
+
+PublishedProbe = Literal["mergevq", "mae", "dinov2"]
+
+
+class TrainingOutcome(Protocol):
+    """How a training ended, as `trainer.Outcome` says it."""
+
+    @property
+    def run(self) -> Run: ...
+
+    @property
+    def step(self) -> int: ...
 
 
 def evaluate(
@@ -73,8 +99,13 @@ def evaluate(
     recipe: str | None = None,
     suites: Sequence[Suite] = SUITES,
     extractor: FeaturesConfig | None = None,
-    probes: Sequence[Any] = (),
+    probes: Sequence[PublishedProbe] = (),
     seeds: int = 1,
+    scales: Sequence[float] | None = None,
+    images: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    tokenizer: str | None = None,
     workers: int = 1,
     out: Path | None = None,
     storage: str | None = None,
@@ -82,145 +113,194 @@ def evaluate(
     tracking_uri: str | None = None,
     track: bool = True,
     cache: bool = True,
-) -> Curve:
-    """Measure the curve of what `name` means, write tables and figures to `out`, and record it in MLflow.
+) -> Report:
+    """Evaluate what `name` means, write tables and figures to `out`, and record them in MLflow.
 
     `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`)
     or a tokenizer's directory, for which `recipe` then names one for data and protocol. The run's own MLflow run takes
-    its first curve; measuring again makes a linked run. `extractor` and `probes` take the place of the recipe's; `seeds`: see
-    `Measurement`. Raises `InputError` for a name that is none of these, and for kept counts or data that do not fit.
+    its first curve; evaluating again makes a linked run. `extractor` and `probes` take the place of the recipe's.
+    A tokenizer has `suites` over `keeps`, `seeds`: see `TokenizerEvaluator`; a generator `scales`, `images` for each, `steps`,
+    `seed` and the place of its `tokenizer`, at one kept count. Raises `InputError` for a name that is none of these, and for
+    kept counts, settings or data that do not fit.
     """
     store = Store.at(home, tracking_uri)
     found = find(name, home=home, store=store, storage=storage, recipe=recipe)
-    settings = with_extractor(found.recipe, extractor)
+    chosen = found.recipe.evaluation
     if probes:
-        settings = replace(settings, evaluation=replace(settings.evaluation, probes=tuple(probes)))
+        chosen = replace(chosen, probes=tuple(probes))
+    if extractor is not None:
+        chosen = replace(chosen, extractor=extractor)
+    settings = with_evaluation_files(replace(found.recipe, evaluation=chosen))
     device = _device(home, workers, address)
-    subject = Subject(found.checkpoint, to_tree(settings), data or settings.data.path, device)
-    answers = _answers(Evaluator, subject, workers)
-    measurement = Measurement(subject, answers, Cache.at(home) if cache else None, seeds)
-    curve = measurement.curve(
-        chosen_keeps(settings, keeps), step=found.step, run=found.label, suites=suites, say=note
+    evaluator = evaluator_of(
+        settings,
+        found.checkpoint,
+        step=found.step,
+        device=device,
+        workers=workers if workers > 1 else 0,
+        cache=Cache.at(home) if cache else None,
+        data=data,
+        keeps=keeps,
+        suites=suites,
+        seeds=seeds,
+        scales=scales,
+        images=images,
+        steps=steps,
+        seed=seed,
+        tokenizer=tokenizer,
+        say=note,
     )
-    folder = out or (found.directory or Path.cwd()) / f"curve-{time.strftime('%Y%m%d-%H%M%S')}"
-    files = write(curve, subject, folder, measurement.findings)
-    show(curve, files)
-    if track and (journal := found.journal(home)):
+    report = evaluator.report(found.label)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    files = write(report, evaluator, out or (found.directory or Path.cwd()) / f"{report.folder}-{stamp}")
+    show(report, files)
+    if track and (journal := _journal(found, home, report)):
         recorder = LocalRecorder.around(journal, store)
         with until_recorded(recorder):
-            record(curve, files, recorder)
-        name = found.run.name if found.run else str(journal.run_dir)
-        print(last_line(recorder, settings.experiment, sync=name))
-    return curve
+            record(report, files, recorder, settings.description)
+        again = found.run.name if found.run else str(journal.run_dir)
+        print(last_line(recorder, settings.experiment, sync=again))
+    return report
 
 
-def after_training(outcome: Any, recorder: Any) -> None:
-    """Measure a finished training and record it in its own MLflow run: a tokenizer's curve, the top-1 of what classifies.
+def evaluator_of(
+    recipe: Recipe,
+    checkpoint: str | None,
+    *,
+    device: Device,
+    step: int | None = None,
+    workers: int = 0,
+    cache: Cache | None = None,
+    data: str | None = None,
+    keeps: Sequence[int] | None = None,
+    suites: Sequence[Suite] = SUITES,
+    seeds: int = 1,
+    scales: Sequence[float] | None = None,
+    images: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    tokenizer: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> KindEvaluator[Any]:
+    """The evaluator of a recipe's task and a checkpoint: in this process for 0 `workers`, else on so many Ray actors.
+
+    Without a checkpoint, of the tokenizer before its first step. The other options are those of `evaluate`. Raises
+    `InputError` for settings that do not fit, and for a task whose result nothing evaluates.
+    """
+    place = data or recipe.data.path
+    match recipe.task:
+        case GeneratorTask():
+            assert checkpoint is not None
+            spec = open_sampling(
+                checkpoint,
+                device=device,
+                keep=keeps[0] if keeps else None,
+                steps=steps,
+                seed=seed,
+                tokenizer=tokenizer,
+            )
+            changed: Tree = {"data": {"path": place}}
+            if images is not None:
+                changed["task"] = {"generation": {"images": images}}
+            tree = to_tree(located(resolve(merged(to_tree(recipe), changed))))
+            spec = replace(spec, recipe=tree)
+            passes = Passes(answers(GeneratorWorker, spec, workers), cache)
+            return GeneratorEvaluator(
+                spec, passes, scales or recipe.generator.generation.scales, say=say
+            )
+        case TokenizerTask() | RecoveryTask():
+            of = EvaluationSpec(checkpoint, to_tree(recipe), place, device)
+            passes = Passes(answers(TokenizerWorker, of, workers), cache)
+            chosen = chosen_keeps(recipe, keeps)
+            return TokenizerEvaluator(of, passes, chosen, suites, seeds, step, say)
+        case FineTuneTask() | ProbeTask():
+            of = EvaluationSpec(checkpoint, to_tree(recipe), place, device)
+            passes = Passes(answers(ClassifierWorker, of, workers), cache)
+            return ClassifierEvaluator(of, passes, step, say)
+        case ClassifierTask():
+            raise InputError(
+                f"{recipe.name} trains a stand-in teacher, which nothing evaluates: name a tokenizer, a generator or a probe"
+            )
+
+
+def after_training(outcome: TrainingOutcome, recorder: Recorder) -> None:
+    """Evaluate a finished training and record it in its own MLflow run; a stand-in teacher has no evaluation.
 
     Of a tuned recovery the curve holds reconstruction alone, the rest being as before, at the kept counts of its training.
     """
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         recipe = checkpoints.recipe_of(directory)
-    match recipe.task:
-        case GeneratorTask():
-            generation.after_training(outcome, recorder, recipe)
-        case TokenizerTask():
-            _curve_after_training(outcome, recorder, recipe, location)
-        case RecoveryTask():
-            _recovery_after_training(outcome, recorder, recipe, location)
-        case FineTuneTask():
-            _top1_after_training(outcome, recorder, recipe, location, ClassifierEvaluator, classify)
-        case ProbeTask():
-            _top1_after_training(outcome, recorder, recipe, location, ProbeEvaluator, classify_by_probe)
-
-
-def _top1_after_training(
-    outcome: Any,
-    recorder: Any,
-    recipe: Recipe,
-    location: str,
-    evaluator: type,
-    judge: Callable[[Subject, ordered_map.Answers], dict[str, float]],
-) -> None:
-    workers, device = _workers_at_hand(recipe)
-    subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-    found = judge(subject, ordered_map.answers(evaluator, subject, workers=workers, device=device))
-    recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
-    if "top1" in found:
-        print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
-    else:
-        print(f"no top-1: no image of '{recipe.data.evaluation_split}' has a label")
-    if found.get("unlabelled") and "top1" in found:
-        print(
-            f"{found['unlabelled']:,.0f} images of '{recipe.data.evaluation_split}' have no label: left out"
-        )
-    if found.get("undecodable"):
-        print(f"{found['undecodable']:,.0f} images cannot be decoded: left out")
-    if isinstance(recipe.task, ProbeTask) and "train_top1" in found:
-        factor = recipe.task.settings.rate_factors[int(found["head"])]
-        print(
-            f"head at {recipe.optimizer.learning_rate * factor:g}, chosen by its top-1 of {found['train_top1']:.2f}% on training pictures"
-        )
-
-
-def _curve_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:
-    recipe = with_extractor(recipe)
-    measurement = _measurement(outcome, recipe, location)
-    curve = measurement.curve(chosen_keeps(recipe, None), step=outcome.step, run=outcome.run.name, say=note)
-    _leave(curve, measurement, outcome, recorder)
-
-
-def _recovery_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:
-    recipe = with_extractor(recipe)
-    keeps = chosen_keeps(recipe, recipe.evaluation.keeps or trained_keeps(recipe))
-    assert isinstance(recipe.task, RecoveryTask)
-    curves = []
-    for what, place in (("before", recipe.task.tokenizer), ("after", location)):
-        note(f"{what} fine-tuning:")
-        measurement = _measurement(outcome, recipe, place)
-        curves.append(
-            measurement.curve(
-                keeps, step=outcome.step, run=outcome.run.name, suites=("reconstruction",), say=note
-            )
-        )
-    _leave(tuned_curve(*curves), measurement, outcome, recorder)
-
-
-def _measurement(outcome: Any, recipe: Recipe, location: str) -> Measurement:
-    workers, device = _workers_at_hand(recipe)
-    subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-    return Measurement(subject, ray_answers(subject, workers), Cache.at(outcome.run.home))
-
-
-def _workers_at_hand(recipe: Recipe) -> tuple[int, Literal["cpu", "cuda"]]:
+    if isinstance(recipe.task, ClassifierTask):
+        return
+    recipe = with_evaluation_files(recipe)
     workers, device, said = cluster.evaluators(recipe.cluster)
     if said:
         note(said)
-    return workers, device
+    cache = Cache.at(outcome.run.home)
 
+    def evaluator(checkpoint: str, **options: Any) -> KindEvaluator[Any]:
+        return evaluator_of(
+            recipe,
+            checkpoint,
+            step=outcome.step,
+            device=device,
+            workers=workers,
+            cache=cache,
+            say=note,
+            **options,
+        )
 
-def _leave(curve: Curve, measurement: Measurement, outcome: Any, recorder: Any) -> None:
-    files = write(curve, measurement.subject, outcome.run.directory / "curve", measurement.findings)
-    show(curve, files)
-    record(curve, files, recorder)
+    report: Report
+    if isinstance(recipe.task, RecoveryTask):
+        keeps = chosen_keeps(recipe, recipe.evaluation.keeps or trained_keeps(recipe))
+        curves: list[Curve] = []
+        for what, place in (("before", recipe.task.tokenizer), ("after", location)):
+            note(f"{what} fine-tuning:")
+            last = evaluator(place, keeps=keeps, suites=("reconstruction",))
+            curves.append(last.report(outcome.run.name))
+        report = tuned_curve(*curves)
+    else:
+        last = evaluator(location)
+        report = last.report(outcome.run.name)
+    leave(report, last, outcome.run.directory / report.folder, recorder, recipe.description)
     recorder.flush()
+
+
+def leave(
+    report: AnyReport,
+    evaluator: KindEvaluator[AnyReport],
+    folder: Path,
+    recorder: Recorder,
+    description: str,
+    *,
+    shown: bool = True,
+) -> None:
+    """Write a report and its figures to `folder`, show it, and record all of it."""
+    files = write(report, evaluator, folder)
+    if shown:
+        show(report, files)
+    record(report, files, recorder, description)
 
 
 def reconstruct(
     name: str,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     home: Path,
     keeps: Sequence[int] | None,
     out: Path,
     tracking_uri: str | None = None,
 ) -> list[Path]:
-    """Originals, reconstructions and cluster maps of picture files, side by side; returns the files written.
+    """Originals, reconstructions and cluster maps of image files, side by side; returns the files written.
 
     Transparent pixels are put on the background of the run's recipe or its set, if that is at hand, else on white. Raises
-    `InputError` naming all files that cannot be read, before anything is made.
+    `InputError` naming all files that cannot be read, and for an `out` that holds such files already, before anything is made.
     """
+    if there := [name for name in GRIDS if (out / name).exists()]:
+        raise InputError(
+            f"--out {out} holds {' and '.join(there)} already: name another folder, or move them away"
+        )
     found = find(name, home=home, store=Store.at(home, tracking_uri))
     with checkpoints.weights(found.place) as directory:
         background: Background = WHITE
@@ -228,12 +308,12 @@ def reconstruct(
             background = recipe.data.background or stated_background(recipe.data.path) or WHITE
             if keeps is None:
                 keeps = chosen_keeps(recipe, None)
-        views = _views(pictures, read_config(directory).image_size, background)
+        views = _views(images, read_config(directory).image_size, background)
         tokenizer = mergevq.load(directory)
     model = tokenizer.config
     originals = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return list(
-        picture_grids(
+        image_grids(
             tokenizer, originals, reachable_keeps(model, keeps, range(1, model.grid_tokens + 1)), out
         ).values()
     )
@@ -257,7 +337,7 @@ def _views(files: Sequence[Path], size: int, background: Background) -> list[np.
     return views
 
 
-def evaluate_pictures(
+def evaluate_images(
     images: str,
     reference: str | None,
     *,
@@ -270,16 +350,16 @@ def evaluate_pictures(
     statistics: Path | None = None,
     address: str | None = None,
     cache: bool = True,
-) -> PictureScores:
-    """Judge pictures without a checkpoint: any folder, picture set or npz, against another or against statistics.
+) -> ImageSetsReport:
+    """Evaluate images without a checkpoint: any folder, packed set or npz, against another or against statistics.
 
-    `statistics` writes those of the judged pictures as npz, for others to be compared with. Raises `InputError` for
-    places that hold no pictures, several sizes, and statistics of another extractor.
+    `statistics` writes those of the images as npz, for others to be compared with. Raises `InputError` for
+    places that hold no images, several sizes, and statistics of another extractor.
     """
     device = _device(home, workers, address)
     settings = EvaluationConfig(extractor=extractor) if extractor else EvaluationConfig()
     settings = with_files(settings, places().weights)
-    task = PictureTask(
+    spec = ImageSetsSpec(
         images=images,
         reference=reference,
         extractor=to_tree(settings.extractor),
@@ -287,19 +367,20 @@ def evaluate_pictures(
         size=size,
         split=split,
     )
-    measurement = PictureMeasurement(
-        task, _answers(PictureEvaluator, task, workers), Cache.at(home) if cache else None, seeds, note
+    passes = Passes(
+        answers(ImageSetsWorker, spec, workers if workers > 1 else 0), Cache.at(home) if cache else None
     )
-    scores = measurement.scores()
-    if not scores.values and statistics is None:
-        count = scores.protocol["images"]
+    evaluator = ImageSetsEvaluator(spec, passes, seeds, note)
+    report = evaluator.report(images)
+    if not report.values and statistics is None:
+        count = report.protocol["images"]
         raise InputError(
             f"nothing can be said of {count} image{'s' * (count > 1)} of {images} without a reference: give --reference, images "
             "or statistics"
         )
     if statistics is not None:
-        write_reference(statistics, measurement.statistics())
-    return scores
+        write_reference(statistics, evaluator.statistics())
+    return report
 
 
 def register(
@@ -328,7 +409,7 @@ def register(
     dataset = None
     if measured is not None and "protocol.data" in measured.tags:
         dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
-    with checkpoints.newest(found.checkpoint, files=checkpoints.MODEL) as directory:
+    with checkpoints.weights(found.checkpoint) as directory:
         return register_model(
             store,
             tracked,
@@ -342,18 +423,30 @@ def register(
         )
 
 
-def with_extractor(recipe: Recipe, extractor: FeaturesConfig | None = None) -> Recipe:
-    """The recipe with another extractor, or its own; its weight files are found."""
-    settings = recipe.evaluation if extractor is None else replace(recipe.evaluation, extractor=extractor)
+def with_evaluation_files(recipe: Recipe) -> Recipe:
+    """The recipe with the files of weights that its evaluation uses found; those that it does not use are not looked for.
+
+    Raises `InputError`, naming the key, for one that is not there.
+    """
+    match recipe.task:
+        case TokenizerTask() | RecoveryTask():
+            settings = recipe.evaluation
+        case GeneratorTask():
+            settings = replace(recipe.evaluation, lpips=None)
+        case _:
+            return recipe
     return replace(recipe, evaluation=with_files(settings, places().weights))
 
 
-def _device(home: Path, workers: int, address: str | None) -> Literal["cpu", "cuda"]:
+def _journal(found: FoundModel, home: Path, report: Report) -> Journal | None:
+    # A curve is looked for by `open_for_curve` itself; a classifier's numbers have no curve.
+    of_test = found.run and isinstance(report, ClassifierReport)
+    again = of_test and read_metrics(found.run.directory / JOURNAL_NAME, "test/")
+    return found.journal(home, fresh=bool(again))
+
+
+def _device(home: Path, workers: int, address: str | None) -> Device:
     if workers > 1:
         cluster.connect(home, address=address)
         return cluster.choose_device("auto", workers)
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _answers(worker: type, subject: Subject | PictureTask, workers: int) -> ordered_map.Answers:
-    return ordered_map.answers(worker, subject, workers=workers if workers > 1 else 0, device=subject.device)

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import (
     Entry,
@@ -25,10 +25,10 @@ from mergevq_platform.figures.comparison import (
     pareto_figure,
     plane,
 )
-from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.pareto import front
 from mergevq_platform.storage.lookup import find
-from mergevq_platform.tables import table_console
+from mergevq_platform.evaluation.tables import table_console
 from mergevq_platform.tracking.artifacts import fetch_curve_files
 from mergevq_platform.tracking.store import Store
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +81,7 @@ class TokenizerEvaluator:
     keeps: Sequence[int]
     suites: Sequence[Suite] = SUITES
     seeds: int = 1
+    step: int | None = None  # of the checkpoint; none: the weights are as someone saved them
     say: Callable[[str], None] = lambda text: None
     findings: TokenizerFindings = field(default_factory=TokenizerFindings)
     lacking: dict[str, str] = field(default_factory=dict)  # what the data do not allow, and why
@@ -87,7 +89,7 @@ class TokenizerEvaluator:
         default_factory=lambda: dict.fromkeys(PARTS, 0)
     )  # of each part's images
 
-    def report(self, *, run: str, step: int | None) -> Curve:
+    def report(self, run: str) -> Curve:
         """The curve: rows for every kept count, ascending; `findings` is filled on the way.
 
         What the data do not allow is left out, and the protocol says so: of images without labels there is no probe, an
@@ -103,10 +105,16 @@ class TokenizerEvaluator:
             if "representation" in self.suites:
                 row |= self.representation(keep)
             rows.append(self._finite(row))
-        protocol = self.protocol(step)
+        protocol = self.protocol()
         if "majority_top1" in rows[0]:
             protocol["majority_top1"] = rows[0]["majority_top1"]
         return Curve(run=run, rows=rows, protocol=protocol)
+
+    def write_figures(self, report: Curve, folder: Path) -> dict[str, Path]:
+        """The trade-off, image grids and single findings, as files in `folder`, by name."""
+        from mergevq_platform.evaluation.tokenizer_figures import write_figures
+
+        return write_figures(report, self.spec, self.findings, folder)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -232,7 +240,7 @@ class TokenizerEvaluator:
                 for seed in range(self.seeds)
             ]
             row |= averaged(repeated)
-        if self.recipe.evaluation.untrained_baseline:
+        if self._has_untrained_baseline():
             suffixes = {"cls": "untrained", "mean": "untrained_mean"}
             row |= averaged(
                 [
@@ -243,6 +251,14 @@ class TokenizerEvaluator:
                 ]
             )
         return row
+
+    def _has_untrained_baseline(self) -> bool:
+        weights = self.recipe.tokenizer.initial_weights
+        wanted = self.recipe.evaluation.untrained_baseline
+        if wanted and weights and not Path(weights).is_file():
+            self.lacking["untrained baseline"] = f"the weights that training began with, {weights}, are not there"
+            return False
+        return wanted
 
     def _labelled(self) -> bool:
         without = [batches.dataset.split for batches in self.splits.batches.values() if not batches.dataset.labelled]
@@ -294,7 +310,7 @@ class TokenizerEvaluator:
             key |= {"keep": keep, **self.weights}
         return key
 
-    def protocol(self, step: int | None) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Any]:
         """What the numbers mean: data, counts, extractor, weights, probe."""
         recipe, settings = self.recipe, self.recipe.evaluation
         evaluated = self.splits.batches["test"]
@@ -311,8 +327,8 @@ class TokenizerEvaluator:
             "preprocessing": f"shorter side to {recipe.data.views.image_size} (bicubic), centre crop; reconstructions rounded to uint8",
             "background": evaluated.dataset.background or DROPPED,
             "resizing": RESIZING,
-            "ema": step is not None,
-            "step": step,
+            "ema": self.step is not None,
+            "step": self.step,
             "checkpoint": self.spec.checkpoint,
             **self.weights,
             "psnr": "an exact image counts as one with a single value off by one level",

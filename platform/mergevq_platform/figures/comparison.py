@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve, lacking_sentences
+from mergevq_platform.evaluation.curve import Curve, lacking_sentences
 from mergevq_platform.figures.series import GREY, few_pictures, logarithmic_values, notes, probed
-from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.pareto import front
 
 # Okabe & Ito's palette, in an order that keeps neighbours apart.

@@ -11,8 +11,8 @@ import numpy as np
 
 from mergevq.errors import InputError
 from mergevq_platform import pareto
-from mergevq_platform.curves import Curve, lacking_sentences
-from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.evaluation.curve import Curve, lacking_sentences
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mergevq_platform.sweeps.definition import Population, Sweep, described
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.trial import Finished, Place
-from mergevq_platform.tables import table_console
+from mergevq_platform.evaluation.tables import table_console
 
 MIN_FOR_IMPORTANCE = 4
 

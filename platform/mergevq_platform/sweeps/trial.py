@@ -24,14 +24,14 @@ from ray import tune
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq_platform import evaluation, generation, loop
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.feeding import pinned
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import Judged, drawn_figure
-from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.recipe import GeneratorTask, Recipe, located, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
