@@ -21,6 +21,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.distributed import failures, heartbeat
+from mergevq_platform.meter import BrokenTraining
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 
@@ -188,7 +189,7 @@ def worker_loop(config: dict[str, Any]) -> int | None:
     try:
         with host.held, heart:
             return loop.train(recipe, worker, host)
-    except (InputError, loop.BrokenTraining) as error:  # it would be the same after a restart
+    except (InputError, BrokenTraining) as error:  # it would be the same after a restart
         ray.get(actor.give_up.remote(error))
         raise
     finally:
