@@ -56,11 +56,15 @@ class RayHost:
         self._insist(self._unseen, f"the node {node} does not see the run in {self.location}", patience)
         directory = None
         if self.rank == 0 and checkpoints.listed(self.location):
-            directory = self.held.enter_context(checkpoints.newest(self.location, say=self.warn))
+            directory = self.held.enter_context(
+                checkpoints.newest(self.location, say=self.warn, files=checkpoints.RESUME)
+            )
         name = broadcast_from_rank_zero(directory.name if directory else None)
         if name is not None and directory is None:
             there = checkpoints.inside(self.location, name)
-            directory = self.held.enter_context(checkpoints.newest(there, say=self.warn))
+            directory = self.held.enter_context(
+                checkpoints.newest(there, say=self.warn, files=checkpoints.RESUME)
+            )
         return directory
 
     def record(self, step: int, values: dict[str, float]) -> None:
