@@ -22,6 +22,7 @@ from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.distributed import failures
 from mergevq_platform.distributed.heartbeat import HeartbeatSender
+from mergevq_platform.meter import BrokenTraining
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 
@@ -195,7 +196,7 @@ def worker_loop(config: dict[str, Any]) -> int | None:
     try:
         with host.held, heartbeats:
             return loop.train(recipe, worker, host)
-    except (InputError, loop.BrokenTraining) as error:  # it would be the same after a restart
+    except (InputError, BrokenTraining) as error:  # it would be the same after a restart
         ray.get(actor.give_up.remote(error))
         raise
     finally:
