@@ -47,12 +47,12 @@ class StepMeasurement:
     call_seconds: float  # of forward and backward of a micro-batch, whatever its size
     image_seconds: float  # and for each image in it
     update_seconds: float  # clipping, optimizers, moving average: once a step
-    input_seconds: float  # one core's work to decode and augment a image; 0 where codes are read
+    input_seconds: float  # one core's work to decode and augment an image; 0 where codes are read
     gradient_bytes: int  # what all-reduce adds up in a step
     state_bytes: int  # parameters, buffers, gradients, optimizer and moving average, frozen networks too
-    activation_bytes: float  # of a image, kept for the backward pass, at the largest kept count
+    activation_bytes: float  # of an image, kept for the backward pass, at the largest kept count
     checkpoint_bytes: int
-    flops: float  # of a image, forward and backward
+    flops: float  # of an image, forward and backward
 
 
 def measure(

@@ -45,8 +45,8 @@ def table(rows: Sequence[ScalingPrediction], asked: tuple[int, int]) -> Table:
 def describe(measured: StepMeasurement) -> str:
     """A measurement in one line."""
     return (
-        f"{measured.call_seconds * 1e3:.1f} ms a micro-batch and {measured.image_seconds * 1e3:.2f} ms a image in it, "
-        f"{measured.update_seconds * 1e3:.1f} ms an update; {measured.flops / 1e9:.2f} GFLOP a image"
+        f"{measured.call_seconds * 1e3:.1f} ms a micro-batch and {measured.image_seconds * 1e3:.2f} ms an image in it, "
+        f"{measured.update_seconds * 1e3:.1f} ms an update; {measured.flops / 1e9:.2f} GFLOP an image"
     )
 
 

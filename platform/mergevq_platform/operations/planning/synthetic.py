@@ -28,7 +28,7 @@ KEEP_DRAWS = 256
 
 
 def with_images(recipe: Recipe, folder: Path, count: int) -> tuple[Recipe, Dataset]:
-    """The recipe on procedural images, and these."""
+    """The recipe on `count` procedural images in `folder`, and their training split."""
     if not learns_codes(recipe):
         recipe = pinned(recipe)
     size = recipe.data.views.image_size
@@ -40,7 +40,7 @@ def with_images(recipe: Recipe, folder: Path, count: int) -> tuple[Recipe, Datas
 
 @dataclass(frozen=True)
 class SyntheticSamples:
-    """Images, said to be of as many classes as a model knows that was made for others."""
+    """Images that claim as many classes as the model of a recipe knows."""
 
     images: Dataset
     num_classes: int
@@ -51,7 +51,7 @@ class SyntheticSamples:
 
 
 def classes_of(recipe: Recipe) -> int:
-    """Of the generator that learns, or that is built on; else 0."""
+    """Number of classes of the generator that learns, or that is built on; else 0."""
     match recipe.task:
         case RecoveryTask(generator=str() as place):
             with checkpoints.newest(place, files=checkpoints.RECIPE) as directory:
@@ -62,6 +62,7 @@ def classes_of(recipe: Recipe) -> int:
 
 
 def learns_codes(recipe: Recipe) -> bool:
+    """Whether the recipe trains a generator on a code set."""
     return isinstance(recipe.task, GeneratorTask) and recipe.task.codes is not None
 
 
@@ -100,6 +101,7 @@ def _random_codes(task: GeneratorTask, rows: int, keep: int, seed: int) -> dict[
 
 
 def input_seconds_of(recipe: Recipe, dataset: Dataset) -> float:
+    """CPU seconds that decoding and augmenting an image takes."""
     rows = dataset.read(list(range(INPUT_IMAGES)))
     began = time.process_time()
     for row in rows:
