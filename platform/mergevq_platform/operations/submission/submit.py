@@ -189,22 +189,17 @@ def read_verb(words: Sequence[str]) -> Verb:
 
 
 def _read_sweep(words: list[str], options: Any, named: str | None, takes_name: bool) -> Verb:
-    from mergevq_platform.sweeps import definition
-    from mergevq_platform.sweeps import space as spaces
+    from mergevq_platform.sweeps import choosers, loading
 
-    chosen = (
-        definition.from_dimensions(options.sweep, options.over)
-        if options.over
-        else definition.load(options.sweep)
-    )
-    chosen = definition.changed(
-        chosen,
+    chosen = loading.opened(
+        options.sweep,
+        options.over,
         [text for text in options.overrides if "=" in text],
         recipe=options.recipe,
         trials=options.trials,
         seeds=options.seeds,
     )
-    corners = spaces.corners(chosen.space)
+    corners = choosers.corners(chosen.space)
     weights = dict.fromkeys(
         file for params in corners for file in _uploaded_weights(chosen.recipe_of(params))
     )
