@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mergevq.errors import InputError
 from mergevq_platform import recipe
 from mergevq_platform.comparing import entries_of
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode
+from mergevq_platform.data.images.decoding import MAX_PIXELS, BadPicture, decode
 from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.failures import one_line
 from mergevq_platform.storage.credentials import holds_credentials, without_credentials

@@ -16,7 +16,7 @@ LAYOUTS = (
     "archives",
     "webdataset",
     "parquet",
-)  # `data.found.Layout`, without what it imports
+)  # `data.sources.choices.Layout`, without what it imports
 
 
 def add(verbs: Any) -> None:

@@ -118,7 +118,9 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--out", type=user_path, help="write figures and tables here (default: the run's curve-* folder)"
     )
-    evaluate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    evaluate.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
     evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     evaluate.add_argument("--no-tracking", action="store_true", help="do not record in MLflow")
     evaluate.add_argument(

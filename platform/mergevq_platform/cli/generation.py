@@ -93,7 +93,9 @@ def add(verbs: Any) -> None:
         metavar="RUN",
         help="paint with this tokenizer: its own, moved, or with Source Recovery fine-tuned (mergevq train recovery_gr_256)",
     )
-    generate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    generate.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
     _add_cluster(generate)
     generate.set_defaults(function=_generate)
 

@@ -37,9 +37,9 @@ from mergevq_platform.data import (
     make_views,
     open_dataset,
 )
-from mergevq_platform.data.opening import PARTS, split_names
-from mergevq_platform.data.shards import MANIFEST, refuse_foreign_files, write_text
-from mergevq_platform.data.splits import same_split
+from mergevq_platform.data.parquet.directory import PARTS, split_names
+from mergevq_platform.data.parquet.shards import MANIFEST, refuse_foreign_files, write_text
+from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.distributed.ordered_map import Answers, answers
 from mergevq_platform.distributed.progress import counted
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer

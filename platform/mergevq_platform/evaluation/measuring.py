@@ -27,7 +27,7 @@ from mergevq.metrics.probe import unfit_labels
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import BadImage, EvalBatches
-from mergevq_platform.data.background import DROPPED
+from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.data.views import RESIZING
 from mergevq_platform.distributed.ordered_map import Share
 from mergevq_platform.evaluation.answers import merge

@@ -34,8 +34,8 @@ from mergevq.metrics import (
 )
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq_platform.data import Pictures, open_pictures, to_unit_range
-from mergevq_platform.data.arrays import ArrayPictures
-from mergevq_platform.data.image_places import PackedPictures
+from mergevq_platform.data.image_sets import PackedPictures
+from mergevq_platform.data.npz_images import ArrayPictures
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.measuring import BATCHES_PER_JOB, JOBS_PER_PASS, averaged

@@ -19,10 +19,10 @@ from mergevq.serialization import read_config
 from mergevq_platform import generation
 from mergevq_platform.curves import Curve, tuned_curve
 from mergevq_platform.data import BadPicture, evaluation_view
-from mergevq_platform.data.folders import read_image
-from mergevq_platform.data.opening import stated_background
+from mergevq_platform.data.image_folder import read_image
+from mergevq_platform.data.images.transparency import WHITE
+from mergevq_platform.data.parquet.directory import stated_background
 from mergevq_platform.data.reading import Background
-from mergevq_platform.data.transparency import WHITE
 from mergevq_platform.distributed import cluster, ordered_map
 from mergevq_platform.evaluation.answering import ray_answers
 from mergevq_platform.evaluation.cache import Cache

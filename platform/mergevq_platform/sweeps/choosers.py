@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mergevq.errors import InputError
+from mergevq.rng import generator_at
 from mergevq_platform.sweeps.space import (
     Choice,
     Domain,
@@ -41,7 +42,7 @@ def corners(space: Space) -> list[Params]:
 
 def draw(space: Space, *, seed: int, number: int) -> Params:
     """The `number`-th random choice: a function of (seed, number) alone."""
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, number]))
+    generator = generator_at(seed, number)
     return walked(space, lambda _, domain: _drawn(domain, generator))[1]
 
 
