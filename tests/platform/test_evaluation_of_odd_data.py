@@ -15,14 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-
-from mergevq.config import merged, to_tree
-from mergevq.errors import InputError
-from mergevq_platform import evaluation, generation, loop
-from mergevq_platform.evaluation.curve import Curve
-from mergevq_platform.distributed import ordered_map
-from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.classifying import (
     ClassifierEvaluator,
     ProbeEvaluator,
@@ -31,8 +23,16 @@ from mergevq_platform.evaluation.classifying import (
 )
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import Measurement
-from mergevq_platform.generation import judging
+
+from mergevq.config import merged, to_tree
+from mergevq.errors import InputError
+from mergevq_platform import evaluation, generation, loop
+from mergevq_platform.distributed import ordered_map
+from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.generation import judging
 from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.sweeps import Grid, Sweep, choice, objectives
 from mergevq_platform.sweeps.driver import sweep

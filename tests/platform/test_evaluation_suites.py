@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mergevq_platform.evaluation.evaluator import Evaluator, ProbeJob, knn_metrics, probe_metrics
+from mergevq_platform.evaluation.measuring import Findings, Measurement, nearest
 from PIL import Image
 
 from mergevq.config import to_tree
@@ -18,8 +20,6 @@ from mergevq.metrics import knn_votes, linear_probe, precision_recall
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform import evaluation
 from mergevq_platform.evaluation.curve import Curve
-from mergevq_platform.evaluation.evaluator import Evaluator, ProbeJob, knn_metrics, probe_metrics
-from mergevq_platform.evaluation.measuring import Findings, Measurement, nearest
 from mergevq_platform.recipe import Recipe, resolve
 
 

@@ -14,7 +14,7 @@ from mergevq_platform.storage.settings import places
 
 if TYPE_CHECKING:
     from mergevq.metrics import FeaturesConfig
-    from mergevq_platform.evaluation.report import Report
+    from mergevq_platform.evaluation.report import EvaluationReport
 
 
 def add(verbs: Any) -> None:
@@ -122,7 +122,9 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--out", type=user_path, help="write figures and tables here (default: the run's curve-* folder)"
     )
-    evaluate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    evaluate.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
     evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     evaluate.add_argument("--no-tracking", action="store_true", help="do not record in MLflow")
     evaluate.add_argument(
@@ -229,7 +231,7 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
     _write(report, options)
 
 
-def _write(report: Report, options: argparse.Namespace) -> None:
+def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
     if options.json:
         report.save(options.json)
     if options.markdown:

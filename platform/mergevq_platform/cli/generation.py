@@ -9,7 +9,7 @@ import yaml
 
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
-from mergevq.keep import KeepDistribution
+from mergevq.keep import KeepDistributionConfig
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import found
@@ -93,7 +93,9 @@ def add(verbs: Any) -> None:
         metavar="RUN",
         help="paint with this tokenizer: its own, moved, or with Source Recovery fine-tuned (mergevq train recovery_gr_256)",
     )
-    generate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    generate.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
     _add_cluster(generate)
     generate.set_defaults(function=_generate)
 
@@ -163,7 +165,7 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 @config
 class _Drawn:
-    keep: KeepDistribution
+    keep: KeepDistributionConfig
 
 
 def _keep(words: list[str]) -> Any:

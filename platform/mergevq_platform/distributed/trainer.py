@@ -21,10 +21,10 @@ from ray.train.torch import TorchTrainer
 
 from mergevq.config import to_tree, with_overrides
 from mergevq_platform import loop
-from mergevq_platform.distributed import cluster, heartbeat
+from mergevq_platform.distributed import cluster, failures, heartbeat
 from mergevq_platform.distributed.progress import Progress
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
-from mergevq_platform.distributed.worker import Restarts, worker_loop
+from mergevq_platform.distributed.worker import FailureReporter, worker_loop
 from mergevq_platform.feeding import pinned
 from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.storage import checkpoints, naming
@@ -156,7 +156,7 @@ def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"
             storage_path=f"{path}/.ray",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
-            callbacks=[Restarts(actor)],  # type: ignore[list-item]
+            callbacks=[FailureReporter(actor)],  # type: ignore[list-item]
         ),
     )
 
@@ -200,7 +200,12 @@ def _fit(
 
     def fit() -> None:
         try:
-            result["value"] = trainer.fit()
+            result["value"] = failures.again_if_lost_while_starting(
+                trainer.fit,
+                failed=lambda: ray.get(actor.standing.remote())[1],
+                tell=lambda reason: ray.get(actor.failed.remote(reason)),
+                most=recipe.cluster.max_failures,
+            )
         except BaseException as error:
             result["error"] = error
 
@@ -230,7 +235,7 @@ def _fit(
     return step, bool(signals)
 
 
-def _end_hung(actor: Any, beat: heartbeat.Beat, line: str) -> None:
+def _end_hung(actor: Any, beat: heartbeat.Heartbeat, line: str) -> None:
     if heartbeat.end(beat):
         actor.warn.remote(f"{line}: ended, and the group restarts (cluster.hang_timeout_seconds)")
     actor.gone.remote(beat.rank)

@@ -37,9 +37,9 @@ from mergevq_platform.evaluation.images import (
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.report import (
     AnyReport,
+    EvaluationRecorder,
+    EvaluationReport,
     KindEvaluator,
-    Recorder,
-    Report,
     note,
     record,
     show,
@@ -75,7 +75,6 @@ from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity, read_metrics
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import last_line
-
 
 PublishedProbe = Literal["mergevq", "mae", "dinov2"]
 
@@ -113,7 +112,7 @@ def evaluate(
     tracking_uri: str | None = None,
     track: bool = True,
     cache: bool = True,
-) -> Report:
+) -> EvaluationReport:
     """Evaluate what `name` means, write tables and figures to `out`, and record them in MLflow.
 
     `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`)
@@ -205,9 +204,7 @@ def evaluator_of(
             tree = to_tree(located(resolve(merged(to_tree(recipe), changed))))
             spec = replace(spec, recipe=tree)
             passes = Passes(answers(GeneratorWorker, spec, workers), cache)
-            return GeneratorEvaluator(
-                spec, passes, scales or recipe.generator.generation.scales, say=say
-            )
+            return GeneratorEvaluator(spec, passes, scales or recipe.generator.generation.scales, say=say)
         case TokenizerTask() | RecoveryTask():
             of = EvaluationSpec(checkpoint, to_tree(recipe), place, device)
             passes = Passes(answers(TokenizerWorker, of, workers), cache)
@@ -223,7 +220,7 @@ def evaluator_of(
             )
 
 
-def after_training(outcome: TrainingOutcome, recorder: Recorder) -> None:
+def after_training(outcome: TrainingOutcome, recorder: EvaluationRecorder) -> None:
     """Evaluate a finished training and record it in its own MLflow run; a stand-in teacher has no evaluation.
 
     Of a tuned recovery the curve holds reconstruction alone, the rest being as before, at the kept counts of its training.
@@ -251,7 +248,7 @@ def after_training(outcome: TrainingOutcome, recorder: Recorder) -> None:
             **options,
         )
 
-    report: Report
+    report: EvaluationReport
     if isinstance(recipe.task, RecoveryTask):
         keeps = chosen_keeps(recipe, recipe.evaluation.keeps or trained_keeps(recipe))
         curves: list[Curve] = []
@@ -271,7 +268,7 @@ def leave(
     report: AnyReport,
     evaluator: KindEvaluator[AnyReport],
     folder: Path,
-    recorder: Recorder,
+    recorder: EvaluationRecorder,
     description: str,
     *,
     shown: bool = True,
@@ -438,11 +435,12 @@ def with_evaluation_files(recipe: Recipe) -> Recipe:
     return replace(recipe, evaluation=with_files(settings, places().weights))
 
 
-def _journal(found: FoundModel, home: Path, report: Report) -> Journal | None:
+def _journal(found: FoundModel, home: Path, report: EvaluationReport) -> Journal | None:
     # A curve is looked for by `open_for_curve` itself; a classifier's numbers have no curve.
-    of_test = found.run and isinstance(report, ClassifierReport)
-    again = of_test and read_metrics(found.run.directory / JOURNAL_NAME, "test/")
-    return found.journal(home, fresh=bool(again))
+    again = False
+    if found.run is not None and isinstance(report, ClassifierReport):
+        again = bool(read_metrics(found.run.directory / JOURNAL_NAME, "test/"))
+    return found.journal(home, fresh=again)
 
 
 def _device(home: Path, workers: int, address: str | None) -> Device:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.cache_files import load, save
+from mergevq_platform.evaluation.results import merge
 from mergevq_platform.tracking.locks import ExclusiveLock
 
 FORMAT = 5  # of the files, and of what the numbers in them mean: raise it when either changes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mergevq.metrics.accumulate import Accumulator
 from mergevq_platform.evaluation.results import Mergeable
+
+AnyKind = TypeVar("AnyKind", Accumulator, Mergeable)
 
 
 def save(path: Path, result: Any) -> None:
@@ -39,10 +41,10 @@ def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
     match value:
         case Tensor() | np.ndarray():
             name = str(len(tensors))
-            if isinstance(value, Tensor):
-                tensor = value
-            else:  # arrays that come from Ray are read-only, which PyTorch does not know
-                tensor = torch.from_numpy(value) if value.flags.writeable else torch.tensor(value)
+            # Arrays that come from Ray are read-only, which PyTorch does not know.
+            tensor = (
+                value if isinstance(value, Tensor) else torch.from_numpy(np.require(value, requirements="W"))
+            )
             tensors[name] = tensor.detach().cpu().contiguous()
             return {"tensor" if isinstance(value, Tensor) else "array": name}
         case Accumulator():
@@ -67,7 +69,7 @@ def _restored(value: Any, file: Any) -> Any:
             return file.get_tensor(name).numpy()
         case {"accumulator": name, "state": state}:
             kind = _kinds(Accumulator)[name]
-            accumulator = kind.__new__(kind)
+            accumulator: Any = kind.__new__(kind)
             accumulator.__setstate__({key: _restored(part, file) for key, part in state.items()})
             return accumulator
         case {"of": name, "parts": parts}:
@@ -80,9 +82,9 @@ def _restored(value: Any, file: Any) -> Any:
             return value
 
 
-def _kinds(base: type) -> dict[str, type]:
+def _kinds(base: type[AnyKind]) -> dict[str, type[AnyKind]]:
     """The classes below `base` by name."""
-    found: dict[str, type] = {}
+    found: dict[str, type[AnyKind]] = {}
     for kind in base.__subclasses__():
         found |= {kind.__name__: kind, **_kinds(kind)}
     return found

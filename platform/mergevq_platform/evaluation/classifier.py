@@ -22,7 +22,7 @@ from mergevq.training.probe import load_probe
 from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
-from mergevq_platform.evaluation.report import Recorder
+from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.results import Mergeable, merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, batches_key, identity, split_batches
 from mergevq_platform.frozen_tokenizer import probed_features
@@ -128,7 +128,7 @@ class ClassifierReport:
         """The row."""
         return self.rows[0]
 
-    def record_rows(self, recorder: Recorder) -> None:
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`test/<metric>` at the checkpoint's step."""
         recorder.metrics(
             self.protocol["step"] or 0, {f"test/{name}": value for name, value in self.values.items()}
@@ -166,9 +166,7 @@ class ClassifierReport:
         found, split = self.values, self.protocol["split"]
         if "top1" not in found:
             return [f"no top-1: no image of '{split}' has a label", *self._undecodable()]
-        sentences = [
-            "top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found)
-        ]
+        sentences = ["top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found)]
         if found.get("unlabelled"):
             sentences.append(f"{found['unlabelled']:,.0f} images of '{split}' have no label: left out")
         sentences += self._undecodable()

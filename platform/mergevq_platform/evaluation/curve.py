@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from mergevq.errors import InputError
-from mergevq_platform.evaluation.report import Recorder
+from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 
 WIDE = 150  # terminal columns that all of a curve needs
@@ -54,7 +54,7 @@ class Curve:
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a curve written by mergevq evaluate ({error})") from None
 
-    def record_rows(self, recorder: Recorder) -> None:
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`curve/<metric>` at step = kept tokens."""
         rows = {
             int(row["keep"]): {key: value for key, value in row.items() if key != "keep"} for row in self.rows

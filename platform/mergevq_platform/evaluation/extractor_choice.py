@@ -10,7 +10,7 @@ import yaml
 
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq.metrics import FeaturesConfig, InceptionFeatures, RandomFeatures, extractor
+from mergevq.metrics import FeaturesConfig, InceptionFeaturesConfig, RandomFeaturesConfig, extractor
 from mergevq_platform.recipe import EvaluationConfig
 
 
@@ -37,7 +37,7 @@ def inception_extractor(file: str, folder: Path | None = None) -> FeaturesConfig
 
     Raises `InputError`, naming the option.
     """
-    settings = InceptionFeatures(weights=found_file(file, folder, "--inception"))
+    settings = InceptionFeaturesConfig(weights=found_file(file, folder, "--inception"))
     try:
         extractor(settings, key="--inception")
     except InputError as error:
@@ -51,7 +51,7 @@ def with_files(settings: EvaluationConfig, folder: Path | None) -> EvaluationCon
     Raises `InputError`, naming the key, for a file that is in neither place.
     """
     chosen = settings.extractor
-    if not isinstance(chosen, RandomFeatures):
+    if not isinstance(chosen, RandomFeaturesConfig):
         found = found_file(chosen.weights, folder, "evaluation.extractor.weights")
         settings = replace(settings, extractor=replace(chosen, weights=found))
     if settings.lpips is not None:

@@ -27,14 +27,10 @@ from mergevq.metrics.probe import unfit_labels
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.data.parquet.background import DROPPED
+from mergevq_platform.evaluation.generator_figures import SHOWN_CLASSES, SHOWN_NEIGHBOURS, write_figures
 from mergevq_platform.evaluation.generator_report import GeneratorReport
-from mergevq_platform.evaluation.generator_worker import (
-    GeneratorResult,
-    RealJob,
-    RealKind,
-    SampledJob,
-    SampledKind,
-)
+from mergevq_platform.evaluation.generator_results import GeneratorFindings, GeneratorResult, ShownImages
+from mergevq_platform.evaluation.generator_worker import RealJob, RealKind, SampledJob, SampledKind
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.neighbours import SIDE, nearest
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
@@ -45,35 +41,9 @@ from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.sampling.pipeline import SamplingSpec
 
 BATCHES_PER_JOB = 2  # at least
-SHOWN_CLASSES, SHOWN_NEIGHBOURS = 12, 4
 CLASS_PROBE = "logistic regression on the tokenizer's standardised summary, all tokens kept; C chosen on held-out training pictures"
 
 Key = dict[str, Any]
-
-
-@dataclass
-class ShownImages:
-    """The first images of a set."""
-
-    images: np.ndarray  # (B, H, W, 3) uint8
-    labels: np.ndarray  # (B,) int64
-    small: np.ndarray  # (B, …) uint8: see `neighbours.thumbnails`
-
-    @classmethod
-    def of(cls, result: GeneratorResult) -> ShownImages:
-        """Those that a result holds; copies, so that the result can go."""
-        count = len(result.first)
-        return cls(result.first, result.labels[:count].copy(), result.small[:count].copy())
-
-
-@dataclass
-class GeneratorFindings:
-    """What figures show beside the report."""
-
-    shown: dict[str, ShownImages] = field(default_factory=dict)  # by scale, or by what they are
-    # Of the first images at the best scale: distances (B, k) in grey levels, and numbers (B, k): see `neighbours.nearest`.
-    neighbours: tuple[np.ndarray, np.ndarray] | None = None
-    train_images: int = 0
 
 
 @dataclass
@@ -145,8 +115,6 @@ class GeneratorEvaluator:
 
     def write_figures(self, report: GeneratorReport, folder: Path) -> dict[str, Path]:
         """The metrics over guidance scales, samples, and samples beside their neighbours, as files in `folder`, by name."""
-        from mergevq_platform.evaluation.generator_figures import write_figures
-
         return write_figures(report, self.recipe, self.findings, folder)
 
     @cached_property
@@ -217,9 +185,7 @@ class GeneratorEvaluator:
         if fewest > 1 and real.spatial is not None and statistics.spatial is not None:
             row[self.keys["spatial_frechet"]] = frechet_distance(real.spatial, statistics.spatial)
         if result is not known.real and fewest > NEIGHBOURHOOD:
-            manifold = precision_recall(
-                self.passes, statistics.features, key, real.features, known.real_key
-            )
+            manifold = precision_recall(self.passes, statistics.features, key, real.features, known.real_key)
             row |= {self.keys[name]: value for name, value in manifold.items()}
         if statistics.score is not None:
             row[self.keys["inception_score"]] = statistics.score.compute().mean
@@ -230,9 +196,7 @@ class GeneratorEvaluator:
     def _neighbour_ratio(self, known: RealStatistics, result: GeneratorResult, key: Key) -> float:
         return float(self._median_distance(known, result, key) / known.reconstructed_distance)
 
-    def _median_distance(
-        self, known: RealStatistics, result: GeneratorResult, key: Key
-    ) -> np.floating[Any]:
+    def _median_distance(self, known: RealStatistics, result: GeneratorResult, key: Key) -> np.floating[Any]:
         distances, _ = nearest(self.passes, result.small, key, known.train.small, known.train_key)
         return np.median(distances[:, 0])
 
@@ -240,7 +204,7 @@ class GeneratorEvaluator:
         small = self.findings.shown[f"{scale:g}"].small[:SHOWN_CLASSES]
         key = self._sampled_key("generated", scale)
         self.findings.neighbours = nearest(
-            self.passes, small, key, known.train.small, known.train_key, count=SHOWN_NEIGHBOURS
+            self.passes, small, key, known.train.small, known.train_key, k=SHOWN_NEIGHBOURS
         )
 
     def _show(self, name: str, result: GeneratorResult) -> None:

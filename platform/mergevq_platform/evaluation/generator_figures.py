@@ -10,15 +10,12 @@ from matplotlib.figure import Figure
 
 from mergevq_platform import figures
 from mergevq_platform.data import evaluation_view, open_dataset
-from mergevq_platform.evaluation.generator import (
-    SHOWN_CLASSES,
-    SHOWN_NEIGHBOURS,
-    GeneratorFindings,
-    ShownImages,
-)
 from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.generator_results import GeneratorFindings, ShownImages
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.sampling.pipeline import class_names
+
+SHOWN_CLASSES, SHOWN_NEIGHBOURS = 12, 4
 
 
 def write_figures(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mergevq.errors import InputError
 from mergevq_platform.evaluation.curve import lacking_sentences
-from mergevq_platform.evaluation.report import Recorder
+from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.tracking.records import SCALE_PREFIX
 
@@ -52,7 +52,7 @@ class GeneratorReport:
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a generator's report ({error})") from None
 
-    def record_rows(self, recorder: Recorder) -> None:
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`cfg_curve/<metric>` at step = 100 x scale, references as metrics at the checkpoint's step."""
         for row in self.rows:
             values = {f"{SCALE_PREFIX}{key}": value for key, value in row.items() if key != "scale"}
@@ -60,7 +60,9 @@ class GeneratorReport:
         step = self.protocol["generator"]["step"]
         for name in NAMES:
             if name in self.references:
-                values = {f"cfg_reference/{key}_{name}": value for key, value in self.references[name].items()}
+                values = {
+                    f"cfg_reference/{key}_{name}": value for key, value in self.references[name].items()
+                }
                 recorder.metrics(step, values)
 
     def note(self, description: str) -> str:

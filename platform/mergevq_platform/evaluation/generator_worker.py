@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -17,14 +16,14 @@ from mergevq.metrics.extractors import Extractor
 from mergevq.rng import Stream, uniforms
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import EvalBatches, to_unit_range
+from mergevq_platform.evaluation.generator_results import SHOWN, GeneratorResult
 from mergevq_platform.evaluation.neighbours import thumbnails
-from mergevq_platform.evaluation.results import Mergeable, merge
+from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.spec import split_batches
-from mergevq_platform.evaluation.statistics import ImageSetStatistics, image_set_statistics
+from mergevq_platform.evaluation.statistics import image_set_statistics
 from mergevq_platform.sampling.pipeline import SamplingPipeline, SamplingSpec
 
 POSITION_ROWS = 4096  # training views whose codes the position baseline draws from
-SHOWN = 48  # images of each point that the figures may show
 
 RealKind = Literal["train", "real", "reconstructed"]
 SampledKind = Literal["generated", "by_position", "untrained"]
@@ -45,19 +44,6 @@ class SampledJob(NamedTuple):
     kind: SampledKind
     batches: tuple[int, ...]
     scale: float = 1.0
-
-
-@dataclass
-class GeneratorResult(Mergeable):
-    """What is known of a set of images."""
-
-    statistics: ImageSetStatistics | None  # by the extractor; none of training images
-    summary: np.ndarray  # (B, D) float32, the tokenizer's summary with all tokens kept
-    labels: np.ndarray  # (B,) int64: their class, or the one asked for
-    small: np.ndarray  # (B, …) uint8: see `thumbnails`
-    first: np.ndarray  # (at most SHOWN, H, W, 3) uint8: the first of the set, to be looked at
-    tokens: int = 0
-    seconds: float = 0.0  # of making codes and images
 
 
 class GeneratorWorker:

@@ -23,7 +23,7 @@ from mergevq.metrics import (
     InceptionExtractor,
     InceptionScore,
     Moments,
-    Reference,
+    ReferenceStatistics,
     distance_name,
     extractor,
     extrapolated_distance,
@@ -37,7 +37,7 @@ from mergevq_platform.data.image_sets import PackedPictures
 from mergevq_platform.data.npz_images import ArrayPictures
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
-from mergevq_platform.evaluation.report import Recorder
+from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.statistics import SPLITS
 from mergevq_platform.evaluation.tokenizer import BATCHES_PER_JOB, averaged
@@ -119,7 +119,7 @@ class ImageSetsReport:
         """Write as JSON."""
         path.write_text(json_text(asdict(self)))
 
-    def record_rows(self, recorder: Recorder) -> None:
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`images/<metric>` at step 0."""
         recorder.metrics(0, {f"images/{key}": value for key, value in self.values.items()})
 
@@ -190,7 +190,7 @@ class ImageSetsEvaluator:
         """None."""
         return {}
 
-    def statistics(self) -> Reference:
+    def statistics(self) -> ReferenceStatistics:
         """The moments of the images, for others to be compared with."""
         return self._moments(self.found)
 
@@ -274,7 +274,7 @@ class ImageSetsEvaluator:
         return self._features("reference", other)
 
     @cached_property
-    def reference(self) -> Reference | None:
+    def reference(self) -> ReferenceStatistics | None:
         """The moments that distances are measured from. Raises `InputError` for another extractor's."""
         if self.compared is not None:
             return self._moments(self.compared)
@@ -310,14 +310,13 @@ class ImageSetsEvaluator:
             self.say(line)
         return opened
 
-    def _moments(self, found: dict[str, np.ndarray]) -> Reference:
+    def _moments(self, found: dict[str, np.ndarray]) -> ReferenceStatistics:
         spatial = _moments(found["spatial"]) if "spatial" in found else None
-        return Reference(_moments(found["pool"]), spatial, self.identity)
+        return ReferenceStatistics(_moments(found["pool"]), spatial, self.identity)
 
     def _features(self, which: Literal["images", "reference"], images: Pictures) -> dict[str, np.ndarray]:
         jobs = [
-            ImageSetJob(which, numbers)
-            for numbers in jobs_of_batches(images.num_batches, BATCHES_PER_JOB)
+            ImageSetJob(which, numbers) for numbers in jobs_of_batches(images.num_batches, BATCHES_PER_JOB)
         ]
         return self.passes.result(self._key(images), jobs)
 

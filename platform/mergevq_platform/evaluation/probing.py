@@ -98,7 +98,7 @@ class ScoreProbeJob(NamedTuple):
     def on_rows(self, device: torch.device, number: int, shares: int) -> dict[str, float]:
         """Top-1 (percent) and its 95% interval."""
         assert shares == 1
-        fields = {
+        fields: dict[str, Any] = {
             name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
             for name, value in self.probe.items()
         }
@@ -139,11 +139,11 @@ class Probes:
             chosen: found["chosen"],
         }
 
-    def neighbours(
-        self, key: Mapping[str, Any], features: LabelledFeatures, name: str
-    ) -> dict[str, float]:
+    def neighbours(self, key: Mapping[str, Any], features: LabelledFeatures, name: str) -> dict[str, float]:
         """Top-1 (percent) of nearest neighbours, their number, chosen without the test split, and top-1 of each number."""
-        rows = math.ceil(len(features.test_y) / min(KNN_SHARES, math.ceil(len(features.test_y) / KNN_QUERIES)))
+        rows = math.ceil(
+            len(features.test_y) / min(KNN_SHARES, math.ceil(len(features.test_y) / KNN_QUERIES))
+        )
         votes: Votes = self._once(
             (features.digest(), "knn"),
             lambda: self.passes.in_shares(

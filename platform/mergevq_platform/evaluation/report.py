@@ -12,10 +12,10 @@ from rich.table import Table
 from mergevq.config import flattened
 from mergevq_platform.evaluation.tables import table_console
 
-AnyReport = TypeVar("AnyReport", bound="Report")
+AnyReport = TypeVar("AnyReport", bound="EvaluationReport")
 
 
-class Recorder(Protocol):
+class EvaluationRecorder(Protocol):
     """What takes the records of a run: in this process, or the run's actor."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> object:
@@ -27,14 +27,14 @@ class Recorder(Protocol):
     def tags(self, values: Mapping[str, str]) -> object:
         """What the run is found by."""
 
-    def artifact(self, path: Path, folder: str | None = None) -> object:
+    def artifact(self, file: Path, directory: str = "") -> object:
         """A file."""
 
     def flush(self) -> object:
         """All of it is on its way when this returns."""
 
 
-class Report(Protocol):
+class EvaluationReport(Protocol):
     """Rows of numbers, and what they mean."""
 
     file_name: ClassVar[str]  # of its JSON
@@ -57,7 +57,7 @@ class Report(Protocol):
     def verdict(self) -> list[str]:
         """Plain sentences."""
 
-    def record_rows(self, recorder: Recorder) -> None:
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
         """Give the rows to a recorder, as metrics."""
 
     def note(self, description: str) -> str | None:
@@ -84,7 +84,9 @@ def write(report: AnyReport, evaluator: KindEvaluator[AnyReport], folder: Path) 
     return files | evaluator.write_figures(report, folder)
 
 
-def record(report: Report, files: Mapping[str, Path], recorder: Recorder, description: str) -> None:
+def record(
+    report: EvaluationReport, files: Mapping[str, Path], recorder: EvaluationRecorder, description: str
+) -> None:
     """Record a report: rows as metrics, files as artifacts, the protocol as tags."""
     report.record_rows(recorder)
     for file in files.values():
@@ -95,7 +97,7 @@ def record(report: Report, files: Mapping[str, Path], recorder: Recorder, descri
     recorder.tags(tags)
 
 
-def show(report: Report, files: Mapping[str, Path]) -> None:
+def show(report: EvaluationReport, files: Mapping[str, Path]) -> None:
     """Print the table, the verdict, and where the figures are."""
     console = table_console()
     console.print(report.table(console.width))

@@ -18,9 +18,9 @@ import torch
 
 import mergevq
 from mergevq.config import to_tree
-from mergevq.metrics import bits_per_picture, distance_name, extractor, frechet_distance, score_name
+from mergevq.metrics import bits_per_image, distance_name, extractor, frechet_distance, score_name
 from mergevq.metrics.extractors import Extractor
-from mergevq.metrics.lpips import LpipsDistance, LpipsFiles
+from mergevq.metrics.lpips import LpipsDistance, LpipsFilesConfig
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.pixels import WINDOW
 from mergevq.metrics.probe import unfit_labels
@@ -41,7 +41,8 @@ from mergevq_platform.evaluation.spec import (
 )
 from mergevq_platform.evaluation.splits import EvaluatedSplits
 from mergevq_platform.evaluation.statistics import SPLITS, ImageSetStatistics
-from mergevq_platform.evaluation.tokenizer_results import ReconstructionResult
+from mergevq_platform.evaluation.tokenizer_figures import write_figures
+from mergevq_platform.evaluation.tokenizer_results import ReconstructionResult, TokenizerFindings
 from mergevq_platform.evaluation.tokenizer_worker import MANIFOLD_IMAGES, PassKind, TokenizerJob
 from mergevq_platform.recipe import Recipe, resolve
 
@@ -57,16 +58,6 @@ CAVEATS = {
 Suite = Literal["reconstruction", "representation"]
 SUITES: tuple[Suite, ...] = ("reconstruction", "representation")
 Features = dict[str, np.ndarray]
-
-
-@dataclass
-class TokenizerFindings:
-    """What figures show beside the curve: single images and codes."""
-
-    each_psnr: dict[int, np.ndarray] = field(default_factory=dict)  # kept tokens -> (images,) dB
-    code_counts: dict[int, np.ndarray] = field(default_factory=dict)  # kept tokens -> (V,) how often
-    neighbours: np.ndarray | None = None  # (queries, k) rows of the train split, nearest first
-    neighbours_keep: int = 0
 
 
 @dataclass
@@ -112,8 +103,6 @@ class TokenizerEvaluator:
 
     def write_figures(self, report: Curve, folder: Path) -> dict[str, Path]:
         """The trade-off, image grids and single findings, as files in `folder`, by name."""
-        from mergevq_platform.evaluation.tokenizer_figures import write_figures
-
         return write_figures(report, self.spec, self.findings, folder)
 
     @cached_property
@@ -156,18 +145,21 @@ class TokenizerEvaluator:
         frechet, model = distance_name(self.network, "reconstruction"), self.recipe.tokenizer.model
         row = self._likeness(part.true, keep)
         if part.ssim is None:
-            self.lacking["SSIM"] = f"images of {self.splits.batches['test'].size} px, under its window of {WINDOW}"
+            self.lacking["SSIM"] = (
+                f"images of {self.splits.batches['test'].size} px, under its window of {WINDOW}"
+            )
         row |= part.psnr.compute() | (part.ssim.compute() if part.ssim else {}) | part.codes.compute()
         for optional in (part.ms_ssim, part.lpips):
             row |= optional.compute() if optional is not None else {}
-        row |= bits_per_picture(
+        row |= bits_per_image(
             keep,
             model.grid_tokens,
             code_bits=math.log2(model.quantizer.vocabulary),
             entropy_bits=row["code_entropy_bits"],
         )
         self.findings.each_psnr[keep] = part.each_psnr
-        self.findings.code_counts[keep] = part.codes.checked().numpy()
+        if (counts := part.codes.checked()) is not None:
+            self.findings.code_counts[keep] = counts.numpy()
         if part.recovery.count:
             if self.reference.pool.count > 1:
                 row[f"{frechet}_recovered"] = frechet_distance(self.reference.pool, part.recovered)
@@ -256,12 +248,16 @@ class TokenizerEvaluator:
         weights = self.recipe.tokenizer.initial_weights
         wanted = self.recipe.evaluation.untrained_baseline
         if wanted and weights and not Path(weights).is_file():
-            self.lacking["untrained baseline"] = f"the weights that training began with, {weights}, are not there"
+            self.lacking["untrained baseline"] = (
+                f"the weights that training began with, {weights}, are not there"
+            )
             return False
         return wanted
 
     def _labelled(self) -> bool:
-        without = [batches.dataset.split for batches in self.splits.batches.values() if not batches.dataset.labelled]
+        without = [
+            batches.dataset.split for batches in self.splits.batches.values() if not batches.dataset.labelled
+        ]
         if without:
             self.lacking["probe"] = "no labels" if len(without) > 1 else f"no labels in '{without[0]}'"
         return "probe" not in self.lacking
@@ -371,7 +367,7 @@ def likeness_names(network: Extractor) -> dict[str, str]:
 
 
 @lru_cache(maxsize=4)
-def lpips_identity(files: LpipsFiles) -> dict[str, Any]:
+def lpips_identity(files: LpipsFilesConfig) -> dict[str, Any]:
     """What numbers of LPIPS with these files must share to be compared."""
     return LpipsDistance(files).identity
 

@@ -14,7 +14,7 @@ from mergevq_platform import figures
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.spec import EvaluationSpec
-from mergevq_platform.evaluation.tokenizer import TokenizerFindings
+from mergevq_platform.evaluation.tokenizer_results import TokenizerFindings
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 
 IMAGES_SHOWN = 8

@@ -1,4 +1,4 @@
-"""The results of reconstructing an evaluation split at one kept count."""
+"""The results of a tokenizer's passes, and what figures show of them."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ class ReconstructionResult(Mergeable):
     codes: CodeUsage | None = None
     recovery: RecoveryAccuracy = field(default_factory=RecoveryAccuracy)
     each_psnr: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (B,) of every image, in order
+
+
+@dataclass
+class TokenizerFindings:
+    """What figures show beside the curve: single images and codes."""
+
+    each_psnr: dict[int, np.ndarray] = field(default_factory=dict)  # kept tokens -> (images,) dB
+    code_counts: dict[int, np.ndarray] = field(default_factory=dict)  # kept tokens -> (V,) how often
+    neighbours: np.ndarray | None = None  # (queries, k) rows of the train split, nearest first
+    neighbours_keep: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -10,8 +11,8 @@ import torch
 from mergevq_platform.distributed import ordered_map
 from mergevq_platform.distributed.ordered_map import Answers, Share
 
+AnySpec = TypeVar("AnySpec", bound="Spec")
 Device = Literal["cpu", "cuda"]
-AnySpec = TypeVar("AnySpec", bound="Spec", contravariant=True)
 
 
 class Spec(Protocol):
@@ -22,10 +23,8 @@ class Spec(Protocol):
         """Where models and features lie."""
 
 
-class BatchWorker(Protocol[AnySpec]):
+class BatchWorker(Protocol):
     """One process's models and data of a kind of evaluation: does the jobs of whole batches."""
-
-    def __init__(self, spec: AnySpec) -> None: ...
 
     def answer(self, job: Any) -> Any:
         """The result of one job: see `results.merge`."""
@@ -41,11 +40,11 @@ class RowsJob(Protocol):
 class EvaluationWorker:
     """One process of an evaluation. The models and data of its kind are opened with the first job that needs them."""
 
-    def __init__(self, of: tuple[type[BatchWorker[Any]], Spec]) -> None:
+    def __init__(self, of: tuple[Callable[[Any], BatchWorker], Spec]) -> None:
         self.kind, self.spec = of
 
     @cached_property
-    def batch_worker(self) -> BatchWorker[Any]:
+    def batch_worker(self) -> BatchWorker:
         """Models and data."""
         return self.kind(self.spec)
 
@@ -62,6 +61,6 @@ class EvaluationWorker:
                     return self.batch_worker.answer(job)
 
 
-def answers(kind: type[BatchWorker[AnySpec]], spec: AnySpec, workers: int = 0) -> Answers:
+def answers(kind: Callable[[AnySpec], BatchWorker], spec: AnySpec, workers: int = 0) -> Answers:
     """A function that has jobs done: in this process for 0 `workers`, else on so many Ray actors."""
     return ordered_map.answers(EvaluationWorker, (kind, spec), workers=workers, device=spec.device)

@@ -18,11 +18,10 @@ from mergevq.generation import (
     GuidanceConfig,
     RandomOrderConfig,
     SamplingConfig,
-    load_generator,
     sample,
 )
 from mergevq.merging import Source
-from mergevq.serialization import WEIGHTS
+from mergevq.serialization import WEIGHTS, load_generator
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
 from mergevq_platform.data import open_dataset
@@ -169,7 +168,12 @@ class SamplingPipeline:
 
     @torch.inference_mode()
     def codes(
-        self, labels: Tensor, sample_ids: Tensor, *, generator: Generator | None = None, scale: float | None = None
+        self,
+        labels: Tensor,
+        sample_ids: Tensor,
+        *,
+        generator: Generator | None = None,
+        scale: float | None = None,
     ) -> Generated:
         """Codes of labels and sample numbers (B,) int64; at another guidance `scale`, by another `generator` if given."""
         guidance = parse(

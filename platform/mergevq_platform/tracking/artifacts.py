@@ -16,18 +16,18 @@ def fetch_curve_files(store: Store, run: TrackedRun, folder: Path) -> list[Path]
     again = [found for found in list_runs(store, run.experiment) if found.evaluates == run.uid]
     files = []
     for measured in sorted([run, *again], key=lambda found: found.ended_ms or found.started_ms):
-        target = folder / "fetched" / measured.uid[:12]
         with store.asked() as client:
             for name in CURVE_FILES:
                 kind = name.partition("/")[0]
                 if name not in [file.path for file in client.list_artifacts(measured.run_id, kind)]:
                     continue
+                target = folder / "fetched" / measured.uid[:12] / kind
                 target.mkdir(parents=True, exist_ok=True)
-                mlflow.artifacts.download_artifacts(
+                local = mlflow.artifacts.download_artifacts(
                     run_id=measured.run_id,
                     artifact_path=name,
                     dst_path=str(target),
                     tracking_uri=store.uri,
                 )
-                files.append(target / name)
+                files.append(Path(local))
     return files
