@@ -158,14 +158,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError(
             "--reference, --size, --split and --save-statistics go with --images PLACE: leave them out"
         )
-    if found(options.run, storage=options.storage).is_generator:
-        _check_generator(options)
-    elif options.suite == "generation":
-        raise InputError(f"{options.run} is a tokenizer, which generates no images: choose another --suite")
-    elif options.cfg or options.num or options.tokenizer:
-        raise InputError(
-            f"--cfg and --num are for generators, as is --tokenizer; {options.run} is a tokenizer: leave them out"
-        )
+    match found(options.run, storage=options.storage).task_kind:
+        case "generator":
+            _check_generator(options)
+        case "finetune" | "probe" as kind:
+            _check_classifier(options, kind)
+        case _:
+            _check_tokenizer(options)
     report = api.evaluate(
         options.run,
         home=places().home,
@@ -188,6 +187,33 @@ def _evaluate(options: argparse.Namespace) -> None:
         cache=not options.no_cache,
     )
     _write(report, options)
+
+
+def _check_tokenizer(options: argparse.Namespace) -> None:
+    if options.suite == "generation":
+        raise InputError(f"{options.run} is a tokenizer, which generates no images: choose another --suite")
+    if options.cfg or options.num or options.tokenizer:
+        raise InputError(
+            f"--cfg and --num are for generators, as is --tokenizer; {options.run} is a tokenizer: leave them out"
+        )
+
+
+def _check_classifier(options: argparse.Namespace, kind: str) -> None:
+    given = {
+        "--keep": options.keep,
+        "--cfg": options.cfg,
+        "--num": options.num,
+        "--tokenizer": options.tokenizer,
+        "--recipe": options.recipe,
+        "--probe": options.probe,
+        "--suite": options.suite != "all",
+        "--extractor": options.extractor or options.inception,
+        "--seeds": options.seeds > 1,
+    }
+    if names := [name for name, value in given.items() if value]:
+        raise InputError(
+            f"{options.run} is a {kind} run, of which top-1 alone is measured: leave {', '.join(names)} out"
+        )
 
 
 def _check_generator(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.results import Mergeable, merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, batches_key, identity, split_batches
-from mergevq_platform.frozen_tokenizer import probed_features
+from mergevq_platform.frozen_tokenizer import find_tokenizer, probed_features
 from mergevq_platform.recipe import ProbeTask, Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
@@ -224,10 +224,13 @@ class ClassifierEvaluator:
         jobs = [
             ClassifierJob(split, numbers) for numbers in jobs_of_batches(batches.num_batches, BATCHES_PER_JOB)
         ]
-        task = self.recipe.task
         key = {"kind": "classifier", **batches_key(batches), **identity(self.spec)}
-        key["tokenizer"] = task.tokenizer_sha256 if isinstance(task, ProbeTask) else None
+        if isinstance(self.recipe.task, ProbeTask):
+            key["tokenizer"] = self._tokenizer_sha256(self.recipe.task)
         return self.passes.result(key, jobs)
+
+    def _tokenizer_sha256(self, task: ProbeTask) -> str:
+        return task.tokenizer_sha256 or find_tokenizer(task.tokenizer, key="task.tokenizer").sha256
 
     def _protocol(self) -> dict[str, Any]:
         recipe, task = self.recipe, self.recipe.task

@@ -143,7 +143,7 @@ class Curve:
 
     def table(self, width: int = 120) -> Table:
         """The curve for a terminal of so many columns; a narrow one gets the columns that matter most."""
-        table = Table(title=f"{self.run}: what every kept token buys", caption=self.caption())
+        table = Table(title=f"{self.run}: trade-off over kept tokens", caption=self.caption())
         columns = self.shown()
         if width < WIDE:
             columns = [column for column in columns if column[0] in (*NARROW, self.frechet_key)]

@@ -65,7 +65,7 @@ def precision_recall(
     """
     require_comparable(_tensor(judged), _tensor(reference))
     about = {"centre_of": reference_key, "k": K}
-    origin = passes.result({"kind": "centre", "of": reference_key}, [CentreJob(reference)])["centre"]
+    origin = passes.small_result({"kind": "centre", "of": reference_key}, [CentreJob(reference)])["centre"]
 
     def radii_of(features: np.ndarray, key: Key) -> np.ndarray:
         job = RadiiJob(features, origin)

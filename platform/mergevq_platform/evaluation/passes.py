@@ -6,9 +6,10 @@ of the jobs: any number of workers gives one result.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergevq_platform.distributed.ordered_map import Answers, Share
@@ -24,6 +25,7 @@ class Passes:
 
     answers: Answers
     cache: Cache | None = None
+    remembered: dict[str, Any] = field(default_factory=dict)  # small results by key, for the length of an evaluation
 
     def result(self, key: Mapping[str, Any], jobs: Sequence[Any]) -> Any:
         """The merged result of the jobs that make up the pass `key`: `kind`, and all that decides the result."""
@@ -31,10 +33,17 @@ class Passes:
             return merge(self.answers(jobs))
         return self.cache.through(key, jobs, self.answers)
 
+    def small_result(self, key: Mapping[str, Any], jobs: Sequence[Any]) -> Any:
+        """The same, of a small result that the evaluation asks for again: with or without a cache its jobs are done once."""
+        name = json.dumps(key, sort_keys=True)
+        if name not in self.remembered:
+            self.remembered[name] = self.result(key, jobs)
+        return self.remembered[name]
+
     def in_shares(self, key: Mapping[str, Any], job: Any, rows: int, *, rows_of_share: int) -> Any:
-        """The merged result of a job that is done in shares of so many rows; what all shares read travels once."""
+        """The merged, small result of a job that is done in shares of so many rows; what all shares read travels once."""
         shares = max(1, math.ceil(rows / rows_of_share))
-        return self.result(key, [Share(job, number, shares) for number in range(shares)])
+        return self.small_result(key, [Share(job, number, shares) for number in range(shares)])
 
 
 def jobs_of_batches(batches: int, least: int) -> list[tuple[int, ...]]:

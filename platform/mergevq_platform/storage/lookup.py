@@ -72,12 +72,12 @@ class FoundModel:
         return recipe
 
     @property
-    def is_generator(self) -> bool:
-        """Whether it is a generator; a tokenizer's directory is none."""
+    def task_kind(self) -> str:
+        """What was trained: the `kind` of the recipe's task."""
         if self.fetched is not None or checkpoints.is_bare(self.place):
-            return False
+            return "tokenizer"
         with checkpoints.newest(self.place, files=checkpoints.RECIPE) as directory:
-            return checkpoints.about(directory)["task"] == "generator"
+            return str(checkpoints.about(directory)["task"])
 
     @property
     def directory(self) -> Path | None:
