@@ -306,6 +306,11 @@ def sample(
     ).indices
 
 
+def guidance_scales(guidance: Tree, fraction: float, count: int) -> list[float]:
+    """The scale of every sub-token where that fraction of the tokens is decoded."""
+    return list(parse(GuidanceConfig, guidance).scales(fraction, count))
+
+
 def teacher_forced(generator: Any, batch: dict[str, Tensor], keep: int, order: Tensor | None) -> list[Tensor]:
     """The logits of known codes, one tensor for each sub-token."""
     with torch.no_grad():

@@ -144,7 +144,7 @@ def _of_this_code(value: Any) -> Any:
 
 @section
 def generated_codes() -> Tree:
-    labels, ids = [0, 3, 11, 5, -1], [0, 1, 2, 40, 41]
+    labels, ids = [0, 3, 11, 5, -1] * 5, list(range(30, 55))
     found: Tree = {}
     plain: dict[str, Tree] = {
         "plain": {},
@@ -166,10 +166,10 @@ def generated_codes() -> Tree:
             "five_steps": {"steps": 5},
             "five_steps_guided": {"steps": 5, "guidance": {"scale": 2.0, "schedule": "linear"}},
             "one_step": {"steps": 1},
-            "given_order": {"order": torch.arange(11, -1, -1).expand(5, 12)},
+            "given_order": {"order": torch.arange(11, -1, -1).expand(25, 12)},
             "some_fixed": {
-                "fixed": torch.arange(60).view(5, 12),
-                "fixed_mask": torch.arange(60).view(5, 12) % 3 == 0,
+                "fixed": torch.arange(300).view(25, 12) % 64,
+                "fixed_mask": torch.arange(300).view(25, 12) % 3 == 0,
                 "steps": 4,
             },
         },
@@ -187,6 +187,11 @@ def generated_codes() -> Tree:
         order = torch.arange(kept).flip(0).expand_as(batch["indices"]) if kind == "random_order" else None
         logits = product.teacher_forced(generator, batch, kept, order)
         found[kind]["teacher_forced"] = [leaves.floats(part) for part in logits]
+    found["guidance_scales"] = {
+        name: [product.guidance_scales(options["guidance"], step / 7, 2) for step in range(7)]
+        for name, options in plain.items()
+        if "guidance" in options
+    }
     committed = product.open_generator(trees.GENERATOR)
     found["committed"] = {
         f"{keep} in {count} steps": leaves.codes(
@@ -385,14 +390,14 @@ def numbers() -> Tree:
         stacked = {name: np.stack([one[name] for one in made]) for name in made[0]}
         same_size = label == "reconstruction"
         found["views"][label] = {
-            name: leaves.exact(value) if same_size else leaves.floats(value)
+            name: leaves.exact(value) if same_size else leaves.images(value)
             for name, value in stacked.items()
         }
-    found["views"]["evaluation"] = leaves.floats(
+    found["views"]["evaluation"] = leaves.images(
         np.stack([product.view_for_evaluation(image[:, :13], 8) for image in pixels[:24]])
     )
     return found
 
 
 def _leaf(key: str, value: torch.Tensor) -> Any:
-    return leaves.floats(value) if key in ("image", "student", "teacher") else value.tolist()
+    return leaves.images(value) if key in ("image", "student", "teacher") else value.tolist()
