@@ -110,9 +110,11 @@ def evaluations() -> Tree:
     hybrid, _ = product.curve(trained("tokenizer_gr_self"), [4, 16], {"batch": 16}, "hybrid.json")
     found: Tree = {
         "curve": _unplaced(curve) | {"verdict": verdict},
-        "hybrid": _unplaced(hybrid),
-        "finetune": product.top1_fine_tuned(trained("finetune")),
-        "probe": product.top1_probed(trained("probe")),
+        "trained_here": {
+            "hybrid": _unplaced(hybrid),
+            "finetune": product.top1_fine_tuned(trained("finetune")),
+            "probe": product.top1_probed(trained("probe")),
+        },
     }
     for name in ("committed", "generator_codes_mergear", "generator_images_raster"):
         place = trees.GENERATOR if name == "committed" else trained(name)
@@ -120,9 +122,11 @@ def evaluations() -> Tree:
         for row in (*report["rows"], *report["references"].values()):
             for key in [key for key in row if key.endswith("_per_second")]:
                 row[key] = "a speed"
-        found[name] = _unplaced(report) | {"verdict": said}
-    for name in ("curve", "committed", "generator_codes_mergear", "generator_images_raster"):
-        found[name]["verdict"] = {"here": leaves.text_digest("\n".join(found[name]["verdict"]))}
+        said_here = {"here": leaves.text_digest("\n".join(said))}
+        (found if name == "committed" else found["trained_here"])[name] = _unplaced(report) | {
+            "verdict": said_here
+        }
+    found["curve"]["verdict"] = {"here": leaves.text_digest("\n".join(verdict))}
     return _of_this_code(found)
 
 
