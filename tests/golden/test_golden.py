@@ -93,7 +93,8 @@ AVERAGING = (
 )
 
 
-TREE = {
+TREE: dict[str, Any] = {
+    "steps": {"steps": [1, 4], "values": [1.0, 2.0]},
     "a": {"loss": 1.0, "kept": 9},
     "codes": {"here": "1f", "shape": [2], "mostly": [1] * 20},
     "b": [1.5, "x"],
