@@ -111,8 +111,8 @@ def _sweep(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> None:
     from mergevq_platform import comparing
 
-    home = places().home
-    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper)
-    comparing.show(options.runs, home=home)
+    home, uri = places().home, places().tracking_uri
+    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper, tracking_uri=uri)
+    comparing.show(options.runs, home=home, tracking_uri=uri)
     for path in files.values():
         print(path)
