@@ -9,7 +9,7 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
-from mergevq_platform.cli.where import located
+from mergevq_platform.cli.where import found
 from mergevq_platform.storage.settings import places
 
 
@@ -153,7 +153,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError(
             "--reference, --size, --split and --save-statistics go with --images PLACE: leave them out"
         )
-    if _is_generator(options.run, storage=options.storage):
+    if found(options.run, storage=options.storage).is_generator:
         _evaluate_generator(options, extractor)
         return
     if options.suite == "generation":
@@ -221,16 +221,6 @@ def _write(measured: Any, options: argparse.Namespace) -> None:
         options.markdown.write_text(measured.markdown() + "\n")
 
 
-def _is_generator(name: str, *, storage: str | None) -> bool:
-    from mergevq_platform.storage import checkpoints
-
-    location = located(name, storage=storage)
-    if checkpoints.is_bare(location):
-        return False
-    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
-        return checkpoints.about(directory)["task"] == "generator"
-
-
 def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
     from mergevq.config import parse
     from mergevq.generation import GuidanceConfig
@@ -249,7 +239,7 @@ def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
         images=options.num,
         keep=options.keep[0] if options.keep else None,
         data=options.data,
-        tokenizer=located(options.tokenizer) if options.tokenizer else None,
+        tokenizer=found(options.tokenizer).place if options.tokenizer else None,
         extractor=extractor,
         workers=options.workers,
         out=options.out,

@@ -28,6 +28,7 @@ from mergevq_platform.distributed.worker import FailureReporter, worker_loop
 from mergevq_platform.feeding import pinned
 from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage.lookup import with_upstream_places
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.records import Status
 from mergevq_platform.tracking.store import Store
@@ -74,7 +75,15 @@ def train(
     are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
     error if training fails for good.
     """
-    run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
+    run, recipe = _begin(
+        recipe,
+        home=home,
+        storage=storage,
+        name=name,
+        resume=resume,
+        overrides=overrides,
+        tracking_uri=tracking_uri,
+    )
     samples = loop.preflight(recipe, evaluated=after is not None)
     fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
     store = Store.at(home, tracking_uri)
@@ -160,15 +169,19 @@ def _begin(
     name: str | None,
     resume: str | None,
     overrides: tuple[str, ...],
+    tracking_uri: str | None,
 ) -> tuple[Run, Recipe]:
+    def placed(recipe: Recipe) -> Recipe:
+        return with_upstream_places(located(recipe), home=home, store=lambda: Store.at(home, tracking_uri))
+
     if resume is not None:
         run = Run.find(resume, home=home, storage=storage)
         tree = yaml.safe_load(run.read("recipe.yaml"))
-        return run, located(resolve(with_overrides(tree, overrides)))
+        return run, placed(resolve(with_overrides(tree, overrides)))
     assert recipe is not None
     if name is not None:
         naming.check_name(name, "--name")
-    recipe = pinned(located(recipe))
+    recipe = pinned(placed(recipe))
     unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     run = Run.new(unique, home=home, storage=storage)
     return run, recipe
