@@ -24,8 +24,9 @@ from mergevq.errors import InputError
 from mergevq.generation import build_generator
 from mergevq.initialisation import select_weights
 from mergevq.layers import compute_again
+from mergevq.teachers.stand_in import StandInClassifier
 from mergevq.tokenizer import MergeVQ
-from mergevq.training.classifier import ClassifierTraining, StandInClassifier
+from mergevq.training.classifier import ClassifierTraining
 from mergevq.training.finetune import FineTuneTraining
 from mergevq.training.generator import GeneratorTraining
 from mergevq.training.probe import ProbeTraining

@@ -9,7 +9,7 @@ import yaml
 
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
-from mergevq.keep import KeepDistribution
+from mergevq.keep import KeepDistributionConfig
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import found
@@ -165,7 +165,7 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 @config
 class _Drawn:
-    keep: KeepDistribution
+    keep: KeepDistributionConfig
 
 
 def _keep(words: list[str]) -> Any:

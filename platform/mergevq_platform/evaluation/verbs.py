@@ -328,7 +328,7 @@ def register(
     dataset = None
     if measured is not None and "protocol.data" in measured.tags:
         dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
-    with checkpoints.newest(found.checkpoint, files=checkpoints.MODEL) as directory:
+    with checkpoints.weights(found.checkpoint) as directory:
         return register_model(
             store,
             tracked,
