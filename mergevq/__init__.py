@@ -13,8 +13,8 @@ from mergevq.config import merged, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.merging import Source
 from mergevq.presets import list_presets, preset
+from mergevq.serialization import load, save
 from mergevq.tokenizer import Encoded, MergeVQ, TokenizerConfig
-from mergevq.weights import load, save
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml as yaml_reader
 from torch import Tensor
 
-from mergevq import weights
+from mergevq import serialization
 from mergevq.config import merged, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.presets import preset as named_preset
@@ -76,7 +76,7 @@ def import_official(
     if problem := unusable(tokenizer.state_dict(), renamed):
         raise InputError(f"{checkpoint} {problem}: give the checkpoint as it was trained")
     tokenizer.load_state_dict(renamed)
-    weights.save(tokenizer, out)
+    serialization.save(tokenizer, out)
     absent = ("recovery (Source Recovery was never trained: pictures need their true source)",)
     return ImportReport(Path(out), len(renamed), averaged, skipped, absent)
 

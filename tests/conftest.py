@@ -115,7 +115,7 @@ def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home whose Ray cluster (two CPUs) is started once and shut down at the end."""
     import ray
 
-    from mergevq_platform import cluster
+    from mergevq_platform.distributed import cluster
 
     home = tmp_path_factory.mktemp("home")
     cluster.connect(home)

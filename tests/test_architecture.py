@@ -74,6 +74,6 @@ def test_the_model_imports_on_a_machine_without_ray_and_mlflow() -> None:
     script = (
         "import sys\n"
         "for name in ('ray', 'mlflow', 'pyarrow', 'rich', 'plotly'): sys.modules[name] = None\n"
-        "import mergevq, mergevq.train_step, mergevq.metrics, mergevq.generation\n"
+        "import mergevq, mergevq.training.tokenizer, mergevq.metrics, mergevq.generation\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -83,7 +83,8 @@ def _overhead_recipe(folder: str) -> Any:
 
 
 def _bare(folder: str, index: int) -> float:
-    from mergevq_platform import local, loop
+    from mergevq_platform import loop
+    from mergevq_platform.distributed import local
 
     torch.set_num_threads(1)
     os.nice(15)  # as Ray's workers
@@ -94,7 +95,7 @@ def _bare(folder: str, index: int) -> float:
 
 
 def _through_ray(folder: str, index: int) -> float:
-    from mergevq_platform import trainer
+    from mergevq_platform.distributed import trainer
 
     seen: list[float] = []
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved, peak_bytes
-from mergevq.training import Training
+from mergevq.training.protocol import Training
 
 
 def encoder() -> list[str]:
@@ -128,7 +128,7 @@ def _steps(preset: str, batch: int, keep: int, target: str) -> list[str]:
 
 def _timed_step(preset: str, batch: int, keep: int, way: str) -> tuple[float, int, int]:
     import mergevq
-    from mergevq.train_step import build_training
+    from mergevq.training.tokenizer import build_training
 
     torch.manual_seed(0)
     tokenizer = mergevq.create(preset)
@@ -203,7 +203,7 @@ def _training_rates(*ways: str) -> list[str]:
 def _training_rate(preset: str, batch: int, keep: int, way: str) -> tuple[float, int, float]:
     """(pictures per second, bytes at the peak, seconds of the first step); float32's products are tf32, as in training."""
     import mergevq
-    from mergevq.train_step import build_training
+    from mergevq.training.tokenizer import build_training
 
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")

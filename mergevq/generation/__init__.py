@@ -7,26 +7,18 @@ from mergevq.generation.config import (
     RandomOrderConfig,
     RasterConfig,
     TransformerConfig,
+    parse_generator,
 )
-from mergevq.generation.decode import Generated
-from mergevq.generation.generator import Generator, build_generator
-from mergevq.generation.guidance import GuidanceConfig
+from mergevq.generation.model import Generator, build_generator
 from mergevq.generation.presets import generator_preset, list_generators
 from mergevq.generation.random_order import arccos_schedule
-from mergevq.generation.sampling import SamplingConfig
-from mergevq.generation.training import GeneratorTraining
-from mergevq.generation.weights import (
-    load_generator,
-    parse_generator,
-    read_generator_config,
-    save_generator,
-)
+from mergevq.generation.sampling import Generated, sample
+from mergevq.generation.sampling_config import GuidanceConfig, SamplingConfig
 
 __all__ = [
     "Generated",
     "Generator",
     "GeneratorConfig",
-    "GeneratorTraining",
     "GeneratorTrainingConfig",
     "GuidanceConfig",
     "MergeARConfig",
@@ -38,8 +30,6 @@ __all__ = [
     "build_generator",
     "generator_preset",
     "list_generators",
-    "load_generator",
     "parse_generator",
-    "read_generator_config",
-    "save_generator",
+    "sample",
 ]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.metrics.probe import checked, class_numbers, held_out_part, wilson_interval
 from mergevq.quantize import average_over_ranks
-from mergevq.schedules import Cosine, scale
+from mergevq.rng import seeded_permutation
+from mergevq.schedules import CosineScheduleConfig, scale
 
 Rate = Annotated[float, pydantic.Field(gt=0)]
 Count = Annotated[int, pydantic.Field(ge=1)]
@@ -148,7 +149,7 @@ def set_rates(
     optimizer: torch.optim.Optimizer, settings: SgdProbeConfig, step: int, steps_per_epoch: int
 ) -> None:
     """The learning rates of optimizer step `step`, counted from 0: a warm-up, then half a cosine, for every head."""
-    schedule = Cosine(warmup_steps=settings.warmup_epochs * steps_per_epoch)
+    schedule = CosineScheduleConfig(warmup_steps=settings.warmup_epochs * steps_per_epoch)
     factor = scale(schedule, step, settings.epochs * steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
@@ -221,7 +222,7 @@ def _trained(
     steps_per_epoch = len(x) // batch
     optimizer = heads_optimizer(heads, settings)
     for epoch in range(settings.epochs):
-        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(x))).to(x.device)
+        order = torch.from_numpy(seeded_permutation(len(x), seed, epoch)).to(x.device)
         for index in range(steps_per_epoch):
             set_rates(optimizer, settings, epoch * steps_per_epoch + index, steps_per_epoch)
             rows = order[index * batch : (index + 1) * batch]

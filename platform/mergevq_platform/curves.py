@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from mergevq.errors import InputError
-from mergevq_platform.files import json_text, without_nulls, write_whole
+from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 
 WIDE = 150  # terminal columns that all of a curve needs
 NARROW = (

@@ -19,8 +19,8 @@ from torch import nn
 from mergevq import keep as kept
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
-from mergevq.probe_training import FrozenFeatures
 from mergevq.tokenizer import MergeVQ
+from mergevq.training.probe import FrozenFeatures
 from mergevq_platform import validation
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, read_manifest
 from mergevq_platform.data import Batch, Dataset, EvalBatches, TrainStream, open_dataset, to_unit_range

@@ -18,11 +18,11 @@ from safetensors import safe_open
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.probe_training import FrozenFeatures
+from mergevq.serialization import WEIGHTS, read_config
 from mergevq.tokenizer import MergeVQ
-from mergevq.weights import WEIGHTS, read_config
-from mergevq_platform import checkpoints
+from mergevq.training.probe import FrozenFeatures
 from mergevq_platform.recipe import FineTuneTask, ProbeTask
+from mergevq_platform.storage import checkpoints
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mergevq.errors import InputError
 from mergevq_platform.curves import lacking_sentences
-from mergevq_platform.files import json_text, without_nulls, write_whole
+from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 
 NAMES = {
     "reconstructed": "reconstructions (ceiling)",

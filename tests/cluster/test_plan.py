@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mergevq_platform import bandwidth, planning, recipe, trainer
-from mergevq_platform.planning import Links
+from mergevq_platform import recipe
+from mergevq_platform.distributed import trainer
+from mergevq_platform.operations import bandwidth, planning
+from mergevq_platform.operations.planning import Links
 from mergevq_platform.tracking.records import read_metrics
 
 TOLERANCE = 1.6  # factor, either way: the machine is shared, and a step of this size is mostly Python
@@ -30,7 +32,7 @@ def test_steps_of_one_and_two_workers_take_what_the_plan_says(
     report = {}
     for workers in (1, 2):
         expected = planning.predict(
-            resolved, measured, nodes=1, gpus=workers, links=links, pictures=192
+            resolved, measured, nodes=1, gpus=workers, links=links, images=192
         ).step_seconds
         chosen = recipe.resolve({**tree, "cluster": {"device": "cpu", "workers": workers}})
         outcome = trainer.train(chosen, home=ray_home, name=f"plan-{workers}")

@@ -10,8 +10,8 @@ import pytest
 
 from mergevq.config import to_tree
 from mergevq_platform import data, evaluation, loop
-from mergevq_platform.data.opening import read_manifest
-from mergevq_platform.local import LocalHost
+from mergevq_platform.data.parquet.directory import read_manifest
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
 from textures import CLASSES, ICON, TRAIN, VAL, write_textures
 

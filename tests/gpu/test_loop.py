@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 import mergevq
-from mergevq_platform import checkpoints, loop
-from mergevq_platform.local import LocalHost
+from mergevq_platform import loop
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
+from mergevq_platform.storage import checkpoints
 
 CUDA = torch.device("cuda", 0)
 

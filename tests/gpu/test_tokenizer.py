@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import mergevq
 from mergevq.errors import InputError
 from mergevq.layers import GroupNorm
-from mergevq.train_step import build_training
-from mergevq.training import Training
+from mergevq.training.protocol import Training
+from mergevq.training.tokenizer import build_training
 
 PRESETS = ("test_g", "test_gr", "test_r")
 LOSSES = {

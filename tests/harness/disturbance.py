@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergevq_platform.runs import Run
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.store import Store
 from raynodes import HERE, Driver, Nodes, journal_of, same, state, step_of, wait_until, write_recipe
 

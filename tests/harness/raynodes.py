@@ -25,8 +25,8 @@ import psutil
 import torch
 import yaml
 
-from mergevq_platform import checkpoints
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.records import read_metrics
 
 HERE: tuple[str, tuple[str, ...]] = ("127.0.0.1", ())

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mergevq_platform import checkpoints, loop
-from mergevq_platform.local import LocalHost
+from mergevq_platform import loop
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
+from mergevq_platform.storage import checkpoints
 
 
 def train(tree: dict[str, Any], directory: Path, *, world_size: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import mergevq
 from mergevq.discriminator import DiscriminatorConfig, PatchDiscriminator
 from mergevq.layers import GroupNorm
-from mergevq.train_step import build_training
+from mergevq.training.tokenizer import build_training
 
 SMALLER = {"encoder": {"depth": 2, "res_blocks": 2}, "decoder": {"depth": 1, "res_blocks": 1}}
 KEEP = 36
@@ -53,7 +53,7 @@ def test_group_norm_of_contiguous_memory_is_pytorchs_bit_for_bit() -> None:
 
 
 def test_no_module_of_ours_uses_pytorchs_own_group_norm() -> None:
-    from mergevq.classifier import StandInClassifier, StandInConfig
+    from mergevq.teachers.stand_in import StandInClassifier, StandInConfig
 
     modules: list[nn.Module] = [mergevq.create(name) for name in ("test_g", "test_gr", "test_r")]
     modules += [

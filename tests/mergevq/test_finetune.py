@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import mergevq
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq.finetune import (
+from mergevq.layers import DropPath, MergeBlock
+from mergevq.training.finetune import (
     FineTuneConfig,
     FineTunedConfig,
     FineTuneTraining,
@@ -19,8 +20,7 @@ from mergevq.finetune import (
     load_fine_tuned,
     mixed,
 )
-from mergevq.layers import DropPath, MergeBlock
-from mergevq.probe_training import ProbeTraining, ProbeTrainingConfig
+from mergevq.training.probe import ProbeTraining, ProbeTrainingConfig
 
 PLAIN = FineTuneConfig(mixup=0, cutmix=0, drop_path=0)
 
@@ -193,7 +193,8 @@ def test_a_probe_trains_heads_at_their_own_rates_and_nothing_of_the_tokenizer(
 
 
 def test_other_trainings_decay_weights_alone(tokenizer: mergevq.MergeVQ) -> None:
-    from mergevq.classifier import ClassifierTraining, StandInClassifier, StandInConfig
+    from mergevq.teachers.stand_in import StandInClassifier, StandInConfig
+    from mergevq.training.classifier import ClassifierTraining
 
     training = ClassifierTraining(StandInClassifier(StandInConfig(classes=2, width=8)))
     decayed, spared = training.parameter_groups("classifier")

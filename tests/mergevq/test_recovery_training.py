@@ -13,7 +13,7 @@ import mergevq
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.generation import Generator, build_generator, generator_preset
-from mergevq.recovery_training import RecoveryTraining, RecoveryTrainingConfig, Rewriting
+from mergevq.training.recovery import RecoveryTraining, RecoveryTrainingConfig, Rewriting
 
 KEEP = 9
 

@@ -9,8 +9,8 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import mergevq
-from mergevq.classifier import StandInClassifier, StandInConfig, save_classifier
-from mergevq.train_step import build_training
+from mergevq.teachers.stand_in import StandInClassifier, StandInConfig, save_classifier
+from mergevq.training.tokenizer import build_training
 
 TERMS = ("self-distillation", "supervised")
 

@@ -12,12 +12,13 @@ import torch
 
 import undisturbed
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, loop
-from mergevq_platform.data.pictures import encode_png
+from mergevq_platform import loop
+from mergevq_platform.data.images.decoding import encode_png
+from mergevq_platform.data.parquet.shards import Record, write_set
 from mergevq_platform.data.shapes import CLASSES, render
-from mergevq_platform.data.shards import Record, write_set
-from mergevq_platform.local import LocalHost
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
+from mergevq_platform.storage import checkpoints
 
 BAD = (3, 9, 10, 20, 27)
 

@@ -17,8 +17,8 @@ import pytest
 from image_files import counts, image, images, tar, tree, zipped
 from mergevq.errors import InputError
 from mergevq_platform.data import describe, open_dataset, pack
-from mergevq_platform.data.opening import split_names
-from mergevq_platform.data.webdataset import key_and_field
+from mergevq_platform.data.parquet.directory import split_names
+from mergevq_platform.data.sources.webdataset import key_and_field
 
 CAT_AND_DOG = {"train": {"cat": 2, "dog": 2}}
 

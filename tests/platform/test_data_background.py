@@ -25,8 +25,8 @@ from mergevq_platform.data import (
     pack,
     write_shapes,
 )
-from mergevq_platform.data.kinds import Kinds
-from mergevq_platform.data.pictures import encode_png
+from mergevq_platform.data.images.decoding import encode_png
+from mergevq_platform.data.images.kinds import Kinds
 
 SIDE = 16
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from mergevq_platform.data.pictures import BadPicture, decode, decoded
+from mergevq_platform.data.images.decoding import BadPicture, decode, decoded
 
 
 def encoded(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -109,7 +109,7 @@ def test_what_is_transparent_shows_the_background_whatever_the_kind_of_alpha(kin
 
 def test_no_hidden_colour_bleeds_into_the_edge_of_a_smaller_image() -> None:
     from mergevq_platform.data import evaluation_view
-    from mergevq_platform.data.pictures import resize_shorter
+    from mergevq_platform.data.images.decoding import resize_shorter
 
     y, x = np.mgrid[-1:1:128j, -1:1:128j]
     disc = np.zeros((128, 128, 4), np.uint8)

@@ -20,10 +20,10 @@ from mergevq_platform.data import (
     open_dataset,
     write_shapes,
 )
-from mergevq_platform.data.found import Choices
+from mergevq_platform.data.images.decoding import BadPicture, decode, encode_png
 from mergevq_platform.data.pack import pack
-from mergevq_platform.data.pictures import BadPicture, decode, encode_png
-from mergevq_platform.data.shards import Record, write_set
+from mergevq_platform.data.parquet.shards import Record, write_set
+from mergevq_platform.data.sources.choices import Choices
 
 
 @pytest.fixture(scope="module")

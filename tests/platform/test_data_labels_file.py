@@ -12,7 +12,7 @@ from image_files import counts, images, table, tar, tree
 from mergevq.errors import InputError
 from mergevq.text_files import read_text
 from mergevq_platform.data import open_dataset, pack
-from mergevq_platform.data.opening import split_names
+from mergevq_platform.data.parquet.directory import split_names
 
 
 def packed(source: Path, labels: Path, **options: Any) -> tuple[dict[str, dict[str | None, int]], str]:

@@ -14,8 +14,8 @@ import pytest
 from image_files import counts, image, images, tar, tree
 from mergevq.errors import InputError
 from mergevq_platform.data import describe, open_dataset, pack
-from mergevq_platform.data.folder_levels import split_in, split_named
-from mergevq_platform.data.opening import split_names
+from mergevq_platform.data.parquet.directory import split_names
+from mergevq_platform.data.sources.folder_levels import split_in, split_named
 
 
 def packed(source: Path, **options: Any) -> tuple[dict[str, dict[str | None, int]], str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mergevq_platform.data.endings import IMAGE_ENDINGS, begins_as_image, is_image, named_as_image
-from mergevq_platform.data.listing import listed
-from mergevq_platform.data.pictures import decode
+from mergevq_platform.data.images.decoding import decode
+from mergevq_platform.data.images.endings import IMAGE_ENDINGS, begins_as_image, is_image, named_as_image
+from mergevq_platform.data.sources.listing import listed
 
 
 def put(root: Path, *names: str) -> None:

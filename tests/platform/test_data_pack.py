@@ -17,9 +17,9 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq_platform.data import Dataset, decode, describe, open_dataset
 from mergevq_platform.data import pack as pack_with_progress
-from mergevq_platform.data.opening import PARTS
 from mergevq_platform.data.pack_shard import Job, Part, pack_shard
-from mergevq_platform.data.shards import Manifest
+from mergevq_platform.data.parquet.directory import PARTS
+from mergevq_platform.data.parquet.shards import Manifest
 
 
 def pack(source: Path, directory: Path, **options: Any) -> Manifest:

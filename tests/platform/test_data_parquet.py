@@ -16,10 +16,10 @@ import pytest
 from mergevq.errors import InputError
 from mergevq_platform.data import Dataset, Deal, Reading, TrainStream, ViewsConfig, describe, open_dataset
 from mergevq_platform.data import pack as pack_with_progress
+from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.data.info import describe_in_short
-from mergevq_platform.data.opening import split_names
-from mergevq_platform.data.pictures import encode_png
-from mergevq_platform.data.shards import Manifest, Record, write_set
+from mergevq_platform.data.parquet.directory import split_names
+from mergevq_platform.data.parquet.shards import Manifest, Record, write_set
 
 HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

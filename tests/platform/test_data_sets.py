@@ -16,9 +16,9 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.data import describe, open_dataset
-from mergevq_platform.data.opening import PARTS, split_names
-from mergevq_platform.data.pictures import encode_png
-from mergevq_platform.data.shards import Record, write_set, write_shard
+from mergevq_platform.data.images.decoding import encode_png
+from mergevq_platform.data.parquet.directory import PARTS, split_names
+from mergevq_platform.data.parquet.shards import Record, write_set, write_shard
 
 PICTURE = encode_png(np.zeros((4, 4, 3), dtype=np.uint8))
 

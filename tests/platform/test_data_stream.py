@@ -22,9 +22,9 @@ from mergevq_platform.data import (
     to_unit_range,
 )
 from mergevq_platform.data.dataset import Dataset
-from mergevq_platform.data.pictures import encode_png
+from mergevq_platform.data.images.decoding import encode_png
+from mergevq_platform.data.parquet.shards import Record, write_set
 from mergevq_platform.data.shapes import CLASSES, render
-from mergevq_platform.data.shards import Record, write_set
 from mergevq_platform.data.stream import Batch
 
 VIEWS = ViewsConfig(image_size=12, student_size=8, teacher_size=10)

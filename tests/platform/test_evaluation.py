@@ -10,10 +10,11 @@ import torch
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, evaluation, loop
-from mergevq_platform.local import LocalHost
+from mergevq_platform import evaluation, loop
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import Recipe, resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.curve import read_curve
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.store import Store

@@ -18,8 +18,10 @@ import yaml
 
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
-from mergevq_platform import evaluation, generation, loop, pool
+from mergevq_platform import evaluation, generation, loop
 from mergevq_platform.curves import Curve
+from mergevq_platform.distributed import ordered_map
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.classifying import (
     ClassifierEvaluator,
@@ -31,7 +33,6 @@ from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import Measurement
 from mergevq_platform.generation import judging
 from mergevq_platform.generator_report import GeneratorReport
-from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.sweeps import Grid, Sweep, choice, objectives
 from mergevq_platform.sweeps.driver import sweep
@@ -320,13 +321,13 @@ def test_what_classifies_learns_from_labelled_images_and_is_judged_by_them(
         "finetune": (classify, ClassifierEvaluator),
         "probe": (classify_by_probe, ProbeEvaluator),
     }[kind]
-    found = judge(subject, pool.answers(worker, subject))
+    found = judge(subject, ordered_map.answers(worker, subject))
     assert (found["unlabelled"], found["undecodable"]) == (16, 3)
     assert (found["top1"] * 45 / 100) == pytest.approx(round(found["top1"] * 45 / 100)), (
         "of 64 - 16 - 3 images"
     )
     none = changed(labels={"val": lambda y: np.full_like(y, -1)}, name="none")
-    found = judge(subject := dataclasses.replace(subject, data=none), pool.answers(worker, subject))
+    found = judge(subject := dataclasses.replace(subject, data=none), ordered_map.answers(worker, subject))
     assert "top1" not in found
     assert found["unlabelled"] == 64
 
@@ -342,7 +343,7 @@ def generators_report(
         loop.train(recipe, loop.Worker(), LocalHost(run))
     sampler = dataclasses.replace(generation.open_sampler(str(run)), recipe=to_tree(recipe))
     report, shown = generation.judge(
-        sampler, pool.answers(generation.Judge, sampler), run="odd", scales=[2.0]
+        sampler, ordered_map.answers(generation.Judge, sampler), run="odd", scales=[2.0]
     )
     files = generation.write(report, shown, sampler, tmp_path / "report")
     assert GeneratorReport.load(files["report.json"]) == report

@@ -12,15 +12,16 @@ import torch
 import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.finetune import load_fine_tuned
 from mergevq.layers import ResBlock
-from mergevq_platform import evaluation, loop, pool
+from mergevq.training.finetune import load_fine_tuned
+from mergevq_platform import evaluation, loop
 from mergevq_platform.data import ViewsConfig, make_views
+from mergevq_platform.distributed import ordered_map
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.classifying import ClassifierEvaluator, classify
 from mergevq_platform.evaluation.subject import Subject
-from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run
 from mergevq_platform.tracking.store import Store
 
@@ -60,7 +61,7 @@ def test_fine_tuning_moves_the_encoder_and_its_top1_is_measured(tree: dict[str, 
     ]
     assert len(moved) > 10
     subject = Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
-    found = classify(subject, pool.answers(ClassifierEvaluator, subject))
+    found = classify(subject, ordered_map.answers(ClassifierEvaluator, subject))
     assert 0 <= found["top1_low"] <= found["top1"] <= found["top1_high"] <= 100
     assert found["top1"] * 64 / 100 == pytest.approx(round(found["top1"] * 64 / 100)), (
         "of 64 pictures, the last batch too"
@@ -80,7 +81,7 @@ def test_the_encoder_that_is_tuned_computes_again_where_the_recipe_says_so(
 
 @pytest.mark.long
 def test_ray_train_runs_it_and_records_its_top1(tree: dict[str, Any], ray_home: Path) -> None:
-    from mergevq_platform import trainer
+    from mergevq_platform.distributed import trainer
 
     tree["cluster"] = {"device": "cpu", "workers": 2}
     trainer.train(resolve(tree), home=ray_home, name="tuned-on-ray", after=evaluation.after_training)

@@ -15,13 +15,14 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq.generation import SamplingConfig
 from mergevq.metrics import to_uint8
-from mergevq_platform import checkpoints, cli, generation, loop
+from mergevq_platform import cli, generation, loop
+from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.generation import judging, making
 from mergevq_platform.generation.maker import Maker
-from mergevq_platform.local import LocalHost
-from mergevq_platform.pool import answers
 from mergevq_platform.recipe import resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.store import Store
 
 

@@ -12,13 +12,15 @@ import torch
 import mergevq
 from mergevq.config import with_overrides
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, feeding, loop, trainer
+from mergevq_platform import feeding, loop
 from mergevq_platform.codes import CodeSet
+from mergevq_platform.distributed import trainer
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.feeding import pinned
 from mergevq_platform.frozen_tokenizer import sha256_of_codes
-from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import Recipe, resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.records import read_metrics
 from raynodes import same
 

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergevq.errors import InputError
-from mergevq_platform import cli, naming
+from mergevq_platform import cli
 from mergevq_platform import recipe as recipes
-from mergevq_platform.runs import Run, run_around
-from mergevq_platform.submission import read_verb
+from mergevq_platform.operations.submission import read_verb
+from mergevq_platform.storage import naming
+from mergevq_platform.storage.runs import Run, run_around
 from mergevq_platform.tracking.models import fetch_model
 from mergevq_platform.tracking.store import Store
 
@@ -52,7 +53,7 @@ def test_the_command_line_refuses_a_name_in_one_line_and_makes_nothing(
         assert line.startswith("mergevq: --name '")
         assert "letters" in line
         with pytest.raises(InputError, match="--name"):
-            read_verb(words)
+            read_verb(words, cli.parse)
     assert not home.exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import raynodes
 import undisturbed
-from mergevq_platform.runs import Run
+from mergevq_platform.storage.runs import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 

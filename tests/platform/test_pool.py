@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform import cluster, pool
+from mergevq_platform.distributed import cluster, ordered_map
 from mergevq_platform.recipe import ClusterConfig
 
 DRIVER = """
@@ -30,7 +30,7 @@ class Odd:
 
 cluster.connect(Path(sys.argv[1]))
 for subject in ("unmade", "made"):
-    answers = pool.answers(Odd, subject, workers=2)
+    answers = ordered_map.answers(Odd, subject, workers=2)
     try:
         list(answers(range(8)))
     except InputError as error:
@@ -97,4 +97,4 @@ def test_without_ray_an_input_error_is_raised_where_it_is() -> None:
             raise InputError(f"{self.subject} {job}")
 
     with pytest.raises(InputError, match="x 3"):
-        list(pool.answers(Odd, "x")([3]))
+        list(ordered_map.answers(Odd, "x")([3]))

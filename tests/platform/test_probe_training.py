@@ -11,16 +11,18 @@ import torch
 import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.probe_training import load_probe
-from mergevq_platform import checkpoints, evaluation, loop, pool
+from mergevq.training.probe import load_probe
+from mergevq_platform import evaluation, loop
 from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.distributed import ordered_map
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.classifying import ProbeEvaluator, classify_by_probe
 from mergevq_platform.evaluation.subject import Subject
 from mergevq_platform.feeding import pinned
 from mergevq_platform.frozen_tokenizer import probed_features
-from mergevq_platform.local import LocalHost
 from mergevq_platform.recipe import resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run
 from mergevq_platform.tracking.store import Store
 
@@ -62,7 +64,7 @@ def test_heads_learn_on_a_frozen_tokenizer_and_the_better_one_answers(
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
     subject = Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
-    found = classify_by_probe(subject, pool.answers(ProbeEvaluator, subject))
+    found = classify_by_probe(subject, ordered_map.answers(ProbeEvaluator, subject))
     assert found["head"] == 1, "the other's rate is a ten-thousandth"
 
     heads, settings = load_probe(run.newest_checkpoint())
@@ -136,7 +138,7 @@ def test_the_tokenizer_of_a_probe_is_the_one_that_it_began_with(tree: dict[str, 
 
 @pytest.mark.long
 def test_ray_train_runs_it_and_records_its_top1(tree: dict[str, Any], ray_home: Path) -> None:
-    from mergevq_platform import trainer
+    from mergevq_platform.distributed import trainer
 
     tree["cluster"] = {"device": "cpu", "workers": 2}
     trainer.train(resolve(tree), home=ray_home, name="probe-on-ray", after=evaluation.after_training)

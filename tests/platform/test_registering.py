@@ -10,7 +10,7 @@ import yaml
 
 from mergevq.errors import InputError
 from mergevq_platform import cli, evaluation
-from mergevq_platform.submission import read_verb
+from mergevq_platform.operations.submission import read_verb
 from mergevq_platform.tracking.models import check_target, parse_target
 
 BAD_ALIASES = ["v2", "V10", "latest", "Latest", "a.b", "", "a b", "a/b", "x" * 256, "é", "a\n"]
@@ -70,7 +70,7 @@ def test_training_and_submitting_refuse_it_before_anything_begins(
     assert cli.run(words) == 2
     assert ("alias" if "@" in target else "model name") in capsys.readouterr().err
     with pytest.raises(InputError, match=r"alias|model name"):
-        read_verb(words)
+        read_verb(words, cli.parse)
     assert not (tmp_path / "home").exists()
 
 

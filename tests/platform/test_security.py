@@ -20,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergevq.errors import InputError
-from mergevq_platform import cluster, recipe
+from mergevq_platform import recipe
 from mergevq_platform.comparing import entries_of
-from mergevq_platform.credentials import holds_credentials, without_credentials
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture, decode
-from mergevq_platform.failures import one_line
-from mergevq_platform.runs import Run, tags
+from mergevq_platform.data.images.decoding import MAX_PIXELS, BadPicture, decode
+from mergevq_platform.distributed import cluster
+from mergevq_platform.distributed.failures import one_line
+from mergevq_platform.storage.credentials import holds_credentials, without_credentials
+from mergevq_platform.storage.runs import Run, tags
 from mergevq_platform.sweeps import driver
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +165,7 @@ def test_nothing_from_outside_can_run_code(path: Path) -> None:
             assert keywords.get("weights_only") == "True", ast.unparse(call)
         if name in ("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads"):
             # The one exception: a sweep's definition, which the user's own home holds.
-            assert path.name == "driver.py", ast.unparse(call)
+            assert path.name == "stored.py", ast.unparse(call)
             assert "directory" in ast.unparse(call)
         assert name not in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "yaml.full_load")
         assert not name.endswith((".extractall", ".unpack_archive")), ast.unparse(call)

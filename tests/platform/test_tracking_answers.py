@@ -11,7 +11,7 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
-from mergevq_platform.finding import find
+from mergevq_platform.storage.lookup import find
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.models import fetch_model
 from mergevq_platform.tracking.store import Store, Unanswered

@@ -16,9 +16,11 @@ import torch
 
 from family import descendants
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, cli, trainer
+from mergevq_platform import cli
+from mergevq_platform.distributed import trainer
 from mergevq_platform.recipe import resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store

@@ -12,7 +12,7 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
-from mergevq_platform.run_actor import RemoteRecorder, RunActor
+from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import list_runs

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform import checkpoints, cli
+from mergevq_platform import cli
 from mergevq_platform.evaluation import parse_extractor
 from mergevq_platform.recipe import located, resolve
-from mergevq_platform.runs import Run
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.store import Store
 
 

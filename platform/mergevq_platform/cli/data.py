@@ -8,7 +8,7 @@ from typing import Any
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.typed import as_typed, naming_options
-from mergevq_platform.places import places
+from mergevq_platform.storage.settings import read_settings
 
 LAYOUTS = (
     "folders",
@@ -16,7 +16,7 @@ LAYOUTS = (
     "archives",
     "webdataset",
     "parquet",
-)  # `data.found.Layout`, without what it imports
+)  # `data.sources.choices.Layout`, without what it imports
 
 
 def add(verbs: Any) -> None:
@@ -114,10 +114,11 @@ def _data_digits(options: argparse.Namespace) -> None:
 
 
 def _data_pack(options: argparse.Namespace) -> None:
-    from mergevq_platform import cluster, data
+    from mergevq_platform import data
+    from mergevq_platform.distributed import cluster
 
     if not options.serial:
-        cluster.connect(places().home)
+        cluster.connect(read_settings().home)
     with naming_options():
         data.pack(
             options.source,

@@ -9,8 +9,8 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
-from mergevq_platform.cli.where import located
-from mergevq_platform.places import places
+from mergevq_platform.cli.where import found
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -118,7 +118,9 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--out", type=user_path, help="write figures and tables here (default: the run's curve-* folder)"
     )
-    evaluate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    evaluate.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
     evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     evaluate.add_argument("--no-tracking", action="store_true", help="do not record in MLflow")
     evaluate.add_argument(
@@ -151,7 +153,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError(
             "--reference, --size, --split and --save-statistics go with --images PLACE: leave them out"
         )
-    if _is_generator(options.run, storage=options.storage):
+    if found(options.run, storage=options.storage).is_generator:
         _evaluate_generator(options, extractor)
         return
     if options.suite == "generation":
@@ -163,7 +165,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     suites = evaluation.SUITES if options.suite == "all" else (options.suite,)
     curve = evaluation.evaluate(
         options.run,
-        home=places().home,
+        home=read_settings().home,
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
@@ -175,7 +177,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         out=options.out,
         storage=options.storage,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         track=not options.no_tracking,
         cache=not options.no_cache,
     )
@@ -188,7 +190,7 @@ def _extractor(options: argparse.Namespace) -> Any:
     text = options.extractor
     if options.inception:
         text = f"{{kind: inception, weights: '{options.inception}'}}"
-    return evaluation.parse_extractor(text, places().weights) if text else None
+    return evaluation.parse_extractor(text, read_settings().weights) if text else None
 
 
 def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
@@ -198,7 +200,7 @@ def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
     scores = evaluation.evaluate_pictures(
         options.images,
         options.reference,
-        home=places().home,
+        home=read_settings().home,
         extractor=extractor,
         size=options.size,
         split=options.split,
@@ -219,16 +221,6 @@ def _write(measured: Any, options: argparse.Namespace) -> None:
         options.markdown.write_text(measured.markdown() + "\n")
 
 
-def _is_generator(name: str, *, storage: str | None) -> bool:
-    from mergevq_platform import checkpoints
-
-    location = located(name, storage=storage)
-    if checkpoints.is_bare(location):
-        return False
-    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
-        return checkpoints.about(directory)["task"] == "generator"
-
-
 def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
     from mergevq.config import parse
     from mergevq.generation import GuidanceConfig
@@ -242,18 +234,18 @@ def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
         parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})
     report = generation.evaluate(
         options.run,
-        home=places().home,
+        home=read_settings().home,
         scales=options.cfg,
         images=options.num,
         keep=options.keep[0] if options.keep else None,
         data=options.data,
-        tokenizer=located(options.tokenizer) if options.tokenizer else None,
+        tokenizer=found(options.tokenizer).place if options.tokenizer else None,
         extractor=extractor,
         workers=options.workers,
         out=options.out,
         storage=options.storage,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         track=not options.no_tracking,
     )
     _write(report, options)
@@ -265,9 +257,9 @@ def _reconstruct(options: argparse.Namespace) -> None:
     for path in evaluation.reconstruct(
         options.checkpoint,
         options.images,
-        home=places().home,
+        home=read_settings().home,
         keeps=options.keep,
         out=options.out,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
     ):
         print(path)

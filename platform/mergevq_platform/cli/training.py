@@ -8,9 +8,9 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
-from mergevq_platform.credentials import without_credentials
-from mergevq_platform.failures import INTERRUPTED
-from mergevq_platform.places import places
+from mergevq_platform.distributed.failures import INTERRUPTED
+from mergevq_platform.storage.credentials import without_credentials
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -26,7 +26,10 @@ def add(verbs: Any) -> None:
     train.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
     train.add_argument("--resume", metavar="RUN", help="go on with a run; its stored recipe is used")
     train.add_argument("--name", help="the run's name (default: recipe, time, four letters)")
-    train.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    train.add_argument(
+        "--storage",
+        help="where checkpoints go: path, s3://…, gs://… (default MERGEVQ_STORAGE, else runs/ray)",
+    )
     train.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     train.add_argument("--no-evaluation", action="store_true", help="do not measure the curve at the end")
     train.add_argument(
@@ -51,7 +54,8 @@ def add(verbs: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from mergevq_platform import data, evaluation, recipe, trainer
+    from mergevq_platform import data, evaluation, recipe
+    from mergevq_platform.distributed import trainer
     from mergevq_platform.tracking import models
 
     # With --resume the positional recipe is left out, so its slot may hold the first override.
@@ -60,7 +64,7 @@ def _train(options: argparse.Namespace) -> int:
     names = [text for text in given if "=" not in text]
     if bool(names) == bool(options.resume) or len(names) > 1:
         raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
-    home = places().home
+    home = read_settings().home
     chosen = recipe.load(names[0], overrides) if names else None
     model, alias = models.parse_target(options.register) if options.register is not None else ("", None)
     if model and chosen is not None and not isinstance(chosen.task, recipe.RecoveryTask):
@@ -79,7 +83,7 @@ def _train(options: argparse.Namespace) -> int:
         resume=options.resume,
         overrides=overrides,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         after=None if options.no_evaluation else evaluation.after_training,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
@@ -96,7 +100,7 @@ def _train(options: argparse.Namespace) -> int:
             home=home,
             alias=alias,
             storage=options.storage,
-            tracking_uri=places().tracking_uri,
+            tracking_uri=read_settings().tracking_uri,
         )
         print(f"registered: {made.uri}")
     if outcome.stopped:
@@ -120,7 +124,8 @@ def _import_official(options: argparse.Namespace) -> None:
 
 
 def _recipes(options: argparse.Namespace) -> None:
-    from mergevq_platform import checkpoints, recipe
+    from mergevq_platform import recipe
+    from mergevq_platform.storage import checkpoints
 
     if options.recipe:
         print(checkpoints.recipe_yaml(recipe.load(options.recipe, options.overrides)), end="")

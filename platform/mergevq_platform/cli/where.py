@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from mergevq_platform.places import places
+from typing import TYPE_CHECKING
+
+from mergevq_platform.storage.settings import read_settings
+
+if TYPE_CHECKING:
+    from mergevq_platform.storage.lookup import FoundModel
 
 
-def located(name: str, *, storage: str | None = None) -> str:
-    """The path or URI of a run (here, or of the tracking store alone), a registered model, a checkpoint or a tokenizer."""
-    from mergevq_platform.finding import locate
+def found(name: str, *, storage: str | None = None, recipe: str | None = None) -> FoundModel:
+    """What a name means in the home and the store in use: see `lookup.find`."""
+    from mergevq_platform.storage.lookup import find
     from mergevq_platform.tracking.store import Store
 
-    home = places().home
-    return locate(name, home=home, store=Store.at(home, places().tracking_uri), storage=storage)
+    home = read_settings().home
+    return find(
+        name, home=home, store=Store.at(home, read_settings().tracking_uri), storage=storage, recipe=recipe
+    )
 
 
 def where_to_look(experiment: str, run: str | None = None) -> str:
@@ -19,4 +26,4 @@ def where_to_look(experiment: str, run: str | None = None) -> str:
     from mergevq_platform.tracking import ui
     from mergevq_platform.tracking.store import Store
 
-    return ui.where_to_look(Store.at(places().home, places().tracking_uri), experiment, run)
+    return ui.where_to_look(Store.at(read_settings().home, read_settings().tracking_uri), experiment, run)

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
-from mergevq_platform.data.location import Location
-from mergevq_platform.data.shards import MANIFEST, sha256_of, whole_file
-from mergevq_platform.data.splits import same_split
+from mergevq_platform.data.parquet.location import Location
+from mergevq_platform.data.parquet.shards import MANIFEST, sha256_of, whole_file
+from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer
 
 FORMAT = "mergevq-codes/1"

@@ -24,9 +24,8 @@ import torch
 from mergevq import keep as kept
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.keep import KeepDistribution, reachable
-from mergevq.weights import read_config
-from mergevq_platform import checkpoints
+from mergevq.keep import KeepDistributionConfig, reachable
+from mergevq.serialization import read_config
 from mergevq_platform.codes.codeset import CodeManifest, Codes, CodeShard, read_manifest, write_shard
 from mergevq_platform.data import (
     BadPicture,
@@ -38,12 +37,13 @@ from mergevq_platform.data import (
     make_views,
     open_dataset,
 )
-from mergevq_platform.data.opening import PARTS, split_names
-from mergevq_platform.data.shards import MANIFEST, refuse_foreign_files, write_text
-from mergevq_platform.data.splits import same_split
+from mergevq_platform.data.parquet.directory import PARTS, split_names
+from mergevq_platform.data.parquet.shards import MANIFEST, refuse_foreign_files, write_text
+from mergevq_platform.data.parquet.splits import same_split
+from mergevq_platform.distributed.ordered_map import Answers, answers
+from mergevq_platform.distributed.progress import counted
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer
-from mergevq_platform.pool import Answers, answers
-from mergevq_platform.progress import counted
+from mergevq_platform.storage import checkpoints
 
 GROUP_ROWS = 256
 SHARD_GROUPS = 4  # blocks of pictures in a shard
@@ -183,7 +183,7 @@ def tokenize(
     directory: str | Path,
     *,
     data: str,
-    keep: Sequence[int] | KeepDistribution,
+    keep: Sequence[int] | KeepDistributionConfig,
     crops: int = 2,
     splits: Sequence[str] | None = None,
     train_split: str = "train",

@@ -1,19 +1,19 @@
 """Pictures as Parquet shards: make, pack, read, order, augment. See `shards` for the layout and `order` for the order."""
 
+from mergevq_platform.data.batch_partition import Deal
+from mergevq_platform.data.contact_sheet import contact_sheet
 from mergevq_platform.data.dataset import Dataset, Row
-from mergevq_platform.data.dealing import Deal
 from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import BadImage, EvalBatches
-from mergevq_platform.data.found import Choices
-from mergevq_platform.data.image_places import Pictures, open_pictures
+from mergevq_platform.data.image_sets import Pictures, open_pictures
+from mergevq_platform.data.images.decoding import BadPicture, decode
 from mergevq_platform.data.info import describe, describe_in_short
-from mergevq_platform.data.opening import open_dataset
 from mergevq_platform.data.order import SampleOrder
 from mergevq_platform.data.pack import pack
-from mergevq_platform.data.pictures import BadPicture, decode
+from mergevq_platform.data.parquet.directory import open_dataset
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shapes import write_shapes
-from mergevq_platform.data.sheet import contact_sheet
+from mergevq_platform.data.sources.choices import Choices
 from mergevq_platform.data.stream import Batch, TrainStream, to_unit_range
 from mergevq_platform.data.views import ViewsConfig, evaluation_view, make_views
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 from PIL import Image
 
 from mergevq.errors import InputError
-from mergevq_platform.data.columns import Columns
-from mergevq_platform.data.label_values import by_name, numbers, texts
-from mergevq_platform.data.pictures import MAX_PIXELS, decode
+from mergevq_platform.data.images.decoding import MAX_PIXELS, decode
+from mergevq_platform.data.images.transparency import WHITE
+from mergevq_platform.data.parquet.columns import Columns
+from mergevq_platform.data.parquet.label_values import by_name, numbers, texts
+from mergevq_platform.data.parquet.row_groups import ShardFiles
+from mergevq_platform.data.parquet.shards import Shard
 from mergevq_platform.data.reading import Background
-from mergevq_platform.data.row_groups import ShardFiles
-from mergevq_platform.data.shards import Shard
-from mergevq_platform.data.transparency import WHITE
 
 RECENT, RECENT_BYTES = 4, 256 << 20  # row groups that `Dataset.read` keeps, by number and by size
 SLICE_BYTES = 64 << 20  # images of a row group beyond which `Dataset.read` takes it in pieces of this size

@@ -11,7 +11,7 @@ import torch
 
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, Row
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture
+from mergevq_platform.data.images.decoding import MAX_PIXELS, BadPicture
 from mergevq_platform.data.stream import Batch
 from mergevq_platform.data.views import evaluation_view
 

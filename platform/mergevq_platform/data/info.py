@@ -8,17 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergevq.errors import InputError
-from mergevq_platform.data import background
+from mergevq_platform.data.contact_sheet import contact_sheet
 from mergevq_platform.data.dataset import Dataset
-from mergevq_platform.data.found import Choices
-from mergevq_platform.data.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
-from mergevq_platform.data.notes import noted
-from mergevq_platform.data.opening import PARTS, open_dataset, read_manifest, split_names
+from mergevq_platform.data.parquet import background
+from mergevq_platform.data.parquet.directory import PARTS, open_dataset, read_manifest, split_names
+from mergevq_platform.data.parquet.notes import noted
+from mergevq_platform.data.parquet.shards import Manifest
 from mergevq_platform.data.reading import Reading
-from mergevq_platform.data.shards import Manifest
-from mergevq_platform.data.sheet import contact_sheet
-from mergevq_platform.data.sources import find_source, first_labelled
-from mergevq_platform.data.summary import Understood, class_names, classes_with_images, counted, unused_lines
+from mergevq_platform.data.sources.choices import Choices
+from mergevq_platform.data.sources.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
+from mergevq_platform.data.sources.source import find_source, first_labelled
+from mergevq_platform.data.sources.summary import (
+    Understood,
+    class_names,
+    classes_with_images,
+    counted,
+    unused_lines,
+)
 
 SKIPPED_SHOWN = 10
 

@@ -21,16 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq_platform.data.found import Choices, Layout
-from mergevq_platform.data.keyed import Stream, permutation
-from mergevq_platform.data.kinds import Kinds
-from mergevq_platform.data.opening import PARTS, read_manifest
+from mergevq.rng import Stream, permutation
+from mergevq_platform.data.images.decoding import MAX_PIXELS
+from mergevq_platform.data.images.kinds import Kinds
+from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.pack_shard import Job, Part, finished, pack_shard
-from mergevq_platform.data.pictures import (
-    MAX_PIXELS,
-)
-from mergevq_platform.data.reading import Background, Reading
-from mergevq_platform.data.shards import (
+from mergevq_platform.data.parquet.directory import PARTS, read_manifest
+from mergevq_platform.data.parquet.shards import (
     MANIFEST,
     ROW_GROUP_ROWS,
     SHARD_ROWS,
@@ -40,9 +37,10 @@ from mergevq_platform.data.shards import (
     refuse_foreign_files,
     write_text,
 )
-from mergevq_platform.data.sources import Item, Source, find_source
-from mergevq_platform.data.summary import named
-from mergevq_platform.data.transparency import WHITE
+from mergevq_platform.data.reading import Background, Reading
+from mergevq_platform.data.sources.choices import Choices, Layout
+from mergevq_platform.data.sources.source import Item, Source, find_source
+from mergevq_platform.data.sources.summary import named
 
 MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
 

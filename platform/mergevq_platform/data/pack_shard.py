@@ -12,26 +12,13 @@ from typing import NamedTuple
 from PIL import Image
 
 from mergevq_platform.data.dataset import Dataset, Row
-from mergevq_platform.data.kinds import Kinds
-from mergevq_platform.data.opening import PARTS, open_dataset
-from mergevq_platform.data.pictures import (
-    BadPicture,
-    Look,
-    decoded,
-    encode_like,
-    resize_shorter,
-)
+from mergevq_platform.data.images.decoding import BadPicture, Look, decoded, encode_like, resize_shorter
+from mergevq_platform.data.images.kinds import Kinds
+from mergevq_platform.data.images.transparency import WHITE
+from mergevq_platform.data.parquet.directory import PARTS, open_dataset
+from mergevq_platform.data.parquet.shards import Record, Shard, Skipped, shard_from, write_shard, write_text
 from mergevq_platform.data.reading import Background, Reading
-from mergevq_platform.data.shards import (
-    Record,
-    Shard,
-    Skipped,
-    shard_from,
-    write_shard,
-    write_text,
-)
-from mergevq_platform.data.sources import Item, read_item
-from mergevq_platform.data.transparency import WHITE
+from mergevq_platform.data.sources.source import Item, read_item
 
 
 class Part(NamedTuple):

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq_platform.data.keyed import MASK, Stream, permutation
-from mergevq_platform.data.pictures import encode_png
-from mergevq_platform.data.shards import Manifest, Record, write_set
+from mergevq.rng import MASK, Stream, permutation
+from mergevq_platform.data.images.decoding import encode_png
+from mergevq_platform.data.parquet.shards import Manifest, Record, write_set
 
 Array = np.ndarray
 CHUNK_PIXELS = 2**18

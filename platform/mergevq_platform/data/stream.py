@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mergevq.errors import InputError
+from mergevq_platform.data.batch_partition import Deal
 from mergevq_platform.data.dataset import Dataset, Row, RowGroup
-from mergevq_platform.data.dealing import Deal
+from mergevq_platform.data.images.decoding import MAX_PIXELS, BadPicture
 from mergevq_platform.data.order import WINDOW_BLOCKS, SampleOrder
-from mergevq_platform.data.pictures import MAX_PIXELS, BadPicture
 from mergevq_platform.data.views import ViewsConfig, make_views
 
 Batch = dict[str, Tensor]

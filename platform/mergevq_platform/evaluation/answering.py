@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from mergevq_platform import pool
+from mergevq_platform.distributed import ordered_map
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.subject import Subject
 
 
-def local_answers(subject: Subject) -> pool.Answers:
+def local_answers(subject: Subject) -> ordered_map.Answers:
     """A function that does jobs in this process."""
-    return pool.answers(Evaluator, subject)
+    return ordered_map.answers(Evaluator, subject)
 
 
-def ray_answers(subject: Subject, workers: int) -> pool.Answers:
+def ray_answers(subject: Subject, workers: int) -> ordered_map.Answers:
     """A function that does jobs on `workers` Ray actors, and yields the answers in the order of the jobs."""
-    return pool.answers(Evaluator, subject, workers=workers, device=subject.device)
+    return ordered_map.answers(Evaluator, subject, workers=workers, device=subject.device)

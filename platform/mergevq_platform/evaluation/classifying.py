@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergevq.finetune import load_fine_tuned
 from mergevq.metrics import Mean
 from mergevq.metrics.probe import wilson_interval
-from mergevq.probe_training import load_probe
-from mergevq_platform import checkpoints
+from mergevq.training.finetune import load_fine_tuned
+from mergevq.training.probe import load_probe
 from mergevq_platform.data import EvalBatches, to_unit_range
+from mergevq_platform.distributed.ordered_map import Answers
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.subject import Subject, split_batches
 from mergevq_platform.frozen_tokenizer import probed_features
-from mergevq_platform.pool import Answers
 from mergevq_platform.recipe import ProbeTask, Recipe, resolve
+from mergevq_platform.storage import checkpoints
 
 
 @dataclass

@@ -27,13 +27,14 @@ from mergevq.metrics.lpips import LpipsDistance
 from mergevq.metrics.pixels import WINDOW, MsSsim
 from mergevq.metrics.sgd_probe import PUBLISHED, sgd_probe
 from mergevq.tokenizer import MergeVQ
-from mergevq_platform import checkpoints, loop
+from mergevq_platform import loop
 from mergevq_platform.data import EvalBatches, to_unit_range
+from mergevq_platform.distributed.ordered_map import Share
 from mergevq_platform.evaluation.answers import Reconstruction, merge
 from mergevq_platform.evaluation.subject import Subject, split_batches
-from mergevq_platform.pool import Share
 from mergevq_platform.recipe import resolve
 from mergevq_platform.seen import Seen, see
+from mergevq_platform.storage import checkpoints
 
 MANIFOLD_PICTURES = 10_000  # of each set, at most, whose features precision and recall compare
 DECODED_BYTES = 512 * 1024**2  # decoded pictures that one process keeps

@@ -18,17 +18,18 @@ import torch
 
 import mergevq
 from mergevq.config import to_tree
-from mergevq.metrics import bits_per_picture, distance_name, extractor, frechet_distance, score_name
+from mergevq.metrics import bits_per_image, distance_name, extractor, frechet_distance, score_name
 from mergevq.metrics.extractors import Extractor
-from mergevq.metrics.lpips import LpipsDistance, LpipsFiles
+from mergevq.metrics.lpips import LpipsDistance, LpipsFilesConfig
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.pixels import WINDOW
 from mergevq.metrics.probe import unfit_labels
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import BadImage, EvalBatches
-from mergevq_platform.data.background import DROPPED
+from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.data.views import RESIZING
+from mergevq_platform.distributed.ordered_map import Share
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.evaluator import (
@@ -39,7 +40,6 @@ from mergevq_platform.evaluation.evaluator import (
     knn_metrics,
 )
 from mergevq_platform.evaluation.subject import Subject, identity, split_batches, untrained_identity
-from mergevq_platform.pool import Share
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.seen import SPLITS, Seen
 
@@ -173,7 +173,7 @@ class Measurement:
         row |= part.psnr.compute() | (part.ssim.compute() if part.ssim else {}) | part.codes.compute()
         for optional in (part.ms_ssim, part.lpips):
             row |= optional.compute() if optional is not None else {}
-        row |= bits_per_picture(
+        row |= bits_per_image(
             keep,
             model.grid_tokens,
             code_bits=math.log2(model.quantizer.vocabulary),
@@ -406,7 +406,7 @@ def likeness_names(network: Extractor) -> dict[str, str]:
 
 
 @lru_cache(maxsize=4)
-def lpips_identity(files: LpipsFiles) -> dict[str, Any]:
+def lpips_identity(files: LpipsFilesConfig) -> dict[str, Any]:
     """What numbers of LPIPS with these files must share to be compared."""
     return LpipsDistance(files).identity
 

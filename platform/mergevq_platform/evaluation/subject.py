@@ -15,10 +15,10 @@ from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.keep import reachable
 from mergevq.tokenizer import TokenizerConfig
-from mergevq_platform import checkpoints
 from mergevq_platform.curves import six_counts
 from mergevq_platform.data import Dataset, EvalBatches, Reading, open_dataset
 from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.storage import checkpoints
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,15 @@ import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
-from mergevq.weights import read_config
-from mergevq_platform import checkpoints, cluster, generation, pool
+from mergevq.serialization import read_config
+from mergevq_platform import generation
 from mergevq_platform.curves import Curve, tuned_curve
 from mergevq_platform.data import BadPicture, evaluation_view
-from mergevq_platform.data.folders import read_image
-from mergevq_platform.data.opening import stated_background
+from mergevq_platform.data.image_folder import read_image
+from mergevq_platform.data.images.transparency import WHITE
+from mergevq_platform.data.parquet.directory import stated_background
 from mergevq_platform.data.reading import Background
-from mergevq_platform.data.transparency import WHITE
+from mergevq_platform.distributed import cluster, ordered_map
 from mergevq_platform.evaluation.answering import ray_answers
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.classifying import (
@@ -43,8 +44,6 @@ from mergevq_platform.evaluation.recording import note, picture_grids, record, s
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.feeding import trained_keeps
-from mergevq_platform.finding import find, locate
-from mergevq_platform.places import places
 from mergevq_platform.recipe import (
     EvaluationConfig,
     FineTuneTask,
@@ -54,6 +53,9 @@ from mergevq_platform.recipe import (
     RecoveryTask,
     TokenizerTask,
 )
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.lookup import find
+from mergevq_platform.storage.settings import read_settings
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, check_target, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
@@ -139,11 +141,11 @@ def _top1_after_training(
     recipe: Recipe,
     location: str,
     evaluator: type,
-    judge: Callable[[Subject, pool.Answers], dict[str, float]],
+    judge: Callable[[Subject, ordered_map.Answers], dict[str, float]],
 ) -> None:
     workers, device = _workers_at_hand(recipe)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
-    found = judge(subject, pool.answers(evaluator, subject, workers=workers, device=device))
+    found = judge(subject, ordered_map.answers(evaluator, subject, workers=workers, device=device))
     recorder.metrics(outcome.step, {f"test/{name}": value for name, value in found.items()})
     if "top1" in found:
         print("top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found))
@@ -219,11 +221,10 @@ def reconstruct(
     Transparent pixels are put on the background of the run's recipe or its set, if that is at hand, else on white. Raises
     `InputError` naming all files that cannot be read, before anything is made.
     """
-    location = locate(name, home=home, store=Store.at(home, tracking_uri))
-    with checkpoints.weights(location) as directory:
+    found = find(name, home=home, store=Store.at(home, tracking_uri))
+    with checkpoints.weights(found.place) as directory:
         background: Background = WHITE
-        if not checkpoints.is_bare(location):
-            recipe = checkpoints.recipe_of(directory)
+        if (recipe := found.stored_recipe) is not None:
             background = recipe.data.background or stated_background(recipe.data.path) or WHITE
             if keeps is None:
                 keeps = chosen_keeps(recipe, None)
@@ -277,7 +278,7 @@ def evaluate_pictures(
     """
     device = _device(home, workers, address)
     settings = EvaluationConfig(extractor=extractor) if extractor else EvaluationConfig()
-    settings = with_files(settings, places().weights)
+    settings = with_files(settings, read_settings().weights)
     task = PictureTask(
         images=images,
         reference=reference,
@@ -327,7 +328,7 @@ def register(
     dataset = None
     if measured is not None and "protocol.data" in measured.tags:
         dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
-    with checkpoints.newest(found.checkpoint, files=checkpoints.MODEL) as directory:
+    with checkpoints.weights(found.checkpoint) as directory:
         return register_model(
             store,
             tracked,
@@ -344,7 +345,7 @@ def register(
 def with_extractor(recipe: Recipe, extractor: FeaturesConfig | None = None) -> Recipe:
     """The recipe with another extractor, or its own; its weight files are found."""
     settings = recipe.evaluation if extractor is None else replace(recipe.evaluation, extractor=extractor)
-    return replace(recipe, evaluation=with_files(settings, places().weights))
+    return replace(recipe, evaluation=with_files(settings, read_settings().weights))
 
 
 def _device(home: Path, workers: int, address: str | None) -> Literal["cpu", "cuda"]:
@@ -354,5 +355,5 @@ def _device(home: Path, workers: int, address: str | None) -> Literal["cpu", "cu
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _answers(worker: type, subject: Subject | PictureTask, workers: int) -> pool.Answers:
-    return pool.answers(worker, subject, workers=workers if workers > 1 else 0, device=subject.device)
+def _answers(worker: type, subject: Subject | PictureTask, workers: int) -> ordered_map.Answers:
+    return ordered_map.answers(worker, subject, workers=workers if workers > 1 else 0, device=subject.device)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mergevq_platform.curves import Curve
-from mergevq_platform.data.pictures import FIGURE
+from mergevq_platform.data.images.decoding import FIGURE
 from mergevq_platform.figures.series import (
     GREY,
     LEFT,

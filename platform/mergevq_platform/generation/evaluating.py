@@ -14,14 +14,15 @@ import torch
 
 from mergevq.config import flattened, merged, to_tree
 from mergevq.metrics import FeaturesConfig
-from mergevq_platform import cluster, figures
+from mergevq_platform import figures
 from mergevq_platform.data import evaluation_view, open_dataset
-from mergevq_platform.finding import find
+from mergevq_platform.distributed import cluster
+from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.generation.judging import Judge, Measured, judge, nearest
 from mergevq_platform.generation.maker import Sampler, class_names, open_sampler
 from mergevq_platform.generator_report import NAMES, GeneratorReport
-from mergevq_platform.pool import answers
 from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.storage.lookup import find
 from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
 from mergevq_platform.tracking.records import SCALE_PREFIX

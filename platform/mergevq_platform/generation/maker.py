@@ -12,16 +12,22 @@ from torch import Tensor
 
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
-from mergevq.generation import Generated, GuidanceConfig, RandomOrderConfig, SamplingConfig, load_generator
+from mergevq.generation import (
+    Generated,
+    GuidanceConfig,
+    RandomOrderConfig,
+    SamplingConfig,
+    sample,
+)
 from mergevq.merging import Source
+from mergevq.serialization import WEIGHTS, load_generator
 from mergevq.tokenizer import MergeVQ
-from mergevq.weights import WEIGHTS
-from mergevq_platform import checkpoints
 from mergevq_platform.codes import read_manifest
 from mergevq_platform.data import open_dataset
 from mergevq_platform.feeding import tokenizer_of, trained_keeps
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer
 from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.storage import checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +173,8 @@ class Maker:
         guidance = parse(
             GuidanceConfig, self.sampler.guidance if scale is None else self.sampler.at_scale(scale).guidance
         )
-        return (generator or self.generator).generate(
+        return sample(
+            generator or self.generator,
             labels.to(self.device),
             keep=self.sampler.keep,
             sample_ids=sample_ids,

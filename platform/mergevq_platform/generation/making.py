@@ -20,12 +20,12 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq.metrics import to_uint8
 from mergevq_platform import figures
-from mergevq_platform.data.folders import SHEET
-from mergevq_platform.data.pictures import encode_png
-from mergevq_platform.data.shards import whole_file, write_text
+from mergevq_platform.data.image_folder import SHEET
+from mergevq_platform.data.images.decoding import encode_png
+from mergevq_platform.data.parquet.shards import whole_file, write_text
+from mergevq_platform.distributed.ordered_map import answers
+from mergevq_platform.distributed.progress import counted
 from mergevq_platform.generation.maker import Maker, Sampler
-from mergevq_platform.pool import answers
-from mergevq_platform.progress import counted
 
 MANIFEST = "generation.json"
 SHEET_CLASSES, SHEET_EACH = 12, 8

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
-from mergevq_platform.credentials import without_credentials
-from mergevq_platform.proxies import spare_loopback, through
+from mergevq_platform.storage.credentials import without_credentials
+from mergevq_platform.tracking.proxies import spare_loopback, through
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

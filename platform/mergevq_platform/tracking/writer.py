@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergevq.errors import InputError
-from mergevq_platform.proxies import through
 from mergevq_platform.tracking.delivery import Delivery, Position
 from mergevq_platform.tracking.journal import Held, Journal
+from mergevq_platform.tracking.proxies import through
 from mergevq_platform.tracking.records import JOURNAL_NAME
 from mergevq_platform.tracking.store import Store, import_mlflow, reason_of
 

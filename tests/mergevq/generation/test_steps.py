@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mergevq.generation import GuidanceConfig, SamplingConfig, layout, linear
+from mergevq.generation import GuidanceConfig, SamplingConfig, cache_layout, packed_linear
 
 KINDS = ("raster", "mergear", "random_order")
 LABELS = torch.tensor([0, 1, 2, -1])
@@ -33,7 +33,7 @@ class Looks(TorchFunctionMode):
 def test_no_step_hands_a_value_to_the_host(
     random_generator: Callable, generate: Callable, kind: str, guidance: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "LOOK_EVERY", {"cpu": 4})
+    monkeypatch.setattr(cache_layout, "POLL_EVERY", {"cpu": 4})
     counts = {}
     for grid_tokens, keep in ((16, 9), (64, 36)):
         generator = random_generator(
@@ -62,7 +62,7 @@ def test_weights_packed_for_a_cpu_give_the_same_codes_and_are_unpacked_again(
         made = generate(generator, LABELS).indices
     assert calls, "float32 on a CPU is packed"
     assert all(getattr(layer, "packed", None) is None for layer in generator.modules())
-    monkeypatch.setattr(linear, "_packable", lambda weight: False)
+    monkeypatch.setattr(packed_linear, "_packable", lambda weight: False)
     assert torch.equal(generate(generator, LABELS).indices, made)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert generate(generator, LABELS).indices.shape == made.shape

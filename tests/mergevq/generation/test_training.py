@@ -12,16 +12,16 @@ from torch import Tensor
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
 from mergevq.generation import (
-    GeneratorTraining,
     GeneratorTrainingConfig,
     SamplingConfig,
     build_generator,
     generator_preset,
-    load_generator,
     parse_generator,
-    save_generator,
+    sample,
 )
-from mergevq.training import Output
+from mergevq.serialization import load_generator, save_generator
+from mergevq.training.generator import GeneratorTraining
+from mergevq.training.protocol import Output
 
 KINDS = ("raster", "mergear", "random_order")
 
@@ -159,7 +159,8 @@ def test_a_generator_learns_which_codes_a_class_has(kind: str) -> None:
         output.total.backward()
         optimizer.step()
     assert output.losses["accuracy"] > 0.9
-    made = generator.eval().generate(
+    made = sample(
+        generator.eval(),
         torch.arange(3),
         keep=None if kind == "raster" else 9,
         sample_ids=torch.arange(3),

@@ -1,0 +1,1 @@
+"""Frozen networks whose features an alignment term matches."""

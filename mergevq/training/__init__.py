@@ -1,0 +1,1 @@
+"""What a training loop drives, a file each task."""

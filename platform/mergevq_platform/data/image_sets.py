@@ -1,0 +1,117 @@
+"""Wherever images lie: a folder of files, an npz of samples, or a packed set, as the fixed batches of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from mergevq.errors import InputError
+from mergevq_platform.data.eval_batches import EvalBatches
+from mergevq_platform.data.image_folder import FolderPictures, files_of
+from mergevq_platform.data.images.endings import ending
+from mergevq_platform.data.npz_images import SAMPLES, STATISTICS, ArrayPictures
+from mergevq_platform.data.parquet.directory import open_dataset, read_manifest, split_names
+from mergevq_platform.data.reading import Background
+from mergevq_platform.data.stream import Batch
+
+
+class Pictures(Protocol):
+    """A set of pictures of one size in fixed batches."""
+
+    images: int
+    size: int
+
+    @property
+    def background(self) -> Background | None:
+        """What transparent pixels are put on; None where there are none, or alpha is dropped as before there was one."""
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What of the place was left out, line by line."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the set from others."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; none without labels."""
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches."""
+
+    def batch(self, index: int) -> Batch:
+        """Batch `index`: `image` uint8 (b, 3, S, S) and `label` int64 (b,), -1 without labels."""
+
+
+class PackedPictures(EvalBatches):
+    """A split of a picture set in Parquet as `Pictures`."""
+
+    said: tuple[str, ...] = ()
+
+    @property
+    def background(self) -> Background | None:
+        """The set's."""
+        return self.dataset.background
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the split from others."""
+        return self.dataset.fingerprint
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.dataset.classes if self.dataset.labelled else ()
+
+
+def open_pictures(
+    place: str, batch: int, *, size: int | None = None, split: str | None = None, option: str = "--images"
+) -> FolderPictures | ArrayPictures | PackedPictures:
+    """The pictures at `place`: a folder of files, a picture set in Parquet (of which `split`), or an npz of samples.
+
+    Raises `InputError` for a place that holds none, and where size or split must be said; `option` is how it was asked for.
+    """
+    if size is not None and size < 1:
+        raise InputError(f"--size {size}: at least 1")
+    path = Path(place)
+    if "://" not in place:
+        _check_exists(place, option)
+        if path.is_file():
+            return ArrayPictures(path, batch, option=option)
+        if read_manifest(place) is None:
+            files = files_of(path)
+            parquet = [name for name in files.others if ending(name) == ".parquet"]
+            if files.images and parquet and _is_set(place):
+                raise InputError(
+                    f"{option}: {place} holds both image files ({files.images[0]}, …) and Parquet files with images "
+                    f"({parquet[0]}, …): name a folder that holds one of them"
+                )
+            if files.images or not parquet:
+                return FolderPictures(path, batch, size=size, files=files)
+    names = split_names(place)
+    if split is None and len(names) > 1:
+        raise InputError(f"{place} has the splits {', '.join(names)}: say which with --split")
+    dataset = open_dataset(place, split or names[0])
+    if size is None and dataset.size is None:
+        raise InputError(f"{place} does not say how large its pictures are: give --size S")
+    return PackedPictures(dataset, size or dataset.size or 0, batch)
+
+
+def _check_exists(place: str, option: str) -> None:
+    path = Path(place)
+    statistics = f", or statistics ({STATISTICS})" if option == "--reference" else ""
+    kinds = f"a folder of images, a packed set, or an npz with {SAMPLES}{statistics}"
+    if not path.exists():
+        raise InputError(f"{option}: there is nothing at {place}: name {kinds}")
+    if path.is_file() and path.suffix.lower() != ".npz":
+        raise InputError(f"{option}: {place} is a {path.suffix or 'plain'} file: name {kinds}")
+
+
+def _is_set(place: str) -> bool:
+    """Whether Parquet files at `place` hold images; others are tables that lie beside image files."""
+    try:
+        return any(open_dataset(place, split).rows for split in split_names(place))
+    except InputError:
+        return False

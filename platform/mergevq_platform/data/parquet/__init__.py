@@ -1,0 +1,1 @@
+"""Image sets in Parquet files, read where they lie."""

@@ -1,0 +1,77 @@
+"""Which background a set is read with, and when that is part of what the set is."""
+
+from __future__ import annotations
+
+from mergevq.errors import InputError
+from mergevq_platform.data.images.kinds import Kinds
+from mergevq_platform.data.images.transparency import WHITE, colour
+from mergevq_platform.data.parquet.shards import Manifest, Split
+from mergevq_platform.data.reading import Background
+
+DROPPED = "none: alpha dropped, as this set was packed"  # what a protocol says of a set without a background
+
+
+def of_manifest(name: str, manifest: Manifest, wanted: Background | None) -> Background | None:
+    """The background of a packed set: its manifest's, or the wanted one where transparent pixels are still in its files.
+
+    None for sets packed before there was a background: their alpha is dropped. Raises `InputError` where another is wanted
+    of images that were flattened, and so resized, at packing.
+    """
+    stated = manifest.background
+    if wanted is None or (stated is not None and colour(wanted) == colour(stated)):
+        return stated
+    if _flattened(manifest):
+        found = f"on {stated}" if stated else "before transparent pixels were put on a background"
+        raise InputError(
+            f"data.background (or --background) is '{wanted}', but {name} was packed at {manifest.size} px {found}: leave it "
+            f"out, or pack the images again with --background {wanted}"
+        )
+    return wanted
+
+
+def of_footers(wanted: Background | None) -> Background:
+    """The background of bare Parquet files: white, unless another is wanted."""
+    return wanted or WHITE
+
+
+def identity(background: Background | None, split: Split | None) -> list[str]:
+    """What a background adds to a fingerprint: nothing where it changes no pixel against sets of before.
+
+    A packed split counts its transparent images. Of bare Parquet (`split` None) nobody has: on white it keeps the
+    fingerprint that it had before there were backgrounds, so that runs go on; the caches of evaluations name the background
+    beside the fingerprint.
+    """
+    if background is None or (split is not None and split.kinds is not None and split.kinds.plain):
+        return []
+    if split is None and colour(background) == colour(WHITE):
+        return []
+    return ["#{:02x}{:02x}{:02x}".format(*colour(background))]
+
+
+def described(manifest: Manifest) -> list[tuple[str, str]]:
+    """What a summary says of a packed set's formats, transparent pixels and deep greys, as (word, text)."""
+    if manifest.source.get("kind") != "pack":
+        return []
+    lines = []
+    kinds = Kinds.sum(split.kinds for split in manifest.splits.values() if split.kinds)
+    images = sum(split.rows for split in manifest.splits.values())
+    if kinds.formats:
+        lines.append(("formats", ", ".join(f"{name} ({count:,})" for name, count in kinds.formats.items())))
+    if manifest.background is None:
+        lines.append(
+            ("alpha", "packed before transparent pixels were composited: pack it again, to another directory")
+        )
+    elif kinds.transparent:
+        said = f"{kinds.transparent:,} of {images:,} images with transparent pixels, on {manifest.background}"
+        lines.append(("alpha", said))
+    if kinds.scaled:
+        greys = (f"{count:,} of {scale}" for scale, count in kinds.scaled.items())
+        lines.append(("greys", "scaled to 8 bits: " + "; ".join(greys)))
+    return lines
+
+
+def _flattened(manifest: Manifest) -> bool:
+    if manifest.size is None or manifest.source.get("kind") != "pack":
+        return False
+    kinds = [split.kinds for split in manifest.splits.values()]
+    return any(item is None or item.transparent for item in kinds)

@@ -1,0 +1,1 @@
+"""Images that users bring, and what packing understands of them."""

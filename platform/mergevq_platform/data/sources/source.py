@@ -1,0 +1,224 @@
+"""Finding the images that are to be packed: each as a place where its bytes are, with split and class."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from mergevq.errors import InputError
+from mergevq_platform.data.dataset import Dataset
+from mergevq_platform.data.images.endings import ending
+from mergevq_platform.data.parquet.directory import open_dataset
+from mergevq_platform.data.parquet.notes import noted
+from mergevq_platform.data.parquet.shards import Skipped
+from mergevq_platform.data.sources.archive_images import in_archives
+from mergevq_platform.data.sources.choices import Choices, Found, Gathered
+from mergevq_platform.data.sources.layouts import Contents, contents_of, is_packed, layout_of
+from mergevq_platform.data.sources.listing import readable
+from mergevq_platform.data.sources.numbering import Numbered, numbered
+from mergevq_platform.data.sources.summary import SplitCount, Understood, counted, reason_of
+
+LABELS_ENDINGS = {".csv", ".tsv", ".txt"}
+NO_LABELS = re.compile(r"readme|licen[cs]e|notice|requirements", re.IGNORECASE)
+FEW = 10  # files of one ending, of which one may hold the labels
+
+
+class Item(NamedTuple):
+    """One picture of a source. `offset` -1: the whole file; of Parquet sources it is the row of the split."""
+
+    name: str  # relative to the source; kept in the shard as the picture's path
+    label: int
+    file: str
+    offset: int = -1
+    size: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The images of each split, in an order that does not depend on the file system."""
+
+    kind: str
+    splits: dict[str, list[Item]]
+    classes: tuple[str, ...]
+    blocks: dict[str, list[int]] = field(default_factory=dict)  # of Parquet splits: rows of each row group
+    refused: list[Skipped] = field(default_factory=list)  # members of archives that were not looked at
+    identity: str = ""  # of Parquet splits: their fingerprints
+    ignored: int = 0  # files that are not used; hidden ones are not counted
+    understood: Understood | None = None  # what is said of it
+
+
+def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Source:
+    """What there is to pack at `source`: image files in folders, archives of them, or a tree of Parquet files.
+
+    How it is laid out is decided once, for all of it; `choices` decide where two readings are possible. Compressed archives
+    are copied as tars to `scratch`. Raises `InputError` where there are no images, where two readings are possible, for
+    images with and without a class in one split, and for a class that only a later split has.
+    """
+    root = Path(source).expanduser().absolute()  # tasks on other nodes have other working directories
+    if not root.exists():
+        raise InputError(
+            f"no source at {source}: name a folder of images, an archive, or a folder of archives or Parquet files"
+        )
+    contents = contents_of(root, choices.labels)
+    if root.is_file() and not contents.archives:
+        raise InputError(f"{source} is neither a folder nor an archive: name one of these")
+    layout = layout_of(str(source), contents, choices)
+    if layout == "parquet":
+        return _parquet(root, contents, choices)
+    _refuse_column(layout, choices)
+    if layout == "archives":
+        archives = [(root / name if root.is_dir() else root, name) for name in contents.archives]
+        gathered = in_archives(archives, choices, scratch)
+    else:
+        gathered = _in_folders(root, contents.images)
+    for item in contents.left_out.unused():
+        gathered.left_out.add(item.reason, item.example, item.count)
+    if not gathered.found:
+        raise InputError(
+            f"{source} holds no images in its {counted(len(contents.archives), 'archive')} ({next(iter(contents.archives))}): "
+            "name a source that does"
+        )
+    decided = numbered(str(root), gathered, choices)
+    if layout == "folders" and not decided.by_folder:
+        gathered.layout = (
+            "image files with a labels file" if choices.labels else "image files without class folders"
+        )
+    if not decided.classes and choices.labels is None:
+        tables = [name for name in contents.others if ending(name) in {".csv", ".tsv"}]
+        if tables:
+            likely = min(tables, key=lambda name: "train" not in name.lower())
+            gathered.notes.append(("labels", f"none; --labels reads a CSV, {likely} perhaps"))
+    found = _source(decided, gathered)
+    if choices.labels is None and found.understood is not None:
+        understood = replace(found.understood, perhaps_labels=_perhaps_labels(contents.others))
+        found = replace(found, understood=understood)
+    return found
+
+
+def _perhaps_labels(others: Sequence[str]) -> frozenset[str]:
+    """The reasons, in a summary, of files that lie beside the images and may be labels files: a few, not one an image."""
+    counts = Counter(
+        readable(reason_of(name))
+        for name in others
+        if ending(name) in LABELS_ENDINGS and not NO_LABELS.match(name.rpartition("/")[2])
+    )
+    return frozenset(reason for reason, count in counts.items() if count <= FEW)
+
+
+def read_item(item: Item) -> bytes:
+    """The encoded bytes of an item of a folder or tar."""
+    with open(item.file, "rb") as stream:
+        if item.offset < 0:
+            return stream.read()
+        stream.seek(item.offset)
+        return stream.read(item.size)
+
+
+def _in_folders(root: Path, images: Sequence[str]) -> Gathered:
+    found = []
+    for file in images:
+        name = readable(file)
+        found.append(Found(tuple(name.split("/")[:-1]), name, name, str(root / file), -1, _size(root / file)))
+    return Gathered("class folders", found)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nowhere: reading it will fail too, and then it is listed with the reason
+        return -1
+
+
+def _source(decided: Numbered, gathered: Gathered) -> Source:
+    splits = {
+        split: [
+            Item(found.name, label, found.file, found.offset, found.size)
+            for found, label in zip(entries, decided.labels[split], strict=True)
+        ]
+        for split, entries in decided.splits.items()
+    }
+    return Source(
+        kind=gathered.kind,
+        splits=splits,
+        classes=decided.classes,
+        refused=gathered.refused,
+        ignored=gathered.left_out.files,
+        understood=_understood(splits, decided.classes, gathered, decided.notes),
+    )
+
+
+def _understood(
+    splits: dict[str, list[Item]],
+    classes: tuple[str, ...],
+    gathered: Gathered,
+    notes: Sequence[tuple[str, str]],
+) -> Understood:
+    labels = {split: [item.label for item in items] for split, items in splits.items()}
+    order = sorted(labels, key=lambda split: split != "train")
+    first = next((labels[split] for split in order if any(label >= 0 for label in labels[split])), [])
+    images = [0] * len(classes)
+    for label in first:
+        if label >= 0:
+            images[label] += 1
+    return Understood(
+        layout=gathered.layout,
+        splits={split: SplitCount(len(each), each.count(-1)) for split, each in labels.items()},
+        classes=classes,
+        class_images=tuple(images),
+        notes=(*gathered.notes, *notes),
+        unused=gathered.left_out.unused(),
+    )
+
+
+def _refuse_column(layout: str, choices: Choices) -> None:
+    reading = choices.reading
+    if reading.image_column is not None:
+        raise InputError(
+            f"--image-column {reading.image_column}: only Parquet files have columns: leave it out"
+        )
+    if reading.label_column is not None and layout == "folders" and choices.labels is None:
+        raise InputError(
+            f"--label-column {reading.label_column}: image files have no columns: give --labels CSV, or leave it out"
+        )
+
+
+def _parquet(root: Path, contents: Contents, choices: Choices) -> Source:
+    from mergevq_platform.data.sources.parquet_rows import from_parquet  # it imports this file
+
+    for option, value, instead in (
+        ("--labels", choices.labels, "--label-column names the column of labels"),
+        ("--splits", choices.splits, "a split is told by the names of its files"),
+        ("--class-depth", choices.class_depth, "--label-column names the column of labels"),
+    ):
+        if value is not None:
+            raise InputError(
+                f"{option} is for image files, {root} holds Parquet files: leave it out; {instead}"
+            )
+    found = from_parquet(root, choices.reading)
+    datasets = {split: open_dataset(root, split, choices.reading) for split in found.splits}
+    understood = Understood(
+        layout="a packed set" if is_packed(root) else "Parquet files",
+        splits={split: SplitCount(dataset.rows, dataset.unlabelled) for split, dataset in datasets.items()},
+        class_images=_class_images(found.classes, datasets.values()),
+        classes=found.classes if any(dataset.labelled for dataset in datasets.values()) else (),
+        notes=tuple(("parquet", line) for line in noted(dataset.notes for dataset in datasets.values())),
+        unused=contents.left_out.unused(),
+    )
+    return replace(found, ignored=contents.left_out.files, understood=understood)
+
+
+def _class_images(classes: Sequence[str], datasets: Iterable[Dataset]) -> tuple[int, ...]:
+    """Images of each class in train or, where it has no labels, in the first split that has some."""
+    shown = first_labelled(datasets)
+    counts = shown.class_images() if shown is not None else ()
+    return (*counts, *[0] * (len(classes) - len(counts))) if counts else ()
+
+
+def first_labelled(datasets: Iterable[Dataset]) -> Dataset | None:
+    """The split that tells most of the classes: train or, where it has no labels, the first that has some."""
+    ordered = sorted(datasets, key=lambda dataset: dataset.split != "train")
+    return next((dataset for dataset in ordered if dataset.labelled), None)

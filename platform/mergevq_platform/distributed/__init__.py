@@ -1,0 +1,1 @@
+"""Ray around the loop: the driver, its workers, and what watches them."""

@@ -1,0 +1,119 @@
+"""The actor between driver and workers: the run's journal, heartbeats, progress, warnings and the stop flag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+
+from mergevq.errors import InputError
+from mergevq_platform.distributed import failures
+from mergevq_platform.distributed.heartbeat import HangMonitor, Heartbeat
+from mergevq_platform.tracking.recorder import LocalRecorder
+
+
+class RunProgress(NamedTuple):
+    """Progress, all warnings so far, a worker that hangs with a line about it, seconds without any heartbeat."""
+
+    status: dict[str, float]
+    warnings: list[str]
+    hung: tuple[Heartbeat, str] | None
+    quiet_seconds: float
+
+
+class RunActor:
+    """The state of a run that workers and driver share; lives on the driver's node."""
+
+    def __init__(self, recorder: Callable[[], LocalRecorder], hang_timeout_seconds: float) -> None:
+        self.recorder = recorder()
+        self.unwritten: list[tuple[int, dict[str, float]]] = []
+        self.monitor = HangMonitor(hang_timeout_seconds)
+        self.status: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.refused = False  # the tracking store did not take records, which was said
+        self.stopping = False
+        self.failures = 0
+        self.final: Exception | None = None
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the recorder."""
+        return getattr(self.recorder, method)(*arguments)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Rank 0's metrics, kept here for as long as the journal's disk does not take them."""
+        self.unwritten.append((step, values))
+        self.settle()
+
+    def settle(self) -> str | None:
+        """Write what the journal lacks, in order; why that failed, if it did."""
+        try:
+            while self.unwritten:
+                self.recorder.metrics(*self.unwritten[0])
+                del self.unwritten[0]
+        except (OSError, InputError) as error:
+            return failures.one_line(error)
+        return None
+
+    def progress(self, status: dict[str, float]) -> None:
+        """Rank 0's latest progress."""
+        self.status = status
+
+    def beat(self, beat: Heartbeat) -> None:
+        """A worker's heartbeat."""
+        self.monitor.record(beat)
+
+    def gone(self, rank: int) -> None:
+        """A worker that has left or was ended."""
+        self.monitor.forget(rank)
+
+    def give_up(self, error: Exception) -> None:
+        """A worker met what no restart can fix."""
+        self.final = self.final or error
+
+    def standing(self) -> tuple[Exception | None, int]:
+        """(what ended the run for good, if something did; how often workers failed)."""
+        return self.final, self.failures
+
+    def warn(self, message: str) -> None:
+        """A warning for the terminal, kept once."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def failed(self, reason: str) -> None:
+        """Workers failed, and Ray Train restarts the group if it may."""
+        self.failures += 1
+        self.warn(
+            f"training failed after step {int(self.status.get('step', 0))}: {reason} (failure {self.failures})"
+        )
+
+    def latest(self) -> RunProgress:
+        """All that the driver asks for."""
+        if not self.refused and (reason := self.recorder.delivery_error):
+            self.refused = True
+            assert self.recorder.store is not None
+            self.warn(
+                f"not in MLflow yet: {self.recorder.store.public_uri}: {reason} (the run goes on, and its journal keeps everything)"
+            )
+        return RunProgress(self.status, self.warnings, self.monitor.hung(), self.monitor.quiet_seconds())
+
+    def stop(self) -> None:
+        """Ask the run to stop at the next step boundary."""
+        self.stopping = True
+
+    def stop_requested(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self.stopping
+
+
+@dataclass(frozen=True)
+class RemoteRecorder:
+    """The recorder that lives in a `RunActor`: the same methods, and each waits for its answer."""
+
+    actor: Any
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_") or not callable(getattr(LocalRecorder, method, None)):
+            raise AttributeError(f"a recorder has no method '{method}'")
+        return lambda *arguments: ray.get(self.actor.call.remote(method, *arguments))

@@ -1,0 +1,263 @@
+"""A training run on Ray Train: the driver's side. See `worker` for the other, `run_actor` for what is between them."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+import yaml
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from mergevq.config import to_tree, with_overrides
+from mergevq_platform import loop
+from mergevq_platform.distributed import cluster, failures, heartbeat
+from mergevq_platform.distributed.progress import Progress
+from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
+from mergevq_platform.distributed.worker import FailureReporter, worker_loop
+from mergevq_platform.feeding import pinned
+from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage.lookup import with_upstream_places
+from mergevq_platform.storage.runs import Run
+from mergevq_platform.tracking.records import Status
+from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.undelivered import lacking
+
+STATUS_POLL_SECONDS = 0.5
+QUIET_SECONDS = 15.0  # without any worker before the driver looks for the reason
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training run ended."""
+
+    run: Run
+    step: int
+    experiment: str
+    stopped: bool  # someone asked it to stop before its last step
+    undelivered: str | None = (
+        None  # what the tracking store lacks and how to deliver it, if it lacks something
+    )
+
+
+def train(
+    recipe: Recipe | None,
+    *,
+    home: Path,
+    storage: str | None = None,
+    name: str | None = None,
+    resume: str | None = None,
+    overrides: tuple[str, ...] = (),
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    after: Callable[[Outcome, RemoteRecorder], None] | None = None,
+    watch: Callable[[str, int, RemoteRecorder], None] | None = None,
+    kind: str = "training",
+    parent: str | None = None,
+    tags: dict[str, str] | None = None,
+) -> Outcome:
+    """Train on Ray and record it; blocks until the end or a stop.
+
+    A new run needs `recipe`; `resume` names a run of the same storage and takes its stored recipe, with `overrides`
+    laid over it. `after(outcome, recorder)` runs before the run is closed (the curve is measured there);
+    `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. `kind`, `parent` and `tags`
+    are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
+    error if training fails for good.
+    """
+    run, recipe = _begin(
+        recipe,
+        home=home,
+        storage=storage,
+        name=name,
+        resume=resume,
+        overrides=overrides,
+        tracking_uri=tracking_uri,
+    )
+    samples = loop.preflight(recipe, evaluated=after is not None)
+    fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
+    store = Store.at(home, tracking_uri)
+    store.prepare()
+    cluster.connect(home, address=address)
+    device = cluster.choose_device(recipe.cluster.device, recipe.cluster.least_workers)
+    cluster.require_resources(recipe.cluster, device)
+
+    run.directory.mkdir(parents=True, exist_ok=True)
+    run.fetch()
+    (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+    run.publish()
+    actor: Any = (
+        ray.remote(RunActor)
+        .options(num_cpus=0, label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()})
+        .remote(
+            lambda: run.recorder(recipe, tracking_uri, fingerprint=fingerprint, kind=kind, parent=parent),
+            recipe.cluster.hang_timeout_seconds,
+        )
+    )
+    recorder = RemoteRecorder(actor)
+    status: Status = "FAILED"
+    undelivered = None
+    try:
+        if tags:
+            recorder.tags(tags)
+        trainer = _trainer(recipe, run, actor, device)
+        step, interrupted = _fit(trainer, recorder, recipe, run, watch, device)
+        stopped = interrupted and step < total_steps
+        outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
+        if after is not None and not stopped:
+            after(outcome, recorder)
+        status = "KILLED" if stopped else "FINISHED"
+    finally:
+        try:
+            report = recorder.close(status)
+            undelivered = lacking(
+                store, [run.directory], sync=run.name, reason=report.error if report else None
+            )
+        finally:
+            ray.kill(actor)
+            run.publish(failed=status == "FAILED")
+        if undelivered and status == "FAILED":
+            print(undelivered, file=sys.stderr)
+    return replace(outcome, undelivered=undelivered)
+
+
+def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"]) -> TorchTrainer:
+    least, most = recipe.cluster.least_workers, recipe.cluster.workers
+    scaling: dict[str, Any] = {
+        "num_workers": most if least == most else (least, most),
+        "elastic_resize_monitor_interval_s": recipe.cluster.resize_seconds,
+        "use_gpu": device == "cuda",
+        "resources_per_worker": {"CPU": recipe.cluster.cpus_per_worker}
+        | ({"GPU": 1} if device == "cuda" else {}),
+    }
+    filesystem, path = checkpoints.open_storage(run.location)
+    return TorchTrainer(
+        worker_loop,  # type: ignore[arg-type]  # here and below the checker sees Ray Train V1's classes
+        train_loop_config={
+            "recipe": to_tree(recipe),
+            "actor": actor,
+            "device": device,
+            "location": run.location,
+        },
+        torch_config=cluster.NodeInterfaceTorchConfig(),
+        scaling_config=ScalingConfig(**scaling),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=f"{path}/.ray",
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
+            callbacks=[FailureReporter(actor)],  # type: ignore[list-item]
+        ),
+    )
+
+
+def _begin(
+    recipe: Recipe | None,
+    *,
+    home: Path,
+    storage: str | None,
+    name: str | None,
+    resume: str | None,
+    overrides: tuple[str, ...],
+    tracking_uri: str | None,
+) -> tuple[Run, Recipe]:
+    def placed(recipe: Recipe) -> Recipe:
+        return with_upstream_places(located(recipe), home=home, store=lambda: Store.at(home, tracking_uri))
+
+    if resume is not None:
+        run = Run.find(resume, home=home, storage=storage)
+        tree = yaml.safe_load(run.read("recipe.yaml"))
+        return run, placed(resolve(with_overrides(tree, overrides)))
+    assert recipe is not None
+    if name is not None:
+        naming.check_name(name, "--name")
+    recipe = pinned(placed(recipe))
+    unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+    run = Run.new(unique, home=home, storage=storage)
+    return run, recipe
+
+
+def _fit(
+    trainer: TorchTrainer,
+    recorder: RemoteRecorder,
+    recipe: Recipe,
+    run: Run,
+    watch: Callable[[str, int, RemoteRecorder], None] | None,
+    device: Literal["cpu", "cuda"],
+) -> tuple[int, bool]:
+    # fit() blocks, so it runs in a thread and this one shows progress and listens for signals.
+    result: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            result["value"] = failures.again_if_lost_while_starting(
+                trainer.fit,
+                failed=lambda: ray.get(actor.standing.remote())[1],
+                tell=lambda reason: ray.get(actor.failed.remote(reason)),
+                most=recipe.cluster.max_failures,
+            )
+        except BaseException as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=fit, daemon=True)
+    actor, watched = recorder.actor, set(checkpoints.listed(run.location))
+    with _stop_on_signal(actor) as signals, Progress(recipe, run.name) as progress:
+        thread.start()
+        while thread.is_alive():
+            thread.join(STATUS_POLL_SECONDS)
+            latest = ray.get(actor.latest.remote())
+            progress.show(latest.status, latest.warnings, stopping=bool(signals))
+            if latest.hung is not None:
+                _end_hung(actor, *latest.hung)
+            elif latest.quiet_seconds > QUIET_SECONDS and (lack := cluster.shortage(recipe.cluster, device)):
+                actor.warn.remote(f"the run waits for nodes: it needs {lack}")
+            if watch is not None:
+                for checkpoint in checkpoints.listed(run.location):
+                    if checkpoint not in watched:
+                        watched.add(checkpoint)
+                        watch(checkpoint, checkpoints.step_of(checkpoint), recorder)
+    final, _ = ray.get(actor.standing.remote())
+    if final is not None:
+        raise final
+    if "error" in result:
+        raise result["error"]
+    step = result["value"].return_value
+    return step, bool(signals)
+
+
+def _end_hung(actor: Any, beat: heartbeat.Heartbeat, line: str) -> None:
+    if heartbeat.end(beat):
+        actor.warn.remote(f"{line}: ended, and the group restarts (cluster.hang_timeout_seconds)")
+    actor.gone.remote(beat.rank)
+
+
+@contextmanager
+def _stop_on_signal(actor: Any) -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM asks the run to stop; a second SIGINT ends it at once."""
+    signals: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        signals.append(number)
+        if len(signals) > 1 and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        actor.stop.remote()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

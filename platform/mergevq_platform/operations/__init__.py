@@ -1,0 +1,1 @@
+"""Work around a cluster: submission, examination, prediction."""

@@ -1,0 +1,1 @@
+"""Checkpoints, runs, and where both lie."""
