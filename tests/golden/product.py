@@ -28,10 +28,12 @@ from mergevq.generation import (
     SamplingConfig,
     build_generator,
     generator_preset,
-    load_generator,
 )
+from mergevq.generation import sample as sample_codes
 from mergevq.keep import merge_schedule
-from mergevq_platform import checkpoints, cluster, evaluation, generation, loop, pool
+from mergevq.rng import step_seed
+from mergevq.serialization import load_generator
+from mergevq_platform import evaluation, generation, loop
 from mergevq_platform import recipe as recipes
 from mergevq_platform.codes import open_codes, tokenize
 from mergevq_platform.curves import Curve
@@ -46,6 +48,8 @@ from mergevq_platform.data import (
     pack,
     write_shapes,
 )
+from mergevq_platform.distributed import cluster, ordered_map
+from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.classifying import (
     ClassifierEvaluator,
     ProbeEvaluator,
@@ -54,13 +58,14 @@ from mergevq_platform.evaluation.classifying import (
 )
 from mergevq_platform.feeding import open_feed, open_samples, pinned
 from mergevq_platform.frozen_tokenizer import find_tokenizer
-from mergevq_platform.local import LocalHost
+from mergevq_platform.storage import checkpoints
 from mergevq_platform.sweeps import (
     Grid,
     Population,
     Random,
     Sweep,
     choice,
+    choosers,
     driver,
     integer,
     log_uniform,
@@ -69,8 +74,9 @@ from mergevq_platform.sweeps import (
     report,
     uniform,
 )
-from mergevq_platform.sweeps import space as spaces
+from mergevq_platform.sweeps.space import suggested, walked
 from mergevq_platform.sweeps.trial import Finished
+from mergevq_platform.sweeps.tuning import tpe_sampler
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import RunIdentity, read_identity, read_journal, read_metrics
 
@@ -125,7 +131,7 @@ def drawn_keeps(tree: Tree, steps: int) -> list[int | None]:
 
 def step_seeds(seed: int, steps: int, ranks: int) -> list[int]:
     """The seeds of PyTorch's generator at every (step, rank)."""
-    return [loop.address(seed, step, rank) for step in range(steps) for rank in range(ranks)]
+    return [step_seed(seed, step, rank) for step in range(steps) for rank in range(ranks)]
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -294,7 +300,8 @@ def sample(
     **options: Any,
 ) -> Tensor:
     """Codes (B, N or K) int64."""
-    return generator.generate(
+    return sample_codes(
+        generator,
         torch.tensor(labels),
         keep=keep,
         sample_ids=torch.tensor(ids),
@@ -349,20 +356,20 @@ def curve(place: str, keeps: Sequence[int], settings: Tree, file: str) -> tuple[
 def top1_fine_tuned(place: str) -> dict[str, float]:
     """What a fine-tuned classifier is worth on the evaluation split."""
     _, subject, _ = _subject(place, None)
-    return classify(subject, pool.answers(ClassifierEvaluator, subject))
+    return classify(subject, ordered_map.answers(ClassifierEvaluator, subject))
 
 
 def top1_probed(place: str) -> dict[str, float]:
     """What a trained probe is worth on the evaluation split."""
     _, subject, _ = _subject(place, None)
-    return classify_by_probe(subject, pool.answers(ProbeEvaluator, subject))
+    return classify_by_probe(subject, ordered_map.answers(ProbeEvaluator, subject))
 
 
 def generator_report(place: str, scales: Sequence[float], file: str) -> tuple[Tree, list[str]]:
     """The whole evaluation of a generator's checkpoint as it is written to `file`, and its verdict."""
     sampler = generation.open_sampler(place)
     found, _ = generation.judge(
-        sampler, pool.answers(generation.Judge, sampler), run="golden", scales=tuple(scales)
+        sampler, ordered_map.answers(generation.Judge, sampler), run="golden", scales=tuple(scales)
     )
     found.save(Path(file))
     return json.loads(Path(file).read_text()), found.verdict()
@@ -414,17 +421,17 @@ def trials(recipe: str) -> dict[str, Any]:
     }
     first = found["random"][0]
     return found | {
-        "corners": spaces.corners(_space()),
+        "corners": choosers.corners(_space()),
         "first_recipe": to_tree(drawn.recipe_of(first[0], seed=first[1], name="golden-000")),
     }
 
 
 def explored(turns: int) -> list[Tree]:
     """The choices of a population's member after each of `turns` explorations."""
-    params = spaces.draw(_space(), seed=7, number=0)
+    params = choosers.draw(_space(), seed=7, number=0)
     found = []
     for turn in range(turns):
-        params = spaces.perturbed(_space(), params, seed=7 + turn)
+        params = choosers.perturbed(_space(), params, seed=7 + turn)
         found.append(params)
     return found
 
@@ -433,11 +440,11 @@ def proposed(count: int, *, seed: int, objectives: int, side_by_side: int) -> li
     """The parameters that Optuna's sampler proposes one after the other, for made-up results."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = ["minimize", "maximize"][:objectives]
-    study = optuna.create_study(sampler=driver.tpe_sampler(seed), directions=directions)
+    study = optuna.create_study(sampler=tpe_sampler(seed), directions=directions)
     found, running = [], []
     for _ in range(count):
         trial = study.ask()
-        values = spaces.chosen(_space(), trial)
+        values, _ = walked(_space(), suggested(trial))
         found.append(dict(trial.params))
         worth = [abs(values["steps"] - 7) + 100 * values["optimizer.learning_rate"]]
         worth.append(values["task.keep"].get("sigma", 1.0))
