@@ -14,7 +14,7 @@ import undisturbed
 from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import Record, write_set
+from mergevq_platform.data.parquet.shards import ImageRecord, write_set
 from mergevq_platform.data.shapes import CLASSES, render
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
@@ -28,7 +28,7 @@ def damaged(small_recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A recipe of one epoch, four steps, over 32 images of which five are half a file."""
     pictures, labels = render(np.arange(32), "train", 16)
     records = [
-        Record(encode_png(picture)[: 150 if row in BAD else None], f"{row}.png", int(label))
+        ImageRecord(encode_png(picture)[: 150 if row in BAD else None], f"{row}.png", int(label))
         for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
     write_set(tmp_path / "set", {"train": records}, CLASSES, size=16, source={}, row_group_rows=8)

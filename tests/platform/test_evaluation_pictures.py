@@ -18,7 +18,7 @@ from mergevq.errors import InputError
 from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, precision_recall
 from mergevq.metrics.extractors import RandomFeatures
 from mergevq_platform import cli, evaluation
-from mergevq_platform.data import EvalBatches, open_dataset, open_pictures, to_unit_range
+from mergevq_platform.data import EvalBatches, open_dataset, open_images, to_unit_range
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:
     data = Path("whole.png").read_bytes()
     Path("cut/a.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"a\.png .*a metric needs every picture"):
-        open_pictures("cut", 8).batch(0)
+        open_images("cut", 8).batch(0)
 
 
 def test_weight_files_named_without_a_folder_are_looked_for_in_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from mergevq.errors import InputError
-from mergevq_platform.data import Deal
+from mergevq_platform.data import BatchPartition
 from mergevq_platform.operations.planning.measuring import Measured
 from mergevq_platform.recipe import Recipe
 
@@ -79,7 +79,9 @@ def predict(
             f"global_batch {recipe.global_batch} has fewer pictures than there are workers, {workers}: lower --nodes or --gpus, or "
             "raise the batch"
         )
-    accumulation = Deal.of(recipe.global_batch, recipe.micro_batch or measured.micro_batch, workers).passes
+    accumulation = BatchPartition.of(
+        recipe.global_batch, recipe.micro_batch or measured.micro_batch, workers
+    ).passes
     micro = -(-recipe.global_batch // (accumulation * workers))
     share = -(-recipe.global_batch // workers)
     micro_seconds = measured.call_seconds + measured.picture_seconds * micro
