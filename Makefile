@@ -3,16 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo demo-generate test test-long test-gpu test-cluster faults soak check format setup clean
+.PHONY: demo demo-generate test test-long test-gpu test-cluster faults soak check format setup lock clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml
+# Both ways install the versions of uv.lock: uv where it is on the path, else pip with the lock as constraints.
+$(VENV)/installed: pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mergevq needs Python 3.11 or newer; set PYTHON=python3.11"; exit 2; }
-	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	if command -v uv >/dev/null; then \
+		UV_PROJECT_ENVIRONMENT=$(VENV) uv sync --frozen --extra dev --python $(PYTHON); \
+	else \
+		{ test -x $(RUN)/python || $(PYTHON) -m venv $(VENV); } && \
+		$(PYTHON) .ci/constraints.py >$(VENV)/constraints.txt && \
+		$(RUN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'; \
+	fi
 	touch $@
+
+lock: pyproject.toml  ## after a change of pyproject.toml: uv.lock anew, from PyPI, keeping the versions that still fit
+	uv lock --no-config --default-index https://pypi.org/simple
 
 demo: setup  ## pictures, a stand-in teacher, a tokenizer, its curve: about ten minutes on two cores
 	$(RUN)/python jobs/demo.py

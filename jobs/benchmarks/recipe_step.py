@@ -113,7 +113,7 @@ def _frozen_weights(folder: Path) -> tuple[Path, Path, dict[str, Path]]:
 def _whole_step(gpu: bool) -> tuple[Callable[[], None], Callable[[], None]]:
     """One optimizer step exactly as the training loop takes it, on images that lie on the device; and what compiles it."""
     from mergevq.ema import Ema
-    from mergevq_platform import loop
+    from mergevq_platform import loop, optim
     from mergevq_platform.data import open_dataset, write_shapes
     from mergevq_platform.storage import checkpoints
 
@@ -126,7 +126,7 @@ def _whole_step(gpu: bool) -> tuple[Callable[[], None], Callable[[], None]]:
         samples = open_dataset(recipe.data.path, recipe.data.train_split)
         training = loop.build(recipe, samples).to(device()).to(memory_format=torch.channels_last)
     state = checkpoints.TrainingState(
-        training, Ema(training.model(), recipe.ema_decay), loop.make_optimizers(recipe, training), None
+        training, Ema(training.model(), recipe.ema_decay), optim.make_optimizers(recipe, training), None
     )
     views = recipe.data.views
     sides = {"image": views.image_size, "student": views.student_size, "teacher": views.teacher_size}
@@ -143,7 +143,7 @@ def _whole_step(gpu: bool) -> tuple[Callable[[], None], Callable[[], None]]:
         loop.accumulate(
             phases, batch, keep, late, 1.0, True, lambda: torch.autocast(device().type, torch.bfloat16)
         )
-        loop.update(recipe, training, state)
+        optim.update(recipe, training, state)
         training.after_step(late)
         state.ema.update()
 

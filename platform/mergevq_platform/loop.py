@@ -6,22 +6,19 @@ that never stopped, and the data and kept counts of a step do not depend on the 
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mergevq import schedules
+from mergevq import rng
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.generation import build_generator
@@ -35,6 +32,7 @@ from mergevq.training.probe import ProbeTraining
 from mergevq.training.protocol import Output, Training
 from mergevq.training.recovery import RecoveryTraining
 from mergevq.training.tokenizer import build_training
+from mergevq_platform import optim
 from mergevq_platform.data import Dataset, open_dataset
 from mergevq_platform.evaluable import require_evaluable
 from mergevq_platform.feeding import (
@@ -48,11 +46,11 @@ from mergevq_platform.feeding import (
     trained_keeps,
 )
 from mergevq_platform.frozen_tokenizer import classified_tokenizer
+from mergevq_platform.meter import Meter, Reporter
 from mergevq_platform.recipe import (
     ClassifierTask,
     FineTuneTask,
     GeneratorTask,
-    OptimizerConfig,
     ProbeTask,
     Recipe,
     RecoveryTask,
@@ -61,29 +59,16 @@ from mergevq_platform.recipe import (
 from mergevq_platform.recovering import starting_tokenizer, writing_generator
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.checkpoints import TrainingState
-from mergevq_platform.tracking.system import SystemSampler
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-EARLY_STEPS = 100  # before these, few codes in use mean nothing
-LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
 NOTICE_SECONDS = 5.0  # how often the workers ask whether one of their nodes is about to be taken away
 MEETING_TIMEOUT = timedelta(days=1)  # who waits for a slow save is watched by the host, not by a time-out
 
 
-class Host(Protocol):
-    """What the loop needs from whoever runs it: one process alone, or Ray Train."""
+class Host(Reporter, Protocol):
+    """What the loop needs from whoever runs it: one process alone, or Ray Train. It also takes the meter's reports."""
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, the same on all ranks, as a local directory."""
-
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Rank 0's metrics of `step`."""
-
-    def progress(self, status: dict[str, float]) -> None:
-        """Where rank 0 is; for the terminal."""
-
-    def warn(self, message: str) -> None:
-        """Something the user should know, said once."""
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Keep a checkpoint, which `write(directory)` fills; rank 0 calls it, the others wait for it."""
@@ -96,10 +81,6 @@ class Host(Protocol):
 
     def at(self, step: int, doing: str) -> None:
         """This rank begins something; every rank calls it, very often."""
-
-
-class BrokenTraining(RuntimeError):
-    """A loss or gradient is not finite; the message names the step and the term."""
 
 
 def train(recipe: Recipe, worker: Worker, host: Host) -> int:
@@ -120,8 +101,8 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
     state = TrainingState(
         training,
         Ema(training.model(), recipe.ema_decay),
-        make_optimizers(recipe, training),
-        _scaler(recipe, worker),
+        optim.make_optimizers(recipe, training),
+        optim.loss_scaler(recipe, worker.device),
     )
     if worker.rank == 0:
         for note in training.notes():
@@ -136,11 +117,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         compile_model(recipe, training)
     phases = distribute(training, worker)
     control: Any = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT) if worker.world_size > 1 else None
-    autocast = (
-        nullcontext
-        if recipe.precision == "float32"
-        else lambda: torch.autocast(worker.device.type, PRECISIONS[recipe.precision])
-    )
+    autocast = optim.autocast(recipe, worker.device)
     meter = Meter(worker, host, recipe, total_steps, state.scaler, control)
 
     def save() -> None:
@@ -166,9 +143,9 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             step = state.step
             host.at(step, "waiting for data")
             micro_batches = meter.waiting(lambda: next(batches))
-            torch.manual_seed(address(recipe.seed, step, worker.rank))  # dropout and drop path of this step
+            torch.manual_seed(rng.step_seed(recipe.seed, step, worker.rank))  # dropout, drop path
             keep = draw_keep(recipe, step)
-            set_learning_rates(recipe, training, state.optimizers, step, total_steps)
+            optim.set_learning_rates(recipe, training, state.optimizers, step, total_steps)
 
             losses: list[tuple[float, dict[str, Tensor]]] = []
             for index, micro_batch in enumerate(micro_batches):
@@ -181,7 +158,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
                     (share, accumulate(phases, batch, keep, step, share, last, autocast, state.scaler))
                 )
             compiled.add(keep)
-            norms = update(recipe, training, state)
+            norms = optim.update(recipe, training, state)
             training.after_step(step)
             state.ema.update()
             state.step += 1
@@ -210,11 +187,6 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         if saved_at != state.step or state.step == 0:
             save()
     return state.step
-
-
-def address(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for every (seed, step, rank)."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
@@ -332,47 +304,6 @@ def compile_model(recipe: Recipe, training: Training) -> None:
         training.model().compile()
 
 
-def make_optimizers(recipe: Recipe, training: Training) -> dict[str, torch.optim.Optimizer]:
-    """One AdamW per phase, with the groups that its training makes."""
-    optimizers: dict[str, torch.optim.Optimizer] = {}
-    for name in training.phases:
-        config = optimizer_config(recipe, name)
-        groups = [
-            {
-                "params": group.parameters,
-                "weight_decay": config.weight_decay if group.decays else 0.0,
-                "rate_factor": group.rate_factor,
-            }
-            for group in training.parameter_groups(name)
-        ]
-        optimizers[name] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-    return optimizers
-
-
-def optimizer_config(recipe: Recipe, phase: str) -> OptimizerConfig:
-    """The settings of a phase's optimizer."""
-    return (
-        recipe.discriminator_optimizer or recipe.optimizer if phase == "discriminator" else recipe.optimizer
-    )
-
-
-def set_learning_rates(
-    recipe: Recipe,
-    training: Training,
-    optimizers: dict[str, torch.optim.Optimizer],
-    step: int,
-    total_steps: int,
-) -> None:
-    """Learning rates as a pure function of the step; 0 for a phase that rests, which weight decay would move."""
-    for name, optimizer in optimizers.items():
-        config = optimizer_config(recipe, name)
-        rate = config.learning_rate * schedules.scale(config.schedule, step, total_steps)
-        if training.rests(name, step):
-            rate = 0.0
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["rate_factor"]
-
-
 def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:
     """The phases, wrapped so that gradients are averaged over ranks."""
     if worker.world_size == 1:
@@ -409,195 +340,6 @@ def accumulate(
             (scaler.scale(total) if scaler else total).backward()
         carry, losses = output.carry, losses | output.losses
     return losses
-
-
-def update(recipe: Recipe, training: Training, state: TrainingState) -> dict[str, Tensor]:
-    """Clip, step, clear; returns the gradient norm of each phase."""
-    norms: dict[str, Tensor] = {}
-    for name, phase in training.phases.items():
-        optimizer = state.optimizers[name]
-        parameters = [p for p in phase.parameters() if p.requires_grad]
-        if state.scaler:
-            state.scaler.unscale_(optimizer)
-        clip = optimizer_config(recipe, name).clip_norm
-        norm = nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"), foreach=True)
-        norms[f"{name}_gradient_norm"] = norm
-        if state.scaler:
-            state.scaler.step(optimizer)
-        elif recipe.on_nan == "stop" or bool(norm.isfinite()):  # "skip" reads the norm on the host, each step
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    if state.scaler:
-        state.scaler.update()
-    return norms
-
-
-class Meter:
-    """Losses of the steps since the last report, kept on the device; reduced over ranks at the logging cadence."""
-
-    def __init__(
-        self,
-        worker: Worker,
-        host: Host,
-        recipe: Recipe,
-        total_steps: int,
-        scaler: torch.amp.GradScaler | None = None,
-        control: Any = None,
-    ) -> None:
-        self.control = control
-        self.stream: Any = None
-        self.worker, self.host, self.recipe, self.total_steps = worker, host, recipe, total_steps
-        self.scaler = scaler
-        self.rows: list[tuple[int, int | None, Tensor]] = []
-        self.names: list[str] = []
-        self.started = time.monotonic()
-        self.waited = 0.0
-        self.warned: set[str] = set()
-        self.left_out: Counter[str] = Counter()
-        self.system = SystemSampler(worker.device.index) if worker.rank == 0 else None
-
-    def waiting(self, fetch: Callable) -> list[dict[str, Tensor]]:
-        """Fetch the next data and count the time it took."""
-        began = time.monotonic()
-        batches = fetch()
-        self.waited += time.monotonic() - began
-        return batches
-
-    def add(
-        self,
-        step: int,
-        keep: int | None,
-        losses: list[tuple[float, dict[str, Tensor]]],
-        norms: dict[str, Tensor],
-        stream: Any,
-    ) -> None:
-        """Remember one step, whose micro-batches have (share of the step, losses); report when the cadence says so."""
-        self.stream = stream
-        names = list(losses[0][1])
-        columns = [*names, *norms, "bad_pictures"]
-        assert not self.rows or columns == self.names, (
-            "losses of one training have the same names at every step"
-        )
-        self.names = columns
-        parts = [
-            share * torch.stack([part[name].detach().float() for name in names]) for share, part in losses
-        ]
-        extra = [norm.detach().float() for norm in norms.values()]
-        extra.append(parts[0].new_tensor(float(len(stream.new_bad))))
-        self.rows.append((step, keep, torch.cat([torch.stack(parts).sum(0), torch.stack(extra)])))
-        if step % self.recipe.log_every == 0 or step == self.total_steps:
-            self.flush()
-
-    def flush(self) -> None:
-        """Reduce the remembered steps over ranks, check them, and hand them to the host (rank 0)."""
-        if not self.rows:
-            return
-        table = torch.stack([row for *_, row in self.rows])
-        if self.worker.world_size > 1:
-            dist.all_reduce(table)
-            table[:, :-1] /= self.worker.world_size  # bad pictures are a sum
-        values = table.cpu()
-        self._share_bad_pictures(values)
-        steps, seconds, waited = len(self.rows), time.monotonic() - self.started, self.waited
-        rows, self.rows, self.started, self.waited = self.rows, [], time.monotonic(), 0.0
-        self._check_finite(rows, values)
-        if self.worker.rank:
-            return
-        self._tell_of_left_out(rows, values)
-        scale = {"loss_scale": self.scaler.get_scale()} if self.scaler else {}
-        for (step, keep, _), row in zip(rows, values.tolist(), strict=True):
-            if step % self.recipe.log_every and step != self.total_steps:
-                continue
-            named = dict(zip(self.names, row, strict=True))
-            if keep is not None:
-                named["kept_tokens"] = float(keep)
-            rate = schedules.scale(self.recipe.optimizer.schedule, step - 1, self.total_steps)
-            named["learning_rate"] = self.recipe.optimizer.learning_rate * rate
-            if self.scaler:  # a step that it left out has no norm
-                named = {name: value for name, value in named.items() if math.isfinite(value)} | scale
-            self.host.record(step, {f"train/{name}": value for name, value in named.items()})
-        status = dict(zip(self.names, values[-1].tolist(), strict=True))
-        last = rows[-1][0]
-        self._warn_of_low_usage(last, status)
-        speed = {
-            "images_per_second": steps * self.recipe.global_batch / seconds,
-            "waiting_share": min(1.0, waited / seconds),
-            "seconds_per_step": seconds / steps,
-            "workers": float(self.worker.world_size),
-        }
-        assert self.system is not None
-        measured = {f"system/{name}": value for name, value in speed.items()} | self.system.sample()
-        self.host.record(last, measured)
-        self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
-
-    def _share_bad_pictures(self, values: Tensor) -> None:
-        """Count the bad pictures of all ranks since the run began, and tell every rank which they are."""
-        new, before = bool(values[-1, -1]), len(self.stream.known_bad)
-        values[:, -1] += before
-        if not new:
-            return
-        found = [self.stream.new_bad]
-        if self.worker.world_size > 1:
-            found = [[] for _ in range(self.worker.world_size)]
-            dist.all_gather_object(found, self.stream.new_bad, group=self.control)
-        self.stream.share([item for rank in found for item in rank])
-
-    def _check_finite(self, rows: list, values: Tensor) -> None:
-        if self.recipe.on_nan == "skip":
-            return
-        if self.scaler:
-            if self.scaler.get_scale() < 1:
-                raise BrokenTraining(
-                    f"step {rows[-1][0]}: gradients overflow float16 at every loss scale; the last checkpoint is from before. "
-                    "Set precision=bfloat16 or float32, or lower optimizer.learning_rate"
-                )
-            # Norms overflow while the scaler looks for the scale: it leaves such steps out.
-            norms = torch.tensor([name.endswith("_gradient_norm") for name in self.names])
-            values = values.masked_fill(norms, 0.0)
-        if bool(values.isfinite().all()):
-            return
-        row, column = (int(i) for i in (~values.isfinite()).nonzero()[0])
-        raise BrokenTraining(
-            f"step {rows[row][0]}: '{self.names[column]}' is {values[row, column].item()}; the last checkpoint is from before. "
-            "Lower optimizer.learning_rate, set optimizer.clip_norm, or go on over such steps with on_nan=skip"
-        )
-
-    def _tell_of_left_out(self, rows: list, values: Tensor) -> None:
-        """With on_nan=skip, say for each phase that steps were left out: at the first, the tenth, the hundredth."""
-        if self.recipe.on_nan != "skip" or self.scaler:
-            return
-        for column, name in enumerate(self.names):
-            if not name.endswith("_gradient_norm"):
-                continue
-            phase = name.removesuffix("_gradient_norm")
-            for (step, *_), norm in zip(rows, values[:, column].tolist(), strict=True):
-                if math.isfinite(norm):
-                    continue
-                self.left_out[phase] += 1
-                count = self.left_out[phase]
-                if count in (1, 10, 100) or count % 1000 == 0:
-                    so_far = f", {count} steps by now" if count > 1 else ""
-                    self.host.warn(
-                        f"step {step}: the gradient of the {phase} is not finite: its step was left out "
-                        f"(on_nan=skip){so_far}; lower optimizer.learning_rate if this goes on"
-                    )
-
-    def _warn_of_low_usage(self, step: int, status: dict[str, float]) -> None:
-        task = self.recipe.task
-        early = step < EARLY_STEPS or "usage" in self.warned
-        if early or not isinstance(task, TokenizerTask) or task.model.quantizer.kind != "lfq":
-            return
-        highest = task.model.quantizer.max_entropy
-        if status["codebook_entropy"] < LOW_CODE_USAGE * highest:
-            self.warned.add("usage")
-            self.host.warn(
-                f"step {step}: the codebook entropy is {status['codebook_entropy']:.2f} nats of at most {highest:.2f}, few codes "
-                "are used; raise task.losses.entropy.weight or lower optimizer.learning_rate"
-            )
-
-
-def _scaler(recipe: Recipe, worker: Worker) -> torch.amp.GradScaler | None:
-    return torch.amp.GradScaler(worker.device.type) if recipe.precision == "float16" else None
 
 
 def _agreed(flags: list[bool], group: Any) -> list[bool]:

@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from mergevq_platform.operations.submission import Cluster, follow, list_jobs, require
+from mergevq_platform.operations.submission import ClusterClient, follow, list_jobs, require
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run
@@ -39,9 +39,9 @@ def fresh(tmp_path: Path, small_recipe: dict[str, Any]) -> Path:
 
 
 @pytest.fixture
-def signed_in(bare_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def signed_in(bare_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterClient:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(bare_cluster.token))
-    return Cluster(bare_cluster.address, home=tmp_path)
+    return ClusterClient(bare_cluster.address, home=tmp_path)
 
 
 def job_of(text: str) -> str:
@@ -73,7 +73,9 @@ def wait_for(condition: Any, seconds: float, what: str) -> Any:
 
 
 @pytest.mark.ray
-def test_a_run_is_submitted_from_a_fresh_folder(bare_cluster: Any, fresh: Path, signed_in: Cluster) -> None:
+def test_a_run_is_submitted_from_a_fresh_folder(
+    bare_cluster: Any, fresh: Path, signed_in: ClusterClient
+) -> None:
     answer = bare_cluster.mergevq(
         *("submit", "--home", str(bare_cluster.home), "--name", "first"),
         *("--", "train", "small.yaml", "steps=4", "--no-evaluation"),
@@ -86,15 +88,17 @@ def test_a_run_is_submitted_from_a_fresh_folder(bare_cluster: Any, fresh: Path, 
     assert checkpoints.step_of(run.newest_checkpoint()) == 4
     assert find_run(Store.at(bare_cluster.home), "first").status == "FINISHED"
     (job,) = list_jobs(signed_in)  # the question to the cluster has left no job behind
-    assert (job.id, job.verb, job.recipe, job.status) == ("first", "train", "small", "succeeded")
+    assert (job.submission_id, job.status) == ("first", "SUCCEEDED")
+    metadata = job.metadata or {}
+    assert (metadata["mergevq.verb"], metadata["mergevq.recipe"]) == ("train", "small")
     assert not list(fresh.glob("runs/ray/*"))
     token = bare_cluster.token.read_text()
-    assert token not in answer.stdout + answer.stderr + signed_in.jobs.get_job_info("first").model_dump_json()
+    assert token not in answer.stdout + answer.stderr + signed_in.get_job_info("first").model_dump_json()
 
 
 @pytest.mark.cluster
 def test_a_job_that_is_stopped_writes_a_checkpoint_and_goes_on(
-    bare_cluster: Any, fresh: Path, signed_in: Cluster
+    bare_cluster: Any, fresh: Path, signed_in: ClusterClient
 ) -> None:
     started = bare_cluster.mergevq(
         *("submit", "--no-follow", "--home", str(bare_cluster.home), "--name", "long"),
@@ -102,7 +106,7 @@ def test_a_job_that_is_stopped_writes_a_checkpoint_and_goes_on(
         cwd=fresh,
     )
     assert started.returncode == 0, started.stderr
-    wait_for(lambda: re.search(r"step \d+/100000", signed_in.jobs.get_job_logs("long")), 240, "a step")
+    wait_for(lambda: re.search(r"step \d+/100000", signed_in.get_job_logs("long")), 240, "a step")
     stopped = bare_cluster.mergevq("jobs", "stop", "long", cwd=fresh)
     assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (0, "job long: stopped"), stopped.stderr
     run = Run.find("long", home=bare_cluster.home)
@@ -196,12 +200,12 @@ class FragileLink:
 
 @pytest.mark.cluster
 def test_following_survives_a_cut_connection_and_prints_every_line_once(
-    bare_cluster: Any, signed_in: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bare_cluster: Any, signed_in: ClusterClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = "import time\nfor i in range(60): print('line', i, flush=True); time.sleep(0.15)"
-    job = signed_in.jobs.submit_job(entrypoint=f'python -c "{script}"')
+    job = signed_in.submit_job(entrypoint=f'python -c "{script}"')
     link = FragileLink(int(bare_cluster.address.rpartition(":")[2]))
-    through = Cluster(f"http://127.0.0.1:{link.port}", home=tmp_path)
+    through = ClusterClient(f"http://127.0.0.1:{link.port}", home=tmp_path)
     pieces: list[str] = []
     cuts = 0
 
@@ -224,7 +228,7 @@ def test_following_survives_a_cut_connection_and_prints_every_line_once(
 
 @pytest.mark.cluster
 def test_a_job_that_cannot_start_says_why(
-    bare_cluster: Any, fresh: Path, signed_in: Cluster, monkeypatch: pytest.MonkeyPatch
+    bare_cluster: Any, fresh: Path, signed_in: ClusterClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = bare_cluster.mergevq(
         *("submit", "--no-follow", "--home", str(bare_cluster.home), "--cpus", "64", "--name", "greedy"),

@@ -61,7 +61,7 @@ def test_the_limit_holds_for_all_ranks_together(
     world_size: int, damaged: dict[str, Any], tmp_path: Path
 ) -> None:
     damaged["data"]["bad_picture_limit"] = len(BAD) - 1
-    with pytest.raises(Exception, match=r"5 bad pictures, more than data\.bad_picture_limit 4.* row \d+ of "):
+    with pytest.raises(Exception, match=r"5 bad images, more than data\.bad_picture_limit 4.* row \d+ of "):
         undisturbed.train(damaged, tmp_path / "run", world_size=world_size)
 
 
@@ -72,7 +72,7 @@ def test_a_restart_counts_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     assert parts + counts(alone(damaged, tmp_path / "parts")) == whole
     damaged["data"]["bad_picture_limit"] = len(BAD) - 1
     alone(damaged | {"steps": 2}, tmp_path / "few")
-    with pytest.raises(InputError, match=r"5 bad pictures"):
+    with pytest.raises(InputError, match=r"5 bad images"):
         alone(damaged, tmp_path / "few")
 
 

@@ -17,7 +17,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "jobs" / "cluster"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NEEDS = {r.name: r for r in map(Requirement, PROJECT["dependencies"])}
+NEEDS = {r.name: r for r in map(Requirement, PROJECT["optional-dependencies"]["platform"])}
 KUBERNETES = sorted([*FOLDER.glob("kuberay-*.yaml"), FOLDER / "mlflow.yaml", FOLDER / "storage.yaml"])
 KUBERNETES_VERSION = "1.33.0"
 

@@ -235,7 +235,7 @@ def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:
     (at_home / "cut").mkdir()
     data = Path("whole.png").read_bytes()
     Path("cut/a.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"a\.png .*a metric needs every picture"):
+    with pytest.raises(InputError, match=r"a\.png .*a metric needs every image"):
         open_images("cut", 8).batch(0)
 
 

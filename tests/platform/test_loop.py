@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mergevq.errors import InputError
-from mergevq_platform import loop
+from mergevq_platform import loop, optim
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.meter import BrokenTraining
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 
@@ -152,7 +153,7 @@ def test_a_number_that_breaks_stops_the_run_and_names_step_and_term(
     small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     small_recipe["optimizer"]["learning_rate"] = 1e30
-    with pytest.raises(loop.BrokenTraining, match=r"step \d+: '\w+' is (nan|-?inf).*on_nan=skip"):
+    with pytest.raises(BrokenTraining, match=r"step \d+: '\w+' is (nan|-?inf).*on_nan=skip"):
         train(resolve(small_recipe), tmp_path)
     assert not checkpoints.listed(str(tmp_path)), "no checkpoint may hold broken weights"
 
@@ -172,9 +173,9 @@ def test_float16_leaves_out_steps_while_it_looks_for_a_scale_and_then_trains(
 def test_gradients_that_overflow_at_every_scale_stop_the_run(
     small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**-3))
+    monkeypatch.setattr(optim, "loss_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=2.0**-3))
     recipe = resolve(small_recipe | {"precision": "float16", "steps": 4})
-    with pytest.raises(loop.BrokenTraining, match=r"at every loss scale.*precision=bfloat16"):
+    with pytest.raises(BrokenTraining, match=r"at every loss scale.*precision=bfloat16"):
         train(recipe, tmp_path)
 
 
@@ -239,13 +240,13 @@ def test_skipping_broken_steps_leaves_the_weights_alone(small_recipe: dict[str, 
     from mergevq_platform.data import open_dataset
 
     training = loop.build(recipe, open_dataset(recipe.data.path, "train"))
-    optimizers = loop.make_optimizers(recipe, training)
+    optimizers = optim.make_optimizers(recipe, training)
     state = checkpoints.TrainingState(training, None, optimizers)  # type: ignore[arg-type]
     before = {name: p.detach().clone() for name, p in training.named_parameters()}
     for parameter in training.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.full_like(parameter, float("nan"))
-    loop.update(recipe, training, state)
+    optim.update(recipe, training, state)
     for name, parameter in training.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
@@ -254,7 +255,7 @@ def test_a_batch_larger_than_the_data_is_refused_with_the_fix(
     small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     small_recipe |= {"global_batch": 512, "micro_batch": 512}
-    with pytest.raises(InputError, match=r"192 pictures, fewer than global_batch 512: lower global_batch"):
+    with pytest.raises(InputError, match=r"192 images, fewer than global_batch 512: lower global_batch"):
         train(resolve(small_recipe), tmp_path)
 
 

@@ -53,7 +53,7 @@ def test_the_command_line_refuses_a_name_in_one_line_and_makes_nothing(
         assert line.startswith("mergevq: --name '")
         assert "letters" in line
         with pytest.raises(InputError, match="--name"):
-            read_verb(words)
+            read_verb(words, cli.parse)
     assert not home.exists()
 
 

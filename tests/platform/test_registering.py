@@ -70,7 +70,7 @@ def test_training_and_submitting_refuse_it_before_anything_begins(
     assert cli.run(words) == 2
     assert ("alias" if "@" in target else "model name") in capsys.readouterr().err
     with pytest.raises(InputError, match=r"alias|model name"):
-        read_verb(words)
+        read_verb(words, cli.parse)
     assert not (tmp_path / "home").exists()
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
@@ -19,13 +19,18 @@ from packaging.requirements import Requirement
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
-from mergevq_platform.operations.submission import packages, read_verb, staging
-from mergevq_platform.operations.submission.client import Cluster, tokens
-from mergevq_platform.operations.submission.packages import Facts, compare
-from mergevq_platform.operations.submission.submit import Verb, _environment, _name
+from mergevq_platform.operations.submission import ClusterClient, Verb, packages, staging
+from mergevq_platform.operations.submission.client import tokens
+from mergevq_platform.operations.submission.packages import ClusterInfo, compare
+from mergevq_platform.operations.submission.submit import environment, job_name
+from mergevq_platform.operations.submission.verb import read_verb as read_parsed_verb
 from mergevq_platform.tracking.proxies import spare_loopback
 
 ROOT = Path(__file__).parents[2]
+
+
+def read_verb(words: list[str]) -> Verb:
+    return read_parsed_verb(words, cli.parse)
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def test_an_installed_package_stages_the_same_tree_as_a_checkout(here: Path, tmp
     shutil.copytree(ROOT / "platform" / "mergevq_platform", installed / "mergevq_platform")
     shutil.copytree(ROOT / "jobs" / "recipes", installed / "mergevq_platform" / "recipes")
     script = (
-        "from pathlib import Path; from mergevq_platform.submission import staging\n"
+        "from pathlib import Path; from mergevq_platform.operations.submission import staging\n"
         f"print(*sorted(staging.stage(['recipes'], Path({str(tmp_path / 'other')!r})).files), sep='\\n')"
     )
     answer = subprocess.run(
@@ -154,9 +159,9 @@ def test_what_the_verb_would_refuse_is_refused_before_submission(
 def test_a_training_without_a_name_is_named_as_its_job(here: Path) -> None:
     verb = read_verb(["train", "small.yaml", "steps=3"])
     assert (verb.recipe, verb.names_a_run) == ("small", True)
-    assert _name(verb).startswith("small-20")
+    assert job_name(verb).startswith("small-20")
     assert not read_verb(["train", "small.yaml", "--name", "mine"]).names_a_run
-    assert _name(read_verb(["train", "--resume", "mine"])).startswith("train-mine-20")
+    assert job_name(read_verb(["train", "--resume", "mine"])).startswith("train-mine-20")
 
 
 def test_small_weights_beside_a_recipe_go_along(here: Path) -> None:
@@ -166,7 +171,7 @@ def test_small_weights_beside_a_recipe_go_along(here: Path) -> None:
 
 
 def test_an_image_of_another_version_is_said() -> None:
-    other = Facts(**{**vars(HAS_ALL), "versions": {"mergevq": "0.0.1"}, "holds_mergevq": True})
+    other = ClusterInfo(**{**vars(HAS_ALL), "versions": {"mergevq": "0.0.1"}, "holds_mergevq": True})
     assert "the image holds mergevq 0.0.1" in packages.of_image(other).warnings[0]
 
 
@@ -180,7 +185,7 @@ def test_a_sweep_takes_the_recipe_file_that_it_names_along(here: Path) -> None:
     assert (verb.recipe, verb.include) == ("q", [Path("small.yaml")])
 
 
-HAS_ALL = Facts(
+HAS_ALL = ClusterInfo(
     python="3.11.2",
     versions={"ray": "2.60.0", "torch": "2.13.0", "mlflow": "3.17.2"},
     holds_mergevq=False,
@@ -198,20 +203,20 @@ def test_missing_packages_are_installed_and_present_ones_are_not() -> None:
 
 
 def test_a_cluster_that_cannot_run_us_is_refused_with_the_reason() -> None:
-    old_python = Facts(**{**vars(HAS_ALL), "python": "3.10.1"})
+    old_python = ClusterInfo(**{**vars(HAS_ALL), "python": "3.10.1"})
     with pytest.raises(InputError, match=r"runs Python 3\.10\.1, mergevq needs >=3\.11"):
         compare(old_python, NEEDS)
-    old_ray = Facts(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "ray": "2.9.0"}})
+    old_ray = ClusterInfo(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "ray": "2.9.0"}})
     with pytest.raises(InputError, match=r"runs ray 2\.9\.0, mergevq needs"):
         compare(old_ray, NEEDS)
 
 
 def test_an_old_or_other_torch_is_said() -> None:
-    old = Facts(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "torch": "2.1.0"}})
+    old = ClusterInfo(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "torch": "2.1.0"}})
     plan = compare(old, NEEDS)
     assert "torch>=2.6" in plan.install
     assert any("torch is installed for this job" in warning for warning in plan.warnings)
-    other = Facts(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "torch": "2.99.1"}})
+    other = ClusterInfo(**{**vars(HAS_ALL), "versions": {**HAS_ALL.versions, "torch": "2.99.1"}})
     assert any("torch is 2.99.1 there" in warning for warning in compare(other, NEEDS).warnings)
 
 
@@ -221,34 +226,25 @@ def test_the_requirements_are_those_of_pyproject() -> None:
     assert "pytest" not in names  # an extra
 
 
-class Local:
-    """A cluster on this machine, as far as the environment of a job asks."""
-
-    is_local = True
-
-
-class Remote:
-    """A cluster elsewhere."""
-
-    is_local = False
-
-
-def environment(
+def environment_of(
     monkeypatch: pytest.MonkeyPatch,
-    facts: Facts = HAS_ALL,
-    cluster: Any = Remote,
+    info: ClusterInfo = HAS_ALL,
+    *,
+    cluster_is_local: bool = False,
     home: str | None = "/shared",
     **variables: str,
 ) -> dict[str, str]:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return _environment(cluster, facts, home, "train")
+    return environment(info, home=home, verb="train", cluster_is_local=cluster_is_local)
 
 
 def test_a_jobs_environment_holds_places_and_no_secrets(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    found = environment(monkeypatch, MLFLOW_TRACKING_URI="https://mlflow.example", MERGEVQ_STORAGE="s3://b/x")
+    found = environment_of(
+        monkeypatch, MLFLOW_TRACKING_URI="https://mlflow.example", MERGEVQ_STORAGE="s3://b/x"
+    )
     assert found == {
         "MERGEVQ_HOME": "/shared",
         "MERGEVQ_STORAGE": "s3://b/x",
@@ -256,7 +252,7 @@ def test_a_jobs_environment_holds_places_and_no_secrets(here: Path, monkeypatch:
         "RAY_JOB_STOP_WAIT_TIME_S": "600",
     }
     with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD") as refusal:
-        environment(monkeypatch, MLFLOW_TRACKING_URI="https://me:hunter2@mlflow.example")
+        environment_of(monkeypatch, MLFLOW_TRACKING_URI="https://me:hunter2@mlflow.example")
     assert "hunter2" not in str(refusal.value)
 
 
@@ -264,19 +260,19 @@ def test_a_home_that_would_vanish_with_the_job_is_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="give --home PATH"):
-        environment(monkeypatch, home=None)
+        environment_of(monkeypatch, home=None)
     with pytest.raises(InputError, match="absolute path"):
-        environment(monkeypatch, home="runs")
-    told = Facts(**{**vars(HAS_ALL), "environment": {"MERGEVQ_HOME": "/mnt/runs"}})
-    assert "MERGEVQ_HOME" not in environment(monkeypatch, told, home=None)  # the cluster's own stands
+        environment_of(monkeypatch, home="runs")
+    told = ClusterInfo(**{**vars(HAS_ALL), "environment": {"MERGEVQ_HOME": "/mnt/runs"}})
+    assert "MERGEVQ_HOME" not in environment_of(monkeypatch, told, home=None)  # the cluster's own stands
 
 
 def test_a_tracking_server_of_this_machine_is_no_use_to_another(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="is this machine's"):
-        environment(monkeypatch, MLFLOW_TRACKING_URI="http://127.0.0.1:5000")
-    found = environment(monkeypatch, cluster=Local, MLFLOW_TRACKING_URI="http://127.0.0.1:5000")
+        environment_of(monkeypatch, MLFLOW_TRACKING_URI="http://127.0.0.1:5000")
+    found = environment_of(monkeypatch, cluster_is_local=True, MLFLOW_TRACKING_URI="http://127.0.0.1:5000")
     assert found["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
 
 
@@ -304,7 +300,7 @@ def test_an_address_where_nobody_answers_is_one_line_with_the_fix(
     assert len(lines) == 1
     assert "no Ray dashboard answers at http://127.0.0.1:9" in lines[0]
     with pytest.raises(InputError, match="jobs are submitted to the dashboard"):
-        Cluster("ray://head:10001", home=here)
+        ClusterClient("ray://head:10001", home=here)
 
 
 class Dashboard(BaseHTTPRequestHandler):
@@ -329,9 +325,57 @@ def test_the_address_asked_for_is_taken_whatever_the_environment_names(
     with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        assert Cluster(address, home=here).jobs.get_address() == address
+        assert ClusterClient(address, home=here).get_address() == address
         server.shutdown()
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:9"
+
+
+class GuardedDashboard(Dashboard):
+    """Answers those alone who send the token "right"; remembers what all sent."""
+
+    sent: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        token = self.headers.get("Authorization")
+        self.sent.append(token)
+        if token == "Bearer right":
+            return super().do_GET()
+        self.send_response(403 if token else 401)
+        self.end_headers()
+        self.wfile.write(b"no")
+
+
+@pytest.mark.parametrize(("dashboard", "first"), [(Dashboard, None), (GuardedDashboard, "Bearer right")])
+def test_a_token_goes_only_to_a_cluster_that_asks_for_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch, dashboard: type[Dashboard], first: str | None
+) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    GuardedDashboard.sent.clear()
+    with HTTPServer(("127.0.0.1", 0), dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        if dashboard is GuardedDashboard:
+            with pytest.raises(InputError, match="asks for a token and refuses that of RAY_AUTH_TOKEN: set"):
+                ClusterClient(address, home=here)
+            assert GuardedDashboard.sent[0] is None
+        (here / "ray_token").write_text("right")
+        client = ClusterClient(address, home=here)
+        assert client.token_headers.get("Authorization") == first
+        server.shutdown()
+
+
+def test_what_is_no_dashboard_is_said_in_one_line(here: Path) -> None:
+    class Broken(Dashboard):
+        def do_GET(self) -> None:
+            self.send_response(500)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match=r"answers with status 500: is it a Ray dashboard\?$"):
+            ClusterClient(f"http://127.0.0.1:{server.server_port}", home=here)
+        server.shutdown()
 
 
 def test_verbs_may_be_passed_in_any_number_of_words() -> None:
@@ -385,7 +429,7 @@ def test_this_machine_is_asked_without_the_proxy(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         for host in ("127.0.0.1", "localhost"):
-            cluster = Cluster(f"http://{host}:{server.server_port}", home=tmp_path)
+            cluster = ClusterClient(f"http://{host}:{server.server_port}", home=tmp_path)
             assert cluster.about
         assert os.environ["no_proxy"].startswith("example.org,127.0.0.1")
         from requests.utils import should_bypass_proxies
@@ -419,9 +463,9 @@ def test_a_proxy_that_stands_in_the_way_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(
         InputError, match=r"through the proxy of http_proxy: add head.invalid to no_proxy"
     ) as error:
-        Cluster("http://head.invalid:8265", home=tmp_path)
+        ClusterClient("http://head.invalid:8265", home=tmp_path)
     assert "hunter2" not in str(error.value)
     monkeypatch.setenv("no_proxy", "head.invalid")
     with pytest.raises(InputError) as direct:
-        Cluster("http://head.invalid:8265", home=tmp_path)
+        ClusterClient("http://head.invalid:8265", home=tmp_path)
     assert "proxy" not in str(direct.value)

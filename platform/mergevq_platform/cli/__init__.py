@@ -1,6 +1,6 @@
 """The command line: `mergevq VERB …`. Every verb is a thin call of a function that Python can call as well.
 
-Exit status: 0 done, 1 a failure of ours or of the machine, 2 something the user can put right, 130 interrupted or stopped
+Exit status: 0 done, 1 a failure of ours or of the machine, 2 something the user can fix, 130 interrupted or stopped
 before its end (what is left to do then can be resumed, and nothing that waits for the end should go on).
 """
 
@@ -24,8 +24,9 @@ from mergevq_platform.cli import (
     training,
 )
 from mergevq_platform.distributed.failures import INTERRUPTED, one_line, root_cause
+from mergevq_platform.storage import settings
 
-# What a user can put right, by a message of ours or by the name of the file that the system's own gives.
+# What a user can fix, by a message of ours or by the name of the file that the system's own gives.
 FAULTS_OF_PLACES = (InputError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -63,6 +64,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
+    if "storage" in options:
+        options.storage = options.storage or settings.storage_of_environment()
     return options
 
 
@@ -70,11 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="mergevq",
-        description="Train MergeVQ tokenizers and generators on a Ray cluster and read what every kept token buys in MLflow.",
+        description="Train MergeVQ tokenizers and generators on a Ray cluster and compare rFID and probe accuracy over kept tokens in "
+        "MLflow.",
         epilog="Things are kept under runs/ (or MERGEVQ_HOME). MLFLOW_TRACKING_URI and RAY_ADDRESS point elsewhere.",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(parse=parse)  # for the verb that takes a verb
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for room in (data, training, evaluation, generation, sweeps, store, cluster, preflight):
-        room.add(verbs)
+    for module in (data, training, evaluation, generation, sweeps, store, cluster, preflight):
+        module.add(verbs)
     return parser

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.storage.settings import places
 
+if TYPE_CHECKING:
+    from mergevq_platform.operations.submission import ClusterClient
+
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     submit = verbs.add_parser(
         "submit",
         help="run a verb as a job of a Ray cluster",
@@ -75,31 +78,33 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _cluster(options: argparse.Namespace) -> Any:
-    from mergevq_platform.operations.submission.client import Cluster
+def _client(options: argparse.Namespace) -> ClusterClient:
+    from mergevq_platform.operations.submission import ClusterClient
 
-    cluster = Cluster(options.address, home=places().home)
-    if cluster.sends_token_in_clear:
+    client = ClusterClient(options.address, home=places().home)
+    if client.sends_token_in_clear:
         print(
-            f"warning: the token goes to {cluster.address} unencrypted: use https, or ssh -L 8265:localhost:8265 HEAD",
+            f"warning: the token goes to {client.address} unencrypted: use https, or ssh -L 8265:localhost:8265 HEAD",
             file=sys.stderr,
         )
-    return cluster
+    return client
 
 
 def _submit(options: argparse.Namespace) -> int:
     from mergevq_platform.operations import submission
 
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
-    verb = submission.read_verb(words)  # before the cluster is asked: a typing error costs no wait
-    cluster = _cluster(options)
+    verb = submission.read_verb(
+        words, options.parse
+    )  # before the cluster is asked: a typing error costs no wait
+    client = _client(options)
     job = submission.submit(
-        cluster,
+        client,
         verb,
         local_home=places().home,
         home=options.home,
         name=options.name,
-        asked=submission.Asked(
+        driver=submission.DriverResources(
             cpus=options.cpus,
             gpus=options.gpus,
             memory_bytes=int(options.memory * 2**30) if options.memory else None,
@@ -112,14 +117,14 @@ def _submit(options: argparse.Namespace) -> int:
     if options.no_follow:
         print(f"follow it: mergevq jobs logs {job}")
         return 0
-    return _follow(cluster, job)
+    return _follow(client, job)
 
 
-def _follow(cluster: Any, job: str) -> int:
+def _follow(client: ClusterClient, job: str) -> int:
     from mergevq_platform.operations import submission
 
     try:
-        status = submission.follow(cluster, job)
+        status = submission.follow(client, job)
     except KeyboardInterrupt:
         print(
             f"\nthe job goes on; follow it: mergevq jobs logs {job}; stop it: mergevq jobs stop {job}",
@@ -127,7 +132,7 @@ def _follow(cluster: Any, job: str) -> int:
         )
         raise
     if status:
-        print(f"job {job} {submission.end_of(cluster, job)}", file=sys.stderr)
+        print(f"job {job} {submission.end_of(client, job)}", file=sys.stderr)
     return status
 
 
@@ -140,28 +145,34 @@ def _list(options: argparse.Namespace) -> None:
     table = Table()
     for title in ("job", "verb", "recipe", "state", "began", "commit", "user"):
         table.add_column(title, no_wrap=title != "job", overflow="fold")
-    for job in submission.list_jobs(_cluster(options), all_jobs=options.all):
-        began = time.strftime("%m-%d %H:%M", time.localtime(job.began_ms / 1000)) if job.began_ms else ""
-        table.add_row(job.id, job.verb, job.recipe, job.status, began, job.commit[:8], job.user)
+    for job in submission.list_jobs(_client(options), all_jobs=options.all):
+        began = time.localtime(job.start_time / 1000) if job.start_time else None
+        told = [
+            (job.metadata or {}).get(f"mergevq.{key}", "") for key in ("verb", "recipe", "commit", "user")
+        ]
+        table.add_row(
+            *(job.submission_id, told[0], told[1], job.status.lower()),
+            *(time.strftime("%m-%d %H:%M", began) if began else "", told[2][:8], told[3]),
+        )
     table_console().print(table)
 
 
 def _logs(options: argparse.Namespace) -> int:
     from mergevq_platform.operations import submission
 
-    cluster = _cluster(options)
-    submission.require(cluster, options.job)
+    client = _client(options)
+    submission.require(client, options.job)
     if options.no_follow:
-        print(cluster.jobs.get_job_logs(options.job), end="")
+        print(client.get_job_logs(options.job), end="")
         return 0
-    return _follow(cluster, options.job)
+    return _follow(client, options.job)
 
 
 def _stop(options: argparse.Namespace) -> None:
     from mergevq_platform.operations import submission
 
-    cluster = _cluster(options)
-    status = submission.stop(cluster, options.job)
+    client = _client(options)
+    status = submission.stop(client, options.job)
     print(f"job {options.job}: {status.lower()}")
     if status == "FAILED":
         raise InputError(f"the job failed before it could stop: mergevq jobs logs {options.job}")

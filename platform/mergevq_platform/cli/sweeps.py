@@ -39,7 +39,10 @@ def add(verbs: Any) -> None:
     sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")
     sweep.add_argument("--name", help="the sweep's name (default: file, time, four letters)")
-    sweep.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    sweep.add_argument(
+        "--storage",
+        help="where checkpoints go: path, s3://…, gs://… (default MERGEVQ_STORAGE, else runs/ray)",
+    )
     sweep.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     sweep.add_argument(
         "--concurrent", type=count, help="trials at once (default: as many as the cluster holds)"
@@ -58,7 +61,7 @@ def add(verbs: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from mergevq_platform.sweeps import definition, driver, report
+    from mergevq_platform.sweeps import driver, loading, report
 
     home = places().home
     given = [text for text in [options.sweep, *options.overrides] if text]
@@ -70,11 +73,13 @@ def _sweep(options: argparse.Namespace) -> int:
         )
     chosen = None
     if names:
-        chosen = (
-            definition.from_dimensions(names[0], options.over) if options.over else definition.load(names[0])
-        )
-        chosen = definition.changed(
-            chosen, overrides, recipe=options.recipe, trials=options.trials, seeds=options.seeds
+        chosen = loading.opened(
+            names[0],
+            options.over,
+            overrides,
+            recipe=options.recipe,
+            trials=options.trials,
+            seeds=options.seeds,
         )
     outcome = driver.sweep(
         chosen,
@@ -86,7 +91,7 @@ def _sweep(options: argparse.Namespace) -> int:
         tracking_uri=places().tracking_uri,
         concurrent=options.concurrent,
     )
-    name = outcome.place.name
+    name = outcome.settings.name
     if outcome.finished:
         report.show(outcome.definition, outcome.finished)
         if "pareto.png" in outcome.files:
@@ -99,7 +104,7 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"failed: {trial}: {reason}", file=sys.stderr)
     if not outcome.complete:
         print(f"stopped before its end; go on with: mergevq sweep --resume {name}")
-    print(outcome.undelivered or where_to_look(outcome.experiment, outcome.place.name))
+    print(outcome.undelivered or where_to_look(outcome.experiment, outcome.settings.name))
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
     return 0 if outcome.complete else INTERRUPTED
@@ -108,8 +113,8 @@ def _sweep(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> None:
     from mergevq_platform import comparing
 
-    home = places().home
-    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper)
-    comparing.show(options.runs, home=home)
+    home, uri = places().home, places().tracking_uri
+    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper, tracking_uri=uri)
+    comparing.show(options.runs, home=home, tracking_uri=uri)
     for path in files.values():
         print(path)

@@ -26,7 +26,10 @@ def add(verbs: Any) -> None:
     train.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
     train.add_argument("--resume", metavar="RUN", help="go on with a run; its stored recipe is used")
     train.add_argument("--name", help="the run's name (default: recipe, time, four letters)")
-    train.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    train.add_argument(
+        "--storage",
+        help="where checkpoints go: path, s3://…, gs://… (default MERGEVQ_STORAGE, else runs/ray)",
+    )
     train.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     train.add_argument("--no-evaluation", action="store_true", help="do not measure the curve at the end")
     train.add_argument(

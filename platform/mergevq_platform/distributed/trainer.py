@@ -21,13 +21,14 @@ from ray.train.torch import TorchTrainer
 
 from mergevq.config import to_tree, with_overrides
 from mergevq_platform import loop
-from mergevq_platform.distributed import cluster, heartbeat
+from mergevq_platform.distributed import cluster, failures, heartbeat
 from mergevq_platform.distributed.progress import Progress
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
-from mergevq_platform.distributed.worker import Restarts, worker_loop
+from mergevq_platform.distributed.worker import FailureReporter, worker_loop
 from mergevq_platform.feeding import pinned
 from mergevq_platform.recipe import Recipe, located, resolve
 from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage.lookup import with_upstream_places
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.records import Status
 from mergevq_platform.tracking.store import Store
@@ -74,7 +75,15 @@ def train(
     are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
     error if training fails for good.
     """
-    run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
+    run, recipe = _begin(
+        recipe,
+        home=home,
+        storage=storage,
+        name=name,
+        resume=resume,
+        overrides=overrides,
+        tracking_uri=tracking_uri,
+    )
     samples = loop.preflight(recipe, evaluated=after is not None)
     fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
     store = Store.at(home, tracking_uri)
@@ -147,7 +156,7 @@ def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"
             storage_path=f"{path}/.ray",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
-            callbacks=[Restarts(actor)],  # type: ignore[list-item]
+            callbacks=[FailureReporter(actor)],  # type: ignore[list-item]
         ),
     )
 
@@ -160,15 +169,19 @@ def _begin(
     name: str | None,
     resume: str | None,
     overrides: tuple[str, ...],
+    tracking_uri: str | None,
 ) -> tuple[Run, Recipe]:
+    def placed(recipe: Recipe) -> Recipe:
+        return with_upstream_places(located(recipe), home=home, store=lambda: Store.at(home, tracking_uri))
+
     if resume is not None:
         run = Run.find(resume, home=home, storage=storage)
         tree = yaml.safe_load(run.read("recipe.yaml"))
-        return run, located(resolve(with_overrides(tree, overrides)))
+        return run, placed(resolve(with_overrides(tree, overrides)))
     assert recipe is not None
     if name is not None:
         naming.check_name(name, "--name")
-    recipe = pinned(located(recipe))
+    recipe = pinned(placed(recipe))
     unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     run = Run.new(unique, home=home, storage=storage)
     return run, recipe
@@ -187,7 +200,12 @@ def _fit(
 
     def fit() -> None:
         try:
-            result["value"] = trainer.fit()
+            result["value"] = failures.again_if_lost_while_starting(
+                trainer.fit,
+                failed=lambda: ray.get(actor.standing.remote())[1],
+                tell=lambda reason: ray.get(actor.failed.remote(reason)),
+                most=recipe.cluster.max_failures,
+            )
         except BaseException as error:
             result["error"] = error
 
@@ -217,7 +235,7 @@ def _fit(
     return step, bool(signals)
 
 
-def _end_hung(actor: Any, beat: heartbeat.Beat, line: str) -> None:
+def _end_hung(actor: Any, beat: heartbeat.Heartbeat, line: str) -> None:
     if heartbeat.end(beat):
         actor.warn.remote(f"{line}: ended, and the group restarts (cluster.hang_timeout_seconds)")
     actor.gone.remote(beat.rank)

@@ -21,7 +21,7 @@ from mergevq_platform.evaluation.verbs import (
     register,
 )
 from mergevq_platform.evaluation.weights import parse_extractor
-from mergevq_platform.storage.lookup import find, locate
+from mergevq_platform.storage.lookup import find
 
 __all__ = [
     "CAVEATS",
@@ -34,7 +34,6 @@ __all__ = [
     "evaluate_pictures",
     "find",
     "local_answers",
-    "locate",
     "measure",
     "parse_extractor",
     "ray_answers",

@@ -6,7 +6,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mergevq.config import config
 from mergevq.ema import Ema
-from mergevq_platform import loop
+from mergevq_platform import loop, optim
 from mergevq_platform.data import (
     BatchPartition,
     Dataset,
@@ -77,14 +77,10 @@ def measure(
         recipe, dataset = _with_pictures(recipe, Path(folder) / "pictures", max(64, 2 * large))
         training = loop.build(recipe, _Samples(dataset, _classes(recipe) or dataset.num_classes)).to(device)
         state = TrainingState(
-            training, Ema(training.model(), recipe.ema_decay), loop.make_optimizers(recipe, training)
+            training, Ema(training.model(), recipe.ema_decay), optim.make_optimizers(recipe, training)
         )
         feed = None if _learns_codes(recipe) else open_feed(recipe, dataset, Worker(device=device))
-        autocast = (
-            nullcontext
-            if recipe.precision == "float32"
-            else lambda: torch.autocast(device.type, loop.PRECISIONS[recipe.precision])
-        )
+        autocast = optim.autocast(recipe, device)
         keep, most = _kept_counts(recipe)
         batches = _batches(recipe, dataset, large, keep)
 
@@ -93,7 +89,7 @@ def measure(
             loop.accumulate(dict(training.phases.items()), moved, kept, FOREVER, 1.0, True, autocast)
 
         def update() -> None:
-            loop.update(recipe, training, state)
+            optim.update(recipe, training, state)
             training.after_step(FOREVER)
             state.ema.update()
 

@@ -1,29 +1,23 @@
 """Submitting verbs to a Ray cluster as jobs, and following, listing and stopping those jobs.
 
+verb.py       a verb's words, checked here first
 staging.py    what a job needs of this machine, in one folder
 packages.py   what the cluster has of what we need
-client.py     the cluster's Jobs API, with its token
+client.py     Ray's client of a cluster's jobs, signed in
+submit.py     a verb as a job
 following.py  a job's log to its end, why it waits, its exit status
-submit.py     a verb as a job; jobs that exist
+jobs.py       the jobs of a cluster: listing, finding, stopping
 """
 
-from mergevq_platform.operations.submission.client import Cluster
+from mergevq_platform.operations.submission.client import ClusterClient
 from mergevq_platform.operations.submission.following import end_of, exit_status, follow, pending_reason
-from mergevq_platform.operations.submission.submit import (
-    Asked,
-    Job,
-    Verb,
-    list_jobs,
-    read_verb,
-    require,
-    stop,
-    submit,
-)
+from mergevq_platform.operations.submission.jobs import list_jobs, require, stop
+from mergevq_platform.operations.submission.submit import DriverResources, submit
+from mergevq_platform.operations.submission.verb import Verb, read_verb
 
 __all__ = [
-    "Asked",
-    "Cluster",
-    "Job",
+    "ClusterClient",
+    "DriverResources",
     "Verb",
     "end_of",
     "exit_status",

@@ -6,12 +6,14 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Callable
 
-from mergevq_platform.operations.submission.client import Cluster
+import aiohttp
+from ray.job_submission import JobDetails, JobStatus
 
-ASKED = "mergevq.asks"  # what the job's own process asks of the cluster; Ray does not tell that of a job
+from mergevq_platform.operations.submission.client import ClusterClient
+
+RESOURCES_KEY = "mergevq.asks"  # metadata: the driver's resources, which Ray does not tell of a job
 HINT_SECONDS = 10.0
 SILENT_SECONDS = 60.0  # without a line for so long, the connection is made anew: a dead one may not say so
 RETRY_SECONDS = (0.5, 1, 2, 5, 10)
@@ -23,43 +25,68 @@ class OutOfReach(RuntimeError):
     """The cluster did not answer for long; the job may well go on."""
 
 
-def follow(cluster: Cluster, job: str, *, say: Callable[[str], None] | None = None) -> int:
+class JobLog:
+    """A job's log, written once: where a connection is lost, the next goes on."""
+
+    def __init__(self, client: ClusterClient, job: str, write: Callable[[str], None]) -> None:
+        self.client, self.job, self.write = client, job, write
+        self.position = 0  # letters written
+
+    async def tail(self) -> None:
+        """Write what comes until the log ends or is silent. The server sends it from its beginning each time."""
+        received = 0
+        pieces = self.client.tail_job_logs(self.job)
+        while True:
+            try:
+                piece = await asyncio.wait_for(anext(pieces), SILENT_SECONDS)
+            except (StopAsyncIteration, TimeoutError):
+                return
+            self._write_new(piece, received)
+            received += len(piece)
+
+    def rest(self) -> None:
+        """Write what a job that has ended wrote last."""
+        self._write_new(self.client.get_job_logs(self.job), 0)
+
+    def _write_new(self, piece: str, begin: int) -> None:
+        if begin + len(piece) > self.position:
+            self.write(piece[max(0, self.position - begin) :])
+            self.position = begin + len(piece)
+
+
+def follow(client: ClusterClient, job: str, *, say: Callable[[str], None] | None = None) -> int:
     """Print a job's log from its beginning until its end; returns the job's exit status.
 
     A lost connection is made anew and the log goes on where it was. Raises `OutOfReach` if that fails for ten minutes.
     `say` takes the pieces of the log (default: stdout); what we have to say ourselves goes to stderr.
     """
-    write = say or _to_stdout
-    position = 0
-    hinted: str | None = None
+    log = JobLog(client, job, say or (lambda text: print(text, end="", flush=True)))
+    hint: str | None = None
     began = reached = time.monotonic()
     attempt = 0
     while True:
         try:
-            info = cluster.jobs.get_job_info(job)
+            info = client.get_job_info(job)
             reached = time.monotonic()
-            if str(info.status) == "PENDING":
-                if time.monotonic() - began > HINT_SECONDS:
-                    reason = pending_reason(cluster, info)
-                    if reason != hinted:
-                        _note(f"still waiting to start: {reason}")
-                        hinted = reason
+            if info.status.is_terminal():
+                log.rest()
+                return exit_status(info)
+            if info.status == JobStatus.PENDING:
+                reason = pending_reason(client, info) if time.monotonic() - began > HINT_SECONDS else hint
+                if reason != hint:
+                    _note(f"still waiting to start: {reason}")
+                hint = reason
                 time.sleep(0.5)
                 continue
-            if not info.status.is_terminal():
-                position = asyncio.run(_tail(cluster, job, position, write))
-                attempt = 0
-                continue
-            text = cluster.jobs.get_job_logs(job)
-            write(text[position:])
-            return exit_status(info)
-        except Exception as error:
-            position = getattr(error, "position", position)
-            if not _is_network(error):
+            asyncio.run(log.tail())
+            attempt = 0
+        # Ray raises RuntimeError for a closed connection and for what the server answers while it restarts.
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if "does not exist" in str(error):
                 raise
             if time.monotonic() - reached > PATIENCE_SECONDS:
                 raise OutOfReach(
-                    f"{cluster.address} has not answered for {PATIENCE_SECONDS / 60:.0f} minutes; the job may well go on: "
+                    f"{client.address} has not answered for {PATIENCE_SECONDS / 60:.0f} minutes; the job may well go on: "
                     f"mergevq jobs logs {job}"
                 ) from None
             if attempt == 0:
@@ -70,37 +97,37 @@ def follow(cluster: Cluster, job: str, *, say: Callable[[str], None] | None = No
             attempt += 1
 
 
-def exit_status(info: Any) -> int:
+def exit_status(info: JobDetails) -> int:
     """The exit status of a finished job: the driver's own; 130 for a job that was stopped; 1 for one that never began."""
-    match str(info.status):
-        case "SUCCEEDED":
+    match info.status:
+        case JobStatus.SUCCEEDED:
             return 0
-        case "STOPPED":
+        case JobStatus.STOPPED:
             return INTERRUPTED
     return info.driver_exit_code if info.driver_exit_code is not None and info.driver_exit_code > 0 else 1
 
 
-def end_of(cluster: Cluster, job: str) -> str:
+def end_of(client: ClusterClient, job: str) -> str:
     """How a job ended, in one line."""
-    info = cluster.jobs.get_job_info(job)
+    info = client.get_job_info(job)
     return f"{str(info.status).lower()}: {' '.join((info.message or '').split())[:300]}"
 
 
-def pending_reason(cluster: Cluster, info: Any) -> str:
-    """Why a job does not start: what it asks against what the nodes have, or what is being set up."""
-    asked: dict[str, float] = json.loads((info.metadata or {}).get(ASKED, "{}"))
-    nodes = cluster.nodes()
+def pending_reason(client: ClusterClient, info: JobDetails) -> str:
+    """Why a job does not start: what its driver asks against what the nodes have, or what is being set up."""
+    wanted: dict[str, float] = json.loads((info.metadata or {}).get(RESOURCES_KEY, "{}"))
+    nodes = client.nodes()
     if not nodes:
         return "the cluster has no node alive"
-    if asked and not any(all(node.get(kind, 0) >= n for kind, n in asked.items()) for node in nodes):
+    if wanted and not any(all(node.get(kind, 0) >= n for kind, n in wanted.items()) for node in nodes):
         return (
-            f"its driver asks for {amounts(asked)}, and no node has that (nodes: {'; '.join(map(amounts, nodes))}): "
+            f"its driver asks for {amounts(wanted)}, and no node has that (nodes: {'; '.join(map(amounts, nodes))}): "
             "lower --cpus, --gpus or --memory, or add a node"
         )
-    env = info.runtime_env or {}
-    if env.get("pip"):
-        return "its packages are being installed, or " + _busy(asked)
-    return "its files are being unpacked and its process started, or " + _busy(asked)
+    starting = "files are being unpacked and its process started"
+    doing = "packages are being installed" if (info.runtime_env or {}).get("pip") else starting
+    where = f"all nodes that could hold its driver ({amounts(wanted)}) are" if wanted else "the head node is"
+    return f"its {doing}, or {where} busy"
 
 
 def amounts(resources: dict[str, float]) -> str:
@@ -111,52 +138,5 @@ def amounts(resources: dict[str, float]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _busy(asked: dict[str, float]) -> str:
-    return (
-        f"all nodes that could hold its driver ({amounts(asked)}) are busy"
-        if asked
-        else "the head node is busy"
-    )
-
-
-async def _tail(cluster: Cluster, job: str, position: int, write: Callable[[str], None]) -> int:
-    # The server sends the log from its beginning each time; what was written already is passed over.
-    seen = 0
-    lines: AsyncIterator[str] = cluster.jobs.tail_job_logs(job)
-    waiting: asyncio.Future = asyncio.ensure_future(anext(lines))
-    try:
-        while True:
-            done, _ = await asyncio.wait({waiting}, timeout=SILENT_SECONDS)
-            if not done:
-                return position
-            try:
-                piece = waiting.result()
-            except StopAsyncIteration:
-                return position
-            if seen + len(piece) > position:
-                write(piece[max(0, position - seen) :])
-                position = seen + len(piece)
-            seen += len(piece)
-            waiting = asyncio.ensure_future(anext(lines))
-    except Exception as error:
-        error.position = position  # type: ignore[attr-defined]  # where the next connection goes on
-        raise
-    finally:
-        waiting.cancel()
-
-
-def _is_network(error: Exception) -> bool:
-    # Ray raises RuntimeError for a closed connection and for what the server answers while it restarts.
-    import aiohttp
-
-    return isinstance(error, OSError | RuntimeError | aiohttp.ClientError) and "does not exist" not in str(
-        error
-    )
-
-
 def _note(text: str) -> None:
     print(f"mergevq: {text}", file=sys.stderr, flush=True)
-
-
-def _to_stdout(text: str) -> None:
-    print(text, end="", flush=True)

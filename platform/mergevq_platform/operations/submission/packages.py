@@ -1,4 +1,4 @@
-"""What the cluster has of what we need: asked once for each start of a cluster, compared with our own requirements."""
+"""The packages of a cluster, asked for once for each start of it, against our own requirements."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -17,15 +18,16 @@ from packaging.version import Version
 
 import mergevq_platform
 from mergevq.errors import InputError
-from mergevq_platform.operations.submission.client import Cluster
+from mergevq_platform.operations.submission.client import ClusterClient
 from mergevq_platform.operations.submission.following import end_of, pending_reason
 from mergevq_platform.storage.files import write_whole
 
 PROBE_SECONDS = 300.0
 PROBE_HINT_SECONDS = 15.0
-MARK = "mergevq-cluster-facts "
+MARK = "mergevq-cluster-info "
 FIXED = ("ray",)  # what a job cannot replace: it is the cluster
 HEAVY = ("torch", "mlflow")
+EXTRA = "platform"
 SAME_NUMBERS = ("torch", "timm", "numpy", "scipy")  # another version of these computes other last digits
 
 # Runs on the cluster with nothing of ours: the standard library alone. Values of secrets are not asked for.
@@ -43,8 +45,8 @@ print("%s" + json.dumps({"python": sys.version.split()[0], "versions": names, "h
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A cluster's interpreter, packages and places."""
+class ClusterInfo:
+    """A cluster's interpreter, packages and settings."""
 
     python: str
     versions: dict[str, str]
@@ -54,39 +56,37 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Installation:
     """What has to be installed for a job, and what the user should know."""
 
     install: list[str] = field(default_factory=list)  # requirements for the runtime environment
     warnings: list[str] = field(default_factory=list)
 
 
-def ask(cluster: Cluster, home: Path) -> Facts:
-    """The facts of a cluster, by a job of a second; remembered in `home` until the cluster starts anew."""
-    memory = home / "clusters" / f"{cluster.about.get('session_name', 'unnamed')}.json"
+def query(client: ClusterClient, home: Path) -> ClusterInfo:
+    """The info of a cluster, by a job of a second; remembered in `home` until the cluster starts anew."""
+    memory = home / "clusters" / f"{client.about.get('session_name', 'unnamed')}.json"
     if memory.is_file():
-        return Facts(**json.loads(memory.read_text()))
-    facts = _probed(cluster)
+        return ClusterInfo(**json.loads(memory.read_text()))
+    info = _probed(client)
     memory.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(memory, json.dumps(asdict(facts)))
-    return facts
+    write_whole(memory, json.dumps(asdict(info)))
+    return info
 
 
-def compare(facts: Facts, requirements: list[Requirement]) -> Plan:
-    """What to install and to warn of. Raises `InputError` for what no job can put right."""
+def compare(info: ClusterInfo, needed: list[Requirement]) -> Installation:
+    """What to install and to warn of. Raises `InputError` for what no job can change."""
     wanted = python_requirement()
-    if Version(facts.python) not in Requirement(f"python{wanted}").specifier:
-        raise InputError(
-            f"the cluster runs Python {facts.python}, mergevq needs {wanted}: take another image"
-        )
-    plan = Plan()
-    for requirement in requirements:
+    if Version(info.python) not in Requirement(f"python{wanted}").specifier:
+        raise InputError(f"the cluster runs Python {info.python}, mergevq needs {wanted}: take another image")
+    found = Installation()
+    for requirement in needed:
         name = canonicalize_name(requirement.name)
-        there = facts.versions.get(name)
+        there = info.versions.get(name)
         if there is not None and requirement.specifier.contains(there, prereleases=True):
             here = _version_here(name)
             if name in SAME_NUMBERS and here is not None and _minor(here) != _minor(there):
-                plan.warnings.append(f"{name} is {there} there and {here} here: the last digits may differ")
+                found.warnings.append(f"{name} is {there} there and {here} here: the last digits may differ")
             continue
         if name in FIXED:
             raise InputError(
@@ -94,68 +94,67 @@ def compare(facts: Facts, requirements: list[Requirement]) -> Plan:
                 f"fitting {name}, since a job cannot change it"
             )
         if name in HEAVY:
-            plan.warnings.append(
+            found.warnings.append(
                 f"{name} is installed for this job: minutes on every node; an image has it ready"
             )
-        plan.install.append(str(requirement))
-    return plan
+        found.install.append(str(requirement))
+    return found
 
 
-def of_image(facts: Facts) -> Plan:
-    """What there is to say of a cluster whose image holds mergevq: whether it is another version than this one."""
-    there, here = facts.versions.get("mergevq"), _version_here("mergevq")
+def of_image(info: ClusterInfo) -> Installation:
+    """Nothing to install; a warning where a cluster's image holds another version of mergevq than this one."""
+    there, here = info.versions.get("mergevq"), _version_here("mergevq")
     differ = there is not None and here is not None and there != here
-    return Plan(warnings=[f"the image holds mergevq {there}, this is {here}"] if differ else [])
+    return Installation(warnings=[f"the image holds mergevq {there}, this is {here}"] if differ else [])
 
 
 def requirements() -> list[Requirement]:
-    """What our distribution needs, without its extras: from its metadata, or from pyproject.toml of a checkout."""
-    pyproject = _pyproject()
-    texts = pyproject["project"]["dependencies"] if pyproject else importlib.metadata.requires("mergevq")
-    found = [Requirement(text) for text in texts or []]
-    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    """The requirements of our distribution and its extra `platform`: of a checkout's pyproject.toml, else of its metadata."""
+    project = _project()
+    if project:
+        texts = [*project["dependencies"], *project.get("optional-dependencies", {}).get(EXTRA, [])]
+    else:
+        texts = importlib.metadata.requires("mergevq") or []
+    found = [Requirement(text) for text in texts]
+    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": EXTRA})]
 
 
 def python_requirement() -> str:
     """The Python versions that we run on."""
-    pyproject = _pyproject()
+    project = _project()
     return (
-        pyproject["project"]["requires-python"]
-        if pyproject
-        else importlib.metadata.metadata("mergevq")["Requires-Python"]
+        project["requires-python"] if project else importlib.metadata.metadata("mergevq")["Requires-Python"]
     )
 
 
-def _pyproject() -> dict | None:
+def _project() -> dict[str, Any] | None:
     path = Path(mergevq_platform.__file__ or "").resolve().parents[2] / "pyproject.toml"
-    if not path.is_file():
-        return None
-    tree = tomllib.loads(path.read_text())
-    return tree if tree.get("project", {}).get("name") == "mergevq" else None
+    project = tomllib.loads(path.read_text()).get("project", {}) if path.is_file() else {}
+    return project if project.get("name") == "mergevq" else None
 
 
-def _probed(cluster: Cluster) -> Facts:
-    script = _PROBE % MARK
-    job = cluster.jobs.submit_job(
-        entrypoint=f"python -c {shlex.quote(script)}", metadata={"mergevq.verb": "probe"}
+def _probed(client: ClusterClient) -> ClusterInfo:
+    job = client.submit_job(
+        entrypoint=f"python -c {shlex.quote(_PROBE % MARK)}", metadata={"mergevq.verb": "probe"}
     )
-    deadline, began, hinted = time.monotonic() + PROBE_SECONDS, time.monotonic(), False
-    while (info := cluster.jobs.get_job_info(job)) and not info.status.is_terminal():
-        if not hinted and time.monotonic() - began > PROBE_HINT_SECONDS:
-            print(f"waiting for the cluster: {pending_reason(cluster, info)}", file=sys.stderr)
-            hinted = True
-        if time.monotonic() > deadline:
-            cluster.jobs.stop_job(job)
+    began, hinted = time.monotonic(), False
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        seconds = time.monotonic() - began
+        if seconds > PROBE_SECONDS:
+            client.stop_job(job)
             raise InputError(
-                f"the cluster started no job within {PROBE_SECONDS:.0f} s: {pending_reason(cluster, info)}"
+                f"the cluster started no job within {PROBE_SECONDS:.0f} s: {pending_reason(client, info)}"
             )
+        if seconds > PROBE_HINT_SECONDS and not hinted:
+            print(f"waiting for the cluster: {pending_reason(client, info)}", file=sys.stderr)
+            hinted = True
         time.sleep(0.3)
-    for line in cluster.jobs.get_job_logs(job).splitlines():
+    for line in client.get_job_logs(job).splitlines():
         if line.startswith(MARK):
-            cluster.jobs.delete_job(job)
-            return Facts(**json.loads(line.removeprefix(MARK)))
+            client.delete_job(job)
+            return ClusterInfo(**json.loads(line.removeprefix(MARK)))
     raise InputError(
-        f"the cluster cannot run a job ({end_of(cluster, job)}): look at `mergevq jobs logs {job}`"
+        f"the cluster cannot run a job ({end_of(client, job)}): look at `mergevq jobs logs {job}`"
     )
 
 

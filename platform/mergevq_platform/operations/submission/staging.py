@@ -37,6 +37,17 @@ class Staged:
         """Size of everything, before compression."""
         return sum(self.files.values())
 
+    def described(self) -> str:
+        """What is uploaded, in one line: the number of our files, others by name."""
+        ours = ("mergevq/", "mergevq_platform/")
+        code = [name for name in self.files if name.startswith(ours)]
+        named = [name for name in self.files if not name.startswith(ours)]
+        parts = [f"mergevq itself ({len(code)} files)"] if code else []
+        parts += [f"{name} ({size(self.files[name])})" for name in named[:8]]
+        if len(named) > 8:
+            parts.append(f"{len(named) - 8} more")
+        return f"uploading {size(self.bytes)}: {', '.join(parts) or 'nothing'}"
+
 
 def stage(
     words: Sequence[str],
