@@ -19,6 +19,7 @@ from mergevq_platform.data.shapes import CLASSES, render
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.files import write_whole
 
 BAD = (3, 9, 10, 20, 27)
 
@@ -84,5 +85,5 @@ def test_a_checkpoint_of_before_they_were_counted_goes_on(damaged: dict[str, Any
     torch.save(state, Path(newest) / "resume.pt")
     about = checkpoints.about(Path(newest))
     about["sha256"]["resume.pt"] = checkpoints.sha256(Path(newest) / "resume.pt")
-    checkpoints.write_whole(Path(newest) / "checkpoint.json", json.dumps(about))
+    write_whole(Path(newest) / "checkpoint.json", json.dumps(about))
     assert counts(alone(damaged, tmp_path / "run"))[-1] > 0

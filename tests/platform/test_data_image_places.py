@@ -58,7 +58,7 @@ def test_our_own_sheets_and_figures_are_no_images(tmp_path: Path) -> None:
     pack(tmp_path / "made" / "images", tmp_path / "packed", progress=False)
     contact_sheet(open_dataset(tmp_path / "packed", "train"), tmp_path / "made" / "overview.png")
     figures.save_png(
-        figures.image_rows({"a": [np.zeros((16, 16, 3), np.uint8)]}), tmp_path / "made" / "grid.png"
+        figures.picture_rows({"a": [np.zeros((16, 16, 3), np.uint8)]}), tmp_path / "made" / "grid.png"
     )
     opened = open_images(str(tmp_path / "made"), 8)
     assert (opened.images, opened.size) == (12, 16)
@@ -179,7 +179,7 @@ def test_of_one_image_nothing_is_said_without_a_reference(
 def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergevq_platform.evaluation.images import ImageMeasurement, ImageTask
+    from mergevq_platform.evaluation.pictures import PictureMeasurement, PictureTask
 
     for index in range(3):
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -191,10 +191,10 @@ def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
             keys.append(key)
             return {"pool": np.zeros((3, 4)), "label": np.zeros(3)}
 
-    task = ImageTask(
+    task = PictureTask(
         images=str(tmp_path / "images"), reference=None, extractor={"kind": "random"}, device="cpu"
     )
-    measurement = ImageMeasurement(task, lambda jobs: [], Cache())  # type: ignore[arg-type]
+    measurement = PictureMeasurement(task, lambda jobs: [], Cache())  # type: ignore[arg-type]
     assert measurement.found
     assert keys[0]["background"] == "white"
 

@@ -124,7 +124,7 @@ def test_what_cannot_be_judged_is_said_in_one_line(
     (at_home / "broken" / "a.png").write_bytes(b"no picture")
     np.savez("wrong.npz", a=np.zeros(3))
     for arguments, message in (
-        (["--images", "empty"], "empty holds no pictures"),
+        (["--images", "empty"], "empty holds no images"),
         (["--images", "nowhere"], "nowhere"),
         (["--images", "mixed"], "b.png has 20 x 16 pixels, a.png 16 x 16.*--size"),
         (["--images", "broken"], "a.png cannot be read"),

@@ -201,7 +201,7 @@ def test_a_batch_is_dealt_as_training_deals_it(small: recipe.Recipe) -> None:
         ]
         row = of(small, workers, 1)
         assert (row.accumulation, row.micro_batch) == (len(most), max(most))
-    with pytest.raises(InputError, match="fewer images than there are workers, 9"):
+    with pytest.raises(InputError, match="fewer pictures than there are workers, 9"):
         of(small, 9, 1)
 
 
