@@ -91,7 +91,7 @@ class ViTEncoderConfig:
 EncoderConfig = Annotated[HybridEncoderConfig | ViTEncoderConfig, pydantic.Field(discriminator="kind")]
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """What the encoder leaves, in canonical order: summary (B, D), kept tokens (B, K, D), their source."""
 
     summary: Tensor
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
         )
         self.blocks.apply(partial(init_transformer, std=config.initial_std))
 
-    def forward(self, images: Tensor, keep: int) -> Encoded:
+    def forward(self, images: Tensor, keep: int) -> EncoderOutput:
         """Encode, keeping exactly `keep` tokens; raises `InputError` for a shape, dtype or count that cannot be."""
         check_images(images, like=self.summary_token)
         keep = whole_count(keep)
@@ -140,7 +140,7 @@ class Encoder(nn.Module):
             if slot is not None:
                 assignment = slot.gather(1, assignment)
         tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1)
-        return Encoded(x[:, 0], tokens, source)
+        return EncoderOutput(x[:, 0], tokens, source)
 
     def position(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """Position codes (1, rows * columns, D) for any grid; zero where the encoder has none."""

@@ -85,7 +85,7 @@ class Encoded(NamedTuple):
     latents: Tensor  # (B, K, G), what is quantized
 
 
-class Forward(NamedTuple):
+class ForwardOutput(NamedTuple):
     """What training needs of one pass."""
 
     encoded: Encoded
@@ -219,14 +219,16 @@ class MergeVQ(nn.Module):
         summary = self.encoder(images, keep).summary
         return summary, None if self.head is None else self.head(summary)
 
-    def forward(self, images: Tensor, keep: int | None = None, *, detach_recovery: bool = False) -> Forward:
+    def forward(
+        self, images: Tensor, keep: int | None = None, *, detach_recovery: bool = False
+    ) -> ForwardOutput:
         """One training pass; gradients of recovery reach the encoder through the straight-through codes.
 
         Looks at no value of `images`, so waits for no device; otherwise raises as `encode`.
         """
         encoded = self.encode(images, keep, check_values=False)
         codes = encoded.codes.detach() if detach_recovery else encoded.codes
-        return Forward(
+        return ForwardOutput(
             encoded,
             self.decode(encoded),
             self.recovery(codes) if self.recovery is not None else None,

@@ -15,14 +15,14 @@ from mergevq.quantize import average_over_ranks
 
 
 @config
-class NoAdversarial:
+class NoAdversarialConfig:
     """No discriminator: the training has one phase."""
 
     kind: Literal["none"] = "none"
 
 
 @config
-class PatchAdversarial:
+class PatchAdversarialConfig:
     """A patch discriminator with hinge loss and LeCam regularisation, from optimizer step `start_step` on.
 
     With `adaptive`, `weight` multiplies the ratio of the other picture terms' gradient to this term's at the
@@ -38,10 +38,12 @@ class PatchAdversarial:
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
 
-Adversarial = Annotated[NoAdversarial | PatchAdversarial, pydantic.Field(discriminator="kind")]
+AdversarialConfig = Annotated[
+    NoAdversarialConfig | PatchAdversarialConfig, pydantic.Field(discriminator="kind")
+]
 
 
-def judged_without_gradient(discriminator: PatchDiscriminator, images: Tensor) -> Tensor:
+def discriminate_with_frozen_parameters(discriminator: PatchDiscriminator, images: Tensor) -> Tensor:
     """The logits of `images`, differentiable in them alone: the parameters are detached for this call."""
     detached = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     return torch.func.functional_call(discriminator, detached, (images,))

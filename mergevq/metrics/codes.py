@@ -114,9 +114,7 @@ def entropy_bits(counts: Tensor) -> float:
     return -float(torch.xlogy(shares, shares).sum()) / math.log(2) + 0.0  # no -0.0
 
 
-def bits_per_picture(
-    keep: int, grid_tokens: int, *, code_bits: float, entropy_bits: float
-) -> dict[str, float]:
+def bits_per_image(keep: int, grid_tokens: int, *, code_bits: float, entropy_bits: float) -> dict[str, float]:
     """What a picture of `keep` codes takes, in bits.
 
     `bits`: codes of `code_bits` each (log2 of the vocabulary); `bits_entropy`: if an ideal coder knew how often each

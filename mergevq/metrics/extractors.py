@@ -35,14 +35,14 @@ RANDOM_V1_CHANNELS = (24, 32, 44)
 
 
 @config
-class RandomFeatures:
+class RandomFeaturesConfig:
     """The fixed offline network `random_v1`: always available, comparable only with itself."""
 
     kind: Literal["random"] = "random"
 
 
 @config
-class TimmFeatures:
+class TimmFeaturesConfig:
     """A timm model with weights from a file (for example DINOv2)."""
 
     kind: Literal["timm"] = "timm"
@@ -53,7 +53,7 @@ class TimmFeatures:
 
 
 @config
-class InceptionFeatures:
+class InceptionFeaturesConfig:
     """The Inception of FID, with weights from a file in pytorch-fid's and torch-fidelity's layout.
 
     `weights`: `pt_inception-2015-12-05-6726825d.pth`, which torch-fidelity calls
@@ -67,7 +67,9 @@ class InceptionFeatures:
     resize: Resize = "torch_fidelity"
 
 
-FeaturesConfig = Annotated[RandomFeatures | TimmFeatures | InceptionFeatures, Field(discriminator="kind")]
+FeaturesConfig = Annotated[
+    RandomFeaturesConfig | TimmFeaturesConfig | InceptionFeaturesConfig, Field(discriminator="kind")
+]
 
 
 class Extractor(nn.Module):
@@ -97,18 +99,20 @@ class Extractor(nn.Module):
 
 
 def extractor(
-    settings: RandomFeatures | TimmFeatures | InceptionFeatures, *, key: str = "evaluation.extractor"
+    settings: RandomFeaturesConfig | TimmFeaturesConfig | InceptionFeaturesConfig,
+    *,
+    key: str = "evaluation.extractor",
 ) -> Extractor:
     """The extractor that a configuration names, on the CPU. Raises `InputError` for weights that cannot be had.
 
     `key` is the configuration key of `settings`.
     """
     match settings:
-        case RandomFeatures():
+        case RandomFeaturesConfig():
             return RandomExtractor()
-        case TimmFeatures():
+        case TimmFeaturesConfig():
             return TimmExtractor(settings, key=key)
-        case InceptionFeatures():
+        case InceptionFeaturesConfig():
             return InceptionExtractor(settings, key=key)
 
 
@@ -176,13 +180,13 @@ class TimmExtractor(Extractor):
 
     network: Any  # timm's interface is more than nn.Module's
 
-    def __init__(self, settings: TimmFeatures, *, key: str) -> None:
+    def __init__(self, settings: TimmFeaturesConfig, *, key: str) -> None:
         super().__init__()
         # timm takes seconds to import and only this extractor needs it.
-        from mergevq.pretrained import Renormalise, TimmNetwork, timm_network
+        from mergevq.pretrained import Renormalise, TimmNetworkConfig, timm_network
 
         network = parse(
-            TimmNetwork,
+            TimmNetworkConfig,
             {"model": settings.name, "weights": settings.weights, "sha256": settings.sha256},
             where=key,
         )
@@ -216,7 +220,7 @@ class TimmExtractor(Extractor):
 class InceptionExtractor(Extractor):
     """The Inception of FID (Heusel et al. 2017): 2048 pooled features; `outputs` for those of sFID and IS as well."""
 
-    def __init__(self, settings: InceptionFeatures, *, key: str) -> None:
+    def __init__(self, settings: InceptionFeaturesConfig, *, key: str) -> None:
         super().__init__()
         if is_torchscript(settings.weights):
             raise InputError(

@@ -22,7 +22,7 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-class PictureMean(Accumulator):
+class ImageMean(Accumulator):
     """The mean over pictures of a score of (picture, reconstruction)."""
 
     key: ClassVar[str]
@@ -61,7 +61,7 @@ class PictureMean(Accumulator):
         return {self.key: total(self.sum) / self.count if self.count else math.nan}
 
 
-class Psnr(PictureMean):
+class Psnr(ImageMean):
     """Peak signal-to-noise ratio in dB, per picture over all channels, data range 255.
 
     An exact reconstruction would have an infinite ratio, and so would every mean that it is part of. It counts as the best
@@ -75,7 +75,7 @@ class Psnr(PictureMean):
         return 10 * torch.log10(255.0**2 / error)
 
 
-class Ssim(PictureMean):
+class Ssim(ImageMean):
     """Structural similarity, at most 1: Gaussian window of 11 px (sigma 1.5), K = (0.01, 0.03), mean over channels.
 
     Wang et al. 2004, eq. 13; windows that reach over the border are left out, as in scikit-image with
@@ -92,7 +92,7 @@ class Ssim(PictureMean):
         return (luminance * contrast).mean((1, 2, 3))
 
 
-class MsSsim(PictureMean):
+class MsSsim(ImageMean):
     """SSIM over scales (Wang, Simoncelli & Bovik 2003), at most 1, mean over channels.
 
     Contrast and structure are compared at five scales, each half as large as the one before, luminance at the last;

@@ -17,7 +17,7 @@ from mergevq.metrics.frechet import Moments
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceStatistics:
     """What is known of reference pictures. Files from elsewhere do not say how many they were, nor who looked at them."""
 
     pool: Moments  # of the features that the Fréchet distance compares
@@ -38,7 +38,7 @@ class Reference:
                 )
 
 
-def write_reference(path: str | Path, reference: Reference) -> None:
+def write_reference(path: str | Path, reference: ReferenceStatistics) -> None:
     """Write `reference` as npz: `mu`, `sigma` as pytorch-fid reads them, `mu_s`, `sigma_s` as the ADM suite reads sFID's.
 
     The number of pictures and the extractor, which neither layout has, go beside them under names that both ignore.
@@ -55,7 +55,7 @@ def write_reference(path: str | Path, reference: Reference) -> None:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes the arrays for its own options
 
 
-def read_reference(path: str | Path, *, key: str = "reference") -> Reference:
+def read_reference(path: str | Path, *, key: str = "reference") -> ReferenceStatistics:
     """Read statistics from an npz in pytorch-fid's or the ADM suite's layout (whose sample pictures are left alone).
 
     `key` is the option that named the file. Raises `InputError` for a file that is missing or no such npz, and for
@@ -92,7 +92,7 @@ def read_reference(path: str | Path, *, key: str = "reference") -> Reference:
         raise InputError(
             f"{key}: '{path}' is not an npz file of numbers ({reason}): fetch it again"
         ) from None
-    return Reference(pool, spatial, extractor)
+    return ReferenceStatistics(pool, spatial, extractor)
 
 
 def _moments(mean: np.ndarray, covariance: np.ndarray, count: int | None, where: str) -> Moments:

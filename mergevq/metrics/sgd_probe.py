@@ -16,7 +16,7 @@ from mergevq.config import config
 from mergevq.metrics.probe import checked, class_numbers, held_out_part, wilson_interval
 from mergevq.quantize import average_over_ranks
 from mergevq.rng import seeded_permutation
-from mergevq.schedules import Cosine, scale
+from mergevq.schedules import CosineScheduleConfig, scale
 
 Rate = Annotated[float, pydantic.Field(gt=0)]
 Count = Annotated[int, pydantic.Field(ge=1)]
@@ -149,7 +149,7 @@ def set_rates(
     optimizer: torch.optim.Optimizer, settings: SgdProbeConfig, step: int, steps_per_epoch: int
 ) -> None:
     """The learning rates of optimizer step `step`, counted from 0: a warm-up, then half a cosine, for every head."""
-    schedule = Cosine(warmup_steps=settings.warmup_epochs * steps_per_epoch)
+    schedule = CosineScheduleConfig(warmup_steps=settings.warmup_epochs * steps_per_epoch)
     factor = scale(schedule, step, settings.epochs * steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from mergevq.config import config, parse, to_tree
 from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
-from mergevq.exports import load_export, read_description, write_export
+from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.serialization import load_export, read_export, write_model
 from mergevq.tokenizer import MergeVQ
-from mergevq.training.classifier import accuracy, classification_loss
 from mergevq.training.protocol import Output, ParameterGroup, Training, decayed_and_not
 
-_FORMAT = "mergevq fine-tuned classifier"
+FORMAT = "mergevq fine-tuned classifier"
 NOT_DECAYED = ("summary_token", "positions")  # as biases and norms
 
 Fraction = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -190,7 +190,7 @@ def layer_of(name: str, depth: int) -> int:
 
 def save_fine_tuned(model: FineTuned, directory: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `directory`, which is made where it is missing."""
-    write_export(directory, model, _FORMAT, {"config": to_tree(model.config)})
+    write_model(model, FORMAT, {"config": to_tree(model.config)}, directory)
 
 
 def load_fine_tuned(directory: str | Path, *, key: str = "classifier") -> FineTuned:
@@ -198,7 +198,7 @@ def load_fine_tuned(directory: str | Path, *, key: str = "classifier") -> FineTu
 
     `key` is the configuration key that named the directory. Raises `InputError` when it is not such an export.
     """
-    description, where = read_description(directory, _FORMAT, what="a fine-tuned classifier", key=key)
+    description, where = read_export(directory, FORMAT, what="a fine-tuned classifier", key=key)
     return load_export(
         directory, FineTuned(parse(FineTunedConfig, description["config"], where=where)), key=key
     )

@@ -18,15 +18,15 @@ from mergevq import serialization
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.generation import Generator, sample
-from mergevq.losses.reconstruction import Recovery, recovery_loss
-from mergevq.pretrained import Frozen
+from mergevq.losses.reconstruction import RecoveryLossConfig, recovery_loss
+from mergevq.pretrained import FrozenModule
 from mergevq.tokenizer import MergeVQ
 from mergevq.training.protocol import Output, Training
 
 
 @config
 class RecoveryTrainingConfig:
-    """The loss, as in stage 1 (`Recovery`), and how much a generator writes."""
+    """The loss, as in stage 1 (`RecoveryLossConfig`), and how much a generator writes."""
 
     loss: Literal["categorical", "binary"] = "categorical"
     generated_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = (
@@ -34,7 +34,7 @@ class RecoveryTrainingConfig:
     )
 
 
-class Rewriting(Frozen):
+class Rewriting(FrozenModule):
     """A random-order generator that writes some codes of real pictures anew; no part of a run's state.
 
     A batch's share is uniform between 0 and `fraction`; which codes, and what becomes of them, differs by picture. They are
@@ -85,7 +85,7 @@ class RecoveryPhase(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer, self.rewriting = tokenizer, rewriting
-        self.term = Recovery(weight=1.0, loss=settings.loss, detach=True)
+        self.term = RecoveryLossConfig(weight=1.0, loss=settings.loss, detach=True)
 
     def train(self, mode: bool = True) -> RecoveryPhase:
         super().train(mode)

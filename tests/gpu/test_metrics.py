@@ -8,7 +8,7 @@ import torch
 from mergevq.metrics import (
     CodeUsage,
     FeatureStatistics,
-    RandomFeatures,
+    RandomFeaturesConfig,
     extractor,
     frechet_distance,
     knn_classify,
@@ -61,7 +61,7 @@ def test_probe_and_neighbours_are_the_cpus() -> None:
 
 
 def test_the_fixed_extractor_gives_the_cpus_features() -> None:
-    network = extractor(RandomFeatures())
+    network = extractor(RandomFeaturesConfig())
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     here = network(images)
     torch.testing.assert_close(network.cuda()(images.cuda()).cpu(), here, rtol=1e-4, atol=1e-4)

@@ -193,7 +193,8 @@ def test_a_probe_trains_heads_at_their_own_rates_and_nothing_of_the_tokenizer(
 
 
 def test_other_trainings_decay_weights_alone(tokenizer: mergevq.MergeVQ) -> None:
-    from mergevq.training.classifier import ClassifierTraining, StandInClassifier, StandInConfig
+    from mergevq.teachers.stand_in import StandInClassifier, StandInConfig
+    from mergevq.training.classifier import ClassifierTraining
 
     training = ClassifierTraining(StandInClassifier(StandInConfig(classes=2, width=8)))
     decayed, spared = training.parameter_groups("classifier")

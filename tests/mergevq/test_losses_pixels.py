@@ -7,17 +7,22 @@ import torch.nn.functional as F
 from mergevq.discriminator import DiscriminatorConfig, PatchDiscriminator
 from mergevq.losses.adversarial import (
     adaptive_weight,
+    discriminate_with_frozen_parameters,
     generator_loss,
     hinge_loss,
-    judged_without_gradient,
     lecam_loss,
 )
-from mergevq.losses.reconstruction import Reconstruction, Recovery, reconstruction_loss, recovery_loss
+from mergevq.losses.reconstruction import (
+    ReconstructionConfig,
+    RecoveryLossConfig,
+    reconstruction_loss,
+    recovery_loss,
+)
 
 
 def test_l1_l2_is_the_sum_of_both_means():
     a, b = torch.randn(2, 2, 3, 8, 8).unbind()
-    terms = [reconstruction_loss(Reconstruction(kind=kind), a, b) for kind in ("l1", "l2", "l1_l2")]
+    terms = [reconstruction_loss(ReconstructionConfig(kind=kind), a, b) for kind in ("l1", "l2", "l1_l2")]
     torch.testing.assert_close(terms[0], (a - b).abs().mean())
     torch.testing.assert_close(terms[1], (a - b).pow(2).mean())
     torch.testing.assert_close(terms[2], terms[0] + terms[1])
@@ -25,14 +30,14 @@ def test_l1_l2_is_the_sum_of_both_means():
 
 def test_reconstruction_is_float32_for_half_precision_pictures():
     a, b = torch.randn(2, 2, 3, 8, 8).bfloat16().unbind()
-    assert reconstruction_loss(Reconstruction(), a, b).dtype == torch.float32
+    assert reconstruction_loss(ReconstructionConfig(), a, b).dtype == torch.float32
 
 
 @pytest.mark.parametrize("loss", ["categorical", "binary"])
 def test_a_certain_and_right_recovery_has_no_loss_and_full_accuracy(loss):
     assignment = torch.tensor([[0, 1, 1, 2], [2, 2, 2, 0]])
     logits = F.one_hot(assignment, 3) * 80.0 - 40.0
-    terms = recovery_loss(Recovery(loss=loss), logits, assignment)
+    terms = recovery_loss(RecoveryLossConfig(loss=loss), logits, assignment)
     assert terms.loss < 1e-6
     assert terms.accuracy == 1
     assert terms.baseline == (2 / 4 + 3 / 4) / 2
@@ -40,9 +45,9 @@ def test_a_certain_and_right_recovery_has_no_loss_and_full_accuracy(loss):
 
 def test_an_ignorant_recovery_costs_the_logarithm_of_the_kept_count():
     assignment = torch.randint(0, 5, (3, 16))
-    terms = recovery_loss(Recovery(), torch.zeros(3, 16, 5), assignment)
+    terms = recovery_loss(RecoveryLossConfig(), torch.zeros(3, 16, 5), assignment)
     assert math.isclose(terms.loss.item(), math.log(5), rel_tol=1e-6)
-    binary = recovery_loss(Recovery(loss="binary"), torch.zeros(3, 16, 5), assignment)
+    binary = recovery_loss(RecoveryLossConfig(loss="binary"), torch.zeros(3, 16, 5), assignment)
     assert math.isclose(binary.loss.item(), math.log(2), rel_tol=1e-6)
 
 
@@ -60,7 +65,7 @@ def test_adversarial_losses_follow_their_formulas():
 def test_the_generator_step_leaves_no_trace_in_the_discriminator():
     discriminator = PatchDiscriminator(DiscriminatorConfig(channels=8, num_layers=2))
     images = torch.randn(2, 3, 16, 16, requires_grad=True)
-    loss = generator_loss(judged_without_gradient(discriminator, images))
+    loss = generator_loss(discriminate_with_frozen_parameters(discriminator, images))
     loss.backward()
     assert images.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in discriminator.parameters())
@@ -69,7 +74,9 @@ def test_the_generator_step_leaves_no_trace_in_the_discriminator():
 def test_judging_without_gradient_gives_the_same_logits():
     discriminator = PatchDiscriminator(DiscriminatorConfig(channels=8, num_layers=2))
     images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(judged_without_gradient(discriminator, images), discriminator(images))
+    torch.testing.assert_close(
+        discriminate_with_frozen_parameters(discriminator, images), discriminator(images)
+    )
 
 
 def test_the_adaptive_weight_makes_both_gradients_equally_long_and_does_not_depend_on_scale():

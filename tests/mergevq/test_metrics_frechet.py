@@ -16,8 +16,8 @@ from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import (
     FeatureStatistics,
-    RandomFeatures,
-    TimmFeatures,
+    RandomFeaturesConfig,
+    TimmFeaturesConfig,
     extractor,
     frechet_distance,
     require_same_identity,
@@ -94,7 +94,7 @@ def test_distances_without_sense_are_refused():
 
 
 def protocol(**changes):
-    random = extractor(RandomFeatures())
+    random = extractor(RandomFeaturesConfig())
     return {"extractor": {"name": random.name, **random.identity}, "images": 64, "step": 5} | changes
 
 
@@ -126,7 +126,7 @@ def shapes(count, size=32):
 
 
 def test_the_random_network_puts_blur_and_noise_in_order_of_strength():
-    network, true = extractor(RandomFeatures()), shapes(64)
+    network, true = extractor(RandomFeaturesConfig()), shapes(64)
     reference = statistics(network(true))
     noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
 
@@ -145,7 +145,7 @@ def test_the_random_network_puts_blur_and_noise_in_order_of_strength():
 
 def test_the_random_network_is_the_published_one():
     assert weights_sha256(random_v1_weights()) == RANDOM_V1_SHA256
-    network = extractor(RandomFeatures())
+    network = extractor(RandomFeaturesConfig())
     assert weights_sha256([weight.numpy() for weight in network.buffers()]) == RANDOM_V1_SHA256
     assert not list(network.parameters())
 
@@ -164,7 +164,7 @@ def by_numpy(image):
 
 def test_the_features_of_the_random_network_are_those_that_are_described():
     levels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 17, 20)))
-    network, images = extractor(RandomFeatures()), levels / 127.5 - 1
+    network, images = extractor(RandomFeaturesConfig()), levels / 127.5 - 1
     found = network(images)
     assert found.shape == (2, network.identity["dim"])
     assert found.dtype == torch.float32
@@ -173,12 +173,12 @@ def test_the_features_of_the_random_network_are_those_that_are_described():
 
 
 def test_the_random_network_has_no_dead_channel_on_pictures():
-    found = extractor(RandomFeatures())(shapes(64))
+    found = extractor(RandomFeaturesConfig())(shapes(64))
     assert (found.std(0) > 1e-3).all()
 
 
 def test_extractors_see_the_picture_that_a_file_would_hold():
-    network, true = extractor(RandomFeatures()), shapes(4)
+    network, true = extractor(RandomFeaturesConfig()), shapes(4)
     bytes_ = ((true + 1) * 127.5).round() / 127.5 - 1
     torch.testing.assert_close(network(true * 1.0), network(bytes_), rtol=0, atol=0)
     torch.testing.assert_close(network(bytes_ * 9), network((bytes_ * 9).clamp(-1, 1)), rtol=0, atol=0)
@@ -192,7 +192,7 @@ def timm_features(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     safetensors.torch.save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
-    return TimmFeatures(name="test_vit", weights=str(path), image_size=64)
+    return TimmFeaturesConfig(name="test_vit", weights=str(path), image_size=64)
 
 
 def test_a_timm_network_gives_its_pooled_feature_of_resized_pictures(timm_features):
@@ -230,13 +230,13 @@ def test_an_identity_says_how_positions_were_resampled_and_only_then(timm_featur
     )
     assert "positions" not in extractor(replace(timm_features, image_size=160)).identity
     torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "r.pth")
-    resnet = TimmFeatures(name="test_resnet", weights=str(tmp_path / "r.pth"), image_size=64)
+    resnet = TimmFeaturesConfig(name="test_resnet", weights=str(tmp_path / "r.pth"), image_size=64)
     assert "positions" not in extractor(resnet).identity
-    assert "positions" not in extractor(RandomFeatures()).identity
+    assert "positions" not in extractor(RandomFeaturesConfig()).identity
 
 
 def test_extractors_survive_the_trip_through_a_recipe(timm_features):
-    assert parse(TimmFeatures, to_tree(timm_features)) == timm_features
+    assert parse(TimmFeaturesConfig, to_tree(timm_features)) == timm_features
 
 
 def test_names_of_extractors_are_fit_for_metric_names():
@@ -246,10 +246,10 @@ def test_names_of_extractors_are_fit_for_metric_names():
 
 
 def test_features_do_not_mind_in_which_way_tf32_was_chosen() -> None:
-    from mergevq.metrics import RandomFeatures, extractor
+    from mergevq.metrics import RandomFeaturesConfig, extractor
 
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    network = extractor(RandomFeatures())
+    network = extractor(RandomFeaturesConfig())
     expected = network(pictures)
     before = torch.get_float32_matmul_precision()
     try:

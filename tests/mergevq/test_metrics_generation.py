@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mergevq.errors import InputError
-from mergevq.metrics import ClassBalance, InceptionScore, bits_per_picture, precision_recall
+from mergevq.metrics import ClassBalance, InceptionScore, bits_per_image, precision_recall
 from mergevq.metrics.codes import partitions_bits
 from mergevq.metrics.manifold import covered, radii
 
@@ -119,7 +119,7 @@ def test_bits_of_a_picture_by_hand() -> None:
     assert partitions_bits(256, 256) == partitions_bits(256, 1) == 0
     # For few clusters almost every assignment is a partition with named clusters: N log2 K - log2 K!.
     assert partitions_bits(1024, 4) == pytest.approx(1024 * 2 - math.log2(24), abs=1e-6)
-    bits = bits_per_picture(2, 4, code_bits=18, entropy_bits=10.5)
+    bits = bits_per_image(2, 4, code_bits=18, entropy_bits=10.5)
     assert bits == pytest.approx({"bits": 36, "bits_entropy": 21, "bits_source": math.log2(7)})
     with pytest.raises(InputError, match="4 cells cannot be parted into 5"):
         partitions_bits(4, 5)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mergevq.errors import InputError
-from mergevq.losses.perceptual import Lpips, LpipsPerceptual, _vgg16_features
+from mergevq.losses.perceptual import Lpips, LpipsPerceptualConfig, _vgg16_features
 from mergevq.metrics import Mean, MsSsim, Ssim
-from mergevq.metrics.lpips import LpipsDistance, LpipsFiles
+from mergevq.metrics.lpips import LpipsDistance, LpipsFilesConfig
 
 
 def pictures(size: tuple[int, int], strength: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,22 +88,22 @@ def test_too_small_pictures_say_how_many_scales_they_have() -> None:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> LpipsFiles:
+def files(tmp_path_factory: pytest.TempPathFactory) -> LpipsFilesConfig:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("lpips")
     backbone = {f"features.{name}": value for name, value in _vgg16_features().state_dict().items()}
     heads = {f"lin{i}.model.1.weight": torch.rand(1, w, 1, 1) for i, w in enumerate((64, 128, 256, 512, 512))}
     torch.save(backbone, folder / "vgg.pth")
     torch.save(heads, folder / "heads.pth")
-    return LpipsFiles(backbone=str(folder / "vgg.pth"), heads=str(folder / "heads.pth"))
+    return LpipsFilesConfig(backbone=str(folder / "vgg.pth"), heads=str(folder / "heads.pth"))
 
 
-def test_lpips_is_the_loss_per_picture_on_what_files_would_hold(files: LpipsFiles) -> None:
+def test_lpips_is_the_loss_per_picture_on_what_files_would_hold(files: LpipsFilesConfig) -> None:
     distance = LpipsDistance(files)
     x, y = pictures((32, 32))
     found = distance(x + 1e-3, y - 1e-3)
     assert found.shape == (2,)
-    loss = Lpips(LpipsPerceptual(backbone=files.backbone, heads=files.heads))
+    loss = Lpips(LpipsPerceptualConfig(backbone=files.backbone, heads=files.heads))
     for index in range(2):
         one = slice(index, index + 1)
         assert float(found[index]) == pytest.approx(float(loss(y[one], x[one])), rel=1e-4)
@@ -113,10 +113,12 @@ def test_lpips_is_the_loss_per_picture_on_what_files_would_hold(files: LpipsFile
     assert mean.compute()[distance.name] == pytest.approx(float(found.mean()))
 
 
-def test_other_weights_than_the_published_do_not_have_their_name(files: LpipsFiles, tmp_path: Path) -> None:
+def test_other_weights_than_the_published_do_not_have_their_name(
+    files: LpipsFilesConfig, tmp_path: Path
+) -> None:
     distance = LpipsDistance(files)
     assert distance.name.startswith("lpips_vgg_")
     assert distance.name != "lpips_vgg"
     assert distance.name.split("_")[2] == distance.identity["backbone_sha256"][:8]
     with pytest.raises(InputError, match=r"evaluation\.lpips\.heads: there is no weights file"):
-        LpipsDistance(LpipsFiles(backbone=files.backbone, heads=str(tmp_path / "none.pth")))
+        LpipsDistance(LpipsFilesConfig(backbone=files.backbone, heads=str(tmp_path / "none.pth")))

@@ -10,7 +10,7 @@ from mergevq.errors import InputError
 from mergevq.metrics import (
     FeatureStatistics,
     Moments,
-    Reference,
+    ReferenceStatistics,
     extrapolated_distance,
     frechet_distance,
     read_reference,
@@ -53,7 +53,7 @@ def test_wide_features_have_numpys_covariance_over_all_blocks() -> None:
 def test_a_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
     pool, spatial = statistics(features(200, 0)).moments(), statistics(features(200, 1)).moments()
     identity = {"name": "inception", "weights_sha256": "67", "dim": 2048}
-    write_reference(tmp_path / "ours", Reference(pool, spatial, identity))
+    write_reference(tmp_path / "ours", ReferenceStatistics(pool, spatial, identity))
     found = read_reference(tmp_path / "ours")
     assert found.extractor == identity
     assert found.pool.images == 200
@@ -66,14 +66,14 @@ def test_a_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
         found.require_extractor(identity | {"weights_sha256": "68"})
     # Files of before say nothing of positions, and had them resampled as now; those that say it must say the same.
     found.require_extractor(identity | {"positions": "resampled"})
-    later = Reference(pool, None, identity | {"positions": "resampled"})
+    later = ReferenceStatistics(pool, None, identity | {"positions": "resampled"})
     with pytest.raises(InputError, match="of positions 'resampled', the features of None"):
         later.require_extractor(identity)
 
 
 def test_what_we_write_has_the_names_that_others_read(tmp_path: Path) -> None:
     moments = statistics(features(30, 0)).moments()
-    write_reference(tmp_path / "x.npz", Reference(moments, moments))
+    write_reference(tmp_path / "x.npz", ReferenceStatistics(moments, moments))
     with np.load(tmp_path / "x.npz") as arrays:
         assert {"mu", "sigma", "mu_s", "sigma_s"} <= set(arrays.files)
         np.testing.assert_array_equal(arrays["mu"], moments.mean)

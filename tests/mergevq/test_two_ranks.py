@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import mergevq
-from mergevq.training.classifier import StandInClassifier, StandInConfig, save_classifier
+from mergevq.teachers.stand_in import StandInClassifier, StandInConfig, save_classifier
 from mergevq.training.tokenizer import build_training
 
 TERMS = ("self-distillation", "supervised")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mergevq.metrics import (
     FeatureStatistics,
     InceptionExtractor,
-    InceptionFeatures,
+    InceptionFeaturesConfig,
     InceptionScore,
     extractor,
     frechet_distance,
@@ -69,7 +69,7 @@ def seen(fidelity: Any, weights: Path) -> Seen:
 
     names = ["2048", "logits_unbiased"]
     theirs = FeatureExtractorInceptionV3("test", names, feature_extractor_weights_path=str(weights))
-    ours = extractor(InceptionFeatures(weights=str(weights)))
+    ours = extractor(InceptionFeaturesConfig(weights=str(weights)))
     assert isinstance(ours, InceptionExtractor)
     generator = torch.Generator().manual_seed(0)
     found = Seen([], [], [])
