@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of pictures, from streaming statistics of their features."""
+"""The Fréchet distance between two sets of images, from streaming statistics of their features."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator, added, float64
 
-PIECE = 2048  # pictures at least that go into the sums at once
+PIECE = 2048  # images at least that go into the sums at once
 BLOCK = 128  # columns of a matrix that are taken together
 WELL_CONDITIONED = 1e-8  # least over greatest eigenvalue; below it roots of eigenvalues lose digits
 
 
 class Moments(NamedTuple):
-    """What a Fréchet distance reads of a set of pictures: the Gaussian with its features' moments."""
+    """What a Fréchet distance reads of a set of images: the Gaussian with its features' moments."""
 
     mean: Tensor  # (D,) float64
     covariance: Tensor  # (D, D) float64, unbiased
@@ -46,7 +46,7 @@ class FeatureStatistics(Accumulator):
     def update(self, features: Tensor) -> None:
         """Add features (B, D) of any float dtype. Raises `InputError` for another shape or another D than before."""
         if features.ndim != 2:
-            raise InputError(f"features have shape {tuple(features.shape)}: give one row per picture (B, D)")
+            raise InputError(f"features have shape {tuple(features.shape)}: give one row per image (B, D)")
         self._check_dim(features.shape[1])
         self.count += len(features)
         for part in features.detach().split(PIECE):
@@ -67,16 +67,16 @@ class FeatureStatistics(Accumulator):
     def moments(self) -> Moments:
         """The mean and the unbiased covariance, on the CPU.
 
-        Raises `InputError` for fewer than two pictures, and for features that are not finite.
+        Raises `InputError` for fewer than two images, and for features that are not finite.
         """
         self._settle()
         if self.count < 2 or self.sum is None or self.outer is None:
-            raise InputError(f"a Fréchet distance needs at least 2 pictures in each set, got {self.count}")
+            raise InputError(f"a Fréchet distance needs at least 2 images in each set, got {self.count}")
         mean, outer = self.sum.cpu() / self.count, self.outer.cpu()
         # A sum of squares is not finite where anything in its column is not.
         if not (mean.isfinite().all() and outer.diagonal().isfinite().all()):
             raise InputError(
-                "the features hold NaN or infinity: look at the pictures and the extractor's weights"
+                "the features hold NaN or infinity: look at the images and the extractor's weights"
             )
         return Moments(mean, _covariance(outer, mean, self.count), self.count)
 
@@ -127,8 +127,8 @@ def frechet_distance(a: FeatureStatistics | Moments, b: FeatureStatistics | Mome
     taken as the sum of the singular values of F1ᵀ F2 for factors S = F Fᵀ: symmetric in the sets, free of complex
     numbers, and without the square root of a rounding error that eigenvalues of S1 S2 have where S has no full rank.
     Where both are well conditioned they are roots of symmetric eigenvalues, which is faster.
-    Raises `InputError` for sets of different width, fewer than two pictures, or features that are not finite; warns
-    where a set has no more pictures than features, so that its covariance has no full rank.
+    Raises `InputError` for sets of different width, fewer than two images, or features that are not finite; warns
+    where a set has no more images than features, so that its covariance has no full rank.
     """
     a, b = (x.moments() if isinstance(x, FeatureStatistics) else x for x in (a, b))
     dim = len(a.mean)
@@ -139,8 +139,8 @@ def frechet_distance(a: FeatureStatistics | Moments, b: FeatureStatistics | Mome
     fewest = min((x.images for x in (a, b) if x.images is not None), default=dim + 1)
     if fewest <= dim:
         warnings.warn(
-            f"{fewest} pictures for {dim} features: the covariance has no full rank, and the Fréchet distance "
-            "is strongly biased upwards; use more pictures",
+            f"{fewest} images for {dim} features: the covariance has no full rank, and the Fréchet distance "
+            "is strongly biased upwards; use more images",
             stacklevel=2,
         )
     apart = float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace())
@@ -223,7 +223,7 @@ def _overlap(a: Tensor, b: Tensor) -> float:
 
 def _factor(covariance: Tensor) -> tuple[Tensor, float]:
     # F (D, rank) with S = F Fᵀ, and about the smallest of S's eigenvalues over its largest.
-    # Cholesky is several times faster, but fails, or loses digits, without full rank (fewer pictures than features).
+    # Cholesky is several times faster, but fails, or loses digits, without full rank (fewer images than features).
     factor, failed = torch.linalg.cholesky_ex(covariance)
     condition = float(factor.diagonal().square().amin() / covariance.diagonal().amax())
     if not failed and condition > 1e-10:

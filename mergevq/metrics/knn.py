@@ -179,7 +179,7 @@ def knn_classify(
     """Classify test features (B, D) by their k nearest train features, each voting exp(cosine / 0.07).
 
     k is the one of `NEIGHBOURS` (the smallest among equals; all there are, where the set is smaller) that does best
-    on a held-out fifth of train; then all of train votes. `chunk` test pictures are compared at a time, which
+    on a held-out fifth of train; then all of train votes. `chunk` test images are compared at a time, which
     changes memory only. Works on the features' device. Raises `InputError` as `linear_probe` does.
     """
     return knn_votes(train_x, train_y, test_x, test_y, chunk=chunk).result()
