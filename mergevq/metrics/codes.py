@@ -46,7 +46,7 @@ class Counts(Accumulator):
         """The counts over both sets, on the CPU. Raises `InputError` for different sizes."""
         if self.size != other.size:
             raise InputError(f"counts of {self.size} and of {other.size} {self.what} do not merge")
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         merged.counts = added(merged.counts, other.counts)
         merged.reach = _least(merged.reach, other.reach)
         return merged

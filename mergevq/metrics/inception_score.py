@@ -73,7 +73,7 @@ class InceptionScore(Accumulator):
             raise InputError(
                 f"Inception scores of {mine} and {theirs} (images, splits, order, seed) do not merge"
             )
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         merged.count = merged.count + other.count
         merged.sums = added(merged.sums, other.sums)
         merged.negentropy = added(merged.negentropy, other.negentropy)

@@ -51,9 +51,9 @@ class ImageMean(Accumulator):
 
     def merge(self, other: Self) -> Self:
         """The mean over both sets of images, on the CPU."""
-        merged = self.at_rest()
+        merged = self.cpu_copy()
         merged.count += other.count
-        merged.sum = added(merged.sum, other.at_rest().sum)
+        merged.sum = added(merged.sum, other.cpu_copy().sum)
         return merged
 
     def compute(self) -> dict[str, float]:

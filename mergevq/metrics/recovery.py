@@ -48,7 +48,7 @@ class RecoveryAccuracy(Accumulator):
 
     def merge(self, other: RecoveryAccuracy) -> Self:
         """The accuracy over both sets, on the CPU. Raises `InputError` for grids of different size."""
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         if other.histogram is not None:
             merged._check_grid(len(other.histogram))
         merged.count += other.count

@@ -258,3 +258,15 @@ def test_features_do_not_mind_in_which_way_tf32_was_chosen() -> None:
         assert torch.equal(network(images), expected)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_statistics_in_a_cache_of_before_are_read():
+    statistics = FeatureStatistics()
+    statistics.update(torch.rand(9, 3, generator=torch.Generator().manual_seed(0)))
+    state = statistics.__getstate__()
+    del state["buffer"]
+    old = FeatureStatistics.__new__(FeatureStatistics)
+    old.__setstate__({**state, "waiting": None})
+    assert torch.equal(old.moments().covariance, statistics.moments().covariance)
+    old.update(torch.rand(9, 3, generator=torch.Generator().manual_seed(1)))
+    assert old.moments().images == 18
