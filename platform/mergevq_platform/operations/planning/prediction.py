@@ -1,4 +1,4 @@
-"""A recipe on N nodes of G devices: arithmetic over a measured step, with every assumption in sight."""
+"""Memory, time and traffic of a recipe on N nodes of G devices, by arithmetic over a measured step."""
 
 from __future__ import annotations
 
