@@ -24,8 +24,9 @@ from mergevq.errors import InputError
 from mergevq.generation import build_generator
 from mergevq.initialisation import select_weights
 from mergevq.layers import compute_again
+from mergevq.teachers.stand_in import StandInClassifier
 from mergevq.tokenizer import MergeVQ
-from mergevq.training.classifier import ClassifierTraining, StandInClassifier
+from mergevq.training.classifier import ClassifierTraining
 from mergevq.training.finetune import FineTuneTraining
 from mergevq.training.generator import GeneratorTraining
 from mergevq.training.probe import ProbeTraining
@@ -122,7 +123,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
 
     def save() -> None:
         meter.flush()
-        state.bad_pictures = sorted(stream.met)
+        state.bad_images = sorted(stream.met)
         host.at(state.step, "saving")
         if worker.rank == 0:
             host.save(
@@ -135,7 +136,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             dist.barrier(group=control)
 
     feed = open_feed(recipe, samples, worker)
-    with feed.stream(state.step, state.bad_pictures) as stream:
+    with feed.stream(state.step, state.bad_images) as stream:
         saved_at, asked_at = state.step, time.monotonic()
         compiled: set[int | None] = set()
         batches = iter(stream)

@@ -26,15 +26,15 @@ from mergevq.generation import (
     SamplingConfig,
     generator_preset,
 )
-from mergevq.keep import KeepDistribution, merge_schedule
+from mergevq.keep import KeepDistributionConfig, merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
-from mergevq.metrics import FeaturesConfig, RandomFeatures
-from mergevq.metrics.lpips import LpipsFiles
+from mergevq.metrics import FeaturesConfig, RandomFeaturesConfig
+from mergevq.metrics.lpips import LpipsFilesConfig
 from mergevq.presets import preset
-from mergevq.schedules import Schedule
+from mergevq.schedules import ScheduleConfig
+from mergevq.teachers.stand_in import StandInConfig
 from mergevq.text_files import read_text
 from mergevq.tokenizer import TokenizerConfig
-from mergevq.training.classifier import StandInConfig
 from mergevq.training.finetune import FineTuneConfig
 from mergevq.training.probe import ProbeTrainingConfig
 from mergevq.training.recovery import RecoveryTrainingConfig
@@ -42,7 +42,7 @@ from mergevq_platform.data import Deal, Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
 from mergevq_platform.storage import naming
 from mergevq_platform.storage.credentials import keys_with_credentials
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -57,7 +57,7 @@ class TokenizerTask:
     kind: Literal["tokenizer"] = "tokenizer"
     preset: str | None = None  # the named preset that `model` starts from
     model: TokenizerConfig
-    keep: KeepDistribution  # how the kept-token count of each step is drawn
+    keep: KeepDistributionConfig  # how the kept-token count of each step is drawn
     loss_preset: Literal["release", "paper"] | None = None  # the named preset that `losses` starts from
     losses: TokenizerTrainingConfig
     initial_weights: str | None = None  # DINOv2 weights file: weight selection (A.1); none: random
@@ -105,7 +105,9 @@ class RecoveryTask:
     tokenizer_sha256: str | None = None
     generator: str | None = None  # a random-order one of its codes, as above; none: codes of pictures alone
     generator_sha256: str | None = None
-    keep: KeepDistribution | None = None  # none: as the generator or, without one, the tokenizer was trained
+    keep: KeepDistributionConfig | None = (
+        None  # none: as the generator or, without one, the tokenizer was trained
+    )
     settings: RecoveryTrainingConfig = Field(default_factory=RecoveryTrainingConfig)
     stage_1: TokenizerTask | None = None
 
@@ -140,7 +142,7 @@ class GeneratorTask:
     preset: str | None = None  # the named preset that `model` starts from
     model: GeneratorConfig
     losses: GeneratorTrainingConfig = Field(default_factory=GeneratorTrainingConfig)
-    keep: KeepDistribution  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
+    keep: KeepDistributionConfig  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
     codes: str | None = None  # a directory or URI
     tokenizer: str | None = None  # a run directory, a checkpoint or a URI; none: the one that made the codes
     tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
@@ -213,7 +215,7 @@ class OptimizerConfig:
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    schedule: Schedule
+    schedule: ScheduleConfig
 
 
 @config
@@ -249,8 +251,8 @@ class EvaluationConfig:
     batch: Count = 64
     images: Count | None = None  # pictures of the evaluation split; none: all
     probe_images: Count | None = None  # pictures of the train split that the probe learns from; none: all
-    extractor: FeaturesConfig = Field(default_factory=RandomFeatures)
-    lpips: LpipsFiles | None = None  # weight files of LPIPS; none: it is not measured
+    extractor: FeaturesConfig = Field(default_factory=RandomFeaturesConfig)
+    lpips: LpipsFilesConfig | None = None  # weight files of LPIPS; none: it is not measured
     probes: tuple[Literal["mergevq", "mae", "dinov2"], ...] = ()  # published protocols beside the exact probe
     untrained_baseline: bool = True  # also probe the encoder as it was before training
     every: Count | None = None  # steps between validations during training; none: only at the end
@@ -452,7 +454,7 @@ def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
     Names of what is not there stay: a URI, or a mistake, which is reported under the name that was given.
     """
     start = Path.cwd() if folder is None else Path(folder)
-    weights = places().weights
+    weights = read_settings().weights
 
     def placed(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mergevq.config import Tree, parse, to_tree
 from mergevq.errors import InputError
-from mergevq.generation import Generator, load_generator
-from mergevq.serialization import WEIGHTS, read_config
+from mergevq.generation import Generator
+from mergevq.serialization import WEIGHTS, load_generator, read_config
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer, mismatch
 from mergevq_platform.recipe import RecoveryTask, TokenizerTask, known_keeps, untold_task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
     from mergevq_platform.storage.lookup import FoundModel
@@ -15,14 +15,14 @@ def store_in_use() -> Store:
     """The tracking store of the environment, by default the one in the home."""
     from mergevq_platform.tracking.store import Store
 
-    return Store.at(places().home, places().tracking_uri)
+    return Store.at(read_settings().home, read_settings().tracking_uri)
 
 
 def found(name: str, *, storage: str | None = None, recipe: str | None = None) -> FoundModel:
     """What a name means: see `lookup.find`."""
     from mergevq_platform.storage.lookup import find
 
-    return find(name, home=places().home, store=store_in_use(), storage=storage, recipe=recipe)
+    return find(name, home=read_settings().home, store=store_in_use(), storage=storage, recipe=recipe)
 
 
 def tracking_link(experiment: str, run: str | None = None) -> str:

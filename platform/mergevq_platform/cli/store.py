@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mergevq_platform.cli.in_use import store_in_use
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -95,7 +95,7 @@ def _runs_rm(options: argparse.Namespace) -> None:
 
     from mergevq_platform.tracking.listing import find_run, remove_run
 
-    home = places().home
+    home = read_settings().home
     store = store_in_use()
     for run in [find_run(store, name) for name in options.runs]:
         remove_run(store, run)
@@ -112,10 +112,10 @@ def _register(options: argparse.Namespace) -> None:
     made = evaluation.register(
         options.run,
         options.name,
-        home=places().home,
+        home=read_settings().home,
         alias=options.alias,
         storage=options.storage,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
     )
     print(f"{made.uri}  version {made.version}, model {made.model_id}")
 
@@ -123,7 +123,7 @@ def _register(options: argparse.Namespace) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation.cache import Cache
 
-    cache = Cache.at(places().home)
+    cache = Cache.at(read_settings().home)
     size = cache.clear() if options.what == "clear" else cache.bytes
     done = "deleted from" if options.what == "clear" else f"of at most {cache.limit_bytes / 1e9:.0f} GB in"
     print(f"{size / 1e6:,.1f} MB {done} {cache.directory}")
@@ -133,7 +133,7 @@ def _sync(options: argparse.Namespace) -> None:
     from mergevq_platform.storage.runs import Run
     from mergevq_platform.tracking.undelivered import directory_of, sync_all
 
-    home = places().home
+    home = read_settings().home
     directory = directory_of(options.run, home) or Run.find(options.run, home=home).directory
     for report in sync_all(directory, store_in_use()):
         print(report)

@@ -12,7 +12,7 @@ from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.distributed.failures import INTERRUPTED
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -63,7 +63,7 @@ def add(verbs: Any) -> None:
 def _sweep(options: argparse.Namespace) -> int:
     from mergevq_platform.sweeps import driver, loading, report
 
-    home = places().home
+    home = read_settings().home
     given = [text for text in [options.sweep, *options.overrides] if text]
     overrides = [text for text in given if "=" in text]
     names = [text for text in given if "=" not in text]
@@ -88,7 +88,7 @@ def _sweep(options: argparse.Namespace) -> int:
         resume=options.resume,
         storage=options.storage,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         concurrent=options.concurrent,
     )
     name = outcome.settings.name
@@ -113,7 +113,7 @@ def _sweep(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> None:
     from mergevq_platform import comparing
 
-    home, uri = places().home, places().tracking_uri
+    home, uri = read_settings().home, read_settings().tracking_uri
     files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper, tracking_uri=uri)
     comparing.show(options.runs, home=home, tracking_uri=uri)
     for path in files.values():

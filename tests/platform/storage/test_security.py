@@ -29,7 +29,7 @@ from mergevq_platform.storage.credentials import holds_credentials, without_cred
 from mergevq_platform.storage.runs import Run, tags
 from mergevq_platform.sweeps import driver
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECRET = "hunter2"
 WITH_SECRET = [
     f"s3://AKIA:{SECRET}@bucket/runs?endpoint_override=http%3A%2F%2F127.0.0.1",
