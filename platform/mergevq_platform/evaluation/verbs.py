@@ -61,7 +61,7 @@ from mergevq_platform.tracking.models import Registered, check_target, register_
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import last_line
+from mergevq_platform.tracking.ui import closing_line
 
 
 def evaluate(
@@ -110,7 +110,7 @@ def evaluate(
         with until_recorded(recorder):
             record(curve, files, recorder)
         name = found.run.name if found.run else str(journal.run_dir)
-        print(last_line(recorder, settings.experiment, sync=name))
+        print(closing_line(recorder, settings.experiment, sync=name))
     return curve
 
 
