@@ -1,4 +1,4 @@
-"""The decoder: codes on the grid become a picture."""
+"""The decoder: codes on the grid become an image."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class DecoderConfig:
 
 
 class Decoder(nn.Module):
-    """Code maps (B, G, h, w) -> pictures (B, 3, H, W), nominally in [-1, 1]."""
+    """Code maps (B, G, h, w) -> images (B, 3, H, W), nominally in [-1, 1]."""
 
     def __init__(self, config: DecoderConfig, code_channels: int) -> None:
         super().__init__()

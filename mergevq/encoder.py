@@ -1,4 +1,4 @@
-"""The encoder: a picture becomes N grid tokens, and N grid tokens become K kept ones and a summary."""
+"""The encoder: an image becomes N grid tokens, and N grid tokens become K kept ones and a summary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HybridEncoderConfig:
     multipliers: tuple[Count, ...] = (1, 1, 2, 4, 8)
     res_blocks: Annotated[int, pydantic.Field(ge=0)] = 4
     stem_stride: Literal[1, 2, 4] = (
-        1  # above 1, the first convolution reduces too (small pictures, little time)
+        1  # above 1, the first convolution reduces too (small images, little time)
     )
     width: Count = 512
     depth: Count = 12
@@ -104,7 +104,7 @@ class EncoderOutput(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
+    """Images (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
 
     def __init__(self, config: HybridEncoderConfig | ViTEncoderConfig, grid: int) -> None:
         super().__init__()

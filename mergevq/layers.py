@@ -98,7 +98,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """In training, leaves a branch out of whole pictures, and makes up for it in the others (Huang et al. 2016)."""
+    """In training, leaves a branch out of whole images, and makes up for it in the others (Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

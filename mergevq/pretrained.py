@@ -70,7 +70,7 @@ class TimmModel(NamedTuple):
 
 
 def timm_network(network: TimmNetworkConfig, *, key: str, image_size: int) -> TimmModel:
-    """The headless network for pictures of `image_size`; position embeddings are resampled to it.
+    """The headless network for images of `image_size`; position embeddings are resampled to it.
 
     Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
     network cannot take `image_size`.
@@ -115,7 +115,7 @@ def timm_network(network: TimmNetworkConfig, *, key: str, image_size: int) -> Ti
             model.eval()(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{key}: '{network.model}' cannot take {image_size} px pictures: {reason}") from None
+        raise InputError(f"{key}: '{network.model}' cannot take {image_size} px images: {reason}") from None
     return TimmModel(model, positions)
 
 
@@ -149,7 +149,7 @@ def _native_positions(model: Any) -> str | None:
 
 
 class Renormalise(nn.Module):
-    """From pictures in [-1, 1] to those that a network was trained with: (x / 2 + 1 / 2 - mean) / std."""
+    """From images in [-1, 1] to those that a network was trained with: (x / 2 + 1 / 2 - mean) / std."""
 
     factor: Tensor
     shift: Tensor

@@ -1,4 +1,4 @@
-"""The tokenizer: merge, quantize, remember the source; unmerge and paint. Start reading here."""
+"""The tokenizer: merge, quantize, remember the source; unmerge and decode. Start reading here."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TokenizerConfig:
 
     @property
     def grid_tokens(self) -> int:
-        """N: grid cells of a picture of `image_size`."""
+        """N: grid cells of an image of `image_size`."""
         return (self.image_size // self.encoder.reduction) ** 2
 
     @property
@@ -75,7 +75,7 @@ class TokenizerConfig:
 
 
 class Encoded(NamedTuple):
-    """A picture as codes, and all that decoding it needs. Kept tokens are ordered by their first raster cell."""
+    """An image as codes, and all that decoding it needs. Kept tokens are ordered by their first raster cell."""
 
     indices: Tensor  # (B, K) int64
     codes: Tensor  # (B, K, G)

@@ -37,11 +37,11 @@ class NoAlignmentConfig:
 
 @config
 class TimmAlignmentConfig(TimmNetworkConfig):
-    """Match a frozen network of timm's, DINOv2 by default, on another view of the picture.
+    """Match a frozen network of timm's, DINOv2 by default, on another view of the image.
 
     `kl` compares softmax(feature / temperature) of both and scales by temperature squared. The student sees
-    its own random view of `student_size` (by default 7/8 of the picture where that is a multiple of 16: 224
-    for 256, otherwise the picture's size), the teacher one of `teacher_size`.
+    its own random view of `student_size` (by default 7/8 of the image where that is a multiple of 16: 224
+    for 256, otherwise the image's size), the teacher one of `teacher_size`.
     """
 
     kind: Literal["timm"] = "timm"

@@ -13,7 +13,7 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
     """Cross-entropy (float32 scalar) of logits (B, classes) with labels (B,) int64, -1 = no label.
 
     Scaled so that its gradients, averaged over the ranks with their batches as weights, are those of the mean over
-    all labelled pictures of all ranks; zero where there is none.
+    all labelled images of all ranks; zero where there is none.
     """
     total = F.cross_entropy(
         logits.float(), labels, ignore_index=-1, label_smoothing=smoothing, reduction="sum"
@@ -24,6 +24,6 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
 
 @torch.no_grad()
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The fraction (float32 scalar) of labelled pictures that are classified right; 0 without labels."""
+    """The fraction (float32 scalar) of labelled images that are classified right; 0 without labels."""
     labelled = labels >= 0
     return ((logits.argmax(-1) == labels) & labelled).sum().float() / labelled.sum().clamp(min=1)

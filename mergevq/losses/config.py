@@ -57,7 +57,7 @@ class TokenizerTrainingConfig:
     alignment: AlignmentConfig = NoAlignmentConfig()
 
     def views_needed(self, image_size: int) -> ViewSizes:
-        """The sides of both further views for pictures of `image_size`, None where unused."""
+        """The sides of both further views for images of `image_size`, None where unused."""
         return self.alignment.views_needed(image_size)
 
 

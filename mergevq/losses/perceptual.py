@@ -45,7 +45,7 @@ class TimmPerceptualConfig(TimmNetworkConfig):
     """Squared distance of unit-normalised feature maps of a timm network, averaged over `layers`.
 
     `layers` are the indices of timm's `forward_intermediates`, all where it is left out; `size` resizes the
-    pictures before the network, for those whose patches do not divide them.
+    images before the network, for those whose patches do not divide them.
     """
 
     kind: Literal["timm"] = "timm"
@@ -89,7 +89,7 @@ def perceptual_distance(
 
 
 class PerceptualDistance(FrozenModule):
-    """A float32 scalar for reconstructions and pictures (B, 3, H, W) in [-1, 1]."""
+    """A float32 scalar for reconstructions and images (B, 3, H, W) in [-1, 1]."""
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The compared feature maps (B, C, h, w)."""
@@ -127,7 +127,7 @@ class Lpips(PerceptualDistance):
 
     def __init__(self, term: LpipsPerceptualConfig, *, key: str = "perceptual") -> None:
         super().__init__()
-        # LPIPS's own shift and scale of pictures in [-1, 1], which are ImageNet's mean and deviation rounded.
+        # LPIPS's own shift and scale of images in [-1, 1], which are ImageNet's mean and deviation rounded.
         mean, std = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
         self.renormalise = Renormalise(tuple((m + 1) / 2 for m in mean), tuple(s / 2 for s in std))
         self.features = _vgg16_features()
@@ -163,9 +163,9 @@ class Lpips(PerceptualDistance):
         return maps
 
     def distances(self, differences: list[Tensor]) -> Tensor:
-        return self.per_picture(differences).mean()
+        return self.per_image(differences).mean()
 
-    def per_picture(self, differences: list[Tensor]) -> Tensor:
+    def per_image(self, differences: list[Tensor]) -> Tensor:
         """The distance (B,) of each pair, for squared differences as `distances` takes them."""
         weighted = [
             (difference * head.get_parameter("weight").float()).sum(1).mean((1, 2))
@@ -206,7 +206,7 @@ class TimmDistance(PerceptualDistance):
                 self.feature_maps(torch.zeros(1, 3, image_size, image_size))
         except (AssertionError, RuntimeError, IndexError) as error:
             raise InputError(
-                f"{key}: '{term.model}' refuses {image_size} px pictures or its layers: {error}"
+                f"{key}: '{term.model}' refuses {image_size} px images or its layers: {error}"
             ) from None
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:

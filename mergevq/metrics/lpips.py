@@ -1,4 +1,4 @@
-"""LPIPS as a metric: how different people would find two pictures, by VGG16 (Zhang et al. 2018, version 0.1)."""
+"""LPIPS as a metric: how different people would find two images, by VGG16 (Zhang et al. 2018, version 0.1)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LpipsFilesConfig:
 
 
 class LpipsDistance(FrozenModule):
-    """Pictures and reconstructions (B, 3, H, W) in [-1, 1], both rounded to 8 bits first, to distances (B,) float32.
+    """Images and reconstructions (B, 3, H, W) in [-1, 1], both rounded to 8 bits first, to distances (B,) float32.
 
     Give them to `Mean(distance.name)`. `identity` says what else numbers must share to be compared. Raises `InputError`
     for files that are missing or do not fit; `key` is the configuration key of `files`.
@@ -67,5 +67,5 @@ class LpipsDistance(FrozenModule):
     @torch.no_grad()
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            true, painted = (to_uint8(x).float() / 127.5 - 1 for x in (images, reconstructions))
-            return self.network.per_picture(self.network.differences(painted, true))
+            true, decoded = (to_uint8(x).float() / 127.5 - 1 for x in (images, reconstructions))
+            return self.network.per_image(self.network.differences(decoded, true))

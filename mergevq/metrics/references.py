@@ -1,4 +1,4 @@
-"""Statistics of reference pictures on disk: the npz files of pytorch-fid and of the ADM suite."""
+"""Statistics of reference images on disk: the npz files of pytorch-fid and of the ADM suite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mergevq.metrics.frechet import Moments
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """What is known of reference pictures. Files from elsewhere do not say how many they were, nor who looked at them."""
+    """What is known of reference images. Files from elsewhere do not say how many they were, nor who looked at them."""
 
     pool: Moments  # of the features that the Fréchet distance compares
     spatial: Moments | None = None  # of those that sFID compares
@@ -41,7 +41,7 @@ class ReferenceStatistics:
 def write_reference(path: str | Path, reference: ReferenceStatistics) -> None:
     """Write `reference` as npz: `mu`, `sigma` as pytorch-fid reads them, `mu_s`, `sigma_s` as the ADM suite reads sFID's.
 
-    The number of pictures and the extractor, which neither layout has, go beside them under names that both ignore.
+    The number of images and the extractor, which neither layout has, go beside them under names that both ignore.
     """
     arrays: dict[str, np.ndarray] = {}
     for suffix, moments in (("", reference.pool), ("_s", reference.spatial)):
@@ -56,7 +56,7 @@ def write_reference(path: str | Path, reference: ReferenceStatistics) -> None:
 
 
 def read_reference(path: str | Path, *, key: str = "reference") -> ReferenceStatistics:
-    """Read statistics from an npz in pytorch-fid's or the ADM suite's layout (whose sample pictures are left alone).
+    """Read statistics from an npz in pytorch-fid's or the ADM suite's layout (whose sample images are left alone).
 
     `key` is the option that named the file. Raises `InputError` for a file that is missing or no such npz, and for
     moments that are none: wrong shapes, not finite, not symmetric.

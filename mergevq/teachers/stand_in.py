@@ -43,7 +43,7 @@ class StandInConfig:
 
 
 class StandInClassifier(nn.Module):
-    """A small residual network with group norm: pictures (B, 3, H, W) in [-1, 1] to logits (B, classes)."""
+    """A small residual network with group norm: images (B, 3, H, W) in [-1, 1] to logits (B, classes)."""
 
     def __init__(self, config: StandInConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class StandInClassifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The penultimate feature (B, feature_dim): the last stage's maxima over its positions.
 
-        A class is told by a small part of the picture, which a mean would drown: maxima learn twice as fast.
+        A class is told by a small part of the image, which a mean would drown: maxima learn twice as fast.
         """
         return self.stage_features(images)[-1].amax(dim=(2, 3))
 

@@ -1,7 +1,7 @@
 """Full fine-tuning for classification: what an encoder's features can become (SimMIM's recipe, appendix A.4).
 
 The published setting is 100 epochs of AdamW (weight decay 0.05, batch 1,024, 20 epochs of warm-up, cosine) over strongly
-augmented views; those belong to the recipe. Here are the model, the mixing of pictures, the loss and the rates of layers.
+augmented views; those belong to the recipe. Here are the model, the mixing of images, the loss and the rates of layers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FineTuneConfig:
 
 
 class FineTuned(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] to logits (B, classes)."""
+    """Images (B, 3, H, W) in [-1, 1] to logits (B, classes)."""
 
     def __init__(self, config: FineTunedConfig) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def fine_tuned(tokenizer: MergeVQ, settings: FineTuneConfig, *, classes: int) ->
 
 
 def mixed(images: Tensor, labels: Tensor, settings: FineTuneConfig) -> tuple[Tensor, Tensor, float]:
-    """Pictures (B, 3, H, W) mixed with those of the batch in reverse, the partners' labels (B,), and the share in [0, 1]
+    """Images (B, 3, H, W) mixed with those of the batch in reverse, the partners' labels (B,), and the share in [0, 1]
     that each keeps of its own: by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019), one draw for the batch.
 
     Draws from PyTorch's generator on the CPU, which a loop seeds by (seed, step, rank).

@@ -33,7 +33,7 @@ class ProbeTrainingConfig:
 
 
 class FrozenFeatures(FrozenModule):
-    """A tokenizer whose features (B, D) of pictures (B, 3, H, W) in [-1, 1] are read; no part of a run's state."""
+    """A tokenizer whose features (B, D) of images (B, 3, H, W) in [-1, 1] are read; no part of a run's state."""
 
     def __init__(self, tokenizer: MergeVQ, settings: ProbeTrainingConfig) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class ProbeTraining(Training):
     """A linear probe in one phase `probe`; the loop's kept count means nothing to it.
 
     The average that a loop keeps of the heads is no part of the published recipes: read the heads themselves, or set
-    its decay to 0. Which head answers is for held-out training pictures to say. Raises `InputError` for fewer than
+    its decay to 0. Which head answers is for held-out training images to say. Raises `InputError` for fewer than
     two classes.
     """
 

@@ -1,7 +1,7 @@
 """Fine-tuning of Source Recovery after stage 2, the rest of the tokenizer frozen (appendix A.1, Table A2).
 
-True sources are known from encoding pictures. The paper tunes together with the learned generator and does not say how: here
-the generator, if there is one, writes a share of each picture's codes anew, given the others, and the picture's source stays
+True sources are known from encoding images. The paper tunes together with the learned generator and does not say how: here
+the generator, if there is one, writes a share of each image's codes anew, given the others, and the image's source stays
 the target. Recovery so meets the codes that it will have to place.
 """
 
@@ -30,15 +30,15 @@ class RecoveryTrainingConfig:
 
     loss: Literal["categorical", "binary"] = "categorical"
     generated_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = (
-        0.25  # of a picture's codes that a generator writes, at most: each batch draws its share below
+        0.25  # of an image's codes that a generator writes, at most: each batch draws its share below
     )
 
 
 class Rewriting(FrozenModule):
-    """A random-order generator that writes some codes of real pictures anew; no part of a run's state.
+    """A random-order generator that writes some codes of real images anew; no part of a run's state.
 
-    A batch's share is uniform between 0 and `fraction`; which codes, and what becomes of them, differs by picture. They are
-    drawn in one pass, each given the picture's label and the codes that stay, without guidance, as the last passes of
+    A batch's share is uniform between 0 and `fraction`; which codes, and what becomes of them, differs by image. They are
+    drawn in one pass, each given the image's label and the codes that stay, without guidance, as the last passes of
     parallel decoding draw theirs. Raises `InputError` for a generator of another kind, which needs no recovery.
     """
 

@@ -84,8 +84,8 @@ class TokenizerPhase(nn.Module):
         images = batch["image"]
         result = self.tokenizer(images, keep, detach_recovery=config.recovery.detach)
 
-        picture, losses = self._picture_terms(images, result.reconstruction)
-        terms = [picture, *self._adversarial_term(picture, result.reconstruction, step, losses)]
+        image_loss, losses = self._image_terms(images, result.reconstruction)
+        terms = [image_loss, *self._adversarial_term(image_loss, result.reconstruction, step, losses)]
 
         quantizer = self.tokenizer.quantizer.losses(result.latents)
         losses |= quantizer
@@ -118,25 +118,25 @@ class TokenizerPhase(nn.Module):
             carry={"reconstruction": result.reconstruction.detach()},
         )
 
-    def _picture_terms(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _image_terms(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         losses = {"reconstruction": reconstruction_loss(config.reconstruction, reconstruction, images)}
-        picture = config.reconstruction.weight * losses["reconstruction"]
+        image_loss = config.reconstruction.weight * losses["reconstruction"]
         if self.perceptual is not None and not isinstance(config.perceptual, NoPerceptualConfig):
             losses["perceptual"] = self.perceptual(reconstruction, images)
-            picture = picture + config.perceptual.weight * losses["perceptual"]
-        return picture, losses
+            image_loss = image_loss + config.perceptual.weight * losses["perceptual"]
+        return image_loss, losses
 
     def _adversarial_term(
-        self, picture: Tensor, reconstruction: Tensor, step: int, losses: dict[str, Tensor]
+        self, image_loss: Tensor, reconstruction: Tensor, step: int, losses: dict[str, Tensor]
     ) -> list[Tensor]:
         term, discriminator = self.config.adversarial, self._elsewhere[0]
         if isinstance(term, NoAdversarialConfig) or discriminator is None:
             return []
         if step < term.start_step:
-            losses["adversarial"] = picture.new_zeros(())
+            losses["adversarial"] = image_loss.new_zeros(())
             if term.adaptive:
-                losses["d_weight"] = picture.new_zeros(())
+                losses["d_weight"] = image_loss.new_zeros(())
             return []
         losses["adversarial"] = generator_loss(
             discriminate_with_frozen_parameters(discriminator, reconstruction)
@@ -144,7 +144,7 @@ class TokenizerPhase(nn.Module):
         if not term.adaptive:
             return [term.weight * losses["adversarial"]]
         losses["d_weight"] = term.weight * adaptive_weight(
-            picture, losses["adversarial"], self.tokenizer.last_layer, len(reconstruction)
+            image_loss, losses["adversarial"], self.tokenizer.last_layer, len(reconstruction)
         )
         return [losses["d_weight"] * losses["adversarial"]]
 
@@ -185,7 +185,7 @@ class TokenizerPhase(nn.Module):
 
 
 class DiscriminatorPhase(nn.Module):
-    """The discriminator on the pictures and on the reconstructions that the tokenizer phase left."""
+    """The discriminator on the images and on the reconstructions that the tokenizer phase left."""
 
     def __init__(
         self, term: PatchAdversarialConfig, discriminator: PatchDiscriminator, lecam: RunningMean
@@ -391,7 +391,7 @@ def _discriminator(
 ) -> PatchDiscriminator:
     if term.discriminator.map_size(image_size) < 1:
         raise InputError(
-            f"{key}.discriminator.num_layers is {term.discriminator.num_layers}: {image_size} px pictures "
+            f"{key}.discriminator.num_layers is {term.discriminator.num_layers}: {image_size} px images "
             "are too small for that many: lower it"
         )
     return PatchDiscriminator(term.discriminator, seed=seed)

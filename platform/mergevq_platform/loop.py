@@ -123,7 +123,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
 
     def save() -> None:
         meter.flush()
-        state.bad_pictures = sorted(stream.met)
+        state.bad_images = sorted(stream.known_bad)
         host.at(state.step, "saving")
         if worker.rank == 0:
             host.save(
@@ -136,7 +136,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             dist.barrier(group=control)
 
     feed = open_feed(recipe, samples, worker)
-    with feed.stream(state.step, state.bad_pictures) as stream:
+    with feed.stream(state.step, state.bad_images) as stream:
         saved_at, asked_at = state.step, time.monotonic()
         compiled: set[int | None] = set()
         batches = iter(stream)

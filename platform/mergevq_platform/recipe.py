@@ -38,11 +38,11 @@ from mergevq.tokenizer import TokenizerConfig
 from mergevq.training.finetune import FineTuneConfig
 from mergevq.training.probe import ProbeTrainingConfig
 from mergevq.training.recovery import RecoveryTrainingConfig
-from mergevq_platform.data import Deal, Reading, ViewsConfig
+from mergevq_platform.data import BatchPartition, Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
 from mergevq_platform.storage import naming
 from mergevq_platform.storage.credentials import keys_with_credentials
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -333,9 +333,9 @@ class Recipe:
         return self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
 
     @property
-    def deal(self) -> Deal:
+    def deal(self) -> BatchPartition:
         """How the pictures of a step are dealt to passes and ranks."""
-        return Deal.of(
+        return BatchPartition.of(
             self.global_batch, self.largest_micro_batch, self.cluster.workers, self.cluster.least_workers
         )
 
@@ -454,7 +454,7 @@ def located(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
     Names of what is not there stay: a URI, or a mistake, which is reported under the name that was given.
     """
     start = Path.cwd() if folder is None else Path(folder)
-    weights = places().weights
+    weights = read_settings().weights
 
     def placed(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):

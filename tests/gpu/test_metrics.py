@@ -54,7 +54,7 @@ def test_probe_and_neighbours_are_the_cpus() -> None:
     probes = [
         linear_probe(x[:400].to(d), y[:400].to(d), x[400:].to(d), y[400:].to(d)) for d in ("cpu", "cuda")
     ]
-    assert abs(probes[0].top1 - probes[1].top1) <= 0.51  # one picture of 200
+    assert abs(probes[0].top1 - probes[1].top1) <= 0.51  # one image of 200
     assert probes[0].C == probes[1].C
     knn = [knn_classify(x[:400].to(d), y[:400].to(d), x[400:].to(d), y[400:].to(d)) for d in ("cpu", "cuda")]
     assert knn[0] == knn[1]

@@ -28,7 +28,7 @@ def test_l1_l2_is_the_sum_of_both_means():
     torch.testing.assert_close(terms[2], terms[0] + terms[1])
 
 
-def test_reconstruction_is_float32_for_half_precision_pictures():
+def test_reconstruction_is_float32_for_half_precision_images():
     a, b = torch.randn(2, 2, 3, 8, 8).bfloat16().unbind()
     assert reconstruction_loss(ReconstructionConfig(), a, b).dtype == torch.float32
 
@@ -53,8 +53,8 @@ def test_an_ignorant_recovery_costs_the_logarithm_of_the_kept_count():
 
 def test_adversarial_losses_follow_their_formulas():
     real, fake = torch.randn(2, 4, 1, 3, 3).unbind()
-    per_picture = [math.log1p(math.exp(-fake[i].mean().item())) for i in range(4)]
-    assert math.isclose(generator_loss(fake).item(), sum(per_picture) / 4, rel_tol=1e-5)
+    per_image = [math.log1p(math.exp(-fake[i].mean().item())) for i in range(4)]
+    assert math.isclose(generator_loss(fake).item(), sum(per_image) / 4, rel_tol=1e-5)
     hinge = 0.5 * ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean())
     torch.testing.assert_close(hinge_loss(real, fake), hinge)
     averages = torch.tensor(0.3), torch.tensor(-0.2)
@@ -82,16 +82,14 @@ def test_judging_without_gradient_gives_the_same_logits():
 def test_the_adaptive_weight_makes_both_gradients_equally_long_and_does_not_depend_on_scale():
     layer = torch.nn.Parameter(torch.randn(4, 3))
     x = torch.randn(5, 3)
-    picture, adversarial = (x @ layer.T).square().mean(), (x @ layer.T).sin().mean()
-    weight = adaptive_weight(picture, adversarial, layer, 4)
-    lengths = [
-        torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (picture, adversarial)
-    ]
+    image, adversarial = (x @ layer.T).square().mean(), (x @ layer.T).sin().mean()
+    weight = adaptive_weight(image, adversarial, layer, 4)
+    lengths = [torch.autograd.grad(loss, layer, retain_graph=True)[0].norm() for loss in (image, adversarial)]
     torch.testing.assert_close(weight, lengths[0] / (lengths[1] + 1e-4))
-    torch.testing.assert_close(adaptive_weight(3 * picture, adversarial, layer, 4), 3 * weight)
+    torch.testing.assert_close(adaptive_weight(3 * image, adversarial, layer, 4), 3 * weight)
     assert not weight.requires_grad
     assert layer.grad is None
-    assert adaptive_weight(picture, adversarial * 1e-12, layer, 4) <= 1e4
+    assert adaptive_weight(image, adversarial * 1e-12, layer, 4) <= 1e4
 
 
 def test_a_validation_pass_without_gradients_has_a_neutral_adaptive_weight():

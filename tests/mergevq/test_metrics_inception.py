@@ -106,19 +106,19 @@ def test_identities_tell_the_resizing_apart(weights: Path) -> None:
 
 @pytest.mark.parametrize("size", [(32, 48), (400, 330)])
 def test_clean_resizing_is_pillows_in_float(size: tuple[int, int]) -> None:
-    pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, *size), dtype=np.uint8))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, *size), dtype=np.uint8))
     channels = [
         np.asarray(Image.fromarray(channel.astype(np.float32), mode="F").resize((299, 299), Image.BICUBIC))
-        for channel in pictures[0].numpy()
+        for channel in images[0].numpy()
     ]
     expected = (np.stack(channels).clip(0, 255) - 128) / 128
-    torch.testing.assert_close(resized(pictures, "clean")[0], torch.from_numpy(expected), rtol=0, atol=1e-4)
+    torch.testing.assert_close(resized(images, "clean")[0], torch.from_numpy(expected), rtol=0, atol=1e-4)
 
 
 def test_pytorch_fids_resizing_is_pytorchs_bilinear_on_zero_to_one() -> None:
-    pictures = torch.randint(0, 256, (1, 3, 20, 33), dtype=torch.uint8)
-    expected = torch.nn.functional.interpolate(pictures / 255, (299, 299), mode="bilinear") * 2 - 1
-    torch.testing.assert_close(resized(pictures, "pytorch_fid"), expected)
+    images = torch.randint(0, 256, (1, 3, 20, 33), dtype=torch.uint8)
+    expected = torch.nn.functional.interpolate(images / 255, (299, 299), mode="bilinear") * 2 - 1
+    torch.testing.assert_close(resized(images, "pytorch_fid"), expected)
     same = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
     for how, scale in (("torch_fidelity", 128.0), ("clean", 128.0), ("pytorch_fid", 127.5)):
         torch.testing.assert_close(resized(same, how), (same.float() - scale) / scale, rtol=0, atol=1e-5)  # type: ignore[arg-type]

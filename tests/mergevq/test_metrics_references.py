@@ -79,12 +79,12 @@ def test_what_we_write_has_the_names_that_others_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(arrays["mu"], moments.mean)
 
 
-def test_files_of_others_do_not_say_how_many_pictures_and_are_read_all_the_same(tmp_path: Path) -> None:
+def test_files_of_others_do_not_say_how_many_images_and_are_read_all_the_same(tmp_path: Path) -> None:
     x = features(400, 0).double().numpy()
     mu, sigma = x.mean(0).astype(np.float32), np.cov(x, rowvar=False)
     np.savez(tmp_path / "pytorch_fid.npz", mu=mu, sigma=sigma)
-    pictures = np.zeros((2, 4, 4, 3), np.uint8)
-    np.savez(tmp_path / "adm.npz", mu=mu, sigma=sigma, mu_s=mu[:3], sigma_s=sigma[:3, :3], arr_0=pictures)
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "adm.npz", mu=mu, sigma=sigma, mu_s=mu[:3], sigma_s=sigma[:3, :3], arr_0=images)
     other = statistics(features(400, 1))
     expected = frechet_distance(statistics(torch.from_numpy(x)), other)
     for name in ("pytorch_fid", "adm"):

@@ -156,7 +156,7 @@ def test_something_else_in_the_place_of_a_stand_in_is_refused(tmp_path):
         load_classifier(tmp_path)
 
 
-def test_unlabelled_pictures_do_not_count():
+def test_unlabelled_images_do_not_count():
     logits, labels = torch.randn(4, 3), torch.tensor([2, -1, 0, -1])
     known = labels >= 0
     torch.testing.assert_close(

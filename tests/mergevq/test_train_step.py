@@ -62,7 +62,7 @@ def _training(tree, preset="test_gr", seed=0, overrides=None):
 
 
 def _batch(training, size=2, seed=0):
-    """Smooth random pictures with the views that the training needs; the second has no label."""
+    """Smooth random images with the views that the training needs; the second has no label."""
     generator = torch.Generator().manual_seed(seed)
     side = training.model().config.image_size
     views = training.config.views_needed(side)

@@ -130,7 +130,7 @@ def test_one_class_and_broken_features_are_said() -> None:
 
 
 def test_fewer_pictures_than_features_are_said_loudly(recipe: Recipe) -> None:
-    with pytest.warns(UserWarning, match="64 pictures for 200 features"):
+    with pytest.warns(UserWarning, match="64 images for 200 features"):
         curve = evaluator(recipe, (16,), suites=("reconstruction",)).report("x")
     from mergevq_platform.figures.series import notes
 

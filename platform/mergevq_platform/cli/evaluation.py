@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.in_use import found
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
-from mergevq_platform.cli.where import found
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
     from mergevq.metrics import FeaturesConfig
@@ -167,7 +167,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             _check_tokenizer(options)
     report = api.evaluate(
         options.run,
-        home=places().home,
+        home=read_settings().home,
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
@@ -182,7 +182,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         out=options.out,
         storage=options.storage,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         track=not options.no_tracking,
         cache=not options.no_cache,
     )
@@ -232,8 +232,8 @@ def _extractor(options: argparse.Namespace) -> FeaturesConfig | None:
     from mergevq_platform.evaluation.extractor_choice import inception_extractor, parse_extractor
 
     if options.inception:
-        return inception_extractor(options.inception, places().weights)
-    return parse_extractor(options.extractor, places().weights) if options.extractor else None
+        return inception_extractor(options.inception, read_settings().weights)
+    return parse_extractor(options.extractor, read_settings().weights) if options.extractor else None
 
 
 def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | None) -> None:
@@ -243,7 +243,7 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
     report = api.evaluate_images(
         options.images,
         options.reference,
-        home=places().home,
+        home=read_settings().home,
         extractor=extractor,
         size=options.size,
         split=options.split,
@@ -270,9 +270,9 @@ def _reconstruct(options: argparse.Namespace) -> None:
     for path in api.reconstruct(
         options.checkpoint,
         options.images,
-        home=places().home,
+        home=read_settings().home,
         keeps=options.keep,
         out=options.out,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
     ):
         print(path)

@@ -8,7 +8,7 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 IMAGENET_IMAGES = 1_281_167
 
@@ -73,8 +73,8 @@ def _doctor(options: argparse.Namespace) -> int:
     if len(names) > 1 or (given and not names):
         raise InputError("give one recipe, then a.b=c")
     chosen = recipe.located(recipe.load(names[0], [t for t in given if "=" in t])) if names else None
-    place = places(storage=options.storage)
-    findings = doctor.examine(chosen, places=place, address=options.address, say=print)
+    settings = read_settings(storage=options.storage)
+    findings = doctor.examine(chosen, settings=settings, address=options.address, say=print)
     return doctor.summary(findings, say=print)
 
 

@@ -6,11 +6,11 @@ import argparse
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.credentials import without_credentials
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -65,7 +65,7 @@ def _train(options: argparse.Namespace) -> int:
     names = [text for text in given if "=" not in text]
     if bool(names) == bool(options.resume) or len(names) > 1:
         raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
-    home = places().home
+    home = read_settings().home
     chosen = recipe.load(names[0], overrides) if names else None
     model, alias = models.parse_target(options.register) if options.register is not None else ("", None)
     if model and chosen is not None and not isinstance(chosen.task, recipe.RecoveryTask):
@@ -84,7 +84,7 @@ def _train(options: argparse.Namespace) -> int:
         resume=options.resume,
         overrides=overrides,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         after=None if options.no_evaluation else api.after_training,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
@@ -101,12 +101,12 @@ def _train(options: argparse.Namespace) -> int:
             home=home,
             alias=alias,
             storage=options.storage,
-            tracking_uri=places().tracking_uri,
+            tracking_uri=read_settings().tracking_uri,
         )
         print(f"registered: {made.uri}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
-    print(outcome.undelivered or where_to_look(outcome.experiment))
+    print(outcome.undelivered or tracking_link(outcome.experiment))
     return INTERRUPTED if outcome.stopped else 0
 
 

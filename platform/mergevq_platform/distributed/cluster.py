@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine; and saying early what it cannot do."""
+"""A Ray cluster: joined, or started on this machine; its devices and resources."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], workers: int) -> Liter
 
 
 def evaluators(cluster: ClusterConfig) -> tuple[int, Literal["cpu", "cuda"], str | None]:
-    """(workers, device) of a finished run's evaluation, and what is to be said of them: see `evaluators_on`."""
+    """(workers, device, note) of a finished run's evaluation: see `evaluators_on`."""
     import ray
 
     return evaluators_on(cluster, int(ray.cluster_resources().get("GPU", 0)))
@@ -113,7 +113,7 @@ def require_resources(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) ->
 
 
 def shortage(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) -> str | None:
-    """What the run needs at least and the cluster's nodes have not, busy or not; None where all is there."""
+    """The resources that the run needs at least and the cluster's nodes lack, busy or not; None if none."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -16,7 +16,7 @@ from mergevq.config import Tree, merged, to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq.serialization import read_config
-from mergevq_platform.data import BadPicture, evaluation_view
+from mergevq_platform.data import ImageDecodeError, evaluation_view
 from mergevq_platform.data.image_folder import read_image
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.directory import stated_background
@@ -67,14 +67,14 @@ from mergevq_platform.sampling.pipeline import open_sampling
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import FoundModel, find
 from mergevq_platform.storage.runs import Run
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, check_target, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity, read_metrics
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import last_line
+from mergevq_platform.tracking.ui import closing_line
 
 PublishedProbe = Literal["mergevq", "mae", "dinov2"]
 
@@ -158,7 +158,7 @@ def evaluate(
         with until_recorded(recorder):
             record(report, files, recorder, settings.description)
         again = found.run.name if found.run else str(journal.run_dir)
-        print(last_line(recorder, settings.experiment, sync=again))
+        print(closing_line(recorder, settings.experiment, sync=again))
     return report
 
 
@@ -322,7 +322,7 @@ def _views(files: Sequence[Path], size: int, background: Background) -> list[np.
     for path in files:
         try:
             image, look = read_image(path, background)
-        except BadPicture as error:
+        except ImageDecodeError as error:
             bad.append(f"{path} {error}")
             continue
         views.append(evaluation_view(image, size))
@@ -355,7 +355,7 @@ def evaluate_images(
     """
     device = _device(home, workers, address)
     settings = EvaluationConfig(extractor=extractor) if extractor else EvaluationConfig()
-    settings = with_files(settings, places().weights)
+    settings = with_files(settings, read_settings().weights)
     spec = ImageSetsSpec(
         images=images,
         reference=reference,
@@ -432,7 +432,7 @@ def with_evaluation_files(recipe: Recipe) -> Recipe:
             settings = replace(recipe.evaluation, lpips=None)
         case _:
             return recipe
-    return replace(recipe, evaluation=with_files(settings, places().weights))
+    return replace(recipe, evaluation=with_files(settings, read_settings().weights))
 
 
 def _journal(found: FoundModel, home: Path, report: EvaluationReport) -> Journal | None:

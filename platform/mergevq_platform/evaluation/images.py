@@ -32,9 +32,9 @@ from mergevq.metrics import (
     score_name,
 )
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
-from mergevq_platform.data import Pictures, open_pictures, to_unit_range
-from mergevq_platform.data.image_sets import PackedPictures
-from mergevq_platform.data.npz_images import ArrayPictures
+from mergevq_platform.data import ImageSet, open_images, to_unit_range
+from mergevq_platform.data.image_sets import PackedImages
+from mergevq_platform.data.npz_images import NpzImages
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
@@ -59,10 +59,10 @@ class ImageSetsSpec:
     size: int | None = None
     split: str | None = None
 
-    def open(self, which: Literal["images", "reference"]) -> Pictures:
+    def open(self, which: Literal["images", "reference"]) -> ImageSet:
         """The images, or those that they are compared with."""
         place = getattr(self, which)
-        return open_pictures(place, self.batch, size=self.size, split=self.split, option=f"--{which}")
+        return open_images(place, self.batch, size=self.size, split=self.split, option=f"--{which}")
 
     @property
     def settings(self) -> FeaturesConfig:
@@ -83,7 +83,7 @@ class ImageSetsWorker:
     def __init__(self, spec: ImageSetsSpec) -> None:
         self.spec, self.device = spec, torch.device(spec.device)
         self.network = extractor(spec.settings, key="--extractor").to(self.device)
-        self.opened: dict[str, Pictures] = {}
+        self.opened: dict[str, ImageSet] = {}
 
     def answer(self, job: ImageSetJob) -> dict[str, np.ndarray]:
         """Do one job."""
@@ -243,12 +243,12 @@ class ImageSetsEvaluator:
         return values
 
     @cached_property
-    def images(self) -> Pictures:
+    def images(self) -> ImageSet:
         """Those that are evaluated."""
         return self._opened("images")
 
     @cached_property
-    def others(self) -> Pictures | None:
+    def others(self) -> ImageSet | None:
         """Those that they are compared with; none without a reference, or where it is statistics alone."""
         if self.spec.reference is None or _is_statistics(self.spec.reference):
             return None
@@ -266,7 +266,7 @@ class ImageSetsEvaluator:
         if other is None:
             return None
         if other.size != self.images.size:
-            fixed = next((p.size for p in (self.images, other) if isinstance(p, ArrayPictures)), "S")
+            fixed = next((p.size for p in (self.images, other) if isinstance(p, NpzImages)), "S")
             raise InputError(
                 f"{self.spec.images} has images of {self.images.size} px, {self.spec.reference} of {other.size}: "
                 f"--size {fixed} brings both to one size"
@@ -293,13 +293,13 @@ class ImageSetsEvaluator:
     def _require_split(self) -> None:
         # A set without splits would be taken whole.
         if self.spec.split is not None and not any(
-            isinstance(opened, PackedPictures) for opened in (self.images, self.others)
+            isinstance(opened, PackedImages) for opened in (self.images, self.others)
         ):
             raise InputError(
                 f"--split {self.spec.split}: {self.spec.images} is no packed set and has no splits: leave it out"
             )
 
-    def _opened(self, which: Literal["images", "reference"]) -> Pictures:
+    def _opened(self, which: Literal["images", "reference"]) -> ImageSet:
         opened = self.spec.open(which)
         if self.spec.size is not None and opened.size != self.spec.size:
             raise InputError(
@@ -314,13 +314,13 @@ class ImageSetsEvaluator:
         spatial = _moments(found["spatial"]) if "spatial" in found else None
         return ReferenceStatistics(_moments(found["pool"]), spatial, self.identity)
 
-    def _features(self, which: Literal["images", "reference"], images: Pictures) -> dict[str, np.ndarray]:
+    def _features(self, which: Literal["images", "reference"], images: ImageSet) -> dict[str, np.ndarray]:
         jobs = [
             ImageSetJob(which, numbers) for numbers in jobs_of_batches(images.num_batches, BATCHES_PER_JOB)
         ]
         return self.passes.result(self._key(images), jobs)
 
-    def _key(self, images: Pictures) -> dict[str, Any]:
+    def _key(self, images: ImageSet) -> dict[str, Any]:
         key = {
             "kind": "pictures",
             "data": images.fingerprint,

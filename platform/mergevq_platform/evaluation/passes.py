@@ -25,7 +25,9 @@ class Passes:
 
     answers: Answers
     cache: Cache | None = None
-    remembered: dict[str, Any] = field(default_factory=dict)  # small results by key, for the length of an evaluation
+    remembered: dict[str, Any] = field(
+        default_factory=dict
+    )  # small results by key, for the length of an evaluation
 
     def result(self, key: Mapping[str, Any], jobs: Sequence[Any]) -> Any:
         """The merged result of the jobs that make up the pass `key`: `kind`, and all that decides the result."""

@@ -17,7 +17,7 @@ from mergevq_platform.operations.doctor.checks import Finding
 from mergevq_platform.operations.doctor.node import NodeQuery, NodeReport
 from mergevq_platform.recipe import Recipe, weights_files
 from mergevq_platform.storage.credentials import without_credentials
-from mergevq_platform.storage.settings import Places
+from mergevq_platform.storage.settings import Settings
 from mergevq_platform.tracking.store import Store, reason_of
 
 ANSWER_SECONDS = 180
@@ -119,14 +119,14 @@ def _measured_on_node(*arguments: Any) -> bandwidth.AllReduce:
 def examine(
     recipe: Recipe | None,
     *,
-    places: Places,
+    settings: Settings,
     address: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Finding]:
     """All findings, said as they come: of the cluster at `address` (or RAY_ADDRESS), else of this machine alone."""
     nodes: Nodes
     if address or os.environ.get("RAY_ADDRESS"):
-        cluster.connect(places.home, address=address)
+        cluster.connect(settings.home, address=address)
         nodes = ClusterNodes()
     else:
         nodes = ThisMachine()
@@ -139,8 +139,8 @@ def examine(
 
     files = tuple(sorted(weights_files(recipe).values())) if recipe else ()
     query = NodeQuery(
-        storage=places.storage,
-        home=str(places.home),
+        storage=settings.storage,
+        home=str(settings.home),
         token=secrets.token_hex(4),
         data=recipe.data.path if recipe else None,
         splits=(recipe.data.train_split, recipe.data.evaluation_split) if recipe else (),
@@ -154,9 +154,9 @@ def examine(
     add(checks.clocks(_skews(nodes)))
     seen = nodes.each(node.sees, dict.fromkeys(nodes.names, (query, nodes.names)))
     nodes.each(node.clear, own)
-    add(checks.storage(reports, seen, without_credentials(places.storage)))
+    add(checks.storage(reports, seen, without_credentials(settings.storage)))
     add(checks.disks(reports))
-    add([_tracking(places)])
+    add([_tracking(settings)])
     measured = None
     if recipe:
         add(checks.data(reports, recipe.data.path))
@@ -187,8 +187,8 @@ def _skews(nodes: Nodes) -> dict[str, tuple[float, float]]:
     return best
 
 
-def _tracking(places: Places) -> Finding:
-    store = Store.at(places.home, places.tracking_uri)
+def _tracking(settings: Settings) -> Finding:
+    store = Store.at(settings.home, settings.tracking_uri)
     try:
         store.client().search_experiments(max_results=1)
     except Exception as error:  # MLflow's, requests' and the database's all mean that it does not answer

@@ -20,7 +20,7 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler | None = None
     step: int = 0  # optimizer steps done
-    bad_pictures: list[int] = field(default_factory=list)  # rows that could not be decoded, of all ranks
+    bad_images: list[int] = field(default_factory=list)  # rows that could not be decoded, of all ranks
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`."""
@@ -30,7 +30,7 @@ class TrainingState:
             "ema": self.ema.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "bad_pictures": self.bad_pictures,
+            "bad_pictures": self.bad_images,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -41,6 +41,6 @@ class TrainingState:
         assert state["optimizers"].keys() == self.optimizers.keys()
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.bad_pictures = state.get("bad_pictures", [])  # earlier checkpoints hold none
+        self.bad_images = state.get("bad_pictures", [])  # older checkpoints hold none
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
