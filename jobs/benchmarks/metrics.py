@@ -55,7 +55,7 @@ def statistics() -> list[str]:
     return [
         f"feature statistics, 10,000 x {DIM} in batches of 64: {times['ours']:.2f} s, np.cov {times['numpy']:.2f} s: "
         f"{times['numpy'] / times['ours']:.2f} x (target: 1)",
-        f"feature statistics, d = {DIM}: {small / MEBIBYTE:.0f} MiB extra at the peak for 4,096 pictures, "
+        f"feature statistics, d = {DIM}: {small / MEBIBYTE:.0f} MiB extra at the peak for 4,096 images, "
         f"{(large - small) / MEBIBYTE:.0f} MiB more for 32,768",
     ]
 
