@@ -16,13 +16,8 @@ from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, precision_recall
-<<<<<<< HEAD
-from mergevq.metrics.extractors import RandomFeaturesConfig
-from mergevq_platform import cli
-=======
 from mergevq.metrics.features import RandomFeaturesConfig
-from mergevq_platform import cli, evaluation
->>>>>>> main
+from mergevq_platform import cli
 from mergevq_platform.data import EvalBatches, open_dataset, open_images, to_unit_range
 from mergevq_platform.evaluation import api
 

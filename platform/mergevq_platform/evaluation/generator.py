@@ -21,9 +21,9 @@ import torch
 import mergevq
 from mergevq.config import to_tree
 from mergevq.metrics import distance_name, extractor, frechet_distance, score_name
-from mergevq.metrics.extractors import Extractor
+from mergevq.metrics.features import Extractor
+from mergevq.metrics.labelled import unfit_labels
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
-from mergevq.metrics.probe import unfit_labels
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.data.parquet.background import DROPPED

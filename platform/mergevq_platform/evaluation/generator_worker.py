@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mergevq.generation import Generator, build_generator
 from mergevq.metrics import extractor, to_uint8
-from mergevq.metrics.extractors import Extractor
+from mergevq.metrics.features import Extractor
 from mergevq.rng import Stream, uniforms
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import EvalBatches, to_unit_range

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from mergevq.metrics import FeatureStatistics, InceptionExtractor, InceptionScore
-from mergevq.metrics.extractors import Extractor
+from mergevq.metrics.features import Extractor
 from mergevq_platform.evaluation.results import Mergeable
 
 SPLITS = 10  # of the Inception score

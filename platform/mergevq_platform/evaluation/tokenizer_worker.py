@@ -13,7 +13,7 @@ from torch import Tensor
 import mergevq
 from mergevq.merging import mean_over_cells
 from mergevq.metrics import CodeUsage, Mean, Ssim, extractor, to_uint8
-from mergevq.metrics.extractors import Extractor
+from mergevq.metrics.features import Extractor
 from mergevq.metrics.lpips import LpipsDistance
 from mergevq.metrics.pixels import WINDOW, MsSsim
 from mergevq.tokenizer import MergeVQ
