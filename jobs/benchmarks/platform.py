@@ -16,7 +16,7 @@ from benchmarks.timing import in_fresh_process
 
 def loader() -> list[str]:
     """Images per second of one core with all three views, decoding included."""
-    from mergevq_platform.data import Deal, TrainStream, ViewsConfig, open_dataset, write_shapes
+    from mergevq_platform.data import BatchPartition, TrainStream, ViewsConfig, open_dataset, write_shapes
 
     lines = []
     for size, count in ((64, 1024), (256, 256)):
@@ -29,7 +29,7 @@ def loader() -> list[str]:
                 stream = TrainStream(
                     dataset,
                     views,
-                    deal=Deal(64, passes=1, workers=1),
+                    partition=BatchPartition(64, passes=1, workers=1),
                     seed=0,
                     rank=0,
                     world_size=1,

@@ -129,14 +129,14 @@ class PictureFeed:
         return TrainStream(
             self.samples,
             recipe.data.views,
-            deal=recipe.deal,
+            partition=recipe.deal,
             seed=recipe.seed,
             rank=self.worker.rank,
             world_size=self.worker.world_size,
             start_step=start_step,
             workers=recipe.data.loader_workers,
-            bad_picture_limit=recipe.data.bad_picture_limit,
-            met=met,
+            bad_image_limit=recipe.data.bad_picture_limit,
+            known_bad=met,
             window_blocks=recipe.data.window_blocks,
         )
 
@@ -250,7 +250,7 @@ class CodeFeed:
         return CodeStream(
             self.samples,
             _keeps(recipe),
-            deal=recipe.deal,
+            partition=recipe.deal,
             seed=recipe.seed,
             rank=self.worker.rank,
             world_size=self.worker.world_size,

@@ -123,7 +123,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
 
     def save() -> None:
         meter.flush()
-        state.bad_images = sorted(stream.met)
+        state.bad_images = sorted(stream.known_bad)
         host.at(state.step, "saving")
         if worker.rank == 0:
             host.save(

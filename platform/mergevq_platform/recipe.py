@@ -26,8 +26,9 @@ from mergevq.generation import (
     SamplingConfig,
     generator_preset,
 )
-from mergevq.keep import KeepDistributionConfig, merge_schedule
+from mergevq.keep import KeepDistributionConfig
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
+from mergevq.merge_schedule import merge_schedule
 from mergevq.metrics import FeaturesConfig, RandomFeaturesConfig
 from mergevq.metrics.lpips import LpipsFilesConfig
 from mergevq.presets import preset
@@ -38,7 +39,7 @@ from mergevq.tokenizer import TokenizerConfig
 from mergevq.training.finetune import FineTuneConfig
 from mergevq.training.probe import ProbeTrainingConfig
 from mergevq.training.recovery import RecoveryTrainingConfig
-from mergevq_platform.data import Deal, Reading, ViewsConfig
+from mergevq_platform.data import BatchPartition, Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
 from mergevq_platform.storage import naming
 from mergevq_platform.storage.credentials import keys_with_credentials
@@ -333,9 +334,9 @@ class Recipe:
         return self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
 
     @property
-    def deal(self) -> Deal:
+    def deal(self) -> BatchPartition:
         """How the pictures of a step are dealt to passes and ranks."""
-        return Deal.of(
+        return BatchPartition.of(
             self.global_batch, self.largest_micro_batch, self.cluster.workers, self.cluster.least_workers
         )
 

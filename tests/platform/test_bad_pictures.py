@@ -14,11 +14,12 @@ import undisturbed
 from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import Record, write_set
+from mergevq_platform.data.parquet.shards import ImageRecord, write_set
 from mergevq_platform.data.shapes import CLASSES, render
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.files import write_whole
 
 BAD = (3, 9, 10, 20, 27)
 
@@ -28,7 +29,7 @@ def damaged(small_recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A recipe of one epoch, four steps, over 32 images of which five are half a file."""
     pictures, labels = render(np.arange(32), "train", 16)
     records = [
-        Record(encode_png(picture)[: 150 if row in BAD else None], f"{row}.png", int(label))
+        ImageRecord(encode_png(picture)[: 150 if row in BAD else None], f"{row}.png", int(label))
         for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
     write_set(tmp_path / "set", {"train": records}, CLASSES, size=16, source={}, row_group_rows=8)
@@ -61,7 +62,7 @@ def test_the_limit_holds_for_all_ranks_together(
     world_size: int, damaged: dict[str, Any], tmp_path: Path
 ) -> None:
     damaged["data"]["bad_picture_limit"] = len(BAD) - 1
-    with pytest.raises(Exception, match=r"5 bad pictures, more than data\.bad_picture_limit 4.* row \d+ of "):
+    with pytest.raises(Exception, match=r"5 bad images, more than data\.bad_picture_limit 4.* row \d+ of "):
         undisturbed.train(damaged, tmp_path / "run", world_size=world_size)
 
 
@@ -72,7 +73,7 @@ def test_a_restart_counts_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     assert parts + counts(alone(damaged, tmp_path / "parts")) == whole
     damaged["data"]["bad_picture_limit"] = len(BAD) - 1
     alone(damaged | {"steps": 2}, tmp_path / "few")
-    with pytest.raises(InputError, match=r"5 bad pictures"):
+    with pytest.raises(InputError, match=r"5 bad images"):
         alone(damaged, tmp_path / "few")
 
 
@@ -84,5 +85,5 @@ def test_a_checkpoint_of_before_they_were_counted_goes_on(damaged: dict[str, Any
     torch.save(state, Path(newest) / "resume.pt")
     about = checkpoints.about(Path(newest))
     about["sha256"]["resume.pt"] = checkpoints.sha256(Path(newest) / "resume.pt")
-    checkpoints.write_whole(Path(newest) / "checkpoint.json", json.dumps(about))
+    write_whole(Path(newest) / "checkpoint.json", json.dumps(about))
     assert counts(alone(damaged, tmp_path / "run"))[-1] > 0

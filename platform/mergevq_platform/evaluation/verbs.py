@@ -18,7 +18,7 @@ from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq.serialization import read_config
 from mergevq_platform import generation
 from mergevq_platform.curves import Curve, tuned_curve
-from mergevq_platform.data import BadPicture, evaluation_view
+from mergevq_platform.data import ImageDecodeError, evaluation_view
 from mergevq_platform.data.image_folder import read_image
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.directory import stated_background
@@ -245,7 +245,7 @@ def _views(files: Sequence[Path], size: int, background: Background) -> list[np.
     for path in files:
         try:
             image, look = read_image(path, background)
-        except BadPicture as error:
+        except ImageDecodeError as error:
             bad.append(f"{path} {error}")
             continue
         views.append(evaluation_view(image, size))

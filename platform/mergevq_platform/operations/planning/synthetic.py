@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mergevq_platform import loop
 from mergevq_platform.data import (
+    BatchPartition,
     Dataset,
-    Deal,
     TrainStream,
     make_views,
     open_dataset,
@@ -82,7 +82,10 @@ def micro_batches(
     if learns_codes(recipe):
         return [_random_codes(recipe.generator, micro_batch, keep or 0, seed) for seed in range(2)]
     stream = TrainStream(
-        dataset, recipe.data.views, deal=Deal(micro_batch, passes=1, workers=1), seed=recipe.seed
+        dataset,
+        recipe.data.views,
+        partition=BatchPartition(micro_batch, passes=1, workers=1),
+        seed=recipe.seed,
     )
     with stream:
         source = iter(stream)
