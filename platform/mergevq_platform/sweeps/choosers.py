@@ -115,7 +115,10 @@ def _every_value(name: str, domain: Domain) -> Sequence[Value]:
 
 
 def _ends(name: str, domain: Domain) -> Sequence[Value]:
-    return labels(domain) if isinstance(domain, Choice) else (domain.low, domain.high)
+    if not isinstance(domain, Choice):
+        return domain.low, domain.high
+    first, *rest = labels(domain)
+    return first, *reversed(rest)  # the order in which a sweep's tables name the parameters of its options
 
 
 def _drawn(domain: Domain, generator: np.random.Generator) -> Value:
