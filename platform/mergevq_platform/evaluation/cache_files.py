@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mergevq.metrics.accumulate import Accumulator
 from mergevq_platform.evaluation.results import Mergeable
+from mergevq_platform.storage.files import whole_file
 
 AnyKind = TypeVar("AnyKind", Accumulator, Mergeable)
 
@@ -23,9 +23,8 @@ def save(path: Path, result: Any) -> None:
     """Write a result; the file appears whole or not at all."""
     tensors: dict[str, Tensor] = {}
     description = json.dumps(_described(result, tensors))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors or {"none": torch.zeros(0)}, temporary, metadata={"result": description})
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file(tensors or {"none": torch.zeros(0)}, temporary, metadata={"result": description})
 
 
 def load(path: Path) -> Any:

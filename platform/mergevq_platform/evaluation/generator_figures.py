@@ -50,7 +50,7 @@ def samples_figure(report: GeneratorReport, findings: GeneratorFindings, classes
             blank = np.full_like(findings.shown[key].images[0], 255)  # so that every column stays one class
             rows[label] = [blank if image is None else image for image in of_class]
     foot = f"{report.run}: {report.kept()}; the first image of each class, not chosen; guidance 1 is no guidance."
-    return figures.picture_rows(rows, heads=[classes[c] for c in shown], foot=foot)
+    return figures.image_rows(rows, heads=[classes[c] for c in shown], foot=foot)
 
 
 def neighbours_figure(
@@ -80,7 +80,7 @@ def neighbours_figure(
         f"Generated at guidance {best:g}, with the nearest training images (or their mirror images); below them the root mean "
         "square distance in grey levels. A copied image would stand beside its original."
     )
-    return figures.picture_rows(rows, heads=heads, below=below, foot=foot)
+    return figures.image_rows(rows, heads=heads, below=below, foot=foot)
 
 
 def _first_of(shown: ShownImages, label: int) -> np.ndarray | None:

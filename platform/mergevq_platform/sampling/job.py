@@ -22,10 +22,10 @@ from mergevq.metrics import to_uint8
 from mergevq_platform import figures
 from mergevq_platform.data.image_folder import SHEET
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import whole_file, write_text
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.progress import counted
 from mergevq_platform.sampling.pipeline import SamplingPipeline, SamplingSpec
+from mergevq_platform.storage.files import whole_file, write_whole
 
 MANIFEST = "generation.json"
 SHEET_CLASSES, SHEET_EACH = 12, 8
@@ -116,7 +116,7 @@ def sample_images(job: SamplingJob, *, workers: int = 0, progress: bool = True) 
                 f"{directory} already holds images that were made otherwise ({', '.join(differ)} differ): name another --out"
             )
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(existing, json.dumps(wanted, indent=1) + "\n")
+    write_whole(existing, json.dumps(wanted, indent=1) + "\n")
     batches = range(-(-job.num // job.batch))
     missing = [number for number in batches if not job.is_done(number)]
     done = sum(len(job.samples(b)) for b in batches) - sum(len(job.samples(b)) for b in missing)
@@ -138,7 +138,7 @@ def sample_images(job: SamplingJob, *, workers: int = 0, progress: bool = True) 
             "pictures_per_second": round((job.num - done) / seconds, 3),
             "tokens_per_second": round(tokens / seconds, 1),
         }
-    write_text(existing, json.dumps(manifest, indent=1) + "\n")
+    write_whole(existing, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
@@ -160,7 +160,7 @@ def sheet(job: SamplingJob) -> Any:
         samples = range(place, job.num, len(job.classes))[:SHEET_EACH]
         if samples:
             rows[job.names[label]] = [np.asarray(Image.open(job.image(s, label))) for s in samples]
-    return figures.picture_rows(rows)
+    return figures.image_rows(rows)
 
 
 def safe(name: str) -> str:

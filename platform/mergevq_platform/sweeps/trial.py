@@ -219,7 +219,7 @@ def _in_group(
 def _rung(
     sweep: Sweep, place: SweepSettings, recipe: Recipe, directory: Path, step: int, recorder: Any
 ) -> dict[str, float]:
-    """The objectives on few pictures; recorded as `rung/<objective>`."""
+    """The objectives on few images; recorded as `rung/<objective>`."""
     rung, task = sweep.rung, recipe.task
     few = replace(
         recipe,
@@ -317,9 +317,9 @@ def _fewer(one: int | None, other: int) -> int:
 
 
 def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
-    """The untrained tokenizer of the base recipe, every token kept, on the rung's pictures: a fixed point of the sweep.
+    """The untrained tokenizer of the base recipe, every token kept, on the rung's images: a fixed point of the sweep.
 
-    Raises `InputError` where the pictures have no labels.
+    Raises `InputError` where the images have no labels.
     """
     recipe = located(resolve(sweep.base()), sweep.folder)
     settings = replace(
