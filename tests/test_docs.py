@@ -218,6 +218,15 @@ def test_the_reference_of_recipe_keys_is_current() -> None:
     assert pages.PAGE.read_text() == pages.page(), "run python docs/recipe_keys.py"
 
 
+def test_every_key_of_the_reference_has_a_meaning_and_none_is_spare() -> None:
+    pages = script("docs/recipe_keys.py")
+    rows = [row for table in pages.tables() for row in table.rows]
+    assert len(rows) > 200
+    assert not [row for row in rows if not row[-1]], "a comment beside the field, or a word in EVERYWHERE"
+    spare = {key: said for key, said in pages.EVERYWHERE.items() if said not in {row[-1] for row in rows}}
+    assert not spare
+
+
 def test_the_reference_holds_every_key_of_every_packaged_recipe() -> None:
     pages = script("docs/recipe_keys.py")
     keys = {(path, row[0]) for table in pages.tables() for path in table.paths for row in table.rows}
