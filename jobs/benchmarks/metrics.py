@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved, peak_bytes
 from mergevq.metrics import CodeUsage, FeatureStatistics, Moments, frechet_distance
-from mergevq.metrics.probe import C_GRID, fit_logistic, standardised, uncorrelated
+from mergevq.metrics.logistic import fit_logistic
+from mergevq.metrics.probe import C_GRID, standardised, uncorrelated
 
 DIM = 2048  # the standard Inception's features
 

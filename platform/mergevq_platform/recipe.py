@@ -26,8 +26,9 @@ from mergevq.generation import (
     SamplingConfig,
     generator_preset,
 )
-from mergevq.keep import KeepDistributionConfig, merge_schedule
+from mergevq.keep import KeepDistributionConfig
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
+from mergevq.merge_schedule import merge_schedule
 from mergevq.metrics import FeaturesConfig, RandomFeaturesConfig
 from mergevq.metrics.lpips import LpipsFilesConfig
 from mergevq.presets import preset

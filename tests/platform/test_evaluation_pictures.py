@@ -16,7 +16,7 @@ from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, precision_recall
-from mergevq.metrics.extractors import RandomFeaturesConfig
+from mergevq.metrics.features import RandomFeaturesConfig
 from mergevq_platform import cli, evaluation
 from mergevq_platform.data import EvalBatches, open_dataset, open_images, to_unit_range
 

@@ -24,7 +24,8 @@ import torch
 from mergevq import keep as kept
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.keep import KeepDistributionConfig, reachable
+from mergevq.keep import KeepDistributionConfig
+from mergevq.merge_schedule import reachable
 from mergevq.serialization import read_config
 from mergevq_platform.codes.codeset import CodeManifest, Codes, CodeShard, read_manifest, write_shard
 from mergevq_platform.data import (
