@@ -218,7 +218,7 @@ def _in_group(
 def _rung(
     sweep: Sweep, place: SweepSettings, recipe: Recipe, directory: Path, step: int, recorder: Any
 ) -> dict[str, float]:
-    """The objectives on few pictures; recorded as `rung/<objective>`."""
+    """The objectives on few images; recorded as `rung/<objective>`."""
     rung, task = sweep.rung, recipe.task
     few = replace(
         recipe,
@@ -259,24 +259,24 @@ def curve_of(recipe: Recipe, checkpoint: str | None, step: int, device: str, *, 
 def report_of(
     recipe: Recipe, checkpoint: str, device: str, *, run: str
 ) -> tuple[GeneratorReport, dict[str, generation.Measured], generation.Sampler]:
-    """(report, pictures, sampler) of a generator's checkpoint, measured in this process as `recipe` says."""
+    """(report, images, sampler) of a generator's checkpoint, measured in this process as `recipe` says."""
     sampler = generation.open_sampler(checkpoint, device="cuda" if device == "cuda" else "cpu")
     sampler = replace(sampler, recipe=to_tree(recipe))
-    report, pictures = generation.judge(
+    report, images = generation.judge(
         sampler,
         answers(generation.Judge, sampler),
         run=run,
         scales=recipe.generator.generation.scales,
     )
-    return report, pictures, sampler
+    return report, images, sampler
 
 
 def _final(
     recipe: Recipe, place: SweepSettings, run: Run, checkpoint: str, step: int, recorder: Any
 ) -> Evaluation:
     if isinstance(recipe.task, GeneratorTask):
-        report, pictures, sampler = report_of(recipe, checkpoint, place.device, run=run.name)
-        files = generation.write(report, pictures, sampler, run.directory / "generation")
+        report, images, sampler = report_of(recipe, checkpoint, place.device, run=run.name)
+        files = generation.write(report, images, sampler, run.directory / "generation")
         generation.record(report, files, recorder, recipe)
         return report
     curve = curve_of(recipe, checkpoint, step, place.device, run=run.name)
@@ -343,9 +343,9 @@ def _fewer(one: int | None, other: int) -> int:
 
 
 def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
-    """The untrained tokenizer of the base recipe, every token kept, on the rung's pictures: a fixed point of the sweep.
+    """The untrained tokenizer of the base recipe, every token kept, on the rung's images: a fixed point of the sweep.
 
-    Raises `InputError` where the pictures have no labels.
+    Raises `InputError` where the images have no labels.
     """
     recipe = located(resolve(sweep.base()), sweep.folder)
     settings = replace(
