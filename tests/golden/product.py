@@ -30,7 +30,7 @@ from mergevq.generation import (
     generator_preset,
 )
 from mergevq.generation import sample as sample_codes
-from mergevq.keep import merge_schedule
+from mergevq.merge_schedule import merge_schedule
 from mergevq.rng import step_seed
 from mergevq.serialization import load_generator
 from mergevq_platform import evaluation, generation, loop
