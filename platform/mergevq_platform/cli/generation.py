@@ -127,12 +127,8 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import codes
-<<<<<<< HEAD
-    from mergevq_platform.evaluation.spec import reading_of
-=======
     from mergevq_platform.data import Reading
-    from mergevq_platform.evaluation.subject import reading_of
->>>>>>> main
+    from mergevq_platform.evaluation.spec import reading_of
     from mergevq_platform.frozen_tokenizer import find_tokenizer
 
     named = found(options.tokenizer)
