@@ -9,7 +9,8 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.data import decode, open_dataset, write_digits, write_shapes
-from mergevq_platform.data.shapes import CLASSES, SHAPES, _measures, render
+from mergevq_platform.data.shape_distances import CLASSES, SHAPES
+from mergevq_platform.data.shapes import _measures, render
 
 
 @pytest.fixture(scope="module")
