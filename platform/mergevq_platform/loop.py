@@ -23,7 +23,7 @@ from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.generation import build_generator
 from mergevq.initialisation import select_weights
-from mergevq.layers import compute_again
+from mergevq.layers import set_recompute
 from mergevq.teachers.stand_in import StandInClassifier
 from mergevq.tokenizer import MergeVQ
 from mergevq.training.classifier import ClassifierTraining
@@ -225,7 +225,7 @@ def preflight(recipe: Recipe, *, evaluated: bool = True) -> Samples:
 def build(recipe: Recipe, samples: Samples) -> Training:
     """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
     training = _built(recipe, samples)
-    compute_again(training, recipe.recompute)  # whatever task: what takes no gradient keeps nothing anyway
+    set_recompute(training, recipe.recompute)  # whatever task: what takes no gradient keeps nothing anyway
     return training
 
 
