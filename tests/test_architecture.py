@@ -24,13 +24,9 @@ NOT_YET_UNIQUE = {"Job", "Worker"}
 
 # How often `Any` may stand for something else than a table of YAML or JSON (`dict[str, Any]`), at most, and why.
 ANY_OF_SWEEPS = {
-    "importance.py": (3, "scikit-learn's forests, which have no types"),
-    "loading.py": (1, "dataclasses.replace of a union takes no keywords"),
-    "objectives.py": (1, "a curve of a tokenizer or of a generator"),
-    "plain_values.py": (4, "whatever a sweep file holds, before it is checked"),
-    "space.py": (9, "whatever a key of a recipe holds"),
-    "terminal.py": (13, "the callbacks of Ray Tune"),
-    "trial.py": (5, "what Ray Tune hands to a trial"),
+    "importance.py": (3, "scikit-learn's trees, which have no types, and values of recipe keys"),
+    "plain_values.py": (1, "whatever a sweep file holds, as plain numbers and text"),
+    "trial.py": (5, "the recorder of a run: a local one, or an actor of Ray, which has no types"),
 }
 ANY_OF_EVALUATION = 47  # answers of several kinds pass through worker, cache and merging; being typed
 
@@ -162,7 +158,7 @@ def untyped(path: Path) -> list[int]:
 def test_any_stands_only_where_a_library_or_a_recipe_forces_it() -> None:
     room = ROOT / "platform" / "mergevq_platform"
     found = {path.name: untyped(path) for path in sorted((room / "sweeps").rglob("*.py"))}
-    assert sum(map(len, found.values())) > 10, "nothing is counted: this test cannot fail"
+    assert found["importance.py"], "nothing is counted: this test cannot fail"
     for file, lines in found.items():
         most, why = ANY_OF_SWEEPS.get(file, (0, ""))
         assert len(lines) <= most, f"{file}: Any in lines {lines}; {most} are allowed ({why}): name the types"
