@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergevq_platform.generator_report import NAMES, GeneratorReport
+from mergevq_platform.evaluation.generator_report import NAMES, GeneratorReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.compared import (
     Entry,
     averaged,

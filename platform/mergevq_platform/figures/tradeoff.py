@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergevq_platform.curves import Curve
 from mergevq_platform.data.images.decoding import FIGURE
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.series import (
     GREY,
     LEFT,

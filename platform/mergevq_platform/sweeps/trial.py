@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 import time
 from collections import Counter
@@ -23,16 +24,17 @@ from ray import tune
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq_platform import evaluation, generation, loop
-from mergevq_platform.curves import Curve
+from mergevq_platform import loop
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.distributed.ordered_map import answers
+from mergevq_platform.evaluation.api import evaluator_of, leave
+from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.feeding import pinned
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
 from mergevq_platform.figures.kept_counts import drawn_figure
-from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.recipe import GeneratorTask, Recipe, located, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
@@ -115,6 +117,9 @@ class TrialHost(LocalHost):
 
 def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> None:
     """Ray Tune's function of a trial."""
+    # Tune hands this process on to another trial: by default it gives this one 2 seconds to end, but a trial that is
+    # stopped early delivers its records first, and the other trial would be lost.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     params, seed, name = chosen(config, sweep, place)
     run = place.run(name)
     record = run.directory / RECORD
@@ -230,7 +235,6 @@ def _rung(
             untrained_baseline=False,
         ),
     )
-    curve: Evaluation
     if isinstance(task, GeneratorTask):
         settings = replace(
             task.generation,
@@ -239,50 +243,24 @@ def _rung(
             baselines=False,
         )
         few = replace(few, task=replace(task, generation=settings))
-        curve, _, _ = report_of(few, str(directory), place.device, run=recipe.name)
-    else:
-        curve = curve_of(few, str(directory), step, place.device, run=recipe.name)
+    evaluator = evaluator_of(few, str(directory), step=step, device=_device(place.device))
+    curve: Evaluation = evaluator.report(recipe.name)
     values = measured(sweep, curve, place.reference)
     recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
     return values
 
 
-def curve_of(recipe: Recipe, checkpoint: str | None, step: int, device: str, *, run: str) -> Curve:
-    """The curve of a checkpoint, measured in this process."""
-    subject = evaluation.Subject(
-        checkpoint, to_tree(recipe), recipe.data.path, "cuda" if device == "cuda" else "cpu"
-    )
-    keeps = evaluation.chosen_keeps(recipe, None)
-    return evaluation.measure(subject, keeps, evaluation.local_answers(subject), step=step, run=run)
-
-
-def report_of(
-    recipe: Recipe, checkpoint: str, device: str, *, run: str
-) -> tuple[GeneratorReport, dict[str, generation.Measured], generation.Sampler]:
-    """(report, images, sampler) of a generator's checkpoint, measured in this process as `recipe` says."""
-    sampler = generation.open_sampler(checkpoint, device="cuda" if device == "cuda" else "cpu")
-    sampler = replace(sampler, recipe=to_tree(recipe))
-    report, images = generation.judge(
-        sampler,
-        answers(generation.Judge, sampler),
-        run=run,
-        scales=recipe.generator.generation.scales,
-    )
-    return report, images, sampler
-
-
 def _final(
     recipe: Recipe, place: SweepSettings, run: Run, checkpoint: str, step: int, recorder: Any
 ) -> Evaluation:
-    if isinstance(recipe.task, GeneratorTask):
-        report, images, sampler = report_of(recipe, checkpoint, place.device, run=run.name)
-        files = generation.write(report, images, sampler, run.directory / "generation")
-        generation.record(report, files, recorder, recipe)
-        return report
-    curve = curve_of(recipe, checkpoint, step, place.device, run=run.name)
-    subject = evaluation.Subject(checkpoint, to_tree(recipe), recipe.data.path, "cpu")
-    evaluation.record(curve, evaluation.write(curve, subject, run.directory / "curve"), recorder)
-    return curve
+    evaluator = evaluator_of(recipe, checkpoint, step=step, device=_device(place.device))
+    report: Evaluation = evaluator.report(run.name)
+    leave(report, evaluator, run.directory / report.folder, recorder, recipe.description, shown=False)
+    return report
+
+
+def _device(name: str) -> Device:
+    return "cuda" if name == "cuda" else "cpu"
 
 
 def _drawn(recipe: Recipe, steps: int) -> Counter[int]:
@@ -355,7 +333,8 @@ def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
         probe_images=sweep.rung.probe_images,
         untrained_baseline=False,
     )
-    curve = curve_of(replace(recipe, evaluation=settings), None, 0, device, run="untrained")
+    recipe = replace(recipe, evaluation=settings)
+    curve: Curve = evaluator_of(recipe, None, step=0, device=_device(device)).report("untrained")
     row = curve.rows[0]
     if "probe_top1_cls" not in row:
         raise InputError(f"{recipe.data.path} has no labels: an objective of this sweep needs a probe")
