@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from mergevq.config import to_tree, with_overrides
 from mergevq_platform import loop
 from mergevq_platform.distributed import cluster, failures, heartbeat
+from mergevq_platform.distributed.process_group import NodeInterfaceTorchConfig
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.worker import FailureReporter, worker_loop
@@ -149,7 +150,7 @@ def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"
             "device": device,
             "location": run.location,
         },
-        torch_config=cluster.NodeInterfaceTorchConfig(),
+        torch_config=NodeInterfaceTorchConfig(),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=run.name,
