@@ -28,7 +28,7 @@ from mergevq.config import to_tree
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.training.protocol import Training
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, ResolvedRecipe, parse_resolved
 from mergevq_platform.storage.files import write_whole
 
 FORMAT = 1
@@ -49,7 +49,7 @@ class TrainingState:
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler | None = None
     step: int = 0  # optimizer steps done
-    bad_pictures: list[int] = field(default_factory=list)  # rows that could not be decoded, of all ranks
+    bad_images: list[int] = field(default_factory=list)  # rows that could not be decoded, of all ranks
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`."""
@@ -59,7 +59,7 @@ class TrainingState:
             "ema": self.ema.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "bad_pictures": self.bad_pictures,
+            "bad_images": self.bad_images,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -70,7 +70,8 @@ class TrainingState:
         assert state["optimizers"].keys() == self.optimizers.keys()
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.bad_pictures = state.get("bad_pictures", [])  # earlier checkpoints hold none
+        # Earlier checkpoints call them otherwise, or hold none.
+        self.bad_images = state.get("bad_images", state.get("bad_pictures", []))
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -85,7 +86,7 @@ def step_of(place: str) -> int:
     return int(place.partition("?")[0].rstrip("/").rpartition(PREFIX)[2])
 
 
-def write(directory: Path, state: TrainingState, recipe: Recipe, *, fingerprint: str) -> None:
+def write(directory: Path, state: TrainingState, recipe: ResolvedRecipe, *, fingerprint: str) -> None:
     """Write a complete checkpoint into `directory` (made if need be)."""
     directory.mkdir(parents=True, exist_ok=True)
     state.training.export(state.ema.averaged, directory)
@@ -138,12 +139,12 @@ def verify(directory: Path, files: Collection[str] | None = None) -> None:
             )
 
 
-def recipe_of(directory: Path) -> Recipe:
+def recipe_of(directory: Path) -> ResolvedRecipe:
     """The resolved recipe that a checkpoint was trained with."""
     path = directory / "recipe.yaml"
     if not path.is_file():
         raise InputError(f"{directory} has no recipe.yaml: give a checkpoint written by mergevq train")
-    return resolve(yaml.safe_load(path.read_text()))
+    return parse_resolved(yaml.safe_load(path.read_text()))
 
 
 def recipe_yaml(recipe: Recipe) -> str:

@@ -1,0 +1,157 @@
+"""From a tree to a recipe: presets, checks, absolute paths, and the hashes of all that a run builds on.
+
+Recipe files, command-line overrides and a sweep's trials all pass through `complete`; what is to be run passes through `resolve`,
+once, in the driver. The tree of the resolved recipe is stored in every checkpoint and in MLflow; `parse_resolved` reads it again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
+from mergevq.errors import InputError
+from mergevq.paths import PathKind
+from mergevq.tokenizer import TokenizerConfig
+from mergevq.weights_file import file_sha256
+from mergevq_platform import tasks
+from mergevq_platform.recipe.files import read
+from mergevq_platform.recipe.paths import hash_field, named_paths
+from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
+from mergevq_platform.recipe.task_config import TaskConfig
+from mergevq_platform.storage.credentials import keys_with_credentials
+from mergevq_platform.storage.settings import places
+
+RENAMED = {"data": {"bad_picture_limit": "bad_image_limit"}}  # section -> key of earlier recipes -> key
+
+
+def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The complete recipe of a file, or of a packaged recipe by name, with `a.b=c` overrides laid over it."""
+    return complete(with_overrides(read(name_or_path), overrides))
+
+
+def complete(tree: Mapping[str, Any]) -> Recipe:
+    """A recipe from its tree: presets are written out under what the tree says, defaults are filled in, all is checked.
+
+    Nothing is opened or looked for. Raises `InputError` for what cannot be.
+    """
+    return _complete(Recipe, tree)
+
+
+def parse_resolved(tree: Mapping[str, Any]) -> ResolvedRecipe:
+    """The recipe that a driver resolved, from its tree. Nothing is opened or looked for."""
+    return _complete(ResolvedRecipe, tree)
+
+
+def resolve(recipe: Recipe | Mapping[str, Any], folder: str | Path | None = None) -> ResolvedRecipe:
+    """The recipe with absolute paths, and with the hashes of the models and weights that it builds on.
+
+    What has a hash already is taken by it. Paths start from `folder` (none: where we are). Raises `InputError` for a model that
+    is not there, or is not the one that the recipe's hash says.
+    """
+    located = locate(recipe if isinstance(recipe, Recipe) else complete(recipe), folder)
+    tree = merged(to_tree(located), {"task": to_tree(located.task.pin())})
+    return parse_resolved(_with_hashes(located, tree))
+
+
+def locate(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
+    """The same with absolute paths for the files and folders that it names relative to `folder` (none: where we are).
+
+    Workers and trials run in directories of their own. Files of weights are looked for in the folder `MERGEVQ_WEIGHTS` too.
+    Names of what is not there stay: a URI, or a mistake, which is reported under the name that was given.
+    """
+    start = Path.cwd() if folder is None else Path(folder)
+    weights = places().weights
+    tree = to_tree(recipe)
+    for key, kind, path, _ in named_paths(recipe):
+        if "://" in path:
+            continue
+        written = os.path.expanduser(path)
+        # An absolute path stays what it is when it is joined to another.
+        known = [start / written]
+        if weights and kind is PathKind.WEIGHTS:  # the path of another machine is a name here
+            known += [weights / written, weights / Path(written).name]
+        _set(tree, key, next((str(place) for place in known if place.exists()), written))
+    return _parse(Recipe, tree)
+
+
+def placeholder_task(model: TokenizerConfig) -> Tree:
+    """The task of a tokenizer of which nothing but the model is known: nothing of another's training is true of it."""
+    return {
+        "kind": "tokenizer",
+        "model": to_tree(model),
+        "keep": {"kind": "list", "merge_ratios": [0.0]},
+        "losses": {"alignment": {"kind": "none"}, "recovery": {"weight": 0.0}},
+    }
+
+
+def _complete[R: Recipe](cls: type[R], tree: Mapping[str, Any]) -> R:
+    tree = _renamed(tree)
+    task = dict(tree.get("task") or {})
+    task.setdefault("kind", "tokenizer")
+    if task["kind"] in tasks.KINDS:
+        task = _class(task["kind"]).complete(task)
+    recipe = _parse(cls, {**tree, "task": task})
+    for key, cleaned in keys_with_credentials(to_tree(recipe)):
+        raise InputError(
+            f"{key}: '{cleaned}' was given with credentials, and a recipe is stored with every run: leave them out and set them in "
+            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+        )
+    filled: Tree = {}
+    if recipe.micro_batch is None:
+        filled["micro_batch"] = recipe.largest_micro_batch
+    if views := recipe.task.complete_views(recipe.data.views):
+        filled["data"] = {"views": views}
+    return _parse(cls, merged(to_tree(recipe), filled)) if filled else recipe
+
+
+def _parse[R: Recipe](cls: type[R], tree: Mapping[str, Any]) -> R:
+    kind = tree["task"]["kind"]
+    if kind not in tasks.KINDS:
+        known = ", ".join(f"'{known}'" for known in tasks.KINDS)
+        raise InputError(f"'task.kind' is {kind!r}: it must be one of {known}")
+    section: Any = parse(_section(_class(kind)), {"task": tree["task"]})
+    return parse(cls, {**tree, "task": section.task})
+
+
+def _class(kind: str) -> type[TaskConfig]:
+    return tasks.find(kind)
+
+
+@cache
+def _section(cls: type[TaskConfig]) -> type:
+    """The section of a recipe that holds a task of this class, so that mistakes in it are named by whole keys."""
+    return config(type("TaskSection", (), {"__annotations__": {"task": cls}}))
+
+
+def _renamed(tree: Mapping[str, Any]) -> Tree:
+    renamed = dict(tree)
+    for section, keys in RENAMED.items():
+        given = renamed.get(section)
+        if isinstance(given, Mapping):
+            renamed[section] = {keys.get(key, key): value for key, value in given.items()}
+    return renamed
+
+
+def _with_hashes(recipe: Recipe, tree: Tree) -> Tree:
+    """`tree` with the hash of every file of weights that is there and has none."""
+    for named in named_paths(recipe):
+        key = hash_field(named) if named.kind is PathKind.WEIGHTS else None
+        if key and _value(tree, key) is None and Path(named.path).is_file():
+            _set(tree, key, file_sha256(named.path))
+    return tree
+
+
+def _value(tree: Tree, key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _set(tree: Tree, key: str, value: Any) -> None:
+    outer, _, last = key.rpartition(".")
+    (_value(tree, outer) if outer else tree)[last] = value
