@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mergevq.paths import WeightsPath
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.file_kinds import some
@@ -42,7 +43,7 @@ class TimmNetwork:
     """
 
     model: str
-    weights: str | None = None
+    weights: WeightsPath | None = None
     sha256: str | None = None
     hub: bool = False
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mergevq.paths import ExportPath
 from mergevq.config import config
 from mergevq.pretrained import TimmNetwork
 from mergevq.training.classifier import accuracy, classification_loss
@@ -108,7 +109,7 @@ class StandInAlignment:
     The teacher was trained on labels: what aligns with it measures distillation, not self-supervision.
     """
 
-    directory: str
+    directory: ExportPath
     kind: Literal["stand_in"] = "stand_in"
     weight: pydantic.NonNegativeFloat = 0.5
     loss: Matching = "cosine"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mergevq.paths import ExportPath, WeightsPath
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.pretrained import Frozen, Renormalise, TimmNetwork, timm_network
@@ -32,8 +33,8 @@ class LpipsPerceptual:
     linear heads in the layout of the `lpips` package (`lin0.model.1.weight`, ...).
     """
 
-    backbone: str
-    heads: str
+    backbone: WeightsPath
+    heads: WeightsPath
     kind: Literal["lpips"] = "lpips"
     backbone_sha256: str | None = None
     heads_sha256: str | None = None
@@ -58,7 +59,7 @@ class TimmPerceptual(TimmNetwork):
 class StandInPerceptual:
     """The same distance on every stage of a stand-in teacher, named by the directory of its export."""
 
-    directory: str
+    directory: ExportPath
     kind: Literal["stand_in"] = "stand_in"
     weight: pydantic.NonNegativeFloat = 1.0
 

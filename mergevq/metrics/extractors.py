@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mergevq.paths import WeightsPath
 from mergevq.config import config, parse
 from mergevq.errors import InputError
 from mergevq.file_kinds import is_torchscript
@@ -47,7 +48,7 @@ class TimmFeatures:
 
     kind: Literal["timm"] = "timm"
     name: str  # timm's name of the model
-    weights: str  # a safetensors or PyTorch file
+    weights: WeightsPath  # a safetensors or PyTorch file
     sha256: str | None = None  # what the file must hash to; none: whatever it hashes to is recorded
     image_size: Annotated[int, Field(ge=1)] = 224  # pictures are resized to this before the network
 
@@ -62,7 +63,7 @@ class InceptionFeatures:
     """
 
     kind: Literal["inception"] = "inception"
-    weights: str
+    weights: WeightsPath
     sha256: str | None = None  # what the file must hash to; none: whatever it hashes to is recorded
     resize: Resize = "torch_fidelity"
 

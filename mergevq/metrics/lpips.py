@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergevq.paths import WeightsPath
 from mergevq.config import config
 from mergevq.losses.perceptual import Lpips, LpipsPerceptual
 from mergevq.metrics.pixels import to_uint8
@@ -26,8 +27,8 @@ class LpipsFiles:
     weights of these layouts the metric has another name.
     """
 
-    backbone: str
-    heads: str
+    backbone: WeightsPath
+    heads: WeightsPath
     backbone_sha256: str | None = None  # what each file must hash to; none: whatever it hashes to is recorded
     heads_sha256: str | None = None
 

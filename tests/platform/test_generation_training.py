@@ -17,7 +17,7 @@ from mergevq_platform.codes import CodeSet
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.feeding import pinned
-from mergevq_platform.frozen_tokenizer import sha256_of_codes
+from mergevq_platform.storage.tokenizer_ref import sha256_of_codes
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run

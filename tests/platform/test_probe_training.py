@@ -19,7 +19,7 @@ from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.classifying import ProbeEvaluator, classify_by_probe
 from mergevq_platform.evaluation.subject import Subject
 from mergevq_platform.feeding import pinned
-from mergevq_platform.frozen_tokenizer import probed_features
+from mergevq_platform.storage.tokenizer_ref import probed_features
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run

@@ -122,7 +122,7 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import codes
     from mergevq_platform.evaluation.subject import reading_of
-    from mergevq_platform.frozen_tokenizer import find_tokenizer
+    from mergevq_platform.storage.tokenizer_ref import find_tokenizer
     from mergevq_platform.storage import checkpoints
 
     reading = None  # of an imported tokenizer: what the set itself says
@@ -217,9 +217,9 @@ def _generate(options: argparse.Namespace) -> None:
         guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, options=OPTIONS),
         tokenizer=tokenizer,
     )
-    from mergevq_platform.recipe import resolve
+    from mergevq_platform.recipe import parse_resolved
 
-    names = generation.class_names(resolve(sampler.recipe))
+    names = generation.class_names(parse_resolved(sampler.recipe))
     order = generation.Order(
         sampler=sampler,
         directory=str(options.out),

@@ -68,7 +68,7 @@ def _doctor(options: argparse.Namespace) -> int:
     names = [text for text in given if "=" not in text]
     if len(names) > 1 or (given and not names):
         raise InputError("give one recipe, then a.b=c")
-    chosen = recipe.located(recipe.load(names[0], [t for t in given if "=" in t])) if names else None
+    chosen = recipe.locate(recipe.load(names[0], [t for t in given if "=" in t])) if names else None
     place = places(storage=options.storage)
     findings = doctor.examine(chosen, places=place, address=options.address, say=print)
     return doctor.summary(findings, say=print)
@@ -82,7 +82,7 @@ def _plan(options: argparse.Namespace) -> None:
     from mergevq_platform.operations import planning
     from mergevq_platform.tables import table_console
 
-    chosen = recipe.located(recipe.load(options.recipe, options.overrides))
+    chosen = recipe.locate(recipe.load(options.recipe, options.overrides))
     if options.measured:
         try:
             measured = parse(planning.Measured, json.loads(options.measured.read_text()))

@@ -42,7 +42,7 @@ from mergevq_platform.data.parquet.shards import MANIFEST, refuse_foreign_files,
 from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.distributed.ordered_map import Answers, answers
 from mergevq_platform.distributed.progress import counted
-from mergevq_platform.frozen_tokenizer import FrozenTokenizer
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 from mergevq_platform.storage import checkpoints
 
 GROUP_ROWS = 256
@@ -73,7 +73,7 @@ class Job:
 class Subject:
     """What is tokenized into what, in a form that travels to workers."""
 
-    tokenizer: FrozenTokenizer
+    tokenizer: TokenizerRef
     data: str
     fingerprints: dict[str, str]
     directory: str
@@ -179,7 +179,7 @@ def view_of(picture: Any, size: int, seed: int, sample: int, crop: int) -> np.nd
 
 
 def tokenize(
-    tokenizer: FrozenTokenizer,
+    tokenizer: TokenizerRef,
     directory: str | Path,
     *,
     data: str,
@@ -277,7 +277,7 @@ def planned(split: str, rows: int, crops: int, stored: Callable[[int], tuple[int
 
 
 def _manifest(
-    tokenizer: FrozenTokenizer,
+    tokenizer: TokenizerRef,
     names: Sequence[str],
     classes: tuple[str, ...],
     jobs: Sequence[Job],

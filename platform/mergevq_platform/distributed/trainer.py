@@ -25,10 +25,10 @@ from mergevq_platform.distributed import cluster, heartbeat
 from mergevq_platform.distributed.progress import Progress
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.worker import Restarts, worker_loop
-from mergevq_platform.feeding import pinned
-from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints, naming
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tracking.records import Status
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.undelivered import lacking
@@ -51,8 +51,9 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe | None,
+    recipe: ResolvedRecipe | None,
     *,
+    samples: Any = None,
     home: Path,
     storage: str | None = None,
     name: str | None = None,
@@ -69,13 +70,13 @@ def train(
     """Train on Ray and record it; blocks until the end or a stop.
 
     A new run needs `recipe`; `resume` names a run of the same storage and takes its stored recipe, with `overrides`
-    laid over it. `after(outcome, recorder)` runs before the run is closed (the curve is measured there);
+    laid over it. `samples` is the training split where it is open already. `after(outcome, recorder)` runs before the run is closed (the curve is measured there);
     `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. `kind`, `parent` and `tags`
     are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
     error if training fails for good.
     """
     run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
-    samples = loop.preflight(recipe, evaluated=after is not None)
+    samples = preflight(recipe, samples=samples, evaluated=after is not None)
     fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
     store = Store.at(home, tracking_uri)
     store.prepare()
@@ -122,7 +123,7 @@ def train(
     return replace(outcome, undelivered=undelivered)
 
 
-def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"]) -> TorchTrainer:
+def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu", "cuda"]) -> TorchTrainer:
     least, most = recipe.cluster.least_workers, recipe.cluster.workers
     scaling: dict[str, Any] = {
         "num_workers": most if least == most else (least, most),
@@ -153,22 +154,21 @@ def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"
 
 
 def _begin(
-    recipe: Recipe | None,
+    recipe: ResolvedRecipe | None,
     *,
     home: Path,
     storage: str | None,
     name: str | None,
     resume: str | None,
     overrides: tuple[str, ...],
-) -> tuple[Run, Recipe]:
+) -> tuple[Run, ResolvedRecipe]:
     if resume is not None:
         run = Run.find(resume, home=home, storage=storage)
         tree = yaml.safe_load(run.read("recipe.yaml"))
-        return run, located(resolve(with_overrides(tree, overrides)))
+        return run, resolve(with_overrides(tree, overrides))
     assert recipe is not None
     if name is not None:
         naming.check_name(name, "--name")
-    recipe = pinned(located(recipe))
     unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     run = Run.new(unique, home=home, storage=storage)
     return run, recipe
@@ -177,7 +177,7 @@ def _begin(
 def _fit(
     trainer: TorchTrainer,
     recorder: RemoteRecorder,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     run: Run,
     watch: Callable[[str, int, RemoteRecorder], None] | None,
     device: Literal["cpu", "cuda"],

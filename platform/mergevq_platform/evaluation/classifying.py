@@ -17,9 +17,9 @@ from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.distributed.ordered_map import Answers
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.subject import Subject, split_batches
-from mergevq_platform.frozen_tokenizer import probed_features
-from mergevq_platform.recipe import ProbeTask, Recipe, resolve
+from mergevq_platform.recipe import Recipe, parse_resolved
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.tasks.task import task_of
 
 
 @dataclass
@@ -58,7 +58,7 @@ class ClassifierEvaluator:
 
     def __init__(self, subject: Subject) -> None:
         assert subject.checkpoint is not None
-        recipe = resolve(subject.recipe)
+        recipe = parse_resolved(subject.recipe)
         self.device = torch.device(subject.device)
         with checkpoints.newest(subject.checkpoint, files=checkpoints.MODEL) as directory:
             self.model = load_fine_tuned(directory).to(self.device)
@@ -75,7 +75,7 @@ def classify(subject: Subject, answers: Answers) -> dict[str, float]:
 
     `unlabelled` and `undecodable` images are counted where there are some.
     """
-    recipe = resolve(subject.recipe)
+    recipe = parse_resolved(subject.recipe)
     batches = split_batches(recipe, subject.data, recipe.data.evaluation_split)
     return _of_head(merge(answers(range(batches.num_batches))), 0)
 
@@ -86,12 +86,11 @@ class ProbeEvaluator:
 
     def __init__(self, subject: Subject) -> None:
         assert subject.checkpoint is not None
-        recipe = resolve(subject.recipe)
-        assert isinstance(recipe.task, ProbeTask)
+        recipe = parse_resolved(subject.recipe)
         self.device = torch.device(subject.device)
         with checkpoints.newest(subject.checkpoint, files=checkpoints.MODEL) as directory:
             heads, _ = load_probe(directory)
-        self.features = probed_features(recipe.task, self.device)
+        self.features = task_of(recipe).features(self.device)
         self.heads = heads.to(self.device)
         self.splits = _probed_splits(recipe, subject)
 
@@ -119,10 +118,9 @@ def classify_by_probe(subject: Subject, answers: Answers) -> dict[str, float]:
     With one head nothing is chosen. `head` counts from 0; `train_top1` is its top-1 on the training pictures, up to
     `evaluation.probe_images` of them, seen as the evaluation split is. What else: see `classify`.
     """
-    recipe = resolve(subject.recipe)
-    assert isinstance(recipe.task, ProbeTask)
+    recipe = parse_resolved(subject.recipe)
     tested, trained = _probed_splits(recipe, subject)
-    heads, head, chosen_by = len(recipe.task.settings.rate_factors), 0, {}
+    heads, head, chosen_by = task_of(recipe).heads, 0, {}
     if heads > 1:
         numbers = range(tested.num_batches, tested.num_batches + trained.num_batches)
         learned: Any = merge(answers(numbers))

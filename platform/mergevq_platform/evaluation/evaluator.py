@@ -27,12 +27,11 @@ from mergevq.metrics.lpips import LpipsDistance
 from mergevq.metrics.pixels import WINDOW, MsSsim
 from mergevq.metrics.sgd_probe import PUBLISHED, sgd_probe
 from mergevq.tokenizer import MergeVQ
-from mergevq_platform import loop
 from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.distributed.ordered_map import Share
 from mergevq_platform.evaluation.answers import Reconstruction, merge
 from mergevq_platform.evaluation.subject import Subject, split_batches
-from mergevq_platform.recipe import resolve
+from mergevq_platform.recipe import parse_resolved
 from mergevq_platform.seen import Seen, see
 from mergevq_platform.storage import checkpoints
 
@@ -75,7 +74,7 @@ class Evaluator:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.recipe = resolve(subject.recipe)
+        self.recipe = parse_resolved(subject.recipe)
         self.device = torch.device(subject.device)
         self.extractor = extractor(self.recipe.evaluation.extractor).to(self.device)
         lpips = self.recipe.evaluation.lpips
@@ -98,7 +97,7 @@ class Evaluator:
         if seed not in self._untrained:
             torch.manual_seed(self.recipe.seed + seed)
             # Of a tuned recovery, too, it is the tokenizer before stage 1.
-            model = loop.initial_tokenizer(self.recipe.tokenizer)
+            model = self.recipe.tokenizer.initial_model()
             self._untrained = {seed: model.to(self.device).eval()}  # jobs of one seed follow each other
         return self._untrained[seed]
 

@@ -40,7 +40,7 @@ from mergevq_platform.evaluation.evaluator import (
     knn_metrics,
 )
 from mergevq_platform.evaluation.subject import Subject, identity, split_batches, untrained_identity
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import ResolvedRecipe, parse_resolved
 from mergevq_platform.seen import SPLITS, Seen
 
 BATCHES_PER_JOB = 4  # at least
@@ -137,9 +137,9 @@ class Measurement:
         return Curve(run=run, rows=rows, protocol=protocol)
 
     @cached_property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> ResolvedRecipe:
         """The recipe whose data and protocol are used."""
-        return resolve(self.subject.recipe)
+        return parse_resolved(self.subject.recipe)
 
     @cached_property
     def network(self) -> Extractor:

@@ -16,7 +16,6 @@ from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq.serialization import read_config
-from mergevq_platform import generation
 from mergevq_platform.curves import Curve, tuned_curve
 from mergevq_platform.data import BadPicture, evaluation_view
 from mergevq_platform.data.image_folder import read_image
@@ -26,12 +25,6 @@ from mergevq_platform.data.reading import Background
 from mergevq_platform.distributed import cluster, ordered_map
 from mergevq_platform.evaluation.answering import ray_answers
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.classifying import (
-    ClassifierEvaluator,
-    ProbeEvaluator,
-    classify,
-    classify_by_probe,
-)
 from mergevq_platform.evaluation.evaluator import Evaluator
 from mergevq_platform.evaluation.measuring import SUITES, Measurement, Suite
 from mergevq_platform.evaluation.pictures import (
@@ -43,19 +36,11 @@ from mergevq_platform.evaluation.pictures import (
 from mergevq_platform.evaluation.recording import note, picture_grids, record, show, write
 from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.weights import with_files
-from mergevq_platform.feeding import trained_keeps
-from mergevq_platform.recipe import (
-    EvaluationConfig,
-    FineTuneTask,
-    GeneratorTask,
-    ProbeTask,
-    Recipe,
-    RecoveryTask,
-    TokenizerTask,
-)
+from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import find, locate
 from mergevq_platform.storage.settings import places
+from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, check_target, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
@@ -122,27 +107,18 @@ def after_training(outcome: Any, recorder: Any) -> None:
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         recipe = checkpoints.recipe_of(directory)
-    match recipe.task:
-        case GeneratorTask():
-            generation.after_training(outcome, recorder, recipe)
-        case TokenizerTask():
-            _curve_after_training(outcome, recorder, recipe, location)
-        case RecoveryTask():
-            _recovery_after_training(outcome, recorder, recipe, location)
-        case FineTuneTask():
-            _top1_after_training(outcome, recorder, recipe, location, ClassifierEvaluator, classify)
-        case ProbeTask():
-            _top1_after_training(outcome, recorder, recipe, location, ProbeEvaluator, classify_by_probe)
+    task_of(recipe).after_training(recipe, location, outcome, recorder)
 
 
-def _top1_after_training(
+def top1_after_training(
     outcome: Any,
     recorder: Any,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     location: str,
     evaluator: type,
     judge: Callable[[Subject, ordered_map.Answers], dict[str, float]],
-) -> None:
+) -> dict[str, float]:
+    """Record and print the top-1 of what classifies; returns what `judge` found."""
     workers, device = _workers_at_hand(recipe)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
     found = judge(subject, ordered_map.answers(evaluator, subject, workers=workers, device=device))
@@ -157,26 +133,25 @@ def _top1_after_training(
         )
     if found.get("undecodable"):
         print(f"{found['undecodable']:,.0f} images cannot be decoded: left out")
-    if isinstance(recipe.task, ProbeTask) and "train_top1" in found:
-        factor = recipe.task.settings.rate_factors[int(found["head"])]
-        print(
-            f"head at {recipe.optimizer.learning_rate * factor:g}, chosen by its top-1 of {found['train_top1']:.2f}% on training pictures"
-        )
+    return found
 
 
-def _curve_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:
+def curve_after_training(outcome: Any, recorder: Any, recipe: ResolvedRecipe, location: str) -> None:
+    """Measure and record the curve of a tokenizer."""
     recipe = with_extractor(recipe)
     measurement = _measurement(outcome, recipe, location)
     curve = measurement.curve(chosen_keeps(recipe, None), step=outcome.step, run=outcome.run.name, say=note)
     _leave(curve, measurement, outcome, recorder)
 
 
-def _recovery_after_training(outcome: Any, recorder: Any, recipe: Recipe, location: str) -> None:
+def recovery_after_training(
+    outcome: Any, recorder: Any, recipe: ResolvedRecipe, location: str, *, before: str
+) -> None:
+    """Measure and record reconstruction of a tuned recovery's tokenizer, and of the one `before`."""
     recipe = with_extractor(recipe)
-    keeps = chosen_keeps(recipe, recipe.evaluation.keeps or trained_keeps(recipe))
-    assert isinstance(recipe.task, RecoveryTask)
+    keeps = chosen_keeps(recipe, recipe.evaluation.keeps or recipe.task.kept_counts())
     curves = []
-    for what, place in (("before", recipe.task.tokenizer), ("after", location)):
+    for what, place in (("before", before), ("after", location)):
         note(f"{what} fine-tuning:")
         measurement = _measurement(outcome, recipe, place)
         curves.append(
@@ -187,13 +162,13 @@ def _recovery_after_training(outcome: Any, recorder: Any, recipe: Recipe, locati
     _leave(tuned_curve(*curves), measurement, outcome, recorder)
 
 
-def _measurement(outcome: Any, recipe: Recipe, location: str) -> Measurement:
+def _measurement(outcome: Any, recipe: ResolvedRecipe, location: str) -> Measurement:
     workers, device = _workers_at_hand(recipe)
     subject = Subject(location, to_tree(recipe), recipe.data.path, device)
     return Measurement(subject, ray_answers(subject, workers), Cache.at(outcome.run.home))
 
 
-def _workers_at_hand(recipe: Recipe) -> tuple[int, Literal["cpu", "cuda"]]:
+def _workers_at_hand(recipe: ResolvedRecipe) -> tuple[int, Literal["cpu", "cuda"]]:
     workers, device, said = cluster.evaluators(recipe.cluster)
     if said:
         note(said)
@@ -343,7 +318,7 @@ def register(
         )
 
 
-def with_extractor(recipe: Recipe, extractor: FeaturesConfig | None = None) -> Recipe:
+def with_extractor(recipe: ResolvedRecipe, extractor: FeaturesConfig | None = None) -> ResolvedRecipe:
     """The recipe with another extractor, or its own; its weight files are found."""
     settings = recipe.evaluation if extractor is None else replace(recipe.evaluation, extractor=extractor)
     return replace(recipe, evaluation=with_files(settings, places().weights))

@@ -21,7 +21,7 @@ from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.generation.judging import Judge, Measured, judge, nearest
 from mergevq_platform.generation.maker import Sampler, class_names, open_sampler
 from mergevq_platform.generator_report import NAMES, GeneratorReport
-from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.recipe import Recipe, locate, parse_resolved
 from mergevq_platform.storage.lookup import find
 from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
@@ -74,8 +74,8 @@ def evaluate(
         changed["data"] = {"path": data}
     if extractor is not None:
         changed["evaluation"] = {"extractor": to_tree(extractor)}
-    sampler = replace(sampler, recipe=to_tree(located(resolve(merged(sampler.recipe, changed)))))
-    recipe = resolve(sampler.recipe)
+    sampler = replace(sampler, recipe=to_tree(locate(parse_resolved(merged(sampler.recipe, changed)))))
+    recipe = parse_resolved(sampler.recipe)
     report, pictures = judge(
         sampler,
         answers(Judge, sampler, workers=workers if workers > 1 else 0, device=device),
@@ -125,7 +125,7 @@ def write(
     verdict = "\n".join(f"- {sentence}" for sentence in report.verdict())
     files["table.md"].write_text(f"{report.markdown()}\n\n{verdict}\n")
     figures.save_png(figures.guidance_figure(report), files["guidance.png"])
-    recipe = resolve(sampler.recipe)
+    recipe = parse_resolved(sampler.recipe)
     classes = class_names(recipe)
     figures.save_png(samples_figure(report, pictures, classes), files["samples.png"])
     figures.save_png(neighbours_figure(report, pictures, classes, recipe), files["neighbours.png"])

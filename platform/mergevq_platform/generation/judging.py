@@ -38,7 +38,7 @@ from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.distributed.ordered_map import Answers
 from mergevq_platform.generation.maker import Maker, Sampler
 from mergevq_platform.generator_report import GeneratorReport
-from mergevq_platform.recipe import resolve
+from mergevq_platform.recipe import parse_resolved
 from mergevq_platform.seen import Seen, see, together
 
 BATCHES_PER_JOB = 2
@@ -79,7 +79,7 @@ class Judge:
 
     def __init__(self, sampler: Sampler) -> None:
         self.maker = Maker(sampler)
-        self.recipe = resolve(sampler.recipe)
+        self.recipe = parse_resolved(sampler.recipe)
         self.device = torch.device(sampler.device)
         self.extractor = extractor(self.recipe.evaluation.extractor).to(self.device)
 
@@ -246,7 +246,7 @@ def judge(
     The point without guidance is measured whether or not it is asked for. What the data do not allow is left out, and the
     protocol says why: without labels no class is recognised, an image that cannot be decoded is none of the real ones.
     """
-    recipe = resolve(sampler.recipe)
+    recipe = parse_resolved(sampler.recipe)
     settings, data = recipe.generator.generation, recipe.data
     maker = Maker(sampler)
     points = tuple(sorted({1.0, *scales}))

@@ -18,9 +18,9 @@ from mergevq.serialization import WEIGHTS
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
 from mergevq_platform.data import open_dataset
-from mergevq_platform.feeding import tokenizer_of, trained_keeps
-from mergevq_platform.frozen_tokenizer import FrozenTokenizer
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.codes.tokenizer import tokenizer_of
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
+from mergevq_platform.recipe import Recipe, parse_resolved
 from mergevq_platform.storage import checkpoints
 
 
@@ -32,7 +32,7 @@ class Sampler:
     sha256: str  # of the generator's weights file
     step: int
     recipe: dict[str, Any]
-    tokenizer: FrozenTokenizer
+    tokenizer: TokenizerRef
     device: Literal["cpu", "cuda"]
     keep: int | None  # None: a raster generator is not told
     steps: int | None
@@ -125,7 +125,7 @@ def chosen_keep(recipe: Recipe, keep: int | None) -> int | None:
         if keep is not None:
             raise InputError(f"--keep {keep}: a raster generator is not told a kept count: leave --keep out")
         return None
-    trained = trained_keeps(recipe)
+    trained = task.kept_counts()
     if keep is None:
         keep = task.generation.keep
     if keep is None:
@@ -144,7 +144,7 @@ class Maker:
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
-        self.recipe = resolve(sampler.recipe)
+        self.recipe = parse_resolved(sampler.recipe)
         self.device = torch.device(sampler.device)
         self.sampling = parse(SamplingConfig, sampler.sampling)
 

@@ -10,7 +10,15 @@ resolve.py      read, override, complete, check, make absolute, pin: once, in th
 
 from mergevq_platform.recipe.files import find, packaged_recipes, read
 from mergevq_platform.recipe.paths import named_paths, weights_files
-from mergevq_platform.recipe.resolve import complete, load, locate, parse_resolved, placeholder_task, resolve
+from mergevq_platform.recipe.resolve import (
+    Pins,
+    complete,
+    load,
+    locate,
+    parse_resolved,
+    placeholder_task,
+    resolve,
+)
 from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
 from mergevq_platform.recipe.sections import ClusterConfig, DataConfig, EvaluationConfig, OptimizerConfig
 from mergevq_platform.recipe.task_config import (
@@ -28,6 +36,7 @@ __all__ = [
     "GenerationConfig",
     "GeneratorTaskConfig",
     "OptimizerConfig",
+    "Pins",
     "Recipe",
     "ResolvedRecipe",
     "TaskConfig",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mergevq.config import Tree, config, merged, parse, to_tree, with_overrides
+from mergevq.config import Tree, config, flattened, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
 from mergevq.paths import PathKind
 from mergevq.tokenizer import TokenizerConfig
@@ -46,14 +47,42 @@ def parse_resolved(tree: Mapping[str, Any]) -> ResolvedRecipe:
     return _complete(ResolvedRecipe, tree)
 
 
-def resolve(recipe: Recipe | Mapping[str, Any], folder: str | Path | None = None) -> ResolvedRecipe:
+@dataclass(frozen=True)
+class Pins:
+    """What resolving a recipe found: travels to whoever resolves the like of it, and need not look again."""
+
+    paths: dict[str, str]  # of the recipe before
+    found: Tree  # key -> value, what was added to it
+
+    @classmethod
+    def between(cls, before: Recipe, after: ResolvedRecipe) -> Pins:
+        """Of a recipe with absolute paths and the same, resolved."""
+        given = flattened(to_tree(before))
+        found = {key: value for key, value in flattened(to_tree(after)).items() if given.get(key) != value}
+        return cls(_paths(before), found)
+
+    def laid_over(self, recipe: Recipe) -> Recipe:
+        """The recipe with these, if it builds on the same; else as it is."""
+        if _paths(recipe) != self.paths:
+            return recipe
+        tree = to_tree(recipe)
+        for key, value in self.found.items():
+            _set(tree, key, value)
+        return _parse(Recipe, tree)
+
+
+def resolve(
+    recipe: Recipe | Mapping[str, Any], folder: str | Path | None = None, *, pins: Pins | None = None
+) -> ResolvedRecipe:
     """The recipe with absolute paths, and with the hashes of the models and weights that it builds on.
 
-    What has a hash already is taken by it. Paths start from `folder` (none: where we are). Raises `InputError` for a model that
-    is not there, or is not the one that the recipe's hash says.
+    What has a hash already, or one of `pins`, is not looked for. Paths start from `folder` (none: where we are). Raises
+    `InputError` for a model that is not there, or is not the one that the recipe's hash says.
     """
     located = locate(recipe if isinstance(recipe, Recipe) else complete(recipe), folder)
-    tree = merged(to_tree(located), {"task": to_tree(located.task.pin())})
+    if pins is not None:
+        located = pins.laid_over(located)
+    tree = to_tree(located) | {"task": to_tree(located.task.pin())}
     return parse_resolved(_with_hashes(located, tree))
 
 
@@ -143,6 +172,10 @@ def _with_hashes(recipe: Recipe, tree: Tree) -> Tree:
         if key and _value(tree, key) is None and Path(named.path).is_file():
             _set(tree, key, file_sha256(named.path))
     return tree
+
+
+def _paths(recipe: Recipe) -> dict[str, str]:
+    return {key: path for key, _, path, _ in named_paths(recipe)}
 
 
 def _value(tree: Tree, key: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq.serialization import read_config
-from mergevq_platform.recipe import Recipe, read, resolve, untold_task
+from mergevq_platform.recipe import ResolvedRecipe, parse_resolved, placeholder_task, read
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run, run_around
 from mergevq_platform.tracking.curve import open_for_curve, open_for_evaluation
@@ -24,7 +24,7 @@ class Found:
 
     label: str
     checkpoint: str  # one checkpoint or tokenizer alone, a path or URI
-    recipe: Recipe
+    recipe: ResolvedRecipe
     step: int | None = None  # none: the weights are as someone saved them
     run: Run | None = None  # its run, where that lies here
     tracked: TrackedRun | None = None  # its run, where only the store knows it
@@ -123,12 +123,12 @@ def _tracked(name: str, store: Store) -> TrackedRun | None:
     return found if "mergevq.checkpoints" in found.tags else None
 
 
-def _around(directory: str, recipe: str) -> Recipe:
+def _around(directory: str, recipe: str) -> ResolvedRecipe:
     """The recipe named `recipe` with the model of a tokenizer's directory in place of its own."""
     tree, config = read(recipe), read_config(directory)
     data = tree.get("data") or {}
     views = {**(data.get("views") or {}), "image_size": config.image_size}
     evaluation = {**(tree.get("evaluation") or {}), "keeps": None}
-    return resolve(
-        {**tree, "task": untold_task(config), "data": {**data, "views": views}, "evaluation": evaluation}
+    return parse_resolved(
+        {**tree, "task": placeholder_task(config), "data": {**data, "views": views}, "evaluation": evaluation}
     )

@@ -26,6 +26,7 @@ from mergevq_platform.sweeps.objectives import (
     sample_frechet,
 )
 from mergevq_platform.sweeps.space import Params, Space
+from mergevq_platform.tasks.task import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ class Sweep:
     gpus_per_trial: float = 1.0  # of a trial with one worker on GPUs; a fraction shares one
     max_failures: int = 2  # restarts of a trial from its checkpoint
     folder: str | None = None  # what relative paths start from; none: where we are. Set when a sweep begins.
+    pins: recipes.Pins | None = None  # the models and weights that its recipes build on. Set when a sweep begins.
 
     def __post_init__(self) -> None:
         # A file may hold NumPy's numbers, which neither JSON nor a recipe takes.
@@ -121,13 +123,13 @@ class Sweep:
         return with_overrides(recipes.read(beside if beside.is_file() else self.recipe), self.overrides)
 
     def recipe_of(self, params: Params, *, seed: int | None = None, name: str | None = None) -> Recipe:
-        """The resolved recipe of a choice. Raises `InputError` if the schema refuses it."""
+        """The complete recipe of a choice. Raises `InputError` if the schema refuses it."""
         tree = spaces.laid_over(self.base(), spaces.chosen(self.space, spaces.Fixed(params)))
         if seed is not None:
             tree = {**tree, "seed": seed}
         if self.rung_steps is not None:
             tree = {**tree, "checkpoint_every": self.rung_steps}
-        return recipes.located(recipes.resolve({**tree, "name": name} if name else tree), self.folder)
+        return recipes.locate(recipes.complete({**tree, "name": name} if name else tree), self.folder)
 
     @property
     def rung_steps(self) -> int | None:
@@ -181,7 +183,7 @@ class Sweep:
                 recipe = self.recipe_of(params)
             except InputError as error:
                 raise InputError(f"sweep '{self.name}' with {described(params)}: {error}") from None
-            if recipe.task.kind not in ("tokenizer", "generator"):
+            if not task_of(recipe).curves:
                 raise InputError(
                     f"sweep '{self.name}': recipe '{recipe.name}' trains a {recipe.task.kind}, neither a tokenizer nor a generator"
                 )
@@ -270,7 +272,7 @@ def from_dimensions(recipe: str, dimensions: Sequence[str]) -> Sweep:
     space = dict(parse_domain(text) for text in dimensions)
     listed = all(isinstance(domain, spaces.Choice) for domain in space.values())
     stem = Path(recipe).stem
-    generates = recipes.resolve(recipes.read(recipe)).task.kind == "generator"
+    generates = recipes.complete(recipes.read(recipe)).task.as_generator is not None
     return Sweep(
         name=naming.fitted(f"{stem[:80]}-sweep"),
         question=f"{stem}: what do {', '.join(space)} change?",

@@ -25,15 +25,13 @@ from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
 from mergevq.errors import InputError
-from mergevq_platform import loop
 from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.failures import one_line
-from mergevq_platform.evaluable import require_classes
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.recipe import Pins, Recipe, resolve
 from mergevq_platform.storage import checkpoints, naming
 from mergevq_platform.storage.credentials import refuse_credentials
 from mergevq_platform.storage.files import write_whole
-from mergevq_platform.storage.runs import Run, described_task
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps import report
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import EarlyStopping, Population, Sweep, Tpe
@@ -49,6 +47,7 @@ from mergevq_platform.sweeps.trial import (
     run_trial,
     untrained_reference,
 )
+from mergevq_platform.tasks.preflight import preflight, require_classes
 from mergevq_platform.tracking.journal import Held, Journal
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, Status, read_identity
@@ -106,8 +105,10 @@ def sweep(
     if definition.folder is None:
         definition = replace(definition, folder=os.getcwd())
     definition.check()
-    base = _first_recipe(definition)
-    fingerprint = loop.preflight(base).fingerprint
+    first = _first_recipe(definition)
+    base = resolve(first, pins=definition.pins)
+    definition = replace(definition, pins=Pins.between(first, base))
+    fingerprint = preflight(base).fingerprint
     if needing := [objective.name for objective in definition.objectives if objective.needs_probe]:
         require_classes(base, f"the objective {needing[0]} needs a probe")
     store = Store.at(home, place.tracking_uri)
@@ -245,7 +246,7 @@ def _recorder(
             "mergevq.data_fingerprint": fingerprint,
             "mlflow.note.content": definition.question,
         }
-        | described_task(base)
+        | base.task.tags()
     )
     return recorder
 

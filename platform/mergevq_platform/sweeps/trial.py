@@ -23,22 +23,22 @@ from ray import tune
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq_platform import evaluation, generation, loop
+from mergevq_platform import loop
 from mergevq_platform.curves import Curve
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.distributed.ordered_map import answers
-from mergevq_platform.feeding import pinned
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import Judged, drawn_figure
 from mergevq_platform.generator_report import GeneratorReport
-from mergevq_platform.recipe import GeneratorTask, Recipe, located, resolve
+from mergevq_platform.recipe import ResolvedRecipe, locate, complete, parse_resolved, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps.definition import Sweep, described, named
 from mergevq_platform.sweeps.objectives import Reference
 from mergevq_platform.sweeps.space import Params
+from mergevq_platform.tasks.preflight import preflight
+from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
 
 RECORD = "finished.json"
@@ -138,7 +138,7 @@ def run_trial(config: dict[str, Any], *, sweep: Sweep, place: Place) -> None:
     if finished := Finished.load(record):
         tune.report({"step": finished.steps, **finished.objectives, "finished": True})
         return
-    recipe = pinned(sweep.recipe_of(params, seed=seed, name=name))
+    recipe = resolve(sweep.recipe_of(params, seed=seed, name=name), pins=sweep.pins)
     began = time.monotonic()
     if recipe.cluster.workers > 1:
         curve, steps, drawn = _in_group(sweep, place, run, recipe, params)
@@ -181,7 +181,7 @@ def measured(sweep: Sweep, curve: Judged, reference: Reference | None) -> dict[s
 
 
 def _in_place(
-    sweep: Sweep, place: Place, run: Run, recipe: Recipe, params: Params
+    sweep: Sweep, place: Place, run: Run, recipe: ResolvedRecipe, params: Params
 ) -> tuple[Judged, int, Counter[int]]:
     run.directory.mkdir(parents=True, exist_ok=True)
     with _recorder(run, recipe, place, params) as recorder, _handed() as handed:
@@ -190,7 +190,7 @@ def _in_place(
         host = TrialHost(run.directory, recorder=recorder, handed=handed, objectives=names)
         if sweep.rung_steps is not None:
             host.measured = lambda directory, step: _rung(sweep, place, recipe, directory, step, recorder)
-        steps = loop.train(recipe, loop.Worker(device=device), host)
+        steps = loop.train(recipe, Worker(device=device), host)
         checkpoint = run.directory / checkpoints.directory_name(steps)
         _kept(run, checkpoint)
         curve = _final(recipe, place, run, str(checkpoint), steps, recorder)
@@ -200,7 +200,7 @@ def _in_place(
 
 
 def _in_group(
-    sweep: Sweep, place: Place, run: Run, recipe: Recipe, params: Params
+    sweep: Sweep, place: Place, run: Run, recipe: ResolvedRecipe, params: Params
 ) -> tuple[Judged, int, Counter[int]]:
     begun = (run.directory / "recipe.yaml").is_file()
     found: dict[str, Any] = {}
@@ -233,76 +233,35 @@ def _in_group(
 
 
 def _rung(
-    sweep: Sweep, place: Place, recipe: Recipe, directory: Path, step: int, recorder: Any
+    sweep: Sweep, place: Place, recipe: ResolvedRecipe, directory: Path, step: int, recorder: Any
 ) -> dict[str, float]:
-    """The objectives on few pictures; recorded as `rung/<objective>`."""
-    rung, task = sweep.rung, recipe.task
-    few = replace(
-        recipe,
-        evaluation=replace(
-            recipe.evaluation,
-            keeps=rung.keeps or recipe.evaluation.keeps,
-            images=_fewer(recipe.evaluation.images, rung.images),
-            probe_images=_fewer(recipe.evaluation.probe_images, rung.probe_images),
-            untrained_baseline=False,
-        ),
-    )
-    curve: Judged
-    if isinstance(task, GeneratorTask):
-        settings = replace(
-            task.generation,
-            images=_fewer(task.generation.images, rung.images),
-            scales=rung.scales or task.generation.scales,
-            baselines=False,
-        )
-        few = replace(few, task=replace(task, generation=settings))
-        curve, _, _ = report_of(few, str(directory), place.device, run=recipe.name)
-    else:
-        curve = curve_of(few, str(directory), step, place.device, run=recipe.name)
+    """The objectives on few images; recorded as `rung/<objective>`."""
+    task = task_of(recipe)
+    few = task.on_fewer_images(recipe, sweep.rung)
+    curve = task_of(few).measure(few, str(directory), step=step, device=place.device, run=recipe.name)
     values = measured(sweep, curve, place.reference)
     recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
     return values
 
 
-def curve_of(recipe: Recipe, checkpoint: str | None, step: int, device: str, *, run: str) -> Curve:
-    """The curve of a checkpoint, measured in this process."""
-    subject = evaluation.Subject(
-        checkpoint, to_tree(recipe), recipe.data.path, "cuda" if device == "cuda" else "cpu"
+def _final(
+    recipe: ResolvedRecipe, place: Place, run: Run, checkpoint: str, step: int, recorder: Any
+) -> Judged:
+    return task_of(recipe).record(
+        recipe,
+        checkpoint,
+        step=step,
+        device=place.device,
+        run=run.name,
+        folder=run.directory,
+        recorder=recorder,
     )
-    keeps = evaluation.chosen_keeps(recipe, None)
-    return evaluation.measure(subject, keeps, evaluation.local_answers(subject), step=step, run=run)
 
 
-def report_of(
-    recipe: Recipe, checkpoint: str, device: str, *, run: str
-) -> tuple[GeneratorReport, dict[str, generation.Measured], generation.Sampler]:
-    """(report, pictures, sampler) of a generator's checkpoint, measured in this process as `recipe` says."""
-    sampler = generation.open_sampler(checkpoint, device="cuda" if device == "cuda" else "cpu")
-    sampler = replace(sampler, recipe=to_tree(recipe))
-    report, pictures = generation.judge(
-        sampler,
-        answers(generation.Judge, sampler),
-        run=run,
-        scales=recipe.generator.generation.scales,
-    )
-    return report, pictures, sampler
-
-
-def _final(recipe: Recipe, place: Place, run: Run, checkpoint: str, step: int, recorder: Any) -> Judged:
-    if isinstance(recipe.task, GeneratorTask):
-        report, pictures, sampler = report_of(recipe, checkpoint, place.device, run=run.name)
-        files = generation.write(report, pictures, sampler, run.directory / "generation")
-        generation.record(report, files, recorder, recipe)
-        return report
-    curve = curve_of(recipe, checkpoint, step, place.device, run=run.name)
-    subject = evaluation.Subject(checkpoint, to_tree(recipe), recipe.data.path, "cpu")
-    evaluation.record(curve, evaluation.write(curve, subject, run.directory / "curve"), recorder)
-    return curve
-
-
-def _drawn(recipe: Recipe, steps: int) -> Counter[int]:
+def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
     # A pure function of (seed, step), so a resumed trial counts the same steps.
-    return Counter(keep for step in range(steps) if (keep := loop.draw_keep(recipe, step)) is not None)
+    task, seed = recipe.task, recipe.seed
+    return Counter(keep for step in range(steps) if (keep := task.draw_keep(seed, step)) is not None)
 
 
 def _record_drawn(drawn: Counter[int], recorder: Any, run: Run) -> None:
@@ -320,8 +279,8 @@ def _kept(run: Run, checkpoint: Path) -> None:
 
 
 @contextlib.contextmanager
-def _recorder(run: Run, recipe: Recipe, place: Place, params: Params) -> Iterator[LocalRecorder]:
-    fingerprint = loop.preflight(recipe).fingerprint
+def _recorder(run: Run, recipe: ResolvedRecipe, place: Place, params: Params) -> Iterator[LocalRecorder]:
+    fingerprint = preflight(recipe).fingerprint
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
     recorder = run.recorder(
         recipe, place.tracking_uri, fingerprint=fingerprint, kind="trial", parent=place.uid
@@ -353,16 +312,12 @@ def _handed() -> Iterator[Path | None]:
             yield Path(directory)
 
 
-def _fewer(one: int | None, other: int) -> int:
-    return other if one is None else min(one, other)
-
-
 def untrained_reference(sweep: Sweep, device: str) -> Reference:
-    """The untrained tokenizer of the base recipe, every token kept, on the rung's pictures: a fixed point of the sweep.
+    """The untrained tokenizer of the base recipe, every token kept, on the rung's images: a fixed point of the sweep.
 
-    Raises `InputError` where the pictures have no labels.
+    Raises `InputError` where the images have no labels.
     """
-    recipe = located(resolve(sweep.base()), sweep.folder)
+    recipe = parse_resolved(to_tree(locate(complete(sweep.base()), sweep.folder)))
     settings = replace(
         recipe.evaluation,
         keeps=(recipe.tokenizer.model.grid_tokens,),
@@ -370,8 +325,10 @@ def untrained_reference(sweep: Sweep, device: str) -> Reference:
         probe_images=sweep.rung.probe_images,
         untrained_baseline=False,
     )
-    curve = curve_of(replace(recipe, evaluation=settings), None, 0, device, run="untrained")
+    recipe = replace(recipe, evaluation=settings)
+    curve = task_of(recipe).measure(recipe, None, step=0, device=device, run="untrained")
     row = curve.rows[0]
     if "probe_top1_cls" not in row:
         raise InputError(f"{recipe.data.path} has no labels: an objective of this sweep needs a probe")
+    assert isinstance(curve, Curve)
     return Reference(frechet=row[curve.frechet_key], probe=row["probe_top1_cls"])

@@ -1,45 +1,38 @@
-"""What an evaluation will need, asked for before the first step: a training must not end in an evaluation that cannot begin."""
+"""Before a run: open all that it will need, during training and after, so that what is missing is said before it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from mergevq.errors import InputError
-from mergevq.metrics import extractor
-from mergevq.metrics.lpips import LpipsDistance
-from mergevq_platform.data import BadImage, EvalBatches, open_dataset
-from mergevq_platform.recipe import GeneratorTask, Recipe, RecoveryTask, TokenizerTask
+from mergevq_platform import loop
+from mergevq_platform.data import BadImage, Dataset, EvalBatches, open_dataset
+from mergevq_platform.recipe import Recipe, ResolvedRecipe
+from mergevq_platform.tasks.task import task_of
 
 
-def require_evaluable(recipe: Recipe) -> None:
-    """Open what the evaluation after training opens. Raises `InputError`, naming the key, for what it could not begin with.
+def preflight(recipe: ResolvedRecipe, *, samples: Any = None, evaluated: bool = True) -> Any:
+    """Open the data and build the model as every worker will, and if the run is `evaluated`, open what that will.
 
-    That is a missing evaluation split, one whose first images cannot be decoded, missing or unfit weights of the extractor and
-    of LPIPS, and images that are too small for them.
+    `samples` is the training split where it is open already. Returns the training split. Raises `InputError`, naming the key, for
+    data and weights that are missing or do not fit: of the evaluation also for a split whose first images cannot be decoded, and
+    for images that are too small for its networks.
     """
-    data, size = recipe.data, recipe.data.views.image_size
-    try:
-        evaluated = open_dataset(data.path, data.evaluation_split, data.reading)
-    except InputError as error:
-        raise InputError(f"{error}; or train with --no-evaluation") from None
-    if isinstance(recipe.task, GeneratorTask):
-        open_dataset(data.path, data.train_split, data.reading)
-    first = EvalBatches(evaluated, size, recipe.evaluation.batch, limit=recipe.evaluation.batch)
-    try:
-        first.batch(0)
-    except BadImage:
-        first.without(first.bad_rows())
-    if not isinstance(recipe.task, TokenizerTask | RecoveryTask | GeneratorTask):
-        return
-    blank = torch.zeros(1, 3, size, size)
-    network = extractor(recipe.evaluation.extractor)
-    _require_takes(f"evaluation.extractor: {network.name}", size, lambda: network(blank))
-    if recipe.evaluation.lpips is not None and not isinstance(recipe.task, GeneratorTask):
-        distance = LpipsDistance(recipe.evaluation.lpips)
-        _require_takes(f"evaluation.lpips: {distance.name}", size, lambda: distance(blank, blank))
+    task = task_of(recipe)
+    samples = task.open_data(recipe) if samples is None else samples
+    loop.length(recipe, samples)
+    task.require_data(recipe)
+    evaluation = open_evaluation_split(recipe) if recipe.evaluation.every else None
+    loop.build(recipe, samples)
+    if evaluated:
+        _require_decodable(recipe, evaluation)
+        task.require_measures(recipe)
+    return samples
+
+
+def open_evaluation_split(recipe: Recipe) -> Dataset:
+    """The images that are evaluated. Raises `InputError` if there are none."""
+    return open_dataset(recipe.data.path, recipe.data.evaluation_split, recipe.data.reading)
 
 
 def require_classes(recipe: Recipe, why: str) -> None:
@@ -54,11 +47,14 @@ def require_classes(recipe: Recipe, why: str) -> None:
             )
 
 
-def _require_takes(what: str, size: int, forward: Callable[[], Tensor]) -> None:
+def _require_decodable(recipe: Recipe, evaluation: Dataset | None) -> None:
     try:
-        forward()
-    except RuntimeError as error:  # PyTorch's word for a map that has become smaller than a kernel
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{what} does not take images of {size} px ({reason}): leave it out, or choose another"
-        ) from None
+        evaluation = evaluation or open_evaluation_split(recipe)
+    except InputError as error:
+        raise InputError(f"{error}; or train with --no-evaluation") from None
+    batch = recipe.evaluation.batch
+    first = EvalBatches(evaluation, recipe.data.views.image_size, batch, limit=batch)
+    try:
+        first.batch(0)
+    except BadImage:
+        first.without(first.bad_rows())

@@ -46,6 +46,11 @@ class ProbeTask(FeaturesTask):
 
         return ImageFeed(recipe, samples, worker, measure)
 
+    @property
+    def heads(self) -> int:
+        """One for each rate."""
+        return len(self.settings.rate_factors)
+
     def features(self, device: torch.device) -> FrozenFeatures:
         """The features that the heads read, of the tokenizer that the recipe names."""
         return FrozenFeatures(self.open_tokenizer(), self.settings).to(device)

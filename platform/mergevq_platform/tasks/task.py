@@ -6,7 +6,7 @@ folder: a configuration (the section `task` of a recipe) with these methods.
     what a recipe asks (`TaskConfig`)   complete, complete_views, check, pin, kept_counts, draw_keep, tags, parameters
     what a training asks                open_data, build, open_feed, compile, warning
     before it starts                    reads_images, unlabelled, require_data, require_measures
-    after it, and in sweeps             after_training, curves, measure, record, on_fewer_images
+    after it, and in sweeps             after_training, heads, features, curves, measure, record, on_fewer_images
     planning                            classes, random_batch
 """
 
@@ -138,6 +138,15 @@ class Task(TaskConfig):
 
     def after_training(self, recipe: ResolvedRecipe, checkpoint: str, outcome: Any, recorder: Any) -> None:
         """Evaluate the newest checkpoint of a run that has ended, show the result and record it in the training's own run."""
+
+    @property
+    def heads(self) -> int:
+        """How many classifiers a checkpoint holds, of which an evaluation chooses one."""
+        return 1
+
+    def features(self, device: torch.device) -> nn.Module:
+        """The frozen features that these read, where they read some."""
+        raise NotImplementedError
 
     @property
     def curves(self) -> bool:

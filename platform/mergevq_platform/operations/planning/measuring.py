@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergevq.config import config
+from mergevq.config import config, to_tree
 from mergevq.ema import Ema
 from mergevq_platform import loop, optim
 from mergevq_platform.data import (
@@ -26,10 +26,10 @@ from mergevq_platform.data import (
     open_dataset,
     write_shapes,
 )
-from mergevq_platform.feeding import EncodedPictureFeed, Worker, open_feed, pinned, trained_keeps
-from mergevq_platform.recipe import GeneratorTask, Recipe, RecoveryTask
+from mergevq_platform.recipe import Recipe, ResolvedRecipe, parse_resolved, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.checkpoints import TrainingState
+from mergevq_platform.tasks.task import Worker, task_of
 
 REPEATS = 7
 INPUT_PICTURES = 32
@@ -74,22 +74,23 @@ def measure(
     large = micro_batch or recipe.largest_micro_batch
     small = max(1, large // 4)
     with tempfile.TemporaryDirectory(prefix="mergevq-plan-") as folder:
-        recipe, dataset = _with_pictures(recipe, Path(folder) / "pictures", max(64, 2 * large))
-        training = loop.build(recipe, _Samples(dataset, _classes(recipe) or dataset.num_classes)).to(device)
+        resolved, dataset = _with_pictures(recipe, Path(folder) / "pictures", max(64, 2 * large))
+        task = task_of(resolved)
+        training = loop.build(resolved, _Samples(dataset, task.classes() or dataset.num_classes)).to(device)
         state = TrainingState(
-            training, Ema(training.model(), recipe.ema_decay), optim.make_optimizers(recipe, training)
+            training, Ema(training.model(), resolved.ema_decay), optim.make_optimizers(resolved, training)
         )
-        feed = None if _learns_codes(recipe) else open_feed(recipe, dataset, Worker(device=device))
-        autocast = optim.autocast(recipe, device)
-        keep, most = _kept_counts(recipe)
-        batches = _batches(recipe, dataset, large, keep)
+        feed = task.open_feed(resolved, dataset, Worker(device=device)) if task.reads_images else None
+        autocast = optim.autocast(resolved, device)
+        keep, most = _kept_counts(resolved)
+        batches = _batches(resolved, dataset, large, keep)
 
         def micro_step(batch: dict[str, Tensor], kept: int | None) -> None:
             moved = feed.batch(batch, kept) if feed else {name: v.to(device) for name, v in batch.items()}
             loop.accumulate(dict(training.phases.items()), moved, kept, FOREVER, 1.0, True, autocast)
 
         def update() -> None:
-            optim.update(recipe, training, state)
+            optim.update(resolved, training, state)
             training.after_step(FOREVER)
             state.ema.update()
 
@@ -103,17 +104,17 @@ def measure(
             times["small"].append(_seconds(lambda: micro_step(fewer, keep), device))
             times["update"].append(_seconds(update, device))
         with saved_for_backward() as saved:
-            micro_step(_batches(recipe, dataset, large, most)[0] if feed is None else batches[0], most)
+            micro_step(_batches(resolved, dataset, large, most)[0] if feed is None else batches[0], most)
         flops = _flops(lambda: micro_step(batches[0], keep))
         # The fastest of each: what else the machine does can only add to a time.
         whole, part = min(times["large"]), min(times["small"])
         per_picture = (whole - part) / (large - small) if large > small else whole / large
         per_picture = min(max(per_picture, 0.0), whole / large)
-        checkpoints.write(Path(folder) / "checkpoint", state, recipe, fingerprint=dataset.fingerprint)
+        checkpoints.write(Path(folder) / "checkpoint", state, resolved, fingerprint=dataset.fingerprint)
         written = sum(file.stat().st_size for file in (Path(folder) / "checkpoint").iterdir())
         own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(training)}
         trained = [p for p in training.parameters() if p.requires_grad]
-        encoder = _tensors(feed.tokenizer) if isinstance(feed, EncodedPictureFeed) else []
+        encoder = _tensors(feed.encoder) if feed and feed.encoder else []
         return Measured(
             recipe=recipe.name,
             machine=_machine(device),
@@ -122,7 +123,7 @@ def measure(
             call_seconds=whole - per_picture * large,
             picture_seconds=per_picture,
             update_seconds=min(times["update"]),
-            input_seconds=0.0 if _learns_codes(recipe) else _input_seconds(recipe, dataset),
+            input_seconds=_input_seconds(resolved, dataset) if task.reads_images else 0.0,
             gradient_bytes=_bytes(trained),
             state_bytes=_bytes(_tensors(training) + encoder)
             + _bytes(trained)
@@ -134,15 +135,15 @@ def measure(
         )
 
 
-def _with_pictures(recipe: Recipe, folder: Path, count: int) -> tuple[Recipe, Dataset]:
+def _with_pictures(recipe: Recipe, folder: Path, count: int) -> tuple[ResolvedRecipe, Dataset]:
     """The recipe on procedural pictures, and these."""
-    if not _learns_codes(recipe):
-        recipe = pinned(recipe)
+    # Random codes stand in for a code set, which need not be here.
+    resolved = resolve(recipe) if task_of(recipe).reads_images else parse_resolved(to_tree(recipe))
     size = recipe.data.views.image_size
     write_shapes(folder, images=count, val_images=1, size=size, seed=0)
     data = replace(recipe.data, path=str(folder), train_split="train", image_column=None, label_column=None)
-    recipe = replace(recipe, data=data, compile=False)
-    return recipe, open_dataset(recipe.data.path, recipe.data.train_split)
+    resolved = replace(resolved, data=data, compile=False)
+    return resolved, open_dataset(data.path, data.train_split)
 
 
 @dataclass(frozen=True)
@@ -157,51 +158,27 @@ class _Samples:
         return getattr(self.pictures, name)
 
 
-def _classes(recipe: Recipe) -> int:
-    """Of the generator that learns, or that is built on; else 0."""
-    match recipe.task:
-        case RecoveryTask(generator=str() as place):
-            with checkpoints.newest(place, files=checkpoints.RECIPE) as directory:
-                return checkpoints.recipe_of(directory).generator.model.classes
-        case GeneratorTask() as task:
-            return task.model.classes
-    return 0
-
-
-def _learns_codes(recipe: Recipe) -> bool:
-    return isinstance(recipe.task, GeneratorTask) and recipe.task.codes is not None
-
-
 def _kept_counts(recipe: Recipe) -> tuple[int | None, int | None]:
     """(the reachable count nearest to the mean of those drawn, the largest)."""
-    drawn = [keep for step in range(KEEP_DRAWS) if (keep := loop.draw_keep(recipe, step)) is not None]
+    task, seed = recipe.task, recipe.seed
+    drawn = [keep for step in range(KEEP_DRAWS) if (keep := task.draw_keep(seed, step)) is not None]
     if not drawn:
         return None, None
     mean = sum(drawn) / len(drawn)
-    return min(set(drawn), key=lambda keep: abs(keep - mean)), max(trained_keeps(recipe))
+    return min(set(drawn), key=lambda keep: abs(keep - mean)), max(task.kept_counts())
 
 
 def _batches(recipe: Recipe, dataset: Dataset, micro_batch: int, keep: int | None) -> list[dict[str, Tensor]]:
     """Two micro-batches as the recipe's data come: pictures, or codes at `keep`."""
-    if _learns_codes(recipe):
-        return [_random_codes(recipe.generator, micro_batch, keep or 0, seed) for seed in range(2)]
+    random = [task_of(recipe).random_batch(micro_batch, keep, seed) for seed in range(2)]
+    if not any(batch is None for batch in random):
+        return [batch for batch in random if batch is not None]
     stream = TrainStream(
         dataset, recipe.data.views, deal=Deal(micro_batch, passes=1, workers=1), seed=recipe.seed
     )
     with stream:
         source = iter(stream)
         return [next(source)[0] for _ in range(2)]
-
-
-def _random_codes(task: GeneratorTask, rows: int, keep: int, seed: int) -> dict[str, Tensor]:
-    random, cells = torch.Generator().manual_seed(seed), task.model.grid_tokens
-    every = torch.arange(cells) % keep  # each code has a cell
-    order = torch.rand(rows, cells, generator=random).argsort(1)
-    return {
-        "indices": torch.randint(2**task.model.bits, (rows, keep), generator=random),
-        "assignment": every.expand(rows, cells).gather(1, order),
-        "label": torch.randint(task.model.classes, (rows,), generator=random),
-    }
 
 
 def _input_seconds(recipe: Recipe, dataset: Dataset) -> float:
