@@ -12,6 +12,7 @@ import pydantic
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.rng import step_uniform
 
 
 @lru_cache(maxsize=4096)
@@ -218,9 +219,8 @@ KeepDistribution = Annotated[Exponential | Gaussian | Uniform | Listed, pydantic
 
 def draw(distribution: _Candidates, grid_tokens: int, *, seed: int, step: int) -> int:
     """The kept count of an optimizer step: a function of (seed, step) alone, the same on every rank and machine."""
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step]))
     cumulative = np.cumsum(distribution.probabilities(grid_tokens))
-    index = int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
+    index = int(np.searchsorted(cumulative, step_uniform(seed, step) * cumulative[-1], side="right"))
     return distribution.candidates(grid_tokens)[index]
 
 

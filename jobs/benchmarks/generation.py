@@ -30,9 +30,11 @@ def _generator(name: str, **changes: Any) -> Any:
 
 
 def _sample(generator: Any, batch: int, **options: Any) -> Callable[[], Any]:
+    from mergevq.generation import sample
+
     options = {"sample_ids": torch.arange(batch), "seed": 0, **options}
     labels = torch.arange(batch, device=device()) % generator.config.classes
-    return lambda: generator.generate(labels, **options)
+    return lambda: sample(generator, labels, **options)
 
 
 def generation_target() -> list[str]:
@@ -51,7 +53,7 @@ def generation_target() -> list[str]:
 
 def generation_graphs() -> list[str]:
     """Decoding on a GPU with its steps recorded as CUDA graphs, against launching every kernel."""
-    from mergevq.generation import graphs
+    from mergevq.generation import cuda_graphs
 
     if not torch.cuda.is_available():
         return ["recorded decoding: needs a GPU"]
@@ -65,7 +67,7 @@ def generation_graphs() -> list[str]:
             def call(_: Any, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
                 return function(*arguments)
 
-            with mock.patch.object(graphs.Graphs, "__call__", call):
+            with mock.patch.object(cuda_graphs.CudaGraphs, "__call__", call):
                 work()
 
         times = interleaved({"recorded": recorded, "launched": launched}, rounds=5)
@@ -120,22 +122,21 @@ def generation_mergear() -> list[str]:
 
 
 def _forgetting(generator: Any, cells: int, keep: int, batch: int) -> str:
-    from mergevq.generation import GuidanceConfig
-    from mergevq.generation import cells as decoding
+    from mergevq.generation import GuidanceConfig, raster
 
     labels = torch.arange(batch, device=device())
     script = generator.tokens.split(_repeating(batch, cells, keep)).double()
-    drawing = _scripted(generator, GuidanceConfig(scale=2.0))
+    sampler = _scripted(generator, GuidanceConfig(scale=2.0))
     held: dict[bool, int] = {}
 
     def run(compress: bool) -> None:
         with torch.inference_mode():
-            *_, held[compress] = decoding.decode(
+            *_, held[compress] = raster.decode(
                 generator,
-                drawing,
+                sampler,
                 labels,
                 keep=keep,
-                numbers=script,
+                uniforms=script,
                 compress=compress,
                 limit_distinct=False,
             )
@@ -167,14 +168,14 @@ def _repeating(batch: int, cells: int, keep: int) -> Tensor:
 
 def _scripted(generator: Any, guidance: Any) -> Any:
     """Draws as always, and then takes the code of a script, which comes in the place of the random numbers."""
-    from mergevq.generation.cfg import Drawing
+    from mergevq.generation.code_sampler import CodeSampler
 
     @dataclass(frozen=True)
-    class Scripted(Drawing):
+    class Scripted(CodeSampler):
         def draw(
-            self, hidden: Tensor, uniforms: Tensor, scales: Tensor, seen: Tensor | None = None
+            self, hidden: Tensor, uniforms: Tensor, scales: Tensor, allowed: Tensor | None = None
         ) -> Tensor:
-            super().draw(hidden, torch.zeros_like(uniforms), scales, seen)
+            super().draw(hidden, torch.zeros_like(uniforms), scales, allowed)
             return self.tokens.join(uniforms.long())
 
     return Scripted(generator.tokens, [(1.0, 0, 1.0)] * 2, guidance)

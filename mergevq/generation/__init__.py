@@ -8,12 +8,11 @@ from mergevq.generation.config import (
     RasterConfig,
     TransformerConfig,
 )
-from mergevq.generation.guidance import GuidanceConfig
 from mergevq.generation.model import Generator, build_generator
 from mergevq.generation.presets import generator_preset, list_generators
 from mergevq.generation.random_order import arccos_schedule
-from mergevq.generation.sample import Generated
-from mergevq.generation.sampling import SamplingConfig
+from mergevq.generation.sampling import Generated, sample
+from mergevq.generation.sampling_config import GuidanceConfig, SamplingConfig
 from mergevq.generation.serialization import (
     load_generator,
     parse_generator,
@@ -39,5 +38,6 @@ __all__ = [
     "load_generator",
     "parse_generator",
     "read_generator_config",
+    "sample",
     "save_generator",
 ]

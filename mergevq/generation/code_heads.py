@@ -1,7 +1,7 @@
-"""Codes as sub-tokens: their embedding, and the transformer that predicts one cell's sub-tokens in turn (section 6.1).
+"""Factorised codes: the embedding of sub-tokens, and the transformer that predicts one cell's in turn (section 6.1).
 
-A softmax over 2^18 codes is never made: an index splits into, say, its 6 low and 12 high bits, and each cell's
-hidden vector starts a short sequence that predicts the one and then, knowing it, the other.
+A softmax over 2^18 codes is never computed. An index splits into, say, its 6 low and 12 high bits; each cell's hidden
+vector starts a short sequence that predicts the low bits and then, given them, the high ones.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from mergevq.generation.packed_linear import Linear
 from mergevq.generation.transformer import Transformer
 
 
-class SubTokens(nn.Module):
-    """Embedding, intra-cell transformer and output heads of codes that split into `sub_bits`, lowest bits first."""
+class FactorisedCodes(nn.Module):
+    """Embedding, intra-cell transformer and heads of codes that split into `sub_bits`, lowest bits first."""
 
     def __init__(self, config: TransformerConfig, sub_bits: tuple[int, ...], intra_depth: int) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class SubTokens(nn.Module):
         return sum(rest, start=first)
 
     def logits(self, hidden: Tensor, indices: Tensor) -> list[Tensor]:
-        """Teacher-forced: hidden (B, T, D) of the cells and their true indices (B, T) -> logits (B, T, V) per sub-token."""
+        """Hidden (B, T, D) of the cells and their true indices (B, T) -> teacher-forced logits (B, T, V) per sub-token."""
         parts = self.split(indices).flatten(0, 1)
-        known = [table(parts[:, j]) for j, table in enumerate(self.embeddings[:-1])]
-        states = self.intra(torch.stack([hidden.flatten(0, 1), *known], 1), None)
+        previous = [table(parts[:, j]) for j, table in enumerate(self.embeddings[:-1])]
+        states = self.intra(torch.stack([hidden.flatten(0, 1), *previous], 1), None)
         states = states.unflatten(0, hidden.shape[:2])
         return [head(states[..., j, :]) for j, head in enumerate(self.heads)]
 

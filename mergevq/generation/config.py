@@ -1,4 +1,4 @@
-"""What a generator is: the transformer's size, and the three orders in which codes are predicted."""
+"""Generator configurations: the transformer's size, and the three orders in which codes are predicted."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class TransformerConfig:
 
 
 @config
-class _Codes:
-    """What all generators share: a class-conditional transformer over factorised codes."""
+class _CodesConfig:
+    """A class-conditional transformer over factorised codes; all generators share it."""
 
     transformer: TransformerConfig
     classes: Count
@@ -92,15 +92,10 @@ class _Codes:
             return self.split or (self.bits,)
         return self.bits // 3, self.bits - self.bits // 3
 
-    @property
-    def vocabularies(self) -> tuple[int, ...]:
-        """How many values each sub-token has."""
-        return tuple(2**bits for bits in self.sub_bits)
-
 
 @config
-class _Kept(_Codes):
-    """Generators that are told how many tokens were kept."""
+class _KeepConditionedConfig(_CodesConfig):
+    """Generators that are conditioned on the kept count."""
 
     keeps: tuple[Count, ...]  # the kept counts that can be trained and asked for
 
@@ -113,17 +108,17 @@ class _Kept(_Codes):
 
 
 @config
-class RasterConfig(_Codes):
+class RasterConfig(_CodesConfig):
     """All N cells in raster order, each with its cluster's code (LlamaGen over MergeVQ's codes)."""
 
     kind: Literal["raster"] = "raster"
 
 
 @config
-class MergeARConfig(_Kept):
+class MergeARConfig(_KeepConditionedConfig):
     """Raster order with a merge token in front and repeated codes hidden after `window` cells (section 4.1).
 
-    `duplicates`: what training takes for a repetition; `code`: an earlier cell has the same code, as at inference,
+    `duplicates`: which cells count as repetitions in training. `code`: an earlier cell has the same code, as at inference;
     `cluster`: an earlier cell has the same cluster, as printed.
     """
 
@@ -133,12 +128,12 @@ class MergeARConfig(_Kept):
 
 
 @config
-class RandomOrderConfig(_Kept):
+class RandomOrderConfig(_KeepConditionedConfig):
     """The K kept codes in random order, each announced by a position-instruction token (RandAR; section 4.2).
 
     Kept token r stands at row r // w, column r % w of a grid w = ceil(sqrt(K)) wide, in canonical order; the last row
     is part empty where K is not a square. `positions`: `rank` counts these rows and columns, `stretched` scales them
-    to the picture's grid, so that all kept counts share one frame. A kept-count token joins the class token where
+    to the image's grid, so that all kept counts share one frame. A kept-count token joins the class token where
     there is more than one kept count.
     """
 

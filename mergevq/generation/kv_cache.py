@@ -1,4 +1,4 @@
-"""Keys and values of what was decoded, in slots allocated once."""
+"""The key-value cache of decoding, in slots allocated once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class KVCache:
-    """Per layer keys and values (B, heads, slots, head_dim), preallocated; what a slot holds is the caller's to know."""
+    """Per layer keys and values (B, heads, slots, head_dim), preallocated. A cache layout knows what a slot holds."""
 
     def __init__(
         self, layers: int, batch: int, heads: int, slots: int, head_dim: int, *, like: Tensor
@@ -27,12 +27,12 @@ class KVCache:
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
 
-    def at(self, slots: Tensor, visible: int) -> list[Memory]:
+    def at(self, slots: Tensor, visible: int) -> list[LayerCache]:
         """One step's view, layer by layer: new entries go to `slots`, the first `visible` slots are attended to."""
-        return [Memory(k, v, slots, visible) for k, v in zip(self.keys, self.values, strict=True)]
+        return [LayerCache(k, v, slots, visible) for k, v in zip(self.keys, self.values, strict=True)]
 
     def replace(self, change: Callable[..., Tensor], *others: KVCache) -> None:
-        """Put `change(tensor, *those of others)` in the place of each tensor, in turn: at most one exists twice."""
+        """Replace each tensor by `change(tensor, *those of others)`, in turn: at most one exists twice."""
         for tensors, rest in (
             (self.keys, [other.keys for other in others]),
             (self.values, [other.values for other in others]),
@@ -42,14 +42,14 @@ class KVCache:
 
     def grow(self, slots: int) -> None:
         """Add slots up to `slots`; their contents are zero."""
-        self.replace(lambda held: F.pad(held, (0, 0, 0, slots - held.shape[2])))
+        self.replace(lambda cached: F.pad(cached, (0, 0, 0, slots - cached.shape[2])))
 
     def keep_rows(self, rows: int) -> None:
-        """Forget all but the first `rows` sequences."""
-        self.replace(lambda held: held[:rows].contiguous())
+        """Drop all but the first `rows` sequences."""
+        self.replace(lambda cached: cached[:rows].contiguous())
 
 
-class Memory(NamedTuple):
+class LayerCache(NamedTuple):
     """One layer of a cache during one step.
 
     `slots`: (T,) int64, or (B, T) where the rows differ: where the T new entries go. `visible`: how many slots are
@@ -63,10 +63,10 @@ class Memory(NamedTuple):
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new entries (B, heads, T, head_dim); returns the visible keys and values."""
-        for held, new in ((self.keys, keys), (self.values, values)):
+        for cached, new in ((self.keys, keys), (self.values, values)):
             if self.slots.ndim == 1:
-                held.index_copy_(2, self.slots, new.to(held.dtype))
+                cached.index_copy_(2, self.slots, new.to(cached.dtype))
             else:
                 index = self.slots[:, None, :, None].expand_as(new)
-                held.scatter_(2, index, new.to(held.dtype))
+                cached.scatter_(2, index, new.to(cached.dtype))
         return self.keys[:, :, : self.visible], self.values[:, :, : self.visible]

@@ -1,4 +1,4 @@
-"""What a cell may see in MergeAR: the newest cells, and of the older ones the first with each code (section 4.1)."""
+"""MergeAR's attention mask: a cell sees the newest cells, and of the older ones the first with each code (section 4.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def first_occurrences(names: Tensor) -> Tensor:
 
 
 def mergear_mask(first: Tensor, window: int, prefix: int) -> Tensor:
-    """What each of `prefix` + N inputs sees, (B, T, T) bool, from the first occurrences (B, N) among the cells.
+    """The mask (B, T, T) bool of T = `prefix` + N inputs, from the first occurrences (B, N) among the cells.
 
     Input prefix + l holds cell l and predicts cell l + 1. It sees the prefix, itself with the window - 1 cells
     before it (the `window` cells before the predicted one), and every older cell that is a first occurrence
@@ -25,5 +25,5 @@ def mergear_mask(first: Tensor, window: int, prefix: int) -> Tensor:
     index = torch.arange(total, device=first.device)
     age = index[:, None] - index
     recent = (age >= 0) & (age < window)
-    lasting = torch.cat([first.new_ones(batch, prefix), first], 1)
-    return (recent | lasting[:, None, :]) & (age >= 0)
+    is_first = torch.cat([first.new_ones(batch, prefix), first], 1)
+    return (recent | is_first[:, None, :]) & (age >= 0)

@@ -1,12 +1,11 @@
-"""The generator: class and kept count in, codes out. Start reading here.
+"""The generator: class and kept count in, logits of codes out. Start reading here.
 
-Training asks for the logits of known codes (`forward`), sampling for new codes (`generate`). What comes in which
-order is the configuration's kind; `cells.py` and `random_order.py` decode.
+`forward` gives the logits of known codes, for training. `sampling.py` draws new codes; `raster.py` and
+`random_order.py` decode them in the order that the configuration's kind says.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -15,20 +14,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mergevq.errors import InputError
-from mergevq.generation import sample
-from mergevq.generation.code_heads import SubTokens
+from mergevq.generation import rotary
+from mergevq.generation.code_heads import FactorisedCodes
 from mergevq.generation.config import GeneratorConfig, MergeARConfig, RandomOrderConfig, RasterConfig
-from mergevq.generation.guidance import GuidanceConfig
 from mergevq.generation.masks import first_occurrences, mergear_mask
-from mergevq.generation.packed_linear import packed_for
-from mergevq.generation.rotary import grid_coordinates, rotate, rotations
-from mergevq.generation.sample import Generated
-from mergevq.generation.sampling import SamplingConfig
 from mergevq.generation.transformer import Transformer
 
 
-class Prediction(NamedTuple):
-    """Teacher-forced: what each target was predicted as."""
+class TeacherForced(NamedTuple):
+    """Predictions of known codes, each from the true codes before it."""
 
     logits: list[Tensor]  # (B, T, V) per sub-token
     targets: Tensor  # (B, T) int64 indices
@@ -42,21 +36,21 @@ class Generator(nn.Module):
         self.config = config
         shape = config.transformer
         self.transformer = Transformer(shape, shape.depth)
-        self.tokens = SubTokens(shape, config.sub_bits, config.intra_depth)
+        self.tokens = FactorisedCodes(shape, config.sub_bits, config.intra_depth)
         self.classes = nn.Embedding(config.classes + 1, shape.width)  # the last row stands for no class
-        told = told_keeps(config)
-        self.keeps = nn.Embedding(len(told), shape.width) if told else None
+        keeps = conditioning_keeps(config)
+        self.keeps = nn.Embedding(len(keeps), shape.width) if keeps else None
         self.instruction = (
             nn.Parameter(torch.randn(shape.width) * 0.02) if isinstance(config, RandomOrderConfig) else None
         )
         self.dropout = nn.Dropout(shape.token_dropout)
         self.compiled = False
-        self.apply(_initialise)
+        self.apply(_init_weights)
         for head in self.tokens.heads:
             nn.init.zeros_(head.get_parameter("weight"))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`torch.compile` the transformer blocks in place; from then on sampling pads its steps to few shapes.
+        """`torch.compile` the transformer blocks in place. Sampling then pads its steps to few shapes.
 
         Takes the arguments of `torch.compile`; `dynamic=False` unless given.
         """
@@ -67,9 +61,9 @@ class Generator(nn.Module):
 
     @property
     def bucket(self) -> int:
-        """A step reads a multiple of so many of its cache's slots: of few shapes where each is compiled or recorded."""
-        few = self.compiled or self.classes.weight.is_cuda
-        return max(64, self.config.grid_tokens // 4) if few else 1
+        """The multiple of cache slots that a step reads: shapes are few where each is compiled or recorded."""
+        few_shapes = self.compiled or self.classes.weight.is_cuda
+        return max(64, self.config.grid_tokens // 4) if few_shapes else 1
 
     def forward(
         self,
@@ -78,13 +72,13 @@ class Generator(nn.Module):
         labels: Tensor,
         keep: int | None = None,
         order: Tensor | None = None,
-    ) -> Prediction:
-        """Kept tokens' indices (B, K) int64 in canonical order, the slot of each cell (B, N) int64 and labels (B,)
-        int64, -1 for no class -> the logits of every target.
+    ) -> TeacherForced:
+        """The logits of every target, for known codes.
 
-        Targets are all N cells in raster order or, in random order, the K indices in `order` (B, K), a permutation
-        per row, drawn from PyTorch's global random numbers where it is not given. Without an assignment the indices
-        are those of all N cells. Raises `InputError` for a kept count that the generator does not know.
+        `indices` (B, K) int64 of the kept tokens in canonical order; `assignment` (B, N) int64, the kept token of each
+        cell, None where the indices are those of all N cells; `labels` (B,) int64, -1 for no class. Targets are all N
+        cells in raster order or, in random order, the K indices in `order` (B, K), a permutation per row, drawn from
+        PyTorch's global random numbers where it is None. Raises `InputError` for a kept count that was not trained.
         """
         if isinstance(self.config, RandomOrderConfig):
             if order is None:
@@ -103,9 +97,9 @@ class Generator(nn.Module):
         x = self.dropout(torch.cat([prefix, self.tokens.embed(cells[:, :-1])], 1))
         rotation = self.sequence_rotation(length, self.cell_rotation())[: x.shape[1]]
         hidden = self.transformer(x, rotation, mask)[:, length - 1 :]
-        return Prediction(self.tokens.logits(hidden, cells), cells)
+        return TeacherForced(self.tokens.logits(hidden, cells), cells)
 
-    def _random_order(self, indices: Tensor, labels: Tensor, keep: int, order: Tensor) -> Prediction:
+    def _random_order(self, indices: Tensor, labels: Tensor, keep: int, order: Tensor) -> TeacherForced:
         prefix = self.prefix(labels, keep)
         length = prefix.shape[1]
         rotation = self.kept_rotation(keep)
@@ -113,26 +107,26 @@ class Generator(nn.Module):
         pairs = torch.stack([self.instructions(rotation)[order], self.tokens.embed(targets)], 2).flatten(1, 2)
         # The last code is only a target.
         x = self.dropout(torch.cat([prefix, pairs], 1)[:, :-1])
-        turns = self.sequence_rotation(length, rotation[order].repeat_interleave(2, 1))[:, :-1]
-        hidden = self.transformer(x, turns)[:, length::2]
-        return Prediction(self.tokens.logits(hidden, targets), targets)
+        rotations = self.sequence_rotation(length, rotation[order].repeat_interleave(2, 1))[:, :-1]
+        hidden = self.transformer(x, rotations)[:, length::2]
+        return TeacherForced(self.tokens.logits(hidden, targets), targets)
 
     def prefix(self, labels: Tensor, keep: int | None) -> Tensor:
-        """Labels (B,), -1 for no class -> the tokens (B, P, D) before the codes: class and, where told, kept count.
+        """Labels (B,), -1 for no class -> the tokens (B, P, D) before the codes: class and, where there is one, kept count.
 
-        Raises `InputError` for a kept count that the generator does not know.
+        Raises `InputError` for a kept count that was not trained.
         """
-        row = self.keep_row(keep)
+        index = self.keep_index(keep)
         classes = self.classes(torch.where(labels < 0, self.config.classes, labels))[:, None]
         if self.keeps is None:
             return classes
-        return torch.cat([classes, self.keeps.weight[row].expand_as(classes)], 1)
+        return torch.cat([classes, self.keeps.weight[index].expand_as(classes)], 1)
 
-    def keep_row(self, keep: int | None) -> int:
-        """The place of a kept count among those trained. Raises `InputError` for any other count."""
+    def keep_index(self, keep: int | None) -> int:
+        """The index of a kept count among those trained. Raises `InputError` for any other count."""
         config = self.config
         if isinstance(config, RasterConfig):
-            # Its codes tell nothing of the kept count, which may therefore be any in training.
+            # Not conditioned on the kept count, which may therefore be any in training.
             return 0
         if keep is None and len(config.keeps) == 1:
             return 0
@@ -141,17 +135,12 @@ class Generator(nn.Module):
             raise InputError(f"keep is {keep}: this generator was trained with {known}")
         return config.keeps.index(keep)
 
-    @property
-    def num_prefix(self) -> int:
-        """P, tokens before the codes."""
-        return 1 if self.keeps is None else 2
-
     def cell_rotation(self) -> Tensor:
         """Rotary factors (N, 2, head_dim) of the raster cells."""
         return self._rotations(self._grid(self.config.grid_tokens, self.config.grid))
 
     def kept_rotation(self, keep: int) -> Tensor:
-        """Rotary factors (K, 2, head_dim) of the kept tokens' places."""
+        """Rotary factors (K, 2, head_dim) of the kept tokens, see `RandomOrderConfig`."""
         assert isinstance(self.config, RandomOrderConfig)
         columns = math.isqrt(keep - 1) + 1
         coordinates = self._grid(keep, columns)
@@ -167,71 +156,24 @@ class Generator(nn.Module):
         return torch.cat([front, rotation], -3)
 
     def instructions(self, rotation: Tensor) -> Tensor:
-        """The position-instruction tokens (..., D) of factors (..., 2, head_dim): one learned vector, turned."""
+        """The position-instruction tokens (..., D) of factors (..., 2, head_dim): one learned vector, rotated."""
         assert self.instruction is not None
         heads = rearrange(self.instruction, "(h d) -> h d", h=self.config.transformer.heads)
-        return rotate(heads, rotation[..., None, :, :]).flatten(-2)
+        return rotary.rotate(heads, rotation[..., None, :, :]).flatten(-2)
 
     def _grid(self, cells: int, columns: int) -> Tensor:
         weight = self.classes.weight
         # Positions in half precision would collide.
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return grid_coordinates(cells, columns, device=weight.device, dtype=dtype)
+        return rotary.grid_coordinates(cells, columns, device=weight.device, dtype=dtype)
 
     def _rotations(self, coordinates: Tensor) -> Tensor:
         shape = self.config.transformer
-        return rotations(coordinates, shape.head_dim, shape.rope_base)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        labels: Tensor,
-        *,
-        keep: int | None = None,
-        sample_ids: Tensor,
-        seed: int,
-        sampling: SamplingConfig | None = None,
-        guidance: GuidanceConfig | None = None,
-        steps: int | None = None,
-        compress: bool = True,
-        limit_distinct: bool = False,
-        order: Tensor | None = None,
-        fixed: Tensor | None = None,
-        fixed_mask: Tensor | None = None,
-    ) -> Generated:
-        """Sample codes for labels (B,) int64, -1 for no class.
-
-        The random numbers of sample i are a function of (seed, sample_ids[i]) alone, those of one code besides of its
-        place in the picture: which other samples are in the batch changes nothing but rounding.
-
-        MergeAR: `compress` drops the keys and values of repeated codes (else they are masked, with the same result);
-        `limit_distinct` lets no new code appear after `keep` different ones. Random order: `steps` is the number of
-        passes, on the arccosine schedule, one token each where it is None; `order` (B, K) gives the order of
-        decoding in place of a random one; codes `fixed` (B, K) stay where `fixed_mask` (B, K) bool is set and come
-        first, the steps being spread over the others. Raises `InputError` for a label or kept count that was not
-        trained, more steps than tokens, and options of another kind.
-        """
-        # Compiled blocks have their own ways.
-        with contextlib.nullcontext() if self.compiled else packed_for(self, 2 * len(labels)):
-            return sample.generate(
-                self,
-                labels,
-                keep=keep,
-                sample_ids=sample_ids,
-                seed=seed,
-                sampling=sampling or SamplingConfig(),
-                guidance=guidance or GuidanceConfig(),
-                steps=steps,
-                compress=compress,
-                limit_distinct=limit_distinct,
-                order=order,
-                fixed=fixed,
-                fixed_mask=fixed_mask,
-            )
+        return rotary.rotations(coordinates, shape.head_dim, shape.rope_base)
 
 
-def told_keeps(config: GeneratorConfig) -> tuple[int, ...]:
-    """The kept counts that have a token before the codes; none where there is no choice."""
+def conditioning_keeps(config: GeneratorConfig) -> tuple[int, ...]:
+    """The kept counts that a generator is conditioned on by a token; none where there is no choice."""
     match config:
         case RasterConfig():
             return ()
@@ -246,6 +188,6 @@ def build_generator(config: GeneratorConfig) -> Generator:
     return Generator(config)
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

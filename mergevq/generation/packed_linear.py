@@ -1,4 +1,4 @@
-"""Matrices that sampling on a CPU lays out anew, because a step of few rows is as fast as its weights can be read."""
+"""Linear layers in oneDNN's weight layout: on a CPU a step of few rows is as fast as its weights can be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named generators: the published sizes in each order, and small ones to try things with."""
+"""Generator presets: the published sizes in each order, and small ones to try things with."""
 
 from __future__ import annotations
 

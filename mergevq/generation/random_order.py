@@ -1,21 +1,18 @@
-"""Decoding the kept codes in any order, several at a time (RandAR's parallel decoding; section 4.2)."""
+"""Decoding of the kept codes in any order, several at a time (RandAR's parallel decoding; section 4.2)."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mergevq.errors import InputError
-from mergevq.generation.cfg import Drawing
-from mergevq.generation.graphs import Graphs
-from mergevq.generation.guidance import guided_steps
-
-if TYPE_CHECKING:
-    from mergevq.generation.model import Generator
+from mergevq.generation.code_sampler import CodeSampler
+from mergevq.generation.cuda_graphs import CudaGraphs
+from mergevq.generation.model import Generator
+from mergevq.generation.sampling_config import guided_steps
 
 
 def arccos_schedule(tokens: int, steps: int) -> list[int]:
@@ -40,18 +37,18 @@ def arccos_schedule(tokens: int, steps: int) -> list[int]:
 
 def decode(
     generator: Generator,
-    drawing: Drawing,
+    sampler: CodeSampler,
     labels: Tensor,
     *,
     keep: int,
     order: Tensor,
-    numbers: Tensor,
+    uniforms: Tensor,
     steps: int | None,
     fixed: Tensor | None,
     fixed_mask: Tensor | None,
 ) -> tuple[Tensor, int, int]:
-    """Codes (B, K) in canonical order, with `numbers` (B, K, S) per place; the most passes that any row took, and
-    the cache's bytes at their peak.
+    """Codes (B, K) in canonical order by `uniforms` (B, K, S) of each position; the most passes of any row; the cache's
+    peak bytes.
 
     Rows with equally many fixed codes are decoded together, so that a row never depends on the others.
     """
@@ -63,49 +60,49 @@ def decode(
         fixed, fixed_mask = torch.zeros_like(order), torch.zeros_like(order, dtype=torch.bool)
     # Fixed codes come first, otherwise in the given order.
     order = order.gather(1, (~fixed_mask).gather(1, order).to(torch.uint8).argsort(dim=1, stable=True))
-    known = fixed_mask.sum(1)
+    num_fixed = fixed_mask.sum(1)
     codes, passes, peak = fixed.clone(), 0, 0
-    for count in known.unique().tolist():
+    for count in num_fixed.unique().tolist():
         if count == keep:
             continue
-        rows = (known == count).nonzero()[:, 0]
+        rows = (num_fixed == count).nonzero()[:, 0]
         schedule = arccos_schedule(keep - count, min(steps or keep, keep - count))
-        codes[rows], bytes_held = _decode(
-            generator, drawing, labels[rows], keep, order[rows], numbers[rows], schedule, fixed[rows]
+        codes[rows], cache_bytes = _decode(
+            generator, sampler, labels[rows], keep, order[rows], uniforms[rows], schedule, fixed[rows]
         )
-        passes, peak = max(passes, len(schedule)), max(peak, bytes_held)
+        passes, peak = max(passes, len(schedule)), max(peak, cache_bytes)
     return codes, passes, peak
 
 
 def _decode(
     generator: Generator,
-    drawing: Drawing,
+    sampler: CodeSampler,
     labels: Tensor,
     keep: int,
     order: Tensor,
-    numbers: Tensor,
+    uniforms: Tensor,
     schedule: list[int],
     codes: Tensor,
 ) -> tuple[Tensor, int]:
     """Codes (B, K) with all but the first sum(schedule) of `order` replaced; and the cache's bytes.
 
-    The sequence is prefix, then instruction and code of each place in turn. A pass brings the cache up to date with
-    the codes of the last pass, whose instructions but the first were written without the codes between them, and
-    asks the next places: each of these queries sees all decoded codes and itself.
+    The sequence is the prefix, then instruction and code of each position in turn. A pass writes the codes of the last
+    pass into the cache, whose instructions but the first were written without the codes between them, and queries the
+    next positions: each query sees all decoded codes and itself.
     """
     device, transformer = labels.device, generator.transformer
     done = keep - sum(schedule)
     starts = [done + sum(schedule[:step]) for step in range(len(schedule))]
     fractions = [start / keep for start in starts]
-    guided = guided_steps(drawing.guidance, fractions, len(drawing.settings))
-    scales = drawing.scales(fractions, device)
+    guided = guided_steps(sampler.guidance, fractions, len(sampler.settings))
+    scales = sampler.scales(fractions, device)
 
-    prefix, nobody = (generator.prefix(who, keep) for who in (labels, torch.full_like(labels, -1)))
+    prefix, uncond_prefix = (generator.prefix(y, keep) for y in (labels, torch.full_like(labels, -1)))
     length = prefix.shape[1]
     table = generator.kept_rotation(keep)
     instructions = generator.instructions(table)[order]  # (B, K, D)
-    turns = generator.sequence_rotation(length, table[order].repeat_interleave(2, 1))
-    query_turns = table[order]
+    rotation = generator.sequence_rotation(length, table[order].repeat_interleave(2, 1))
+    query_rotation = table[order]
     embedded = torch.zeros_like(instructions)
     embedded[:, :done] = generator.tokens.embed(codes.gather(1, order[:, :done]))
     sequence = torch.cat(
@@ -114,7 +111,7 @@ def _decode(
     bucket = 8 if generator.bucket > 1 else 1
     slots = length + 2 * keep + 1  # the last one takes what pads a step
     cache = transformer.cache(len(labels), slots, prefix)
-    peak, halves, written, graphs = 0, 1, 0, Graphs(device)
+    peak, halves, written, graphs = 0, 1, 0, CudaGraphs(device)
 
     for step, (start, count) in enumerate(zip(starts, schedule, strict=True)):
         if guided and step in (guided.start, guided.stop):
@@ -122,41 +119,50 @@ def _decode(
         if guided and step == guided.start:
             other = transformer.cache(len(labels), slots, prefix)
             if written:
-                x = torch.cat([nobody, sequence[:, length:written]], 1)
+                x = torch.cat([uncond_prefix, sequence[:, length:written]], 1)
                 index = torch.arange(written, device=device)
                 causal = torch.ones(written, written, dtype=torch.bool, device=device).tril()
-                transformer.step(x, turns[:, :written], index, causal, cache=other, visible=written)
-            cache.replace(lambda held, more: torch.cat([held, more]), other)
+                transformer.step(x, rotation[:, :written], index, causal, cache=other, visible=written)
+            cache.replace(lambda conditional, unconditional: torch.cat([conditional, unconditional]), other)
             halves = 2
         elif guided and step == guided.stop:
             cache.keep_rows(len(labels))
             halves = 1
         peak = max(peak, cache.num_bytes)
 
-        end = length + 2 * start  # of what is decoded, in slots
-        asked = slice(start, start + count)
-        x = torch.cat([sequence[:, written:end], instructions[:, asked]], 1)
+        end = length + 2 * start  # first slot after the decoded codes
+        queried = slice(start, start + count)
+        x = torch.cat([sequence[:, written:end], instructions[:, queried]], 1)
         if halves == 2:
             other_x = x.clone()
             if written == 0:
-                other_x[:, :length] = nobody
+                other_x[:, :length] = uncond_prefix
             x = torch.cat([x, other_x])
-        rotation = torch.cat([turns[:, written:end], query_turns[:, asked]], 1).repeat(halves, 1, 1, 1)
-        place, visible, mask = _step_shape(written, end, count, bucket, generator.bucket, slots, device)
-        pad = len(place) - x.shape[1]
+        step_rotation = torch.cat([rotation[:, written:end], query_rotation[:, queried]], 1).repeat(
+            halves, 1, 1, 1
+        )
+        write_slots, visible, mask = _step_shape(written, end, count, bucket, generator.bucket, slots, device)
+        pad = len(write_slots) - x.shape[1]
         if pad:
             x = torch.nn.functional.pad(x, (0, 0, 0, pad))
-            rotation = torch.nn.functional.pad(rotation, (0, 0, 0, 0, 0, pad))
+            step_rotation = torch.nn.functional.pad(step_rotation, (0, 0, 0, 0, 0, pad))
         hidden = graphs(
-            visible, partial(transformer.step, cache=cache, visible=visible), x, rotation, place, mask
+            visible,
+            partial(transformer.step, cache=cache, visible=visible),
+            x,
+            step_rotation,
+            write_slots,
+            mask,
         )
         hidden = hidden[:, end - written : end - written + count].flatten(0, 1)
 
-        where = order[:, asked]
-        drawn = numbers.gather(1, where[..., None].expand(-1, -1, numbers.shape[-1])).flatten(0, 1)
-        chosen = graphs("draw", drawing.draw, hidden, drawn, scales[step]).view(where.shape)
-        codes.scatter_(1, where, chosen)
-        sequence[:, end + 1 : end + 2 * count : 2] = generator.tokens.embed(chosen)
+        positions = order[:, queried]
+        step_uniforms = uniforms.gather(1, positions[..., None].expand(-1, -1, uniforms.shape[-1])).flatten(
+            0, 1
+        )
+        drawn = graphs("draw", sampler.draw, hidden, step_uniforms, scales[step]).view(positions.shape)
+        codes.scatter_(1, positions, drawn)
+        sequence[:, end + 1 : end + 2 * count : 2] = generator.tokens.embed(drawn)
         written = end + 1
     return codes, peak
 
@@ -164,18 +170,20 @@ def _decode(
 def _step_shape(
     written: int, end: int, queries: int, bucket: int, visible_bucket: int, slots: int, device: torch.device
 ) -> tuple[Tensor, int, Tensor]:
-    """Of a step that writes the sequence's slots `written` to `end` and asks `queries` places: the slots (T,) of its
-    tokens, how many slots it reads, and the mask (T, visible); T padded to a multiple of `bucket`."""
+    """The slots (T,) that a step writes, how many slots it reads, and its mask (T, visible) bool.
+
+    The step writes the sequence's slots `written` to `end` and queries `queries` positions; T is padded to a multiple of
+    `bucket`."""
     total = end + queries - written
     padded = math.ceil(total / bucket) * bucket
     index = torch.arange(written, written + padded, device=device)
-    place = torch.where(index < end + queries, index, slots - 1)
+    write_slots = torch.where(index < end + queries, index, slots - 1)
     visible = min(slots, math.ceil((end + queries) / visible_bucket) * visible_bucket)
     column = torch.arange(visible, device=device)
     # Padding sees the first slot, because a token that sees none has no attention.
     mask = (column <= index[:, None]) & ((column < end) | (column == index[:, None]))
     mask = mask & (index < end + queries)[:, None] | (column == 0)
-    return place, visible, mask
+    return write_slots, visible, mask
 
 
 def _check(

@@ -1,77 +1,134 @@
-"""Choosing a sub-token from logits with numbers that belong to one place of one sample."""
+"""Sampling: labels and kept count in, codes out. A generator is passed in; what decodes is its order."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+from typing import NamedTuple
 
-import numpy as np
-import pydantic
 import torch
 from torch import Tensor
 
-from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.generation import random_order, raster
+from mergevq.generation.code_sampler import CodeSampler
+from mergevq.generation.config import MergeARConfig, RandomOrderConfig, RasterConfig
+from mergevq.generation.model import Generator
+from mergevq.generation.packed_linear import packed_for
+from mergevq.generation.sampling_config import GuidanceConfig, SamplingConfig
+from mergevq.rng import sample_uniforms
 
-Temperature = Annotated[float, pydantic.Field(ge=0)]
-TopK = Annotated[int, pydantic.Field(ge=0)]
-TopP = Annotated[float, pydantic.Field(gt=0, le=1)]
+# Streams of random numbers of one sample.
+CODES, ORDER = 0, 1
 
 
-@config
-class SamplingConfig:
-    """How sub-tokens are drawn: one value for all of them, or one per sub-token.
+class Generated(NamedTuple):
+    """Sampled codes and their cost."""
 
-    `temperature` divides the logits, 0 takes the most likely; then `top_k` keeps the k most likely (0: all), then
-    `top_p` the fewest of those whose probabilities reach p.
+    indices: (
+        Tensor  # (B, N) int64 of all cells in raster order, or (B, K) of the kept tokens in canonical order
+    )
+    steps: int  # passes through the transformer
+    cache_bytes: int  # keys and values at their peak
+
+
+@torch.inference_mode()
+def sample(
+    generator: Generator,
+    labels: Tensor,
+    *,
+    keep: int | None = None,
+    sample_ids: Tensor,
+    seed: int,
+    sampling: SamplingConfig | None = None,
+    guidance: GuidanceConfig | None = None,
+    steps: int | None = None,
+    compress: bool = True,
+    limit_distinct: bool = False,
+    order: Tensor | None = None,
+    fixed: Tensor | None = None,
+    fixed_mask: Tensor | None = None,
+) -> Generated:
+    """Sample codes for labels (B,) int64, -1 for no class.
+
+    The random numbers of sample i are a function of (seed, sample_ids[i]) alone, those of one code besides of its
+    position in the image: which other samples are in the batch changes nothing but rounding.
+
+    MergeAR: `compress` drops the keys and values of repeated codes (else they are masked, with the same result);
+    `limit_distinct` lets no new code appear after `keep` different ones. Random order: `steps` is the number of
+    passes, on the arccosine schedule, one token each where it is None; `order` (B, K) gives the order of
+    decoding in place of a random one; codes `fixed` (B, K) stay where `fixed_mask` (B, K) bool is set and come
+    first, the steps being spread over the others. Raises `InputError` for a label or kept count that was not
+    trained, more steps than tokens, and options of another kind.
     """
+    config = generator.config
+    sampling, guidance = sampling or SamplingConfig(), guidance or GuidanceConfig()
+    keep = _checked_keep(generator, keep)
+    _check_samples(config.classes, labels, sample_ids)
+    sub_tokens = len(config.sub_bits)
+    sampler = CodeSampler(generator.tokens, sampling.per_sub_token(sub_tokens), guidance)
+    guidance.scales(0.0, sub_tokens)
+    tokens = keep if isinstance(config, RandomOrderConfig) else config.grid_tokens
+    uniforms = sample_uniforms(seed, sample_ids, tokens * sub_tokens, stream=CODES)
+    uniforms = uniforms.view(len(labels), tokens, sub_tokens).to(labels.device)
 
-    temperature: Temperature | tuple[Temperature, ...] = 1.0
-    top_k: TopK | tuple[TopK, ...] = 0
-    top_p: TopP | tuple[TopP, ...] = 1.0
+    # Compiled blocks have their own layout of weights.
+    with contextlib.nullcontext() if generator.compiled else packed_for(generator, 2 * len(labels)):
+        if isinstance(config, RandomOrderConfig):
+            if limit_distinct:
+                raise InputError("limit_distinct belongs to mergear; this generator is random_order")
+            if order is None:
+                order = sample_uniforms(seed, sample_ids, keep, stream=ORDER).argsort(1)
+            decoded = random_order.decode(
+                generator,
+                sampler,
+                labels,
+                keep=keep,
+                order=order.to(labels.device),
+                uniforms=uniforms,
+                steps=steps,
+                fixed=fixed,
+                fixed_mask=fixed_mask,
+            )
+            return Generated(*decoded)
 
-    def per_sub_token(self, count: int) -> list[tuple[float, int, float]]:
-        """(temperature, top_k, top_p) of each of `count` sub-tokens. Raises `InputError` for tuples of another length."""
-        columns = [per_sub_token(getattr(self, n), count, n) for n in ("temperature", "top_k", "top_p")]
-        return list(zip(*columns, strict=True))
-
-
-def per_sub_token(value: float | tuple[float, ...], count: int, name: str) -> tuple:
-    """`value` as one per sub-token. Raises `InputError` if it is a tuple of another length."""
-    values = value if isinstance(value, tuple) else (value,) * count
-    if len(values) != count:
-        raise InputError(
-            f"{name} has {len(values)} values, the codes {count} sub-tokens: give one, or {count}"
+        for name, value in {"order": order, "fixed": fixed, "fixed_mask": fixed_mask}.items():
+            if value is not None:
+                raise InputError(f"{name} belongs to random_order; this generator is {config.kind}")
+        if steps not in (None, config.grid_tokens):
+            raise InputError(
+                f"steps is {steps}: {config.kind} decodes its {config.grid_tokens} cells one by one, leave steps out"
+            )
+        if limit_distinct and not isinstance(config, MergeARConfig):
+            raise InputError(f"limit_distinct belongs to mergear; this generator is {config.kind}")
+        decoded = raster.decode(
+            generator,
+            sampler,
+            labels,
+            keep=keep,
+            uniforms=uniforms,
+            compress=compress,
+            limit_distinct=limit_distinct,
         )
-    return values
+        return Generated(*decoded)
 
 
-def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Logits (..., V) and numbers (...) float64 in [0, 1) -> a value (...) int64 in [0, V), by inverting the
-    distribution function; probabilities are summed in float64."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    values, names = logits.double() / temperature, None
-    if top_k or top_p < 1:
-        values, names = values.sort(dim=-1, descending=True, stable=True)
-        values = values[..., : top_k or None]
-    cumulative = values.softmax(-1).cumsum(-1)
-    if top_p < 1:
-        # A value stays if those before it do not reach p yet; the first always does.
-        before = cumulative[..., :-1]
-        kept = (before < top_p * cumulative[..., -1:]).sum(-1, keepdim=True)
-        total = cumulative.gather(-1, kept)
-    else:
-        total = cumulative[..., -1:]
-    # Strictly below the total, so that rounding never reaches a value of no probability.
-    point = (uniforms[..., None] * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
-    rank = (cumulative <= point).sum(-1)
-    return rank if names is None else names.gather(-1, rank[..., None])[..., 0]
+def _checked_keep(generator: Generator, keep: int | None) -> int:
+    config = generator.config
+    generator.keep_index(keep)
+    if isinstance(config, RasterConfig):
+        if keep not in (None, config.grid_tokens):
+            raise InputError(
+                f"keep is {keep}: a raster generator always makes all {config.grid_tokens} cells, leave keep out"
+            )
+        return config.grid_tokens
+    return config.keeps[0] if keep is None else keep
 
 
-def uniforms(seed: int, sample_ids: Tensor, count: int, *, stream: int) -> Tensor:
-    """Numbers (B, count) float64 in [0, 1) on the CPU: row b is a function of (seed, sample_ids[b], stream) alone."""
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed, sample], counter=[0, 0, 0, stream])).random(count)
-        for sample in sample_ids.tolist()
-    ]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, count, dtype=torch.float64)
+def _check_samples(classes: int, labels: Tensor, sample_ids: Tensor) -> None:
+    if labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < classes:
+        wrong = next(label for label in labels.tolist() if not -1 <= label < classes)
+        raise InputError(
+            f"class {wrong} is out of range: this generator knows 0 to {classes - 1} (-1: no class)"
+        )
+    if sample_ids.shape != labels.shape:
+        raise InputError(f"{len(sample_ids)} sample_ids for {len(labels)} labels: give one each")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mergevq.generation.config import TransformerConfig
-from mergevq.generation.kv_cache import KVCache, Memory
+from mergevq.generation.kv_cache import KVCache, LayerCache
 from mergevq.generation.packed_linear import Linear
 from mergevq.generation.rotary import rotate
 
@@ -18,7 +18,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, depth: int) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(depth))
         self.norm = RMSNorm(config.width)
 
     def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None = None) -> Tensor:
@@ -42,12 +42,12 @@ class Transformer(nn.Module):
         cache: KVCache,
         visible: int,
     ) -> Tensor:
-        """T new tokens (B, T, D) go into the cache's `slots` and see its first `visible` slots, or those of them
+        """Write T new tokens (B, T, D) into the cache's `slots`; they see its first `visible` slots, or those of them
         that `mask` (T, visible) or (B, T, visible) bool allows."""
         if mask is not None:
             mask = mask[:, None] if mask.ndim == 3 else mask
-        for block, memory in zip(self.blocks, cache.at(slots, visible), strict=True):
-            x = block(x, rotation, mask, memory)
+        for block, layer in zip(self.blocks, cache.at(slots, visible), strict=True):
+            x = block(x, rotation, mask, layer)
         return self.norm(x)
 
     def cache(self, batch: int, slots: int, like: Tensor) -> KVCache:
@@ -55,25 +55,25 @@ class Transformer(nn.Module):
         return KVCache(len(self.blocks), batch, self.config.heads, slots, self.config.head_dim, like=like)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """RMSNorm, attention, RMSNorm, SwiGLU, each with a residual."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm1 = RMSNorm(config.width)
         self.norm2 = RMSNorm(config.width)
-        self.attention = Attention(config)
+        self.attention = RotaryAttention(config)
         self.ffn = SwiGLU(config.width, config.ffn_width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, memory: Memory | None = None
+        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: LayerCache | None = None
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), rotation, mask, memory))
+        x = x + self.dropout(self.attention(self.norm1(x), rotation, mask, cache))
         return x + self.dropout(self.ffn(self.norm2(x)))
 
 
-class Attention(nn.Module):
+class RotaryAttention(nn.Module):
     """Multi-head self-attention with rotary positions; one matrix makes queries, keys and values."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = (RMSNorm(config.head_dim) if config.qk_norm else None for _ in range(2))
 
     def forward(
-        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, memory: Memory | None
+        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         # Views by hand: a step of decoding is short enough for einops to show.
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, head_dim)
@@ -96,10 +96,10 @@ class Attention(nn.Module):
             # Before the transpose, because the channels of all heads lie in a row here.
             queries_keys = rotate(queries_keys, rotation[..., None, None, :, :])
         q, k = queries_keys[:, :, 0].transpose(1, 2), queries_keys[:, :, 1].transpose(1, 2)
-        if memory is not None:
-            k, v = memory.write(k, v)
+        if cache is not None:
+            k, v = cache.write(k, v)
         # A step of several tokens always brings its mask; a single token sees all visible slots.
-        causal = memory is None and mask is None
+        causal = cache is None and mask is None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.proj(out.transpose(1, 2).flatten(2))
 

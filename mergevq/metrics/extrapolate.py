@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mergevq.errors import InputError
 from mergevq.metrics.frechet import FeatureStatistics, Moments, frechet_distance
+from mergevq.rng import seeded_permutation
 
 
 class Extrapolated(NamedTuple):
@@ -49,7 +50,7 @@ def extrapolated_distance(
     target = reference.moments() if isinstance(reference, FeatureStatistics) else reference
     distances = []
     for count in counts:
-        chosen = np.random.default_rng((seed, count)).permutation(images)[:count]
+        chosen = seeded_permutation(images, seed, count)[:count]
         statistics = FeatureStatistics()
         statistics.update(features[torch.from_numpy(np.sort(chosen)).to(features.device)])
         distances.append(frechet_distance(statistics, target))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.metrics.probe import checked, class_numbers, held_out_part, wilson_interval
 from mergevq.quantize import average_over_ranks
+from mergevq.rng import seeded_permutation
 from mergevq.schedules import Cosine, scale
 
 Rate = Annotated[float, pydantic.Field(gt=0)]
@@ -221,7 +222,7 @@ def _trained(
     steps_per_epoch = len(x) // batch
     optimizer = heads_optimizer(heads, settings)
     for epoch in range(settings.epochs):
-        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(x))).to(x.device)
+        order = torch.from_numpy(seeded_permutation(len(x), seed, epoch)).to(x.device)
         for index in range(steps_per_epoch):
             set_rates(optimizer, settings, epoch * steps_per_epoch + index, steps_per_epoch)
             rows = order[index * batch : (index + 1) * batch]

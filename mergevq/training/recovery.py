@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mergevq import serialization
 from mergevq.config import config
 from mergevq.errors import InputError
-from mergevq.generation import Generator
+from mergevq.generation import Generator, sample
 from mergevq.losses.reconstruction import Recovery, recovery_loss
 from mergevq.pretrained import Frozen
 from mergevq.tokenizer import MergeVQ
@@ -64,7 +64,8 @@ class Rewriting(Frozen):
         stays = (torch.rand(batch, keep).argsort(1) >= count).to(indices.device)
         if not count:
             return indices
-        written = self.generator.generate(
+        written = sample(
+            self.generator,
             labels,
             keep=keep,
             sample_ids=torch.arange(batch),

@@ -13,12 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mergevq import rng
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.layers import compute_again
@@ -113,7 +113,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
             step = state.step
             host.at(step, "waiting for data")
             micro_batches = meter.waiting(lambda: next(batches))
-            torch.manual_seed(address(recipe.seed, step, worker.rank))  # dropout and drop path of this step
+            torch.manual_seed(rng.step_seed(recipe.seed, step, worker.rank))  # dropout, drop path
             keep = task.draw_keep(recipe.seed, step)
             optim.set_learning_rates(recipe, training, state.optimizers, step, total_steps)
 
@@ -157,11 +157,6 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
         if saved_at != state.step or state.step == 0:
             save()
     return state.step
-
-
-def address(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for every (seed, step, rank)."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:

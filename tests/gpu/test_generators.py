@@ -13,9 +13,10 @@ from mergevq.generation import (
     SamplingConfig,
     build_generator,
     cache_layout,
+    cuda_graphs,
     generator_preset,
-    graphs,
     parse_generator,
+    sample,
 )
 from random_generators import random_generator
 
@@ -26,7 +27,7 @@ LABELS = torch.tensor([0, 1, 2, -1])
 def generate(generator: Generator, device: str = "cuda", **options: object) -> Generated:
     if generator.config.kind != "raster":
         options = {"keep": 9, **options}
-    return generator.generate(LABELS.to(device), sample_ids=torch.arange(4), seed=0, **options)  # type: ignore[arg-type]
+    return sample(generator, LABELS.to(device), sample_ids=torch.arange(4), seed=0, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,7 +53,7 @@ def test_greedy_decoding_equals_the_teacher_forced_forward(kind: str, dtype: tor
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_wait_for_the_device_nowhere(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        cache_layout, "LOOK_EVERY", {"cuda": 10**9}
+        cache_layout, "POLL_EVERY", {"cuda": 10**9}
     )  # MergeAR's looks at how full its cache is
     options = {"guidance": GuidanceConfig(scale=2.0), "sampling": SamplingConfig(top_k=5, top_p=0.9)}
     waits = []
@@ -79,17 +80,19 @@ def test_recorded_steps_draw_the_same_codes(
         "guidance": GuidanceConfig(scale=2.0 if guidance else 1.0, **guidance),  # type: ignore[arg-type]
         "sampling": SamplingConfig(top_k=5, top_p=0.9),
     }
-    recordings: list[graphs.Recording] = []
-    record = graphs._recorded
+    recordings: list[cuda_graphs.Recording] = []
+    record = cuda_graphs._recorded
 
-    def counted(*arguments: object) -> graphs.Recording:
+    def counted(*arguments: object) -> cuda_graphs.Recording:
         recordings.append(record(*arguments))  # type: ignore[arg-type]
         return recordings[-1]
 
-    monkeypatch.setattr(graphs, "_recorded", counted)
+    monkeypatch.setattr(cuda_graphs, "_recorded", counted)
     recorded = generate(generator, **options)
     assert recordings
-    monkeypatch.setattr(graphs.Graphs, "__call__", lambda _, key, function, *arguments: function(*arguments))
+    monkeypatch.setattr(
+        cuda_graphs.CudaGraphs, "__call__", lambda _, key, function, *arguments: function(*arguments)
+    )
     assert torch.equal(generate(generator, **options).indices, recorded.indices)
 
 

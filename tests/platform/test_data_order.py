@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from mergevq.errors import InputError
 from mergevq_platform.data import SampleOrder
-from mergevq_platform.data.keyed import Stream, permutation, uniforms, words
 from mergevq_platform.data.order import ROWS_IN_FLIGHT
 
 group_sizes = st.lists(st.integers(0, 12), min_size=1, max_size=60).filter(lambda sizes: sum(sizes) > 0)
@@ -154,13 +153,3 @@ def test_random_access_costs_the_window_and_not_the_epoch() -> None:
 def test_data_smaller_than_a_batch_is_refused_with_the_fix() -> None:
     with pytest.raises(InputError, match=r"5 pictures, fewer than global_batch 8: lower global_batch"):
         SampleOrder([5], 8)
-
-
-def test_keyed_numbers_depend_on_every_part_of_their_address() -> None:
-    keys = [(0, Stream.SPLIT, 1, 2, 3), (1, Stream.SPLIT, 1, 2, 3), (0, Stream.PACK_ORDER, 1, 2, 3)]
-    keys += [(0, Stream.SPLIT, 2, 2, 3), (0, Stream.SPLIT, 1, 3, 3), (0, Stream.SPLIT, 1, 2, 4)]
-    assert len({tuple(words(4, *key).tolist()) for key in keys}) == len(keys)
-    numbers = uniforms(10_000, 0, Stream.SPLIT)
-    assert 0 <= numbers.min() < numbers.max() < 1
-    assert abs(numbers.mean() - 0.5) < 0.02
-    assert sorted(permutation(100, 3, Stream.SPLIT).tolist()) == list(range(100))

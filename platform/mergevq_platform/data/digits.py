@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from mergevq.errors import InputError
+from mergevq.rng import Stream, permutation
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.keyed import Stream, permutation
 from mergevq_platform.data.parquet.shards import Manifest, Record, write_set
 
 VALIDATION_IMAGES = 297

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq_platform.data.keyed import Stream, permutation
+from mergevq.rng import Stream, permutation
 
 WINDOW_BLOCKS = 16
 ROWS_IN_FLIGHT = 16_384  # bounds what a single worker holds in memory: encoded pictures of all lanes' windows

@@ -21,10 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mergevq.config import parse
 from mergevq.errors import InputError
+from mergevq.rng import Stream, permutation
 from mergevq_platform.data.images.decoding import MAX_PIXELS
 from mergevq_platform.data.images.kinds import Kinds
 from mergevq_platform.data.images.transparency import WHITE
-from mergevq_platform.data.keyed import Stream, permutation
 from mergevq_platform.data.pack_shard import Job, Part, finished, pack_shard
 from mergevq_platform.data.parquet.directory import PARTS, read_manifest
 from mergevq_platform.data.parquet.shards import (

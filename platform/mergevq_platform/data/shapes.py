@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from mergevq.errors import InputError
+from mergevq.rng import MASK, Stream, permutation
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.keyed import MASK, Stream, permutation
 from mergevq_platform.data.parquet.shards import Manifest, Record, write_set
 
 Array = np.ndarray

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch.nn import functional
 
 from mergevq.config import config
+from mergevq.rng import Stream, uniforms
 from mergevq_platform.data.augment import (
     NUMBERS,
     RandAugmentConfig,
@@ -25,7 +26,6 @@ from mergevq_platform.data.augment import (
     erased,
     rand_augmented,
 )
-from mergevq_platform.data.keyed import Stream, uniforms
 
 Side = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

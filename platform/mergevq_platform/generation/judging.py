@@ -31,9 +31,9 @@ from mergevq.metrics import (
 )
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.probe import FittedProbe, fit_probe, unfit_labels
+from mergevq.rng import Stream, uniforms
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import BadImage, EvalBatches, Reading, open_dataset, to_unit_range
-from mergevq_platform.data.keyed import Stream, uniforms
 from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.distributed.ordered_map import Answers
 from mergevq_platform.generation.maker import Maker, Sampler

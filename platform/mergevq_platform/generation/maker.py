@@ -12,7 +12,14 @@ from torch import Tensor
 
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
-from mergevq.generation import Generated, GuidanceConfig, RandomOrderConfig, SamplingConfig, load_generator
+from mergevq.generation import (
+    Generated,
+    GuidanceConfig,
+    RandomOrderConfig,
+    SamplingConfig,
+    load_generator,
+    sample,
+)
 from mergevq.merging import Source
 from mergevq.serialization import WEIGHTS
 from mergevq.tokenizer import MergeVQ
@@ -167,7 +174,8 @@ class Maker:
         guidance = parse(
             GuidanceConfig, self.sampler.guidance if scale is None else self.sampler.at_scale(scale).guidance
         )
-        return (generator or self.generator).generate(
+        return sample(
+            generator or self.generator,
             labels.to(self.device),
             keep=self.sampler.keep,
             sample_ids=sample_ids,

@@ -18,6 +18,7 @@ import numpy as np
 
 from mergevq.config import Tree, merged
 from mergevq.errors import InputError
+from mergevq.rng import generator_at
 
 Params = dict[str, Any]  # what was chosen: parameter name -> label or number; JSON types only
 RESAMPLED_SHARE = 0.25  # of the parameters that a population's exploration draws anew (Jaderberg et al. 2017, as in Ray Tune)
@@ -200,7 +201,7 @@ def grid(space: Space) -> list[Params]:
 
 def draw(space: Space, *, seed: int, number: int) -> Params:
     """The `number`-th random choice: a function of (seed, number) alone."""
-    walk = _Draw(np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, number])))
+    walk = _Draw(generator_at(seed, number))
     chosen(space, walk)
     return walk.taken
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import random_generators
-from mergevq.generation import Generated, Generator
+from mergevq.generation import Generated, Generator, sample
 
 
 def _generate(generator: Generator, labels: Tensor, **options: Any) -> Generated:
     options = {"sample_ids": torch.arange(len(labels)), "seed": 0, **options}
     if generator.config.kind != "raster":
         options.setdefault("keep", 9)
-    return generator.generate(labels, **options)
+    return sample(generator, labels, **options)
 
 
 @pytest.fixture(scope="session")

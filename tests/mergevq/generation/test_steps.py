@@ -33,7 +33,7 @@ class Looks(TorchFunctionMode):
 def test_no_step_hands_a_value_to_the_host(
     random_generator: Callable, generate: Callable, kind: str, guidance: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_layout, "LOOK_EVERY", {"cpu": 4})
+    monkeypatch.setattr(cache_layout, "POLL_EVERY", {"cpu": 4})
     counts = {}
     for grid_tokens, keep in ((16, 9), (64, 36)):
         generator = random_generator(

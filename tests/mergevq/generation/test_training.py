@@ -18,6 +18,7 @@ from mergevq.generation import (
     generator_preset,
     load_generator,
     parse_generator,
+    sample,
     save_generator,
 )
 from mergevq.training.generator import GeneratorTraining
@@ -159,7 +160,8 @@ def test_a_generator_learns_which_codes_a_class_has(kind: str) -> None:
         output.total.backward()
         optimizer.step()
     assert output.losses["accuracy"] > 0.9
-    made = generator.eval().generate(
+    made = sample(
+        generator.eval(),
         torch.arange(3),
         keep=None if kind == "raster" else 9,
         sample_ids=torch.arange(3),

@@ -15,7 +15,7 @@ from mergevq.generation import (
     list_generators,
 )
 from mergevq.generation.rotary import grid_coordinates, rotate, rotations
-from mergevq.generation.transformer import Attention, Block, SwiGLU, Transformer
+from mergevq.generation.transformer import RotaryAttention, SwiGLU, Transformer, TransformerBlock
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def test_the_feed_forward_is_swiglu_of_llamagens_size() -> None:
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention_is_softmax_of_rotated_products(qk_norm: bool) -> None:
     config = transformer(qk_norm=qk_norm)
-    layer, x = Attention(config).double(), torch.randn(1, 9, 32, dtype=torch.float64)
+    layer, x = RotaryAttention(config).double(), torch.randn(1, 9, 32, dtype=torch.float64)
     factors = rotations(positions(3), config.head_dim)
     q, k, v = (layer.qkv.weight @ x[0].T).T.view(9, 3, 2, 16).permute(1, 2, 0, 3)
     if qk_norm:
@@ -78,7 +78,7 @@ def test_attention_is_softmax_of_rotated_products(qk_norm: bool) -> None:
 
 
 def test_blocks_are_pre_norm_residuals() -> None:
-    block, x = Block(transformer()), torch.randn(2, 5, 32)
+    block, x = TransformerBlock(transformer()), torch.randn(2, 5, 32)
     root = (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
     y = x + block.attention(x / root, None, None, None)
     root = (y.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()

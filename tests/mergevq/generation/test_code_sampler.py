@@ -1,4 +1,4 @@
-"""Drawing sub-tokens: the definitions of temperature, top-k and top-p, and random numbers that have addresses."""
+"""Drawing sub-tokens: the definitions of temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq.generation.sampling import SamplingConfig, choose, uniforms
+from mergevq.generation import SamplingConfig
+from mergevq.generation.code_sampler import draw_sub_token
 
 
 def probabilities(logits: list[float], temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -36,7 +36,7 @@ def frequencies(logits: list[float], *settings: float) -> np.ndarray:
     """Of evenly spread numbers: exact up to one part in their count."""
     count = 5_000
     spread = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = choose(torch.tensor(logits, dtype=torch.float64).expand(count, -1), spread, *settings)  # type: ignore[arg-type]
+    drawn = draw_sub_token(torch.tensor(logits, dtype=torch.float64).expand(count, -1), spread, *settings)  # type: ignore[arg-type]
     return np.bincount(drawn.numpy(), minlength=len(logits)) / count
 
 
@@ -58,7 +58,7 @@ def test_values_come_as_often_as_the_definition_says(
 
 def test_temperature_zero_takes_the_most_likely() -> None:
     logits = torch.tensor([[0.1, 3.0, -1.0], [2.0, 1.0, 0.0]])
-    assert choose(logits, torch.tensor([0.99, 0.99]), 0.0, 0, 1.0).tolist() == [1, 0]
+    assert draw_sub_token(logits, torch.tensor([0.99, 0.99]), 0.0, 0, 1.0).tolist() == [1, 0]
     assert frequencies([0.1, 3.0, -1.0], 1.0, 1, 1.0).tolist() == [0, 1, 0]
 
 
@@ -66,21 +66,7 @@ def test_temperature_zero_takes_the_most_likely() -> None:
 def test_what_has_no_probability_never_comes(settings: tuple[float, int, float]) -> None:
     logits = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf])
     edges = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
-    assert set(choose(logits.expand(2, -1), edges, *settings).tolist()) == {1, 2}
-
-
-def test_random_numbers_belong_to_seed_sample_and_stream() -> None:
-    def rows(ids: list[int], seed: int = 7, stream: int = 0) -> Tensor:
-        return uniforms(seed, torch.tensor(ids), 50, stream=stream)
-
-    together = rows([3, 10**12, 5])
-    assert torch.equal(together[1], rows([10**12])[0])
-    assert torch.equal(together, rows([3, 10**12, 5]))
-    different = torch.cat([together, rows([3], seed=8), rows([3], stream=1)]).flatten()
-    assert different.unique().numel() == different.numel()
-    assert 0 <= different.min() < different.max() < 1
-    # A longer row starts like a shorter one: a place's number does not depend on how many there are.
-    assert torch.equal(uniforms(7, torch.tensor([3]), 80, stream=0)[0, :50], together[0])
+    assert set(draw_sub_token(logits.expand(2, -1), edges, *settings).tolist()) == {1, 2}
 
 
 def test_settings_are_one_value_or_one_per_sub_token() -> None:

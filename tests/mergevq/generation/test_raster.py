@@ -14,20 +14,20 @@ from torch import Tensor
 from mergevq.generation import GuidanceConfig, SamplingConfig
 from mergevq.generation import raster as decoding
 from mergevq.generation.cache_layout import DistinctCodes
-from mergevq.generation.cfg import Drawing
+from mergevq.generation.code_sampler import CodeSampler
 
 GREEDY = SamplingConfig(temperature=0.0)
 LABELS = torch.tensor([0, 1, 2, -1, 1])
 
 
 @dataclass(frozen=True)
-class Scripted(Drawing):
+class Scripted(CodeSampler):
     """Draws the codes of a script and remembers what it would have drawn them from."""
 
     codes: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, N)
     hidden: list[Tensor] = field(default_factory=list)
 
-    def draw(self, hidden: Tensor, uniforms: Tensor, scales: Tensor, seen: Tensor | None = None) -> Tensor:
+    def draw(self, hidden: Tensor, uniforms: Tensor, scales: Tensor, allowed: Tensor | None = None) -> Tensor:
         self.hidden.append(hidden)
         return self.codes[:, len(self.hidden) - 1]
 
@@ -36,19 +36,19 @@ def scripted(
     generator, codes: Tensor, *, compress: bool, guidance: GuidanceConfig | None = None, keep: int = 9
 ):  # type: ignore[no-untyped-def]
     """The hidden vectors (N entries of (B or 2 B, D)) that lead to each of `codes` (B, N), and the cache's bytes."""
-    drawing = Scripted(generator.tokens, [(1.0, 0, 1.0)] * 2, guidance or GuidanceConfig(), codes)
-    numbers = torch.zeros(*codes.shape, 2, dtype=torch.float64)
+    sampler = Scripted(generator.tokens, [(1.0, 0, 1.0)] * 2, guidance or GuidanceConfig(), codes)
+    uniforms = torch.zeros(*codes.shape, 2, dtype=torch.float64)
     with torch.inference_mode():
         _, _, held = decoding.decode(
             generator,
-            drawing,
+            sampler,
             torch.arange(len(codes)) % 3,
             keep=keep,
-            numbers=numbers,
+            uniforms=uniforms,
             compress=compress,
             limit_distinct=False,
         )
-    return drawing.hidden, held
+    return sampler.hidden, held
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -149,14 +149,14 @@ def test_the_cache_holds_distinct_codes_window_and_prefix(
 
 
 def test_a_slot_of_a_repeated_code_is_taken_by_the_cell_that_leaves_the_window() -> None:
-    from mergevq.generation.cache_layout import Compressed
+    from mergevq.generation.cache_layout import CompressedLayout
 
-    layout = Compressed(2, 16, 2, 2, 1, 4, 16, torch.device("cpu"))
+    layout = CompressedLayout(2, 16, 2, 2, 1, 4, 16, torch.device("cpu"))
     rows = torch.tensor([[7, 7, 7, 7, 8, 7], [1, 2, 3, 1, 1, 1]])
-    slots = [layout.place(cell, rows[:, cell]).slots[:, 0].tolist() for cell in range(6)]
+    slots = [layout.allocate(cell, rows[:, cell]).slots[:, 0].tolist() for cell in range(6)]
     # Prefix 0-1, ring 2-3, distinct codes from 4 on.
     assert slots == [[4, 4], [3, 5], [2, 6], [3, 3], [5, 2], [3, 3]]
-    assert layout.held(8).tolist() == [[0, 1, 4, 7, 2, 6, 6, 7], [0, 1, 6, 7, 2, 3, 4, 7]]
+    assert layout.slot_to_position(8).tolist() == [[0, 1, 4, 7, 2, 6, 6, 7], [0, 1, 6, 7, 2, 3, 4, 7]]
 
 
 def test_distinct_codes_are_listed_in_their_order_and_fill_up() -> None:

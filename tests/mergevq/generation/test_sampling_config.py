@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq.generation import GuidanceConfig
-from mergevq.generation.guidance import guided_steps
+from mergevq.generation.sampling_config import guided_steps
 
 KINDS = ("raster", "mergear", "random_order")
 

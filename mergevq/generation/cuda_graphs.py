@@ -1,4 +1,4 @@
-"""Steps of decoding as CUDA graphs: hundreds of small kernels, recorded once, are launched as one."""
+"""Decoding steps as CUDA graphs: hundreds of small kernels, recorded once, are launched as one."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ Arguments = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True)
 class Recording:
-    """A function's kernels, which read `arguments` and write `result` wherever these were at the time."""
+    """A function's recorded kernels. They read `arguments` and write `result` at their addresses of then."""
 
     graph: torch.cuda.CUDAGraph
     arguments: Arguments
     result: Tensor
 
     def __call__(self, arguments: Arguments) -> Tensor:
-        for held, new in zip(self.arguments, arguments, strict=True):
-            if held is not None and new is not None:
-                held.copy_(new)
+        for static, new in zip(self.arguments, arguments, strict=True):
+            if static is not None and new is not None:
+                static.copy_(new)
         self.graph.replay()
         return self.result
 
 
-class Graphs:
-    """Calls functions of tensors. On a GPU the second call with equal `key` and shapes is recorded, later ones play it.
+class CudaGraphs:
+    """Calls functions of tensors. On a GPU the second call with equal `key` and shapes is recorded, later ones replay it.
 
     A launch costs the host about what the smallest kernels cost the GPU, and a step of decoding is made of them.
     A function may read and write tensors that it is not given, such as a cache: these must stay where they are, or
@@ -37,29 +37,29 @@ class Graphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.records = device.type == "cuda"
-        self.known: dict[Hashable, Recording | None] = {}
+        self.enabled = device.type == "cuda"
+        self.recordings: dict[Hashable, Recording | None] = {}
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
-        if not self.records:
+        if not self.enabled:
             return function(*arguments)
         shapes = tuple(None if a is None else (a.shape, a.dtype) for a in arguments)
-        if (key, shapes) not in self.known:  # libraries set themselves up in a first call
-            self.known[key, shapes] = None
+        if (key, shapes) not in self.recordings:  # libraries set themselves up in a first call
+            self.recordings[key, shapes] = None
             return function(*arguments)
-        recording = self.known[key, shapes]
+        recording = self.recordings[key, shapes]
         if recording is None:
-            recording = self.known[key, shapes] = _recorded(function, arguments)
+            recording = self.recordings[key, shapes] = _recorded(function, arguments)
         return recording(arguments)
 
     def forget(self) -> None:
-        """Play nothing of what was recorded."""
-        self.known.clear()
+        """Drop all recordings."""
+        self.recordings.clear()
 
 
 def _recorded(function: Callable[..., Tensor], arguments: Arguments) -> Recording:
-    held = tuple(None if a is None else a.clone() for a in arguments)
+    static = tuple(None if a is None else a.clone() for a in arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = function(*held)
-    return Recording(graph, held, result)
+        result = function(*static)
+    return Recording(graph, static, result)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: unconditional + scale * (conditional - unconditional), the scale on a schedule."""
+"""How codes are sampled: temperature, top-k and top-p of the sub-tokens, and classifier-free guidance on a schedule."""
 
 from __future__ import annotations
 
@@ -8,16 +8,38 @@ from typing import Annotated, Literal
 import pydantic
 
 from mergevq.config import config
-from mergevq.generation.sampling import per_sub_token
+from mergevq.errors import InputError
 
+Temperature = Annotated[float, pydantic.Field(ge=0)]
+TopK = Annotated[int, pydantic.Field(ge=0)]
+TopP = Annotated[float, pydantic.Field(gt=0, le=1)]
 Scale = Annotated[float, pydantic.Field(ge=0)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 @config
-class GuidanceConfig:
-    """The scale s, one for all sub-tokens or one for each, 1 being no guidance; f is the share of tokens decoded.
+class SamplingConfig:
+    """Temperature, top-k and top-p: one value for all sub-tokens, or one per sub-token.
 
+    `temperature` divides the logits, 0 takes the most likely; then `top_k` keeps the k most likely (0: all), then
+    `top_p` the fewest of those whose probabilities reach p.
+    """
+
+    temperature: Temperature | tuple[Temperature, ...] = 1.0
+    top_k: TopK | tuple[TopK, ...] = 0
+    top_p: TopP | tuple[TopP, ...] = 1.0
+
+    def per_sub_token(self, count: int) -> list[tuple[float, int, float]]:
+        """(temperature, top_k, top_p) of each of `count` sub-tokens. Raises `InputError` for tuples of another length."""
+        columns = [per_sub_token(getattr(self, n), count, n) for n in ("temperature", "top_k", "top_p")]
+        return list(zip(*columns, strict=True))
+
+
+@config
+class GuidanceConfig:
+    """Classifier-free guidance: unconditional + scale * (conditional - unconditional), the scale on a schedule.
+
+    `scale` s is one for all sub-tokens or one for each, 1 being no guidance; f is the share of tokens decoded.
     `constant`: s throughout (LlamaGen). `linear`: 1 + (s - 1) f (RandAR). `power_cosine`:
     1 + (s - 1) (1 - cos(pi f^power)) / 2 (RAR). Outside `interval`, where from <= f < to fails, the scale is 1.
     """
@@ -57,3 +79,13 @@ def guided_steps(guidance: GuidanceConfig, fractions: list[float], count: int) -
         if any(scale != 1 for scale in guidance.scales(fraction, count))
     ]
     return range(guided[0], guided[-1] + 1) if guided else range(0)
+
+
+def per_sub_token(value: float | tuple[float, ...], count: int, name: str) -> tuple:
+    """`value` as one per sub-token. Raises `InputError` if it is a tuple of another length."""
+    values = value if isinstance(value, tuple) else (value,) * count
+    if len(values) != count:
+        raise InputError(
+            f"{name} has {len(values)} values, the codes {count} sub-tokens: give one, or {count}"
+        )
+    return values
