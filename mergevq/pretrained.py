@@ -12,10 +12,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mergevq.paths import WeightsPath
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.file_kinds import some
+from mergevq.paths import WeightsPath
 from mergevq.variants import other_variant
 from mergevq.weights_file import load_strictly, read_weights
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergevq.paths import ExportPath
 from mergevq.config import config
+from mergevq.paths import ExportPath
 from mergevq.pretrained import TimmNetwork
 from mergevq.training.classifier import accuracy, classification_loss
 

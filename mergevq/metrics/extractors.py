@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mergevq.paths import WeightsPath
 from mergevq.config import config, parse
 from mergevq.errors import InputError
 from mergevq.file_kinds import is_torchscript
@@ -29,6 +28,7 @@ from mergevq.metrics.inception import (
     resized,
 )
 from mergevq.metrics.pixels import to_uint8
+from mergevq.paths import WeightsPath
 from mergevq.weights_file import file_sha256, load_strictly, read_weights
 
 RANDOM_V1_SHA256 = "94ed8e012e5ec5807d75e78813b6ed2492f1fdcb02781b51815e3eba1b08270e"

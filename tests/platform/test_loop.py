@@ -142,11 +142,11 @@ def test_training_reduces_the_reconstruction_loss(small_recipe: dict[str, Any], 
 
 def test_the_kept_count_is_a_function_of_seed_and_step(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = resolve(small_recipe)
-    drawn = [loop.draw_keep(recipe, step) for step in range(200)]
-    assert drawn == [loop.draw_keep(recipe, step) for step in range(200)]
+    drawn = [recipe.task.draw_keep(recipe.seed, step) for step in range(200)]
+    assert drawn == [recipe.task.draw_keep(recipe.seed, step) for step in range(200)]
     assert set(drawn) == {4, 9, 16}
     other = resolve(small_recipe | {"seed": 1})
-    assert drawn != [loop.draw_keep(other, step) for step in range(200)]
+    assert drawn != [other.task.draw_keep(other.seed, step) for step in range(200)]
 
 
 def test_a_number_that_breaks_stops_the_run_and_names_step_and_term(

@@ -122,8 +122,8 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import codes
     from mergevq_platform.evaluation.subject import reading_of
-    from mergevq_platform.storage.tokenizer_ref import find_tokenizer
     from mergevq_platform.storage import checkpoints
+    from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
     reading = None  # of an imported tokenizer: what the set itself says
     location = located(options.tokenizer)

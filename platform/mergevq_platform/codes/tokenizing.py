@@ -42,8 +42,8 @@ from mergevq_platform.data.parquet.shards import MANIFEST, refuse_foreign_files,
 from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.distributed.ordered_map import Answers, answers
 from mergevq_platform.distributed.progress import counted
-from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 GROUP_ROWS = 256
 SHARD_GROUPS = 4  # blocks of pictures in a shard

@@ -70,7 +70,8 @@ def train(
     """Train on Ray and record it; blocks until the end or a stop.
 
     A new run needs `recipe`; `resume` names a run of the same storage and takes its stored recipe, with `overrides`
-    laid over it. `samples` is the training split where it is open already. `after(outcome, recorder)` runs before the run is closed (the curve is measured there);
+    laid over it. `samples` is the training split where it is open already. `after(outcome, recorder)` runs before the run is
+    closed (the curve is measured there);
     `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. `kind`, `parent` and `tags`
     are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
     error if training fails for good.

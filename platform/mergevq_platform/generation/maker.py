@@ -24,11 +24,11 @@ from mergevq.merging import Source
 from mergevq.serialization import WEIGHTS
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
-from mergevq_platform.data import open_dataset
 from mergevq_platform.codes.tokenizer import tokenizer_of
-from mergevq_platform.storage.tokenizer_ref import TokenizerRef
+from mergevq_platform.data import open_dataset
 from mergevq_platform.recipe import Recipe, parse_resolved
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 
 @dataclass(frozen=True, kw_only=True)

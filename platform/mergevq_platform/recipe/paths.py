@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 from mergevq.paths import PathKind
 
@@ -27,7 +27,7 @@ class NamedPath(NamedTuple):
 
 def named_paths(config: Any, prefix: str = "") -> Iterator[NamedPath]:
     """Every path that a configuration names, itself or in one of its parts."""
-    kinds = path_fields(type(config))
+    kinds = path_fields(cast(Hashable, type(config)))
     for field in dataclasses.fields(config):
         key, value = f"{prefix}{field.name}", getattr(config, field.name)
         if field.name in kinds and isinstance(value, str):
@@ -37,7 +37,7 @@ def named_paths(config: Any, prefix: str = "") -> Iterator[NamedPath]:
 
 
 @cache
-def path_fields(cls: type) -> dict[str, PathKind]:
+def path_fields(cls: Any) -> dict[str, PathKind]:
     """The fields of a configuration's class that name paths."""
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {field.name: _kind(hints[field.name]) for field in dataclasses.fields(cls)}

@@ -7,11 +7,11 @@ once, in the driver. The tree of the resolved recipe is stored in every checkpoi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from mergevq.config import Tree, config, flattened, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
@@ -26,6 +26,7 @@ from mergevq_platform.recipe.task_config import TaskConfig
 from mergevq_platform.storage.credentials import keys_with_credentials
 from mergevq_platform.storage.settings import places
 
+R = TypeVar("R", bound=Recipe)
 RENAMED = {"data": {"bad_picture_limit": "bad_image_limit"}}  # section -> key of earlier recipes -> key
 
 
@@ -117,7 +118,7 @@ def placeholder_task(model: TokenizerConfig) -> Tree:
     }
 
 
-def _complete[R: Recipe](cls: type[R], tree: Mapping[str, Any]) -> R:
+def _complete(cls: type[R], tree: Mapping[str, Any]) -> R:
     tree = _renamed(tree)
     task = dict(tree.get("task") or {})
     task.setdefault("kind", "tokenizer")
@@ -137,13 +138,24 @@ def _complete[R: Recipe](cls: type[R], tree: Mapping[str, Any]) -> R:
     return _parse(cls, merged(to_tree(recipe), filled)) if filled else recipe
 
 
-def _parse[R: Recipe](cls: type[R], tree: Mapping[str, Any]) -> R:
+def _parse(cls: type[R], tree: Mapping[str, Any]) -> R:
     kind = tree["task"]["kind"]
     if kind not in tasks.KINDS:
         known = ", ".join(f"'{known}'" for known in tasks.KINDS)
         raise InputError(f"'task.kind' is {kind!r}: it must be one of {known}")
-    section: Any = parse(_section(_class(kind)), {"task": tree["task"]})
-    return parse(cls, {**tree, "task": section.task})
+    problems: list[str] = []
+    task, section = TaskConfig(), _section(cast(Hashable, _class(kind)))
+    try:
+        task = cast(Any, parse(section, {"task": tree["task"]})).task
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        recipe = parse(cls, {**tree, "task": task})
+    except InputError as error:
+        problems.append(str(error))
+    if problems:
+        raise InputError("; ".join(problems))
+    return recipe
 
 
 def _class(kind: str) -> type[TaskConfig]:
@@ -151,7 +163,7 @@ def _class(kind: str) -> type[TaskConfig]:
 
 
 @cache
-def _section(cls: type[TaskConfig]) -> type:
+def _section(cls: Hashable) -> type:
     """The section of a recipe that holds a task of this class, so that mistakes in it are named by whole keys."""
     return config(type("TaskSection", (), {"__annotations__": {"task": cls}}))
 

@@ -99,5 +99,3 @@ class EvaluationConfig:
     untrained_baseline: bool = True  # also probe the encoder as it was before training
     every: Count | None = None  # steps between validations during training; none: only at the end
     validation_images: Count = 256  # images of a validation during training
-
-

@@ -198,7 +198,9 @@ class GeneratorTaskConfig(TaskConfig):
     losses: GeneratorTrainingConfig = Field(default_factory=GeneratorTrainingConfig)
     keep: KeepDistribution  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
     codes: CodesPath | None = None  # a directory or URI
-    tokenizer: RunPath | None = None  # a run directory, a checkpoint or a URI; none: the one that made the codes
+    tokenizer: RunPath | None = (
+        None  # a run directory, a checkpoint or a URI; none: the one that made the codes
+    )
     tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
     tokenizer_codes_sha256: str | None = None  # the same without Source Recovery's, which may change
     generation: GenerationConfig = Field(default_factory=GenerationConfig)

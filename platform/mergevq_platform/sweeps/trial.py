@@ -30,7 +30,7 @@ from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.comparison import Judged, drawn_figure
 from mergevq_platform.generator_report import GeneratorReport
-from mergevq_platform.recipe import ResolvedRecipe, locate, complete, parse_resolved, resolve
+from mergevq_platform.recipe import ResolvedRecipe, complete, locate, parse_resolved, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.storage.runs import Run

@@ -72,7 +72,9 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         require_classes(samples, self.model.classes, "a class-conditional generator")
         return GeneratorTraining(build_generator(self.model), self.losses)
 
-    def open_feed(self, recipe: Recipe, samples: Dataset | CodeSet, worker: Worker) -> CodeFeed | EncodedImageFeed:
+    def open_feed(
+        self, recipe: Recipe, samples: Dataset | CodeSet, worker: Worker
+    ) -> CodeFeed | EncodedImageFeed:
         """See `Task.open_feed`."""
         if isinstance(samples, CodeSet):
             require_maker(recipe, samples.manifest.tokenizer)
@@ -116,7 +118,15 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         return report
 
     def record(
-        self, recipe: ResolvedRecipe, checkpoint: str, *, step: int, device: str, run: str, folder: Path, recorder: Any
+        self,
+        recipe: ResolvedRecipe,
+        checkpoint: str,
+        *,
+        step: int,
+        device: str,
+        run: str,
+        folder: Path,
+        recorder: Any,
     ) -> GeneratorReport:
         """See `Task.record`."""
         del step

@@ -65,7 +65,9 @@ class ImageFeed:
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """See `Feed.validate`."""
-        batches = (to_unit_range(batch, self.worker.device) for batch in validation_share(self.recipe, self.worker))
+        batches = (
+            to_unit_range(batch, self.worker.device) for batch in validation_share(self.recipe, self.worker)
+        )
         return validate(model, batches, self.measure, self.worker.world_size)
 
 

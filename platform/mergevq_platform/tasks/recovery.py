@@ -106,7 +106,8 @@ class RecoveryTask(Task):
 
     def keep_distribution(self) -> tuple[KeepDistribution, int] | None:
         """See `TaskConfig.keep_distribution`."""
-        return self.as_tokenizer and self.as_tokenizer.keep_distribution()
+        tokenizer = self.as_tokenizer
+        return None if tokenizer is None else tokenizer.keep_distribution()
 
     def tags(self) -> dict[str, str]:
         """Those of the tokenizer, and its hash."""

@@ -160,7 +160,15 @@ class Task(TaskConfig):
         raise NotImplementedError
 
     def record(
-        self, recipe: ResolvedRecipe, checkpoint: str, *, step: int, device: str, run: str, folder: Path, recorder: Any
+        self,
+        recipe: ResolvedRecipe,
+        checkpoint: str,
+        *,
+        step: int,
+        device: str,
+        run: str,
+        folder: Path,
+        recorder: Any,
     ) -> Curve | GeneratorReport:
         """The same of a finished training, with its figures in `folder`, recorded."""
         raise NotImplementedError

@@ -79,7 +79,15 @@ class TokenizerTask(TokenizerTaskConfig, Task):
         return evaluation.measure(subject, keeps, evaluation.local_answers(subject), step=step, run=run)
 
     def record(
-        self, recipe: ResolvedRecipe, checkpoint: str, *, step: int, device: str, run: str, folder: Path, recorder: Any
+        self,
+        recipe: ResolvedRecipe,
+        checkpoint: str,
+        *,
+        step: int,
+        device: str,
+        run: str,
+        folder: Path,
+        recorder: Any,
     ) -> Curve:
         """See `Task.record`."""
         curve = self.measure(recipe, checkpoint, step=step, device=device, run=run)
