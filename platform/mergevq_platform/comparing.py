@@ -27,16 +27,33 @@ from mergevq_platform.figures.comparison import (
 )
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.pareto import front
-from mergevq_platform.storage.runs import Run
+from mergevq_platform.storage.lookup import find
 from mergevq_platform.tables import table_console
+from mergevq_platform.tracking.artifacts import fetch_curve_files
+from mergevq_platform.tracking.store import Store
+
+# What a comparison reads of a protocol.
+OF_CURVE = ("extractor", "data_fingerprint", "images", "split", "step", "ema")
+OF_REPORT = (
+    "extractor",
+    "data_fingerprint",
+    "images",
+    "keys",
+    "reference",
+    "generator",
+    "kind",
+    "kept_tokens",
+)
 
 
-def compare(names: Sequence[str], *, home: Path, out: Path, paper: bool = False) -> dict[str, Path]:
+def compare(
+    names: Sequence[str], *, home: Path, out: Path, paper: bool = False, tracking_uri: str | None = None
+) -> dict[str, Path]:
     """Write curves.png, pareto.png, pareto.html and curves.csv (and paper.png) of runs and sweeps to `out`.
 
     Raises `InputError` for a name without a curve, and for curves that were not measured alike.
     """
-    entries = [entry for name in names for entry in entries_of(name, home=home)]
+    entries = [entry for name in names for entry in entries_of(name, home=home, tracking_uri=tracking_uri)]
     title = "Compared: " + ", ".join(names)
     figures = {
         "curves.png": overlay_figure(entries, title),
@@ -53,11 +70,12 @@ def compare(names: Sequence[str], *, home: Path, out: Path, paper: bool = False)
     return files
 
 
-def entries_of(name: str, *, home: Path) -> list[Entry]:
+def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> list[Entry]:
     """The fullest curve of a run, of equally full ones the newest; or those of all finished trials of a sweep; or a file
     curve.json or report.json. A generator's curve is over its scales.
 
-    Raises `InputError` if there is none.
+    `name` is what `lookup.find` takes: of a run that only the tracking store knows, and of a registered model, the curves come
+    from there. Raises `InputError` if there is none.
     """
     path = Path(name)
     if path.is_file():
@@ -73,9 +91,16 @@ def entries_of(name: str, *, home: Path) -> list[Entry]:
         definition = driver.stored_definition(name, home)
         records = [record for trial in trials if (record := Finished.load(trial))]
         return report.entries(definition, records)
-    run = Run.find(name, home=home)
-    places = (*run.directory.glob("curve*/curve.json"), *run.directory.glob("generation*/report.json"))
-    found = sorted(places, key=lambda file: file.stat().st_mtime)
+    store = Store.at(home, tracking_uri)
+    model = find(name, home=home, store=store)
+    if model.tracked is not None:
+        found = fetch_curve_files(store, model.tracked, home / "evaluations")
+    elif model.run is not None:
+        folder = model.run.directory
+        found = [*folder.glob("curve*/curve.json"), *folder.glob("generation*/report.json")]
+    else:
+        found = []
+    found = sorted(found, key=lambda file: file.stat().st_mtime)
     if not found:
         raise InputError(f"run '{name}' has no curve yet: measure it with mergevq evaluate {name}")
     curves = [_loaded(file) for file in found]
@@ -87,12 +112,18 @@ def entries_of(name: str, *, home: Path) -> list[Entry]:
 
 
 def _loaded(path: Path) -> Judged:
-    return (GeneratorReport if path.name == "report.json" else Curve).load(path)
+    kind, needed = (GeneratorReport, OF_REPORT) if path.name == "report.json" else (Curve, OF_CURVE)
+    found: Judged = kind.load(path)
+    if lacks := [key for key in needed if key not in found.protocol]:
+        raise InputError(
+            f"{path}: its protocol lacks {', '.join(lacks)}, without which its numbers mean nothing: evaluate it again"
+        )
+    return found
 
 
-def show(names: Sequence[str], *, home: Path) -> None:
+def show(names: Sequence[str], *, home: Path, tracking_uri: str | None = None) -> None:
     """Print every point, those on the Pareto front marked."""
-    entries = [entry for name in names for entry in entries_of(name, home=home)]
+    entries = [entry for name in names for entry in entries_of(name, home=home, tracking_uri=tracking_uri)]
     points, curve = averaged(entries), entries[0].curve
     best = set(front([(p.loss, p.gain) for p in points]))
     table = Table(title="every point; * no other is better in both")

@@ -152,7 +152,11 @@ def test_object_storage_keeps_and_replaces_as_a_directory_does(tmp_path: Path) -
             assert (found / "resume.pt").read_bytes() == b"weights"
         # Who reads the model alone does not wait for what only training needs.
         checkpoints.keep(with_model(written(tmp_path / "local", 16)), run, most=2)
-        for files, fetched in ((checkpoints.RECIPE, set()), (checkpoints.MODEL, {"model.safetensors"})):
+        for files, fetched in (
+            (checkpoints.RECIPE, set()),
+            (checkpoints.MODEL, {"model.safetensors"}),
+            (checkpoints.RESUME, {"resume.pt"}),
+        ):
             with checkpoints.newest(run, files=files) as found:
                 assert {path.name for path in found.iterdir()} == {"checkpoint.json", *fetched}
         with checkpoints.weights(run) as found:

@@ -17,6 +17,8 @@ from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.runs import Run
 
 
 @pytest.fixture
@@ -299,3 +301,34 @@ def test_lists_may_be_given_in_one_go_or_one_by_one() -> None:
     )
     assert options.probe == ["mergevq", "dinov2"]
     assert options.keep == [9, 16, 25]
+
+
+def test_the_storage_of_the_environment_is_that_of_train_and_sweep_and_the_flag_wins(
+    recipe_file: Path, at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared, other = at_home / "shared", at_home / "other"
+    for storage in (shared, other):
+        (storage / "taken").mkdir(parents=True)
+    monkeypatch.setenv("MERGEVQ_STORAGE", str(shared))
+    train = ["train", str(recipe_file), "--name", "taken"]
+    sweep = ["sweep", str(recipe_file), "--over", "seed=0,1", "--name", "taken"]
+    for words in (train, sweep):
+        assert f"run 'taken' exists already in {shared}" in refused(words, capsys)
+        assert f"run 'taken' exists already in {other}" in refused([*words, "--storage", str(other)], capsys)
+
+
+def test_a_run_of_the_home_is_found_there_whatever_storage_the_environment_names(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, shared = at_home / "runs", str(at_home / "shared")
+    checkpoint = home / "ray" / "before" / checkpoints.directory_name(4)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checkpoint.json").write_text("{}")
+    (home / "ray" / "before" / "recipe.yaml").write_text("name: before\n")
+    here = str(home / "ray")
+    assert Run.find("before", home=home, storage=shared).storage == here
+    assert Run.find("runs/ray/before", home=home, storage=shared).storage == here
+    moved = at_home / "shared" / "before" / checkpoint.name
+    moved.mkdir(parents=True)
+    (moved / "checkpoint.json").write_text("{}")
+    assert Run.find("before", home=home, storage=shared).storage == shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mergevq
 from mergevq.errors import InputError
 from mergevq_platform import cli, evaluation, loop
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.frozen_tokenizer import find_tokenizer
+from mergevq_platform.recipe import ProbeTask, Recipe, resolve
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.lookup import with_upstream_places
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import fetch_model
@@ -48,7 +52,7 @@ def run(recipe: Recipe, homes: tuple[Path, Path]) -> Run:
         (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
         loop.train(recipe, loop.Worker(), LocalHost(run.directory))
         run.recorder(recipe, None).close("FINISHED")
-        evaluation.evaluate("tokens", home=home, keeps=(4, 16), out=home / "first")
+        evaluation.evaluate("tokens", home=home, keeps=(4, 16), out=run.directory / "curve-first")
     return run
 
 
@@ -198,3 +202,96 @@ def test_a_tokenizer_that_only_the_tracking_store_knows_makes_codes(
     monkeypatch.setenv("MERGEVQ_HOME", str(homes[1]))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", Store.at(homes[0]).uri)
     assert cli.run(["tokenize", "tokens", str(tmp_path / "codes"), "--keep", "9", "--crops", "1"]) == 0
+
+
+@pytest.fixture
+def registered(run: Run, homes: tuple[Path, Path]) -> str:
+    """The run as a registered model, by its name in URIs."""
+    store = Store.at(homes[0])
+    if not store.client().search_registered_models("name = 'everywhere'"):
+        evaluation.register("tokens", "everywhere", home=homes[0], alias="champion")
+    return "models:/everywhere@champion"
+
+
+@pytest.mark.parametrize("kind", ["name", "id", "checkpoint", "model"])
+def test_every_verb_takes_every_kind_of_name(
+    kind: str,
+    run: Run,
+    registered: str,
+    homes: tuple[Path, Path],
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = Store.at(homes[0])
+    home = homes[1] if kind == "id" else homes[0]
+    name = {
+        "name": "tokens",
+        "id": find_run(store, "tokens").run_id[:10],
+        "checkpoint": run.newest_checkpoint(),
+        "model": registered,
+    }[kind]
+    monkeypatch.setenv("MERGEVQ_HOME", str(home))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20), "teal").save("image.png")
+    for words in (
+        ["reconstruct", name, "image.png", "--keep", "4", "--out", "reconstructed"],
+        ["tokenize", name, "codes", "--keep", "9", "--crops", "1"],
+        ["evaluate", name, "--keep", "9", "--suite", "reconstruction", "--no-tracking", "--out", "measured"],
+        ["register", name, "--name", f"again-{kind}"],
+        ["compare", name, "--out", "compared"],
+    ):
+        assert cli.run(words) == 0, (words, capsys.readouterr().err)
+    assert json.loads(Path("measured/curve.json").read_text())["rows"][0]["keep"] == 9
+    assert len(Path("compared/curves.csv").read_text().splitlines()) == 3, (
+        "the run's own curve, at two kept counts"
+    )
+    tree = small_recipe | {"task": {"kind": "probe", "tokenizer": name}}
+    placed = with_upstream_places(resolve(tree), home=home, store=lambda: store).task
+    assert isinstance(placed, ProbeTask)
+    weights = checkpoints.sha256(Path(run.newest_checkpoint()) / "model.safetensors")
+    assert find_tokenizer(placed.tokenizer).sha256 == weights
+
+
+def test_a_name_of_an_upstream_that_means_nothing_is_said_with_its_key(
+    small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = resolve(small_recipe | {"task": {"kind": "probe", "tokenizer": "nothing-of-that-name"}})
+    store = Store.at(tmp_path)
+    with pytest.raises(InputError, match=r"^task\.tokenizer: no run 'nothing-of-that-name' in "):
+        with_upstream_places(recipe, home=tmp_path, store=lambda: store)
+    path = resolve(small_recipe | {"task": {"kind": "probe", "tokenizer": str(tmp_path / "gone")}})
+    assert with_upstream_places(path, home=tmp_path, store=lambda: pytest.fail("asked")) == path
+
+
+def test_a_checkpoint_is_opened_without_its_resume_state(
+    run: Run, homes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither read nor missed: it is several times the model."""
+    place = tmp_path / Path(run.newest_checkpoint()).name
+    shutil.copytree(run.newest_checkpoint(), place)
+    (place / "resume.pt").unlink()
+    monkeypatch.setenv("MERGEVQ_HOME", str(homes[1]))
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", str(place), "--keep", "9", "--no-tracking", "--no-cache", "--json", "curve.json"]
+    assert cli.run(words) == 0
+    assert json.loads(Path("curve.json").read_text())["rows"][0]["psnr"] > 0
+
+
+@pytest.mark.parametrize("protocol", [{}, {"images": 5}])
+def test_a_curve_whose_protocol_was_edited_away_is_one_line(
+    run: Run,
+    protocol: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree = json.loads((run.directory / "curve-first" / "curve.json").read_text())
+    Path("curve.json").write_text(json.dumps(tree | {"protocol": protocol}))
+    assert cli.run(["compare", "curve.json"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "curve.json: its protocol lacks extractor, data_fingerprint" in line
+    assert "evaluate it again" in line

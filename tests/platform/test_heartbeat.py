@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from mergevq_platform.distributed.heartbeat import Beat, Heart, Ward, _kill
+from mergevq_platform.distributed.heartbeat import HangMonitor, Heartbeat, HeartbeatSender, _kill
 
-BEAT = Beat(
+BEAT = Heartbeat(
     rank=0,
     world_size=2,
     node_id="n",
@@ -22,8 +22,8 @@ BEAT = Beat(
     pid=7,
     created=0.0,
     step=5,
-    doing="training",
-    still_seconds=1.0,
+    phase="training",
+    seconds_in_phase=1.0,
 )
 
 
@@ -40,57 +40,59 @@ def clock() -> Clock:
 
 
 def test_a_worker_that_falls_silent_is_named_with_place_and_step(clock: Clock) -> None:
-    ward = Ward(60, clock)
-    ward.hear(BEAT)
-    ward.hear(replace(BEAT, rank=1, address="10.0.0.2", pid=8))
+    monitor = HangMonitor(60, clock)
+    monitor.record(BEAT)
+    monitor.record(replace(BEAT, rank=1, address="10.0.0.2", pid=8))
     clock.now = 59
-    ward.hear(BEAT)
-    assert ward.hung() is None
+    monitor.record(BEAT)
+    assert monitor.hung() is None
     clock.now = 61
-    beat, line = ward.hung()  # type: ignore[misc]
+    beat, line = monitor.hung()  # type: ignore[misc]
     assert beat.rank == 1
     assert line == "worker 1 on 10.0.0.2 (process 8) has been silent for 61 s, at step 5 (training)"
 
 
 def test_one_that_waits_for_data_is_blamed_and_not_those_who_wait_for_it(clock: Clock) -> None:
-    ward = Ward(60, clock)
-    ward.hear(replace(BEAT, still_seconds=90))
-    ward.hear(replace(BEAT, rank=1, doing="waiting for data", still_seconds=80))
-    beat, line = ward.hung()  # type: ignore[misc]
+    monitor = HangMonitor(60, clock)
+    monitor.record(replace(BEAT, seconds_in_phase=90))
+    monitor.record(replace(BEAT, rank=1, phase="waiting for data", seconds_in_phase=80))
+    beat, line = monitor.hung()  # type: ignore[misc]
     assert beat.rank == 1
     assert "has not moved for 80 s, at step 5 (waiting for data)" in line
-    ward.hear(replace(BEAT, step=4, still_seconds=70))
-    assert ward.hung()[0].step == 4  # type: ignore[index]
+    monitor.record(replace(BEAT, step=4, seconds_in_phase=70))
+    assert monitor.hung()[0].step == 4  # type: ignore[index]
 
 
 def test_nobody_hangs_while_anybody_moves_or_does_what_may_take_long(clock: Clock) -> None:
-    ward = Ward(60, clock)
-    ward.hear(replace(BEAT, still_seconds=500))
-    ward.hear(replace(BEAT, rank=1, still_seconds=3))
-    assert ward.hung() is None
-    ward.hear(replace(BEAT, rank=1, doing="saving", still_seconds=170))
-    assert ward.hung() is None
-    ward.hear(replace(BEAT, rank=1, doing="saving", still_seconds=190))
-    assert ward.hung() is not None
+    monitor = HangMonitor(60, clock)
+    monitor.record(replace(BEAT, seconds_in_phase=500))
+    monitor.record(replace(BEAT, rank=1, seconds_in_phase=3))
+    assert monitor.hung() is None
+    monitor.record(replace(BEAT, rank=1, phase="saving", seconds_in_phase=170))
+    assert monitor.hung() is None
+    monitor.record(replace(BEAT, rank=1, phase="saving", seconds_in_phase=190))
+    assert monitor.hung() is not None
 
 
 def test_ranks_of_a_larger_group_before_are_forgotten(clock: Clock) -> None:
-    ward = Ward(60, clock)
-    ward.hear(replace(BEAT, rank=2, world_size=3))
+    monitor = HangMonitor(60, clock)
+    monitor.record(replace(BEAT, rank=2, world_size=3))
     clock.now = 100
-    ward.hear(replace(BEAT, world_size=2))
-    assert ward.hung() is None
-    ward.forget(0)
+    monitor.record(replace(BEAT, world_size=2))
+    assert monitor.hung() is None
+    monitor.forget(0)
     clock.now = 130
-    assert ward.hung() is None
-    assert ward.quiet_seconds() == 30
+    assert monitor.hung() is None
+    assert monitor.quiet_seconds() == 30
 
 
 def _beating(beats: Any) -> None:
-    heart = Heart(beats.put, rank=0, world_size=1, node_id="n", address="here", timeout_seconds=0.4)
-    with heart:
+    sender = HeartbeatSender(
+        beats.put, rank=0, world_size=1, node_id="n", address="here", timeout_seconds=0.4
+    )
+    with sender:
         for step in range(10_000):
-            heart.at(step, "training")
+            sender.at(step, "training")
             time.sleep(0.01)
 
 

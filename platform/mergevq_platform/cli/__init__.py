@@ -24,6 +24,7 @@ from mergevq_platform.cli import (
     training,
 )
 from mergevq_platform.distributed.failures import INTERRUPTED, one_line, root_cause
+from mergevq_platform.storage import settings
 
 # What a user can fix, by a message of ours or by the name of the file that the system's own gives.
 FAULTS_OF_PLACES = (InputError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -63,6 +64,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
+    if "storage" in options:
+        options.storage = options.storage or settings.storage_of_environment()
     return options
 
 

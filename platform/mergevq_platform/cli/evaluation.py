@@ -9,7 +9,7 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
-from mergevq_platform.cli.where import located
+from mergevq_platform.cli.where import found
 from mergevq_platform.storage.settings import places
 
 
@@ -118,7 +118,9 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--out", type=user_path, help="write figures and tables here (default: the run's curve-* folder)"
     )
-    evaluate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    evaluate.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
     evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     evaluate.add_argument("--no-tracking", action="store_true", help="do not record in MLflow")
     evaluate.add_argument(
@@ -151,7 +153,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError(
             "--reference, --size, --split and --save-statistics go with --images PLACE: leave them out"
         )
-    if _is_generator(options.run, storage=options.storage):
+    if found(options.run, storage=options.storage).is_generator:
         _evaluate_generator(options, extractor)
         return
     if options.suite == "generation":
@@ -219,16 +221,6 @@ def _write(measured: Any, options: argparse.Namespace) -> None:
         options.markdown.write_text(measured.markdown() + "\n")
 
 
-def _is_generator(name: str, *, storage: str | None) -> bool:
-    from mergevq_platform.storage import checkpoints
-
-    location = located(name, storage=storage)
-    if checkpoints.is_bare(location):
-        return False
-    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
-        return checkpoints.about(directory)["task"] == "generator"
-
-
 def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
     from mergevq.config import parse
     from mergevq.generation import GuidanceConfig
@@ -247,7 +239,7 @@ def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
         images=options.num,
         keep=options.keep[0] if options.keep else None,
         data=options.data,
-        tokenizer=located(options.tokenizer) if options.tokenizer else None,
+        tokenizer=found(options.tokenizer).place if options.tokenizer else None,
         extractor=extractor,
         workers=options.workers,
         out=options.out,

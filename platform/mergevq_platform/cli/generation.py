@@ -12,7 +12,7 @@ from mergevq.errors import InputError
 from mergevq.keep import KeepDistribution
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.cli.where import located
+from mergevq_platform.cli.where import found
 from mergevq_platform.storage.settings import places
 
 OPTIONS = {  # keys of sampling and guidance -> as they are typed
@@ -93,7 +93,9 @@ def add(verbs: Any) -> None:
         metavar="RUN",
         help="paint with this tokenizer: its own, moved, or with Source Recovery fine-tuned (mergevq train recovery_gr_256)",
     )
-    generate.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    generate.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
     _add_cluster(generate)
     generate.set_defaults(function=_generate)
 
@@ -122,19 +124,16 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import codes
     from mergevq_platform.evaluation.subject import reading_of
-    from mergevq_platform.storage import checkpoints
     from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
-    reading = None  # of an imported tokenizer: what the set itself says
-    location = located(options.tokenizer)
-    tokenizer = find_tokenizer(location)
-    if checkpoints.is_bare(location):
+    named = found(options.tokenizer)
+    tokenizer, recipe = find_tokenizer(named.place), named.stored_recipe
+    if recipe is None:
         if not options.data or not options.keep:
-            raise InputError(f"{location} is a tokenizer without a recipe: give --data and --keep")
+            raise InputError(f"{named.name} is a tokenizer without a recipe: give --data and --keep")
         data, keep, train_split = options.data, _keep(options.keep), "train"
+        reading = None  # what the set itself says
     else:
-        with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
-            recipe = checkpoints.recipe_of(directory)
         data, train_split = options.data or recipe.data.path, recipe.data.train_split
         reading = reading_of(recipe, data)
         keep = (
@@ -186,12 +185,10 @@ def _keep(words: list[str]) -> Any:
 def _generate(options: argparse.Namespace) -> None:
     from mergevq.generation import GuidanceConfig, SamplingConfig
     from mergevq_platform import generation
-    from mergevq_platform.storage import checkpoints
 
-    location = located(options.run, storage=options.storage)
-    tokenizer = located(options.tokenizer) if options.tokenizer else None
-    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
-        settings = checkpoints.recipe_of(directory).generator.generation
+    named = found(options.run, storage=options.storage)
+    tokenizer = found(options.tokenizer).place if options.tokenizer else None
+    settings = named.recipe.generator.generation
     sampling = {
         name: _one_or_more(value)
         for name in ("temperature", "top_k", "top_p")
@@ -208,7 +205,7 @@ def _generate(options: argparse.Namespace) -> None:
     }
     workers, device = _device(options)
     sampler = generation.open_sampler(
-        location,
+        named.checkpoint,
         device=device,
         keep=options.keep,
         steps=options.steps,

@@ -24,7 +24,10 @@ def add(verbs: Any) -> None:
     doctor.add_argument("recipe", nargs="?", help="a recipe file or name")
     doctor.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
     doctor.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
-    doctor.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    doctor.add_argument(
+        "--storage",
+        help="where checkpoints go: path, s3://…, gs://… (default MERGEVQ_STORAGE, else runs/ray)",
+    )
     doctor.set_defaults(function=_doctor)
 
     plan = verbs.add_parser(

@@ -34,7 +34,9 @@ def add(verbs: Any) -> None:
     registering.add_argument(
         "--alias", help="such as champion: then models:/NAME@champion names this version"
     )
-    registering.add_argument("--storage", help="where the run's checkpoints lie (default runs/ray)")
+    registering.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
     registering.set_defaults(function=_register)
 
     cache = verbs.add_parser(

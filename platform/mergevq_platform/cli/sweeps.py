@@ -39,7 +39,10 @@ def add(verbs: Any) -> None:
     sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")
     sweep.add_argument("--name", help="the sweep's name (default: file, time, four letters)")
-    sweep.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    sweep.add_argument(
+        "--storage",
+        help="where checkpoints go: path, s3://…, gs://… (default MERGEVQ_STORAGE, else runs/ray)",
+    )
     sweep.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     sweep.add_argument(
         "--concurrent", type=count, help="trials at once (default: as many as the cluster holds)"
@@ -108,8 +111,8 @@ def _sweep(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> None:
     from mergevq_platform import comparing
 
-    home = places().home
-    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper)
-    comparing.show(options.runs, home=home)
+    home, uri = places().home, places().tracking_uri
+    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper, tracking_uri=uri)
+    comparing.show(options.runs, home=home, tracking_uri=uri)
     for path in files.values():
         print(path)

@@ -26,7 +26,10 @@ def add(verbs: Any) -> None:
     train.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
     train.add_argument("--resume", metavar="RUN", help="go on with a run; its stored recipe is used")
     train.add_argument("--name", help="the run's name (default: recipe, time, four letters)")
-    train.add_argument("--storage", help="where checkpoints go: path, s3://…, gs://… (default runs/ray)")
+    train.add_argument(
+        "--storage",
+        help="where checkpoints go: path, s3://…, gs://… (default MERGEVQ_STORAGE, else runs/ray)",
+    )
     train.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     train.add_argument("--no-evaluation", action="store_true", help="do not measure the curve at the end")
     train.add_argument(
@@ -54,7 +57,9 @@ def _train(options: argparse.Namespace) -> int:
     from mergevq_platform import data, evaluation, recipe
     from mergevq_platform.distributed import trainer
     from mergevq_platform.tasks.task import task_of
+    from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.tracking import models
+    from mergevq_platform.tracking.store import Store
 
     # With --resume the positional recipe is left out, so its slot may hold the first override.
     words = [text for text in [options.recipe, *options.overrides] if text]
@@ -64,7 +69,9 @@ def _train(options: argparse.Namespace) -> int:
         raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
     home = places().home
     given = recipe.load(names[0], overrides) if names else None
-    chosen = recipe.resolve(given) if given else None
+    tracking_uri = places().tracking_uri
+    find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
+    chosen = recipe.resolve(given, find_run=find_run) if given else None
     model, alias = models.parse_target(options.register) if options.register is not None else ("", None)
     if model and chosen is not None:
         _ = chosen.tokenizer  # only tokenizers can be registered: said now, not at the end

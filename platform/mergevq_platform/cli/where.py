@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mergevq_platform.storage.settings import places
 
+if TYPE_CHECKING:
+    from mergevq_platform.storage.lookup import FoundModel
 
-def located(name: str, *, storage: str | None = None) -> str:
-    """The path or URI of a run (here, or of the tracking store alone), a registered model, a checkpoint or a tokenizer."""
-    from mergevq_platform.storage.lookup import locate
+
+def found(name: str, *, storage: str | None = None, recipe: str | None = None) -> FoundModel:
+    """What a name means in the home and the store in use: see `lookup.find`."""
+    from mergevq_platform.storage.lookup import find
     from mergevq_platform.tracking.store import Store
 
     home = places().home
-    return locate(name, home=home, store=Store.at(home, places().tracking_uri), storage=storage)
+    return find(name, home=home, store=Store.at(home, places().tracking_uri), storage=storage, recipe=recipe)
 
 
 def where_to_look(experiment: str, run: str | None = None) -> str:

@@ -1,15 +1,19 @@
-"""What went wrong, in one line: out of Ray's wrappers, the error that a user can act on."""
+"""Errors in one line: the one that a user can act on, out of Ray's wrappers."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from mergevq.errors import InputError
 from mergevq_platform.storage.credentials import without_credentials
 
+T = TypeVar("T")
+
 INTERRUPTED = 130  # exit status, as a shell counts a program that SIGINT ended
 
-# What a worker says whose peer is gone: true, but never the reason.
+# The errors of a worker whose peer is gone: true, but never the reason.
 _CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "NCCL", "gloo")
 
 
@@ -30,6 +34,8 @@ def one_line(error: BaseException) -> str:
     text = without_credentials(" ".join(str(cause).split())) or type(cause).__name__
     if isinstance(cause, InputError):
         return text
+    if node_ran_out_of_memory(cause):
+        return _node_memory(text)
     if ran_out_of_memory(cause):
         return (
             f"out of memory ({text[:160].rstrip('. ')}): lower micro_batch or evaluation.batch, or give the worker "
@@ -62,7 +68,43 @@ def _loss(error: BaseException) -> str | None:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's memory, this machine's, or the share that Ray allows ran out."""
+    """Whether a GPU's memory, a process's, or that of a node as Ray watches it ran out."""
     # By name: torch's and Ray's own errors, without importing either here.
     named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
     return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+
+
+def node_ran_out_of_memory(error: BaseException) -> bool:
+    """Whether Ray's memory monitor ended the process: its node was full, whoever filled it."""
+    return type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("ray.")
+
+
+def _node_memory(text: str) -> str:
+    # Ray's text is pages long: which node, how full it was, then every process there.
+    node = re.search(r"\(IP: ([^,)\s]+)", text)
+    full = re.search(r"was ([\d.]+) ?GB(?: used)? / ([\d.]+) ?GB", text)
+    where = f"the node {node[1]}" if node else "a node"
+    what = f" ({float(full[1]):.1f} of {float(full[2]):.1f} GB)" if full else ""
+    return (
+        f"{where} ran out of memory{what}, and Ray ended a worker there: look for other processes on it; if this run "
+        "fills it alone, lower micro_batch or evaluation.batch, or give the worker a machine with more"
+    )
+
+
+def again_if_lost_while_starting(
+    fit: Callable[[], T], *, failed: Callable[[], int], tell: Callable[[str], None], most: int
+) -> T:
+    """fit(), and again where Ray Train gave up because a worker group lost a process before its first step.
+
+    Ray Train's controller restarts groups that fail at work, but takes what befalls one between its start and its first step
+    for a fault of its own. `failed` counts the failures of workers so far, of which `most` are allowed; `tell` adds one.
+    """
+    while True:
+        try:
+            return fit()
+        except Exception as error:
+            cause = getattr(error, "controller_failure", None)
+            lost = isinstance(cause, BaseException) and (node_ran_out_of_memory(cause) or _loss(cause))
+            if not lost or failed() >= most:
+                raise
+            tell(one_line(error))

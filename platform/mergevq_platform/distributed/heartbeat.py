@@ -1,7 +1,7 @@
 """Heartbeats: how a run notices a worker that hangs, and which one, long before a collective would time out.
 
-A thread of every worker process tells the run's actor where the worker is. A process that is stopped, or cut off, falls
-silent; one that waits for ever goes on beating, but at the same place.
+A thread of every worker process sends the run's actor where the worker is. A process that is stopped, or cut off, falls
+silent; one that waits for ever goes on beating, but in the same phase of the same step.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import psutil
 
 BEATS_PER_TIMEOUT = 8
 SLOWEST_BEAT_SECONDS = 10.0
-# What may lawfully take many times as long as a forward pass: the first one with a kept count compiles every layer.
+# What may take many times as long as a forward pass: the first one with a kept count compiles every layer.
 PATIENCE = {"starting": 3.0, "compiling": 10.0, "validating": 3.0, "saving": 3.0}
 END_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Beat:
-    """Where a worker is: its rank, its process, its step, and for how long it has been `doing` the same thing."""
+class Heartbeat:
+    """Where a worker is: its rank, its process, its step, and for how long it has been in this phase of it."""
 
     rank: int
     world_size: int
@@ -33,16 +33,16 @@ class Beat:
     pid: int
     created: float  # the process's, for a pid that is used again
     step: int
-    doing: str
-    still_seconds: float
+    phase: str
+    seconds_in_phase: float
 
 
-class Heart:
+class HeartbeatSender:
     """The beating thread of one worker; a context manager. `at` tells it where the worker is, at no cost."""
 
     def __init__(
         self,
-        send: Callable[[Beat], Any],
+        send: Callable[[Heartbeat], Any],
         *,
         rank: int,
         world_size: int,
@@ -55,18 +55,18 @@ class Heart:
         self._place = (0, "starting", time.monotonic())
         self._interval = min(SLOWEST_BEAT_SECONDS, timeout_seconds / BEATS_PER_TIMEOUT)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mergevq-heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="mergevq-heartbeat", daemon=True)
 
-    def at(self, step: int, doing: str) -> None:
-        """The worker begins something."""
-        self._place = (step, doing, time.monotonic())
+    def at(self, step: int, phase: str) -> None:
+        """The worker begins a phase of a step."""
+        self._place = (step, phase, time.monotonic())
 
-    def beat(self) -> Beat:
+    def beat(self) -> Heartbeat:
         """The worker as it is now."""
-        step, doing, since = self._place
-        return Beat(*self._who, self._created, step, doing, time.monotonic() - since)
+        step, phase, since = self._place
+        return Heartbeat(*self._who, self._created, step, phase, time.monotonic() - since)
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> HeartbeatSender:
         self._thread.start()
         return self
 
@@ -81,57 +81,56 @@ class Heart:
                 return
 
 
-class Ward:
-    """What was heard last of every worker, by the clock of the process where the beats arrive."""
+class HangMonitor:
+    """The last heartbeat of every worker, by the clock of the process where they arrive."""
 
     def __init__(self, timeout_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.timeout_seconds = timeout_seconds
         self._clock = clock
-        self._heard: dict[int, tuple[float, Beat]] = {}
+        self._received: dict[int, tuple[float, Heartbeat]] = {}
         self._last: float | None = None
 
-    def hear(self, beat: Beat) -> None:
-        """Remember a beat. Ranks that its group does not have belonged to an earlier, larger one."""
+    def record(self, beat: Heartbeat) -> None:
+        """Keep a heartbeat. Ranks that its group does not have belonged to an earlier, larger one."""
         self._last = self._clock()
-        self._heard[beat.rank] = (self._last, beat)
-        for rank in [rank for rank in self._heard if rank >= beat.world_size]:
-            del self._heard[rank]
+        self._received[beat.rank] = (self._last, beat)
+        for rank in [rank for rank in self._received if rank >= beat.world_size]:
+            del self._received[rank]
 
     def forget(self, rank: int) -> None:
         """A worker that is no longer there."""
-        self._heard.pop(rank, None)
+        self._received.pop(rank, None)
 
     def quiet_seconds(self) -> float:
-        """How long nobody has been heard; 0 before the first beat."""
+        """Seconds without any heartbeat; 0 before the first."""
         return self._clock() - self._last if self._last is not None else 0.0
 
-    def hung(self) -> tuple[Beat, str] | None:
+    def hung(self) -> tuple[Heartbeat, str] | None:
         """The worker that holds the others up, and a line that says so; None while all is well.
 
-        One that is silent comes first. Where all beat, but none has moved for longer than it may, it is the one that is
+        A silent one comes first. Where all beat, but each has been in its phase for longer than it may, it is the one that is
         furthest behind; of those at the same step, one that does not just wait for the others.
         """
         now = self._clock()
-        silent = [(now - at, beat) for at, beat in self._heard.values() if now - at > self.timeout_seconds]
+        silent = [(now - at, beat) for at, beat in self._received.values() if now - at > self.timeout_seconds]
         if silent:
             seconds, beat = max(silent, key=lambda pair: pair[0])
             return beat, self._line(beat, f"has been silent for {seconds:.0f} s")
-        beats = [beat for _, beat in self._heard.values()]
-        if not beats or any(beat.still_seconds <= self._allowed(beat) for beat in beats):
+        beats = [beat for _, beat in self._received.values()]
+        if not beats or any(beat.seconds_in_phase <= self._allowed(beat) for beat in beats):
             return None
-        beat = min(
-            beats, key=lambda beat: (beat.step, beat.doing in ("training", "compiling"), -beat.still_seconds)
-        )
-        return beat, self._line(beat, f"has not moved for {beat.still_seconds:.0f} s")
+        waits = ("training", "compiling")
+        beat = min(beats, key=lambda beat: (beat.step, beat.phase in waits, -beat.seconds_in_phase))
+        return beat, self._line(beat, f"has not moved for {beat.seconds_in_phase:.0f} s")
 
-    def _allowed(self, beat: Beat) -> float:
-        return self.timeout_seconds * PATIENCE.get(beat.doing, 1.0)
+    def _allowed(self, beat: Heartbeat) -> float:
+        return self.timeout_seconds * PATIENCE.get(beat.phase, 1.0)
 
-    def _line(self, beat: Beat, what: str) -> str:
-        return f"worker {beat.rank} on {beat.address} (process {beat.pid}) {what}, at step {beat.step} ({beat.doing})"
+    def _line(self, beat: Heartbeat, what: str) -> str:
+        return f"worker {beat.rank} on {beat.address} (process {beat.pid}) {what}, at step {beat.step} ({beat.phase})"
 
 
-def end(beat: Beat) -> bool:
+def end(beat: Heartbeat) -> bool:
     """Kill the worker's process on its node, so that Ray Train restarts the group; False where it is gone already."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -22,10 +22,12 @@ class LocalHost:
     stop_at: int | None = None  # ask to stop after this many more polls
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint in the directory."""
+        """The newest whole checkpoint in the directory, resume.pt checked."""
         if not checkpoints.listed(str(self.directory)):
             return None
-        with checkpoints.newest(str(self.directory), say=self.warn) as found:  # local: it stays where it is
+        with checkpoints.newest(
+            str(self.directory), say=self.warn, files=checkpoints.RESUME
+        ) as found:  # local: it stays where it is
             return found
 
     def record(self, step: int, values: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""The actor beside the driver: it owns the run's journal, and all that workers and driver tell each other passes through it."""
+"""The actor between driver and workers: the run's journal, heartbeats, progress, warnings and the stop flag."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any, NamedTuple
 import ray
 
 from mergevq.errors import InputError
-from mergevq_platform.distributed import failures, heartbeat
+from mergevq_platform.distributed import failures
+from mergevq_platform.distributed.heartbeat import HangMonitor, Heartbeat
 from mergevq_platform.tracking.recorder import LocalRecorder
 
 
-class Latest(NamedTuple):
-    """Progress, all warnings so far, a worker that hangs and what to say of it, and how long no worker has been heard."""
+class RunProgress(NamedTuple):
+    """Progress, all warnings so far, a worker that hangs with a line about it, seconds without any heartbeat."""
 
     status: dict[str, float]
     warnings: list[str]
-    hung: tuple[heartbeat.Beat, str] | None
+    hung: tuple[Heartbeat, str] | None
     quiet_seconds: float
 
 
 class RunActor:
-    """Lives beside the driver: owns the run's journal, the stop flag, the workers' heartbeats and the latest progress."""
+    """The state of a run that workers and driver share; lives on the driver's node."""
 
     def __init__(self, recorder: Callable[[], LocalRecorder], hang_timeout_seconds: float) -> None:
         self.recorder = recorder()
         self.unwritten: list[tuple[int, dict[str, float]]] = []
-        self.ward = heartbeat.Ward(hang_timeout_seconds)
+        self.monitor = HangMonitor(hang_timeout_seconds)
         self.status: dict[str, float] = {}
         self.warnings: list[str] = []
         self.refused = False  # the tracking store did not take records, which was said
@@ -59,16 +60,16 @@ class RunActor:
         """Rank 0's latest progress."""
         self.status = status
 
-    def beat(self, beat: heartbeat.Beat) -> None:
+    def beat(self, beat: Heartbeat) -> None:
         """A worker's heartbeat."""
-        self.ward.hear(beat)
+        self.monitor.record(beat)
 
     def gone(self, rank: int) -> None:
         """A worker that has left or was ended."""
-        self.ward.forget(rank)
+        self.monitor.forget(rank)
 
     def give_up(self, error: Exception) -> None:
-        """A worker met what no restart can put right."""
+        """A worker met what no restart can fix."""
         self.final = self.final or error
 
     def standing(self) -> tuple[Exception | None, int]:
@@ -87,7 +88,7 @@ class RunActor:
             f"training failed after step {int(self.status.get('step', 0))}: {reason} (failure {self.failures})"
         )
 
-    def latest(self) -> Latest:
+    def latest(self) -> RunProgress:
         """All that the driver asks for."""
         if not self.refused and (reason := self.recorder.delivery_error):
             self.refused = True
@@ -95,7 +96,7 @@ class RunActor:
             self.warn(
                 f"not in MLflow yet: {self.recorder.store.public_uri}: {reason} (the run goes on, and its journal keeps everything)"
             )
-        return Latest(self.status, self.warnings, self.ward.hung(), self.ward.quiet_seconds())
+        return RunProgress(self.status, self.warnings, self.monitor.hung(), self.monitor.quiet_seconds())
 
     def stop(self) -> None:
         """Ask the run to stop at the next step boundary."""

@@ -21,12 +21,13 @@ from ray.train.torch import TorchTrainer
 
 from mergevq.config import to_tree, with_overrides
 from mergevq_platform import loop
-from mergevq_platform.distributed import cluster, heartbeat
+from mergevq_platform.distributed import cluster, failures, heartbeat
 from mergevq_platform.distributed.progress import Progress
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
-from mergevq_platform.distributed.worker import Restarts, worker_loop
+from mergevq_platform.distributed.worker import FailureReporter, worker_loop
 from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tracking.records import Status
@@ -76,7 +77,15 @@ def train(
     are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
     error if training fails for good.
     """
-    run, recipe = _begin(recipe, home=home, storage=storage, name=name, resume=resume, overrides=overrides)
+    run, recipe = _begin(
+        recipe,
+        home=home,
+        storage=storage,
+        name=name,
+        resume=resume,
+        overrides=overrides,
+        tracking_uri=tracking_uri,
+    )
     samples = preflight(recipe, samples=samples, evaluated=after is not None)
     fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
     store = Store.at(home, tracking_uri)
@@ -149,7 +158,7 @@ def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu"
             storage_path=f"{path}/.ray",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
-            callbacks=[Restarts(actor)],  # type: ignore[list-item]
+            callbacks=[FailureReporter(actor)],  # type: ignore[list-item]
         ),
     )
 
@@ -162,11 +171,13 @@ def _begin(
     name: str | None,
     resume: str | None,
     overrides: tuple[str, ...],
+    tracking_uri: str | None,
 ) -> tuple[Run, ResolvedRecipe]:
     if resume is not None:
         run = Run.find(resume, home=home, storage=storage)
         tree = yaml.safe_load(run.read("recipe.yaml"))
-        return run, resolve(with_overrides(tree, overrides))
+        find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
+        return run, resolve(with_overrides(tree, overrides), find_run=find_run)
     assert recipe is not None
     if name is not None:
         naming.check_name(name, "--name")
@@ -188,7 +199,12 @@ def _fit(
 
     def fit() -> None:
         try:
-            result["value"] = trainer.fit()
+            result["value"] = failures.again_if_lost_while_starting(
+                trainer.fit,
+                failed=lambda: ray.get(actor.standing.remote())[1],
+                tell=lambda reason: ray.get(actor.failed.remote(reason)),
+                most=recipe.cluster.max_failures,
+            )
         except BaseException as error:
             result["error"] = error
 
@@ -218,7 +234,7 @@ def _fit(
     return step, bool(signals)
 
 
-def _end_hung(actor: Any, beat: heartbeat.Beat, line: str) -> None:
+def _end_hung(actor: Any, beat: heartbeat.Heartbeat, line: str) -> None:
     if heartbeat.end(beat):
         actor.warn.remote(f"{line}: ended, and the group restarts (cluster.hang_timeout_seconds)")
     actor.gone.remote(beat.rank)

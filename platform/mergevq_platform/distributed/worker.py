@@ -20,7 +20,8 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from mergevq.errors import InputError
 from mergevq_platform import loop
-from mergevq_platform.distributed import failures, heartbeat
+from mergevq_platform.distributed import failures
+from mergevq_platform.distributed.heartbeat import HeartbeatSender
 from mergevq_platform.meter import BrokenTraining
 from mergevq_platform.recipe import parse_resolved
 from mergevq_platform.storage import checkpoints
@@ -34,7 +35,7 @@ class RayHost:
     """A Ray Train worker as the loop's host."""
 
     actor: Any
-    heart: heartbeat.Heart
+    heartbeats: HeartbeatSender
     rank: int
     location: str  # of the run's checkpoints, a path or URI
     keep_checkpoints: int
@@ -57,11 +58,15 @@ class RayHost:
         self._insist(self._unseen, f"the node {node} does not see the run in {self.location}", patience)
         directory = None
         if self.rank == 0 and checkpoints.listed(self.location):
-            directory = self.held.enter_context(checkpoints.newest(self.location, say=self.warn))
+            directory = self.held.enter_context(
+                checkpoints.newest(self.location, say=self.warn, files=checkpoints.RESUME)
+            )
         name = broadcast_from_rank_zero(directory.name if directory else None)
         if name is not None and directory is None:
             there = checkpoints.inside(self.location, name)
-            directory = self.held.enter_context(checkpoints.newest(there, say=self.warn))
+            directory = self.held.enter_context(
+                checkpoints.newest(there, say=self.warn, files=checkpoints.RESUME)
+            )
         return directory
 
     def record(self, step: int, values: dict[str, float]) -> None:
@@ -101,7 +106,9 @@ class RayHost:
                 f"{what} ({reason}); training waits, and tries again for {patience_seconds:.0f} s "
                 "(cluster.storage_timeout_seconds)"
             )
-            self.heart.at(self.heart.beat().step, "saving")  # a wait that the run knows of is no hang
+            self.heartbeats.at(
+                self.heartbeats.beat().step, "saving"
+            )  # a wait that the run knows of is no hang
             time.sleep(min(pause, patience_seconds - waited))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -145,11 +152,11 @@ class RayHost:
         return True
 
     def at(self, step: int, doing: str) -> None:
-        """Tell the heart."""
-        self.heart.at(step, doing)
+        """Tell the heartbeat sender."""
+        self.heartbeats.at(step, doing)
 
 
-class Restarts(UserCallback):
+class FailureReporter(UserCallback):
     """Tells the user, from Ray Train's controller, that workers failed."""
 
     def __init__(self, actor: Any) -> None:
@@ -170,7 +177,7 @@ def worker_loop(config: dict[str, Any]) -> int | None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if config["device"] == "cuda" else torch.device("cpu")
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    heart = heartbeat.Heart(
+    heartbeats = HeartbeatSender(
         actor.beat.remote,
         rank=worker.rank,
         world_size=worker.world_size,
@@ -180,7 +187,7 @@ def worker_loop(config: dict[str, Any]) -> int | None:
     )
     host = RayHost(
         actor=actor,
-        heart=heart,
+        heartbeats=heartbeats,
         rank=worker.rank,
         location=config["location"],
         keep_checkpoints=recipe.keep_checkpoints,
@@ -188,7 +195,7 @@ def worker_loop(config: dict[str, Any]) -> int | None:
         restarted=failed > 0,
     )
     try:
-        with host.held, heart:
+        with host.held, heartbeats:
             return loop.train(recipe, worker, host)
     except (InputError, BrokenTraining) as error:  # it would be the same after a restart
         ray.get(actor.give_up.remote(error))

@@ -30,7 +30,7 @@ from mergevq_platform.evaluation.verbs import (
     top1_after_training,
 )
 from mergevq_platform.evaluation.weights import parse_extractor
-from mergevq_platform.storage.lookup import find, locate
+from mergevq_platform.storage.lookup import find
 
 __all__ = [
     "CAVEATS",
@@ -48,7 +48,6 @@ __all__ = [
     "evaluate_pictures",
     "find",
     "local_answers",
-    "locate",
     "measure",
     "parse_extractor",
     "ray_answers",

@@ -38,7 +38,7 @@ from mergevq_platform.evaluation.subject import Subject, chosen_keeps, reachable
 from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.lookup import find, locate
+from mergevq_platform.storage.lookup import find
 from mergevq_platform.storage.settings import places
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
@@ -196,11 +196,10 @@ def reconstruct(
     Transparent pixels are put on the background of the run's recipe or its set, if that is at hand, else on white. Raises
     `InputError` naming all files that cannot be read, before anything is made.
     """
-    location = locate(name, home=home, store=Store.at(home, tracking_uri))
-    with checkpoints.weights(location) as directory:
+    found = find(name, home=home, store=Store.at(home, tracking_uri))
+    with checkpoints.weights(found.place) as directory:
         background: Background = WHITE
-        if not checkpoints.is_bare(location):
-            recipe = checkpoints.recipe_of(directory)
+        if (recipe := found.stored_recipe) is not None:
             background = recipe.data.background or stated_background(recipe.data.path) or WHITE
             if keeps is None:
                 keeps = chosen_keeps(recipe, None)

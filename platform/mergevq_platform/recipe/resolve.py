@@ -7,7 +7,7 @@ once, in the driver. The tree of the resolved recipe is stored in every checkpoi
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,14 +73,21 @@ class Pins:
 
 
 def resolve(
-    recipe: Recipe | Mapping[str, Any], folder: str | Path | None = None, *, pins: Pins | None = None
+    recipe: Recipe | Mapping[str, Any],
+    folder: str | Path | None = None,
+    *,
+    find_run: Callable[[str], str] | None = None,
+    pins: Pins | None = None,
 ) -> ResolvedRecipe:
     """The recipe with absolute paths, and with the hashes of the models and weights that it builds on.
 
-    What has a hash already, or one of `pins`, is not looked for. Paths start from `folder` (none: where we are). Raises
-    `InputError` for a model that is not there, or is not the one that the recipe's hash says.
+    Paths start from `folder` (none: where we are); `find_run` says what lies at the name of a run. What has a hash already, or
+    one of `pins`, is not looked for. Raises `InputError` for a model that is not there, or is not the one that the recipe's hash
+    says.
     """
     located = locate(recipe if isinstance(recipe, Recipe) else complete(recipe), folder)
+    if find_run is not None:
+        located = _with_runs(located, find_run)
     if pins is not None:
         located = pins.laid_over(located)
     tree = to_tree(located) | {"task": to_tree(located.task.pin())}
@@ -175,6 +182,17 @@ def _renamed(tree: Mapping[str, Any]) -> Tree:
         if isinstance(given, Mapping):
             renamed[section] = {keys.get(key, key): value for key, value in given.items()}
     return renamed
+
+
+def _with_runs(recipe: Recipe, find_run: Callable[[str], str]) -> Recipe:
+    tree = to_tree(recipe)
+    for key, kind, path, _ in named_paths(recipe):
+        if kind is PathKind.RUN:
+            try:
+                _set(tree, key, find_run(path))
+            except InputError as error:
+                raise InputError(f"{key}: {error}") from None
+    return _parse(Recipe, tree)
 
 
 def _with_hashes(recipe: Recipe, tree: Tree) -> Tree:

@@ -1,8 +1,13 @@
-"""What a name means: a run here, a run that only the tracking store knows, a registered model, a checkpoint, a tokenizer."""
+"""The one lookup of names: a run here, a run that only the tracking store knows, a registered model, a checkpoint, a tokenizer.
+
+Every verb that takes a trained model takes all of these, and finds the same for the same name.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from mergevq.errors import InputError
@@ -13,21 +18,65 @@ from mergevq_platform.storage.runs import Run, run_around
 from mergevq_platform.tracking.curve import open_for_curve, open_for_evaluation
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import TrackedRun, find_run
-from mergevq_platform.tracking.models import SCHEME, fetch_model
+from mergevq_platform.tracking.models import SCHEME, Fetched, fetch_model
 from mergevq_platform.tracking.records import JOURNAL_NAME
 from mergevq_platform.tracking.store import Store, Unanswered
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A tokenizer on disk or in storage, with the recipe that its numbers are made by."""
+class FoundModel:
+    """A trained model by name. Its checkpoint is opened when it is first asked for, and only `checkpoints.MODEL` of it.
 
-    label: str
-    checkpoint: str  # one checkpoint or tokenizer alone, a path or URI
-    recipe: ResolvedRecipe
-    step: int | None = None  # none: the weights are as someone saved them
+    Raises `InputError` then, where there is no whole checkpoint.
+    """
+
+    name: str
+    place: str  # a run, a checkpoint or a tokenizer's directory: a path or URI
     run: Run | None = None  # its run, where that lies here
     tracked: TrackedRun | None = None  # its run, where only the store knows it
+    fetched: Fetched | None = None  # of a registered model: what was copied
+    told: ResolvedRecipe | None = None  # the recipe that was named for a tokenizer without one
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        if self.fetched is not None:
+            return self.name
+        return (
+            self.run.name if self.run else self.tracked.name if self.tracked else Path(self.checkpoint).name
+        )
+
+    @property
+    def checkpoint(self) -> str:
+        """One checkpoint or tokenizer alone: a path or URI."""
+        return self._opened[0]
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer step of the checkpoint; None where the weights are as someone saved them."""
+        return self._opened[1]
+
+    @property
+    def stored_recipe(self) -> ResolvedRecipe | None:
+        """The recipe of the training, or the one told; None for a tokenizer without a recipe."""
+        return self.told or self._opened[2]
+
+    @property
+    def recipe(self) -> ResolvedRecipe:
+        """The recipe that names data and protocol. Raises `InputError` for a tokenizer without one."""
+        if (recipe := self.stored_recipe) is None:
+            raise InputError(
+                f"{self.name} is a tokenizer without a recipe: name one for data and protocol, such as --recipe gr_256_d64"
+            )
+        return recipe
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether it is a generator; a tokenizer's directory is none."""
+        if self.fetched is not None or checkpoints.is_bare(self.place):
+            return False
+        with checkpoints.newest(self.place, files=checkpoints.RECIPE) as directory:
+            return checkpoints.about(directory)["task"] == "generator"
 
     @property
     def directory(self) -> Path | None:
@@ -42,24 +91,42 @@ class Found:
             return open_for_evaluation(home / "evaluations", self.tracked)
         return None
 
+    @cached_property
+    def _opened(self) -> tuple[str, int | None, ResolvedRecipe | None]:
+        if self.fetched is not None:
+            return self.place, self.fetched.step, checkpoints.recipe_of(self.fetched.path)
+        if checkpoints.is_bare(self.place):
+            return self.place, None, None
+        with checkpoints.newest(self.place, files=checkpoints.MODEL) as directory:
+            recipe, step = checkpoints.recipe_of(directory), checkpoints.about(directory)["step"]
+        return checkpoints.at_step(self.place, step), step, recipe
+
 
 def find(
     name: str, *, home: Path, store: Store, storage: str | None = None, recipe: str | None = None
-) -> Found:
+) -> FoundModel:
     """What `name` means: `models:/NAME@alias`, a path or URI, a run's name, or the name or id of a run that only the
-    tracking store knows.
+    tracking store knows. A path is looked for first.
 
     `recipe` names data and protocol for a tokenizer without a recipe of its own. Raises `InputError` for a name that is
-    none of these, and for a recipe where it is not wanted, or missing.
+    none of these, and for a recipe where it is not wanted.
     """
-    if name.startswith(SCHEME):
-        return _registered(name, home, store, recipe)
-    if checkpoints.is_bare(name):
-        return _bare(name, recipe)
-    if recipe is not None:
+    found = _found(name, home=home, store=store, storage=storage)
+    if recipe is None:
+        return found
+    if found.fetched is not None or not checkpoints.is_bare(found.place):
         raise InputError(f"{name} has its own recipe: leave --recipe out")
+    return replace(found, told=_around(name, recipe))
+
+
+def _found(name: str, *, home: Path, store: Store, storage: str | None) -> FoundModel:
+    if name.startswith(SCHEME):
+        model = fetch_model(store, name, home / "models")
+        return FoundModel(name=name, place=str(model.path), tracked=_tracked(model.uid, store), fetched=model)
+    if checkpoints.is_bare(name):
+        return FoundModel(name=name, place=name)
     if checkpoints.listed(name):
-        return _newest(name, run=run_around(name, home))
+        return FoundModel(name=name, place=name, run=run_around(name, home))
     try:
         run = Run.find(name, home=home, storage=storage)
     except InputError as error:
@@ -69,46 +136,24 @@ def find(
             raise InputError(f"{error}; and {unknown}") from None
         if tracked is None:
             raise InputError(f"{error}; and none of that name or id in {store.public_uri}") from None
-        return _newest(tracked.tags["mergevq.checkpoints"], tracked=tracked)
-    return _newest(run.location, run=run)
+        return FoundModel(name=name, place=tracked.tags["mergevq.checkpoints"], tracked=tracked)
+    return FoundModel(name=name, place=run.location, run=run)
 
 
-def locate(name: str, *, home: Path, store: Store, storage: str | None = None) -> str:
-    """The path or URI of what `name` means, for those who need only the weights."""
-    if name.startswith(SCHEME):
-        return str(fetch_model(store, name, home / "models").path)
-    if checkpoints.is_bare(name) or checkpoints.listed(name):
-        return name
-    return find(name, home=home, store=store, storage=storage).checkpoint
+def places_of_runs(home: Path, store: Callable[[], Store]) -> Callable[[str], str]:
+    """What a recipe's name of a run, of a registered model or of an id means: its place. A path or URI stays as it is.
 
+    It raises `InputError` for a name that means nothing.
+    """
 
-def _newest(location: str, *, run: Run | None = None, tracked: TrackedRun | None = None) -> Found:
-    with checkpoints.newest(location, files=checkpoints.MODEL) as directory:
-        recipe, step = checkpoints.recipe_of(directory), checkpoints.about(directory)["step"]
-    place = checkpoints.at_step(location, step)
-    label = run.name if run else tracked.name if tracked else Path(place).name
-    return Found(label=label, checkpoint=place, recipe=recipe, step=step, run=run, tracked=tracked)
+    def place(name: str) -> str:
+        if "/" in name and not name.startswith(SCHEME):
+            return name  # a path or URI; what is not there any more is said where it is opened
+        if checkpoints.is_bare(name) or checkpoints.listed(name):
+            return name
+        return find(name, home=home, store=store()).place
 
-
-def _bare(name: str, recipe: str | None) -> Found:
-    if recipe is None:
-        raise InputError(
-            f"{name} is a tokenizer without a recipe: name one for data and protocol, such as --recipe gr_256_d64"
-        )
-    return Found(label=Path(name).name, checkpoint=name, recipe=_around(name, recipe))
-
-
-def _registered(name: str, home: Path, store: Store, recipe: str | None) -> Found:
-    if recipe is not None:
-        raise InputError(f"{name} has its own recipe: leave --recipe out")
-    model = fetch_model(store, name, home / "models")
-    return Found(
-        label=name,
-        checkpoint=str(model.path),
-        recipe=checkpoints.recipe_of(model.path),
-        step=model.step,
-        tracked=_tracked(model.uid, store),
-    )
+    return place
 
 
 def _tracked(name: str, store: Store) -> TrackedRun | None:

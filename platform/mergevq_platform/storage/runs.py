@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.fs
@@ -63,11 +63,16 @@ class Run:
 
     @classmethod
     def find(cls, name: str, *, home: Path, storage: str | None = None) -> Run:
-        """An existing run by name or by path. Raises `InputError` if there is none."""
+        """An existing run by name or by path. Raises `InputError` if there is none.
+
+        A run whose checkpoints lie in its home is found there, whatever `storage` others go to.
+        """
         given = Path(checkpoints.absolute(name)) if "/" in name else Path(name)
-        if storage is None and given.parent != Path() and (given / "recipe.yaml").is_file():
+        if given.parent != Path() and (given / "recipe.yaml").is_file():
             name, storage = given.name, str(given.resolve().parent)
         run = cls(name=name, home=home, storage=_storage(storage, home))
+        if checkpoints.listed(str(run.directory)) and not checkpoints.listed(run.location):
+            run = replace(run, storage=_storage(None, home))
         if not run._exists("recipe.yaml"):
             raise InputError(
                 f"no run '{name}' in {run.storage}: runs there: {', '.join(run.siblings()) or 'none'}"

@@ -37,7 +37,7 @@ def places(
     return Places(
         home=home,
         tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
-        storage=storage or environ.get("MERGEVQ_STORAGE") or str(home / "ray"),
+        storage=storage or storage_of_environment(environ) or str(home / "ray"),
         weights=Path(folder).expanduser().absolute() if (folder := environ.get("MERGEVQ_WEIGHTS")) else None,
     )
 
@@ -47,3 +47,9 @@ def default_home(environ: Mapping[str, str] | None = None) -> Path:
     environ = os.environ if environ is None else environ
     # Absolute at once: Ray workers and MLflow's server run in other working directories.
     return Path(environ.get("MERGEVQ_HOME") or "runs").expanduser().absolute()
+
+
+def storage_of_environment(environ: Mapping[str, str] | None = None) -> str | None:
+    """`MERGEVQ_STORAGE`, where checkpoints go that no `--storage` sends elsewhere; None: into the home."""
+    environ = os.environ if environ is None else environ
+    return environ.get("MERGEVQ_STORAGE") or None

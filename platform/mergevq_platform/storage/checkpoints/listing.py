@@ -1,0 +1,49 @@
+"""The checkpoints of a run: names by step, newest first."""
+
+from __future__ import annotations
+
+import pyarrow.fs
+
+from mergevq_platform.storage.locations import inside, open_storage
+
+PREFIX = "checkpoint_"
+ABOUT = "checkpoint.json"  # written last: a directory with it is a whole checkpoint
+
+
+def directory_name(step: int) -> str:
+    """The name of the checkpoint after `step` optimizer steps; names sort by step."""
+    return f"{PREFIX}{step:09d}"
+
+
+def step_of(place: str) -> int:
+    """The optimizer step in the name of a checkpoint's directory or URI."""
+    return int(place.partition("?")[0].rstrip("/").rpartition(PREFIX)[2])
+
+
+def listed(run: str) -> list[str]:
+    """Locations of the whole checkpoints of a run, newest first; of a checkpoint, itself."""
+    filesystem, root = open_storage(run)
+    found = candidates(filesystem, root)
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return found
+    return [inside(run, path.removeprefix(root)) for path in found]
+
+
+def at_step(run: str, step: int) -> str:
+    """The location of the whole checkpoint after `step` optimizer steps; of a checkpoint, itself."""
+    return next(place for place in listed(run) if directory_name(step) in place)
+
+
+def candidates(filesystem: pyarrow.fs.FileSystem, root: str) -> list[str]:
+    """Paths of the whole checkpoints below `root`, newest first; `root` itself where it is one."""
+    if filesystem.get_file_info(f"{root}/{ABOUT}").type == pyarrow.fs.FileType.File:
+        return [root]
+    listing = filesystem.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
+    found = [
+        info.path
+        for info in listing
+        if info.type == pyarrow.fs.FileType.Directory
+        and info.base_name.startswith(PREFIX)
+        and filesystem.get_file_info(f"{info.path}/{ABOUT}").type == pyarrow.fs.FileType.File
+    ]
+    return sorted(found, reverse=True)
