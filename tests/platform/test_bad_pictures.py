@@ -32,7 +32,7 @@ def damaged(small_recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
     write_set(tmp_path / "set", {"train": records}, CLASSES, size=16, source={}, row_group_rows=8)
-    small_recipe["data"] |= {"path": str(tmp_path / "set"), "bad_picture_limit": len(BAD)}
+    small_recipe["data"] |= {"path": str(tmp_path / "set"), "bad_image_limit": len(BAD)}
     small_recipe["cluster"] = {"workers": 2, "min_workers": 1, "device": "cpu"}
     return small_recipe | {"steps": 4, "micro_batch": 4, "checkpoint_every": 2, "log_every": 1}
 
@@ -53,14 +53,14 @@ def test_the_ranks_counts_are_added(damaged: dict[str, Any], tmp_path: Path) -> 
     two = undisturbed.train(damaged, tmp_path / "two", world_size=2)
     assert one[-1] == len(BAD)
     assert [two["journal"]["train/bad_pictures"][step] for step in range(1, 5)] == one
-    assert two["state"]["bad_pictures"] == list(BAD)
+    assert two["state"]["bad_images"] == list(BAD)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_limit_holds_for_all_ranks_together(
     world_size: int, damaged: dict[str, Any], tmp_path: Path
 ) -> None:
-    damaged["data"]["bad_picture_limit"] = len(BAD) - 1
+    damaged["data"]["bad_image_limit"] = len(BAD) - 1
     with pytest.raises(Exception, match=r"5 bad pictures, more than data\.bad_picture_limit 4.* row \d+ of "):
         undisturbed.train(damaged, tmp_path / "run", world_size=world_size)
 
@@ -70,19 +70,34 @@ def test_a_restart_counts_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     parts = counts(alone(damaged | {"steps": 2}, tmp_path / "parts"))
     assert 0 < parts[-1] < len(BAD)
     assert parts + counts(alone(damaged, tmp_path / "parts")) == whole
-    damaged["data"]["bad_picture_limit"] = len(BAD) - 1
+    damaged["data"]["bad_image_limit"] = len(BAD) - 1
     alone(damaged | {"steps": 2}, tmp_path / "few")
     with pytest.raises(InputError, match=r"5 bad pictures"):
         alone(damaged, tmp_path / "few")
 
 
+def changed_state(run: Path, change: Any) -> None:
+    """Change what the newest checkpoint of a run resumes from, as an earlier version would have written it."""
+    newest = Path(checkpoints.listed(str(run))[0])
+    state = torch.load(newest / "resume.pt", weights_only=True)
+    change(state)
+    torch.save(state, newest / "resume.pt")
+    about = checkpoints.about(newest)
+    about["sha256"]["resume.pt"] = checkpoints.sha256(newest / "resume.pt")
+    (newest / "checkpoint.json").write_text(json.dumps(about))
+
+
 def test_a_checkpoint_of_before_they_were_counted_goes_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     alone(damaged | {"steps": 2}, tmp_path / "run")
-    (newest, *_) = checkpoints.listed(str(tmp_path / "run"))
-    state = torch.load(Path(newest) / "resume.pt", weights_only=True)
-    del state["bad_pictures"]
-    torch.save(state, Path(newest) / "resume.pt")
-    about = checkpoints.about(Path(newest))
-    about["sha256"]["resume.pt"] = checkpoints.sha256(Path(newest) / "resume.pt")
-    checkpoints.write_whole(Path(newest) / "checkpoint.json", json.dumps(about))
+    changed_state(tmp_path / "run", lambda state: state.pop("bad_images"))
     assert counts(alone(damaged, tmp_path / "run"))[-1] > 0
+
+
+def test_a_checkpoint_and_a_recipe_that_call_them_pictures_go_on(
+    damaged: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = counts(alone(damaged, tmp_path / "whole"))
+    parts = counts(alone(damaged | {"steps": 2}, tmp_path / "parts"))
+    changed_state(tmp_path / "parts", lambda state: state.update(bad_pictures=state.pop("bad_images")))
+    damaged["data"]["bad_picture_limit"] = damaged["data"].pop("bad_image_limit")
+    assert parts + counts(alone(damaged, tmp_path / "parts")) == whole

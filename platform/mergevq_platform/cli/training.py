@@ -56,8 +56,8 @@ def add(verbs: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     from mergevq_platform import data, evaluation, recipe
     from mergevq_platform.distributed import trainer
-    from mergevq_platform.tasks.task import task_of
     from mergevq_platform.storage.lookup import places_of_runs
+    from mergevq_platform.tasks.task import task_of
     from mergevq_platform.tracking import models
     from mergevq_platform.tracking.store import Store
 
