@@ -35,7 +35,7 @@ def loader() -> list[str]:
                     world_size=1,
                     start_step=0,
                     workers=0,
-                    bad_picture_limit=0,
+                    bad_image_limit=0,
                 )
                 with stream:
                     batches = iter(stream)

@@ -61,7 +61,7 @@ def test_the_limit_holds_for_all_ranks_together(
     world_size: int, damaged: dict[str, Any], tmp_path: Path
 ) -> None:
     damaged["data"]["bad_image_limit"] = len(BAD) - 1
-    with pytest.raises(Exception, match=r"5 bad pictures, more than data\.bad_picture_limit 4.* row \d+ of "):
+    with pytest.raises(Exception, match=r"5 bad pictures, more than data\.bad_image_limit 4.* row \d+ of "):
         undisturbed.train(damaged, tmp_path / "run", world_size=world_size)
 
 

@@ -630,7 +630,7 @@ def test_a_training_whose_row_groups_hold_no_bytes_does_not_advise_to_pack(tmp_p
     write(tmp_path / "train.parquet", {"image": column}, row_group_size=2)
     views = ViewsConfig(image_size=4)
     stream = TrainStream(
-        open_dataset(tmp_path, "train"), views, deal=Deal(4, 1, 1), seed=0, bad_picture_limit=9
+        open_dataset(tmp_path, "train"), views, deal=Deal(4, 1, 1), seed=0, bad_image_limit=9
     )
     with stream, pytest.raises(InputError, match=r"\(holds no bytes\): write the images' bytes into it"):
         next(iter(stream))

@@ -60,7 +60,7 @@ def make(directory: Path, *, bad: tuple[int, ...], rows: int = 101) -> Dataset:
 
 
 def steps(dataset: Dataset, count: int, *, passes: int = 2, **options: object) -> list[list[Batch]]:
-    settings = {"deal": Deal(8, passes, workers=4), "seed": 1, "bad_picture_limit": 0} | options
+    settings = {"deal": Deal(8, passes, workers=4), "seed": 1, "bad_image_limit": 0} | options
     with TrainStream(dataset, VIEWS, **settings) as stream:  # type: ignore[arg-type]
         return list(islice(stream, count))
 
@@ -177,7 +177,7 @@ def test_bad_pictures_are_replaced_by_neighbours_counted_once_and_reported(
     dataset = make(tmp_path / "set", bad=(9, 10, 50))
     with (
         caplog.at_level(logging.WARNING),
-        TrainStream(dataset, VIEWS, deal=Deal(8, 2, 2), seed=1, bad_picture_limit=3) as stream,
+        TrainStream(dataset, VIEWS, deal=Deal(8, 2, 2), seed=1, bad_image_limit=3) as stream,
     ):
         counts, samples = [], []
         for step in islice(stream, 3 * STEPS):
@@ -192,7 +192,7 @@ def test_bad_pictures_are_replaced_by_neighbours_counted_once_and_reported(
         assert place in messages
     assert len(caplog.records) == 3
     # Replacement depends on nothing but the row: other ranks and a resumed run do the same.
-    ranks = [steps(dataset, STEPS, rank=rank, world_size=2, bad_picture_limit=3) for rank in (0, 1)]
+    ranks = [steps(dataset, STEPS, rank=rank, world_size=2, bad_image_limit=3) for rank in (0, 1)]
     both = [
         sorted(a + b)
         for a, b in zip(*([joined(s)["sample"].tolist() for s in rank] for rank in ranks), strict=True)
@@ -204,15 +204,15 @@ def test_one_bad_picture_above_the_limit_is_an_error_with_its_place(tmp_path: Pa
     dataset = make(tmp_path / "set", bad=(9, 50))
     with pytest.raises(
         InputError,
-        match=r"2 bad pictures, more than data.bad_picture_limit 1.*row \d+ of .*set cannot be decoded",
+        match=r"2 bad pictures, more than data.bad_image_limit 1.*row \d+ of .*set cannot be decoded",
     ):
-        steps(dataset, 2 * STEPS, bad_picture_limit=1)
+        steps(dataset, 2 * STEPS, bad_image_limit=1)
 
 
 def test_a_row_group_without_any_usable_picture_is_an_error(tmp_path: Path) -> None:
     dataset = make(tmp_path / "set", bad=tuple(range(16, 24)))
     with pytest.raises(InputError, match="whole row group hold no usable picture"):
-        steps(dataset, 2 * STEPS, bad_picture_limit=100)
+        steps(dataset, 2 * STEPS, bad_image_limit=100)
 
 
 def test_a_damaged_shard_is_an_error_that_names_it_also_from_a_loader_process(tmp_path: Path) -> None:
@@ -223,12 +223,12 @@ def test_a_damaged_shard_is_an_error_that_names_it_also_from_a_loader_process(tm
     shard.write_bytes(content)
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"train-00001.parquet.*(cannot be read|hold no usable)"):
-            steps(dataset, STEPS, workers=workers, bad_picture_limit=200)
+            steps(dataset, STEPS, workers=workers, bad_image_limit=200)
 
 
 def test_pictures_above_the_pixel_limit_are_bad_pictures(dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"has 14 x 14 pixels, more than the limit of 100"):
-        steps(dataset, 1, max_pixels=100, bad_picture_limit=0)
+        steps(dataset, 1, max_pixels=100, bad_image_limit=0)
 
 
 def test_closing_early_ends_the_thread(dataset: Dataset) -> None:

@@ -57,7 +57,7 @@ class TrainStream:
     -1 for none; `sample` int64 (b,), the row number. The ranks of a pass may differ in b by one.
 
     `workers` loader processes decode (0: a thread of this process does). A picture that cannot be decoded is logged with
-    shard and row and replaced by the next good row of its row group; when more than `bad_picture_limit` different
+    shard and row and replaced by the next good row of its row group; when more than `bad_image_limit` different
     ones have been met, by all ranks since the run began, iterating or `share` raises `InputError`: `met` are the rows of before,
     and ranks tell each other what `unshared` holds. Use it as a context manager, or `close` it.
     """
@@ -73,7 +73,7 @@ class TrainStream:
         world_size: int = 1,
         start_step: int = 0,
         workers: int = 0,
-        bad_picture_limit: int = 0,
+        bad_image_limit: int = 0,
         met: Collection[int] = (),
         window_blocks: int = WINDOW_BLOCKS,
         max_pixels: int = MAX_PIXELS,
@@ -82,7 +82,7 @@ class TrainStream:
         self.order = SampleOrder(dataset.row_group_sizes, deal.global_batch, seed, window_blocks)
         self.bad: dict[int, Bad] = {}  # met by this rank
         self.met = set(met)  # by the whole run, as far as was shared
-        self._dataset, self._limit, self._workers = dataset, bad_picture_limit, workers
+        self._dataset, self._limit, self._workers = dataset, bad_image_limit, workers
         self._plan = _Plan(
             dataset=dataset,
             order=self.order,
@@ -154,7 +154,7 @@ class TrainStream:
         if bad and count > self._limit:
             last = bad[-1]
             raise InputError(
-                f"{count} bad pictures, more than data.bad_picture_limit {self._limit}; the last: {last.place} of "
+                f"{count} bad pictures, more than data.bad_image_limit {self._limit}; the last: {last.place} of "
                 f"{self._dataset.path} {last.reason}. Pack the data again, or raise the limit"
             )
 

@@ -47,7 +47,7 @@ class ImageFeed:
             world_size=self.worker.world_size,
             start_step=start_step,
             workers=recipe.data.loader_workers,
-            bad_picture_limit=recipe.data.bad_image_limit,
+            bad_image_limit=recipe.data.bad_image_limit,
             met=met,
             window_blocks=recipe.data.window_blocks,
         )
