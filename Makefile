@@ -23,17 +23,17 @@ $(VENV)/installed: pyproject.toml uv.lock
 lock: pyproject.toml  ## after a change of pyproject.toml: uv.lock anew, from PyPI, keeping the versions that still fit
 	uv lock --no-config --default-index https://pypi.org/simple
 
-demo: setup  ## pictures, a stand-in teacher, a tokenizer, its curve: about ten minutes on two cores
+demo: setup  ## images, a stand-in teacher, a tokenizer, its curve: about ten minutes on two cores
 	$(RUN)/python jobs/demo.py
 
-demo-generate: setup  ## after `make demo`: two small generators on its tokenizer's codes, judged: under twelve minutes
+demo-generate: setup  ## after `make demo`: two small generators on its tokenizer's codes, evaluated: under twelve minutes
 	$(RUN)/python jobs/demo_generate.py
 
 LONG := soak or cluster or faults or long or gpu
-test: setup  ## the ordinary suite: what starts Ray, and beside it the rest, whose output follows at the end
+test: setup  ## the ordinary suite: what starts Ray, and beside it the rest, whose output follows at the end; each half's ten slowest
 	@rest=$$(mktemp); trap 'rm -f "$$rest"' EXIT; \
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m 'not (ray or $(LONG))' >"$$rest" 2>&1 & \
-	$(RUN)/python -m pytest -m 'ray and not ($(LONG))'; ray=$$?; \
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10 -m 'not (ray or $(LONG))' >"$$rest" 2>&1 & \
+	$(RUN)/python -m pytest --durations=10 -m 'ray and not ($(LONG))'; ray=$$?; \
 	wait $$!; others=$$?; cat "$$rest"; exit $$((ray | others))
 
 test-long: setup  ## real trainings on Ray that the ordinary suite shows smaller; minutes
@@ -51,11 +51,11 @@ faults: setup  ## every fault on clusters of its own, as root also on hosts in n
 soak: setup  ## the long suite: many trials through one sweep, and a long training under random faults
 	$(RUN)/python -m pytest -m soak
 
-check: setup  ## format, lint, types, import directions
+check: setup  ## format, lint, types; import directions, cycles, class names; links, commands, recipe reference; the lock
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
-	$(RUN)/python -m pytest -q tests/test_architecture.py
+	$(RUN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_install.py
 
 format: setup
 	$(RUN)/ruff format .

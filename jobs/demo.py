@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 from mergevq_platform import cli
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 TEACHER = "shapes_teacher"  # a recipe, and the run that the demo's own recipe looks for
 
 
 def main() -> None:
     began = time.monotonic()
-    home = places().home
+    home = read_settings().home
     stamp = time.strftime("%Y%m%d-%H%M%S")
     pictures = home / "data" / "shapes"
     if not (pictures / "manifest.json").is_file():

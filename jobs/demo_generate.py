@@ -12,14 +12,14 @@ from demo import verb
 
 from mergevq_platform.generation import GeneratorReport
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 KEEPS = ("36", "64")  # of the generators' recipes
 
 
 def main() -> None:
     began = time.monotonic()
-    home = places().home
+    home = read_settings().home
     tokenizer = newest_tokenizer(home)
     pictures = home / "data" / "shapes"
     step = tokenizer.name.removeprefix(checkpoints.PREFIX)

@@ -45,7 +45,7 @@ REQUIREMENTS = {  # pydantic's name of an error -> what would do
 }
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     keys: tuple[str, ...]  # as written
     owner: Any  # the type of what is wrong; Any where no hint tells it
     choice: tuple[str, ...] | None  # the keys of the first union of several kinds of value on the way
@@ -58,7 +58,7 @@ def explain(
 
     `where` begins key paths; `options` gives, by key, what is said in its place: an option of a command line.
     """
-    placed = [(_place(cls, error["loc"]), error) for error in errors]
+    placed = [(_location(cls, error["loc"]), error) for error in errors]
     lines: list[str] = []
     for place, error in placed:
         rivals = [(p, e) for p, e in placed if place.choice is not None and p.choice == place.choice]
@@ -79,7 +79,7 @@ def fields_of(owner: Any) -> dict[str, Any]:
     return fields_of(members[0]) if len(members) == 1 else {}  # a dataclass or none
 
 
-def _line(place: _Place, error: Any, alternatives: str, where: str, options: Mapping[str, str]) -> str:
+def _line(place: _Location, error: Any, alternatives: str, where: str, options: Mapping[str, str]) -> str:
     keys, owner = place.keys, place.owner
     path = where + ".".join(keys)
     match error["type"]:
@@ -122,7 +122,7 @@ def _requirement(error: Any) -> str:
     return words.format(**error.get("ctx", {}))
 
 
-def _mismatch(place: _Place, error: Any) -> bool:
+def _mismatch(place: _Location, error: Any) -> bool:
     """Whether a union's alternative is refused because the value is of another kind altogether."""
     kind = error["type"]
     other = kind.endswith(("_type", "_parsing")) or kind in ("literal_error", "int_from_float")
@@ -135,7 +135,7 @@ def _typed(value: Any) -> str:
     return " ".join(map(_typed, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _place(cls: type, location: Sequence[Any]) -> _Place:
+def _location(cls: type, location: Sequence[Any]) -> _Location:
     # Pydantic puts into a location, beside keys and indices, the tag or the label of the alternative that it tried.
     owner: Any = cls
     keys: list[str] = []
@@ -155,7 +155,7 @@ def _place(cls: type, location: Sequence[Any]) -> _Place:
         else:
             keys.append(part)
             owner = _inner(owner)
-    return _Place(tuple(keys), owner, choice)
+    return _Location(tuple(keys), owner, choice)
 
 
 def _alternatives(owner: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The decoder: codes on the grid become a picture."""
+"""The decoder: codes on the grid become an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.encoder import init_transformer
-from mergevq.layers import Attention, GroupNorm, LayerScale, ResBlock
+from mergevq.layers import GroupNorm, LayerScale, ProportionalAttention, ResBlock
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -47,7 +47,7 @@ class DecoderConfig:
 
 
 class Decoder(nn.Module):
-    """Code maps (B, G, h, w) -> pictures (B, 3, H, W), nominally in [-1, 1]."""
+    """Code maps (B, G, h, w) -> images (B, 3, H, W), nominally in [-1, 1]."""
 
     def __init__(self, config: DecoderConfig, code_channels: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class GridBlock(nn.Module):
     def __init__(self, width: int, heads: int, layer_scale: float = 1e-5) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.mlp = Attention(width, heads), MixFFN(width, 4 * width)
+        self.attention, self.mlp = ProportionalAttention(width, heads), MixFFN(width, 4 * width)
         self.scale1, self.scale2 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The patch discriminator: judges overlapping patches of a picture as real or reconstructed."""
+"""The patch discriminator: judges overlapping patches of an image as real or reconstructed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DiscriminatorConfig:
             raise ValueError(f"channels is {self.channels}: group norm needs a multiple of 8")
 
     def map_size(self, image_size: int) -> int:
-        """The side of the map of logits for pictures of `image_size`; below 1 the pictures are too small."""
+        """The side of the map of logits for images of `image_size`; below 1 the images are too small."""
         size = image_size
         for stride in [2] * self.num_layers + [1, 1]:
             size = (size - 2) // stride + 1
@@ -33,7 +33,7 @@ class DiscriminatorConfig:
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] to float32 logits (B, 1, h, w), one for each of many patches.
+    """Images (B, 3, H, W) in [-1, 1] to float32 logits (B, 1, h, w), one for each of many patches.
 
     `num_layers` strided 4 x 4 convolutions, doubling the channels up to 8 times the first, then two of stride
     1 (Isola et al., "Image-to-image translation with conditional adversarial networks", section 6.1.2). Batch

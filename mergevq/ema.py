@@ -67,7 +67,7 @@ class RunningMean(nn.Module):
     """The moving average of a float32 statistic over optimizer steps, the same on all ranks.
 
     `observe` gathers what the micro-batches of a step measured, `fold` ends the step: it averages over all
-    pictures of all ranks, then moves `value` towards that. All micro-batches of a step therefore read
+    images of all ranks, then moves `value` towards that. All micro-batches of a step therefore read
     the same `value`, and neither accumulation nor the number of ranks changes it. Keep it outside of modules
     wrapped in DistributedDataParallel, which may overwrite buffers with those of rank 0 before `fold` has
     seen them.
@@ -85,14 +85,14 @@ class RunningMean(nn.Module):
         self.register_buffer("_count", torch.zeros((), dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
-    def observe(self, measured: Tensor, pictures: int) -> None:
-        """Add the mean over a micro-batch of `pictures`, of the statistic's shape, to the step at hand.
+    def observe(self, measured: Tensor, num_images: int) -> None:
+        """Add the mean over a micro-batch of `num_images`, of the statistic's shape, to the step at hand.
 
         A mean with NaN or an infinite number in it is left out whole: one such pass would stay in `value` for ever.
         """
         finite = measured.isfinite().all()
-        self._total += torch.where(finite, measured.float(), 0.0) * pictures
-        self._count += finite * pictures
+        self._total += torch.where(finite, measured.float(), 0.0) * num_images
+        self._count += finite * num_images
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -1,4 +1,4 @@
-"""The encoder: a picture becomes N grid tokens, and N grid tokens become K kept ones and a summary."""
+"""The encoder: an image becomes N grid tokens, and N grid tokens become K kept ones and a summary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HybridEncoderConfig:
     multipliers: tuple[Count, ...] = (1, 1, 2, 4, 8)
     res_blocks: Annotated[int, pydantic.Field(ge=0)] = 4
     stem_stride: Literal[1, 2, 4] = (
-        1  # above 1, the first convolution reduces too (small pictures, little time)
+        1  # above 1, the first convolution reduces too (small images, little time)
     )
     width: Count = 512
     depth: Count = 12
@@ -91,7 +91,7 @@ class ViTEncoderConfig:
 EncoderConfig = Annotated[HybridEncoderConfig | ViTEncoderConfig, pydantic.Field(discriminator="kind")]
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
     """What the encoder leaves, in canonical order: summary (B, D), kept tokens (B, K, D), their source."""
 
     summary: Tensor
@@ -104,7 +104,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
+    """Images (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
 
     def __init__(self, config: HybridEncoderConfig | ViTEncoderConfig, grid: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
         )
         self.blocks.apply(partial(init_transformer, std=config.initial_std))
 
-    def forward(self, images: Tensor, keep: int) -> Encoded:
+    def forward(self, images: Tensor, keep: int) -> EncoderOutput:
         """Encode, keeping exactly `keep` tokens; raises `InputError` for a shape, dtype or count that cannot be."""
         check_images(images, like=self.summary_token)
         keep = whole_count(keep)
@@ -140,7 +140,7 @@ class Encoder(nn.Module):
             if slot is not None:
                 assignment = slot.gather(1, assignment)
         tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1)
-        return Encoded(x[:, 0], tokens, source)
+        return EncoderOutput(x[:, 0], tokens, source)
 
     def position(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """Position codes (1, rows * columns, D) for any grid; zero where the encoder has none."""

@@ -97,7 +97,7 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 @config
-class _Candidates:
+class _KeepConfig:
     """The kept counts that can be drawn, given once: as `keep` = (lowest, highest) or `merge_ratio` = (lowest, highest),
     with 0 keeping every token, or listed in `counts` or `merge_ratios`. Ratios hold at any resolution."""
 
@@ -152,7 +152,7 @@ class _Candidates:
 
 
 @config
-class Exponential(_Candidates):
+class ExponentialKeepConfig(_KeepConfig):
     """rate * exp(-rate * i) + floor at the i-th candidate: mostly the fewest tokens (Figure 5; R, and G stage 2)."""
 
     kind: Literal["exponential"] = "exponential"
@@ -164,7 +164,7 @@ class Exponential(_Candidates):
 
 
 @config
-class Gaussian(_Candidates):
+class GaussianKeepConfig(_KeepConfig):
     """exp(-(i - p)^2 / (2 sigma^2)) + floor at the i-th candidate, p the candidate nearest to the peak (G+R, G stage 1)."""
 
     kind: Literal["gaussian"] = "gaussian"
@@ -187,7 +187,7 @@ class Gaussian(_Candidates):
 
 
 @config
-class Uniform(_Candidates):
+class UniformKeepConfig(_KeepConfig):
     """Every candidate equally often."""
 
     kind: Literal["uniform"] = "uniform"
@@ -197,7 +197,7 @@ class Uniform(_Candidates):
 
 
 @config
-class Listed(_Candidates):
+class ListedKeepConfig(_KeepConfig):
     """Each listed count as often as it is listed."""
 
     kind: Literal["list"] = "list"
@@ -214,27 +214,32 @@ class Listed(_Candidates):
         return [float(listed.count(candidate)) for candidate in candidates]
 
 
-KeepDistribution = Annotated[Exponential | Gaussian | Uniform | Listed, pydantic.Field(discriminator="kind")]
+KeepDistributionConfig = Annotated[
+    ExponentialKeepConfig | GaussianKeepConfig | UniformKeepConfig | ListedKeepConfig,
+    pydantic.Field(discriminator="kind"),
+]
 
 
-def draw(distribution: _Candidates, grid_tokens: int, *, seed: int, step: int) -> int:
+def draw(distribution: _KeepConfig, grid_tokens: int, *, seed: int, step: int) -> int:
     """The kept count of an optimizer step: a function of (seed, step) alone, the same on every rank and machine."""
     cumulative = np.cumsum(distribution.probabilities(grid_tokens))
     index = int(np.searchsorted(cumulative, step_uniform(seed, step) * cumulative[-1], side="right"))
     return distribution.candidates(grid_tokens)[index]
 
 
-def published(variant: Literal["g", "gr", "r"], stage: Literal[1, 2] = 1) -> Exponential | Gaussian:
+def published(
+    variant: Literal["g", "gr", "r"], stage: Literal[1, 2] = 1
+) -> ExponentialKeepConfig | GaussianKeepConfig:
     """The distribution of Figure 5 for a variant and stage, with the released sigma, rate and floors."""
     match variant, stage:
         case "r", _:
-            return Exponential(keep=(36, 100))
+            return ExponentialKeepConfig(keep=(36, 100))
         case "gr", 1:
-            return Gaussian(keep=(121, 225), peak=144)
+            return GaussianKeepConfig(keep=(121, 225), peak=144)
         case "gr", 2:
-            return Gaussian(keep=(144, 256), peak=144)
+            return GaussianKeepConfig(keep=(144, 256), peak=144)
         case "g", 1:
-            return Gaussian(keep=(225, 400), peak=256)
+            return GaussianKeepConfig(keep=(225, 400), peak=256)
         case "g", 2:
-            return Exponential(keep=(256, 1024))
+            return ExponentialKeepConfig(keep=(256, 1024))
     raise InputError(f"no published distribution for '{variant}' stage {stage}: g, gr or r, stage 1 or 2")

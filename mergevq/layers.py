@@ -69,7 +69,7 @@ def _convolutions_kept() -> tuple[AbstractContextManager, AbstractContextManager
     return create_selective_checkpoint_contexts([torch.ops.aten.convolution.default])
 
 
-class Attention(nn.Module):
+class ProportionalAttention(nn.Module):
     """Multi-head self-attention; with token sizes, proportional: logits + log size of the key (equation 14)."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -98,7 +98,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """In training, leaves a branch out of whole pictures, and makes up for it in the others (Huang et al. 2016)."""
+    """In training, leaves a branch out of whole images, and makes up for it in the others (Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class MergeBlock(nn.Module):
         super().__init__()
         self.drop_path = DropPath(drop_path)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.mlp = Attention(width, heads), Mlp(width, 4 * width)
+        self.attention, self.mlp = ProportionalAttention(width, heads), Mlp(width, 4 * width)
         self.scale1, self.scale2 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
     def forward(self, x: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -77,7 +77,7 @@ def import_official(
         raise InputError(f"{checkpoint} {problem}: give the checkpoint as it was trained")
     tokenizer.load_state_dict(renamed)
     serialization.save(tokenizer, out)
-    absent = ("recovery (Source Recovery was never trained: pictures need their true source)",)
+    absent = ("recovery (Source Recovery was never trained: images need their true source)",)
     return ImportReport(Path(out), len(renamed), averaged, skipped, absent)
 
 

@@ -20,7 +20,7 @@ from mergevq.variants import other_variant
 from mergevq.weights_file import load_strictly, read_weights
 
 
-class Frozen(nn.Module):
+class FrozenModule(nn.Module):
     """A module that takes no gradient, stays in eval mode, and is no part of what a resumed run restores.
 
     Call `freeze` at the end of the constructor.
@@ -29,13 +29,13 @@ class Frozen(nn.Module):
     def freeze(self) -> None:
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Frozen:
+    def train(self, mode: bool = True) -> FrozenModule:
         del mode
         return super().train(False)
 
 
 @config
-class TimmNetwork:
+class TimmNetworkConfig:
     """A network of timm's, by name, with a weights file, or from timm's hub where `hub` allows to download.
 
     `weights`: a file in timm's own layout or in the layout of the model's original release where timm can
@@ -70,8 +70,8 @@ class TimmModel(NamedTuple):
     )  # how its position embeddings were resampled; None where they are as they were trained
 
 
-def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> TimmModel:
-    """The headless network for pictures of `image_size`; position embeddings are resampled to it.
+def timm_network(network: TimmNetworkConfig, *, key: str, image_size: int) -> TimmModel:
+    """The headless network for images of `image_size`; position embeddings are resampled to it.
 
     Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
     network cannot take `image_size`.
@@ -116,7 +116,7 @@ def timm_network(network: TimmNetwork, *, key: str, image_size: int) -> TimmMode
             model.eval()(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{key}: '{network.model}' cannot take {image_size} px pictures: {reason}") from None
+        raise InputError(f"{key}: '{network.model}' cannot take {image_size} px images: {reason}") from None
     return TimmModel(model, positions)
 
 
@@ -150,7 +150,7 @@ def _native_positions(model: Any) -> str | None:
 
 
 class Renormalise(nn.Module):
-    """From pictures in [-1, 1] to those that a network was trained with: (x / 2 + 1 / 2 - mean) / std."""
+    """From images in [-1, 1] to those that a network was trained with: (x / 2 + 1 / 2 - mean) / std."""
 
     factor: Tensor
     shift: Tensor

@@ -69,8 +69,8 @@ class RecoveryLayer(nn.Module):
         super().__init__()
         width = config.width
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-        self.self_attention = CrossAttention(width, config.heads)
-        self.cross_attention = CrossAttention(width, config.heads)
+        self.self_attention = MultiHeadAttention(width, config.heads)
+        self.cross_attention = MultiHeadAttention(width, config.heads)
         self.mlp = Mlp(width, config.hidden)
 
     def forward(self, x: Tensor, position: Tensor, tokens: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class RecoveryLayer(nn.Module):
         return x + self.mlp(self.norm3(x))
 
 
-class CrossAttention(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Multi-head attention of queries over keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:

@@ -11,7 +11,7 @@ from mergevq.config import config
 
 
 @config
-class Constant:
+class ConstantScheduleConfig:
     """The base rate throughout, after a linear warm-up."""
 
     kind: Literal["constant"] = "constant"
@@ -19,7 +19,7 @@ class Constant:
 
 
 @config
-class Step:
+class StepScheduleConfig:
     """The base rate, multiplied by `factor` at every milestone, a fraction of the whole training."""
 
     kind: Literal["step"] = "step"
@@ -37,7 +37,7 @@ class Step:
 
 
 @config
-class Cosine:
+class CosineScheduleConfig:
     """Half a cosine from the base rate, after the warm-up, to `final_fraction` of it at the last step."""
 
     kind: Literal["cosine"] = "cosine"
@@ -45,10 +45,12 @@ class Cosine:
     final_fraction: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
 
 
-Schedule = Annotated[Constant | Step | Cosine, pydantic.Field(discriminator="kind")]
+ScheduleConfig = Annotated[
+    ConstantScheduleConfig | StepScheduleConfig | CosineScheduleConfig, pydantic.Field(discriminator="kind")
+]
 
 
-def scale(schedule: Schedule, step: int, total_steps: int) -> float:
+def scale(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     """The factor in [0, 1] on the base rate for the optimizer step `step`, counted from 0, of `total_steps`.
 
     The warm-up rises linearly and its first step is already above zero: (step + 1) / warmup_steps. Steps past
@@ -57,12 +59,12 @@ def scale(schedule: Schedule, step: int, total_steps: int) -> float:
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     match schedule:
-        case Constant():
+        case ConstantScheduleConfig():
             return 1.0
-        case Step():
+        case StepScheduleConfig():
             passed = sum(step >= round(milestone * total_steps) for milestone in schedule.milestones)
             return schedule.factor**passed
-        case Cosine():
+        case CosineScheduleConfig():
             span = max(total_steps - 1 - schedule.warmup_steps, 1)
             progress = min((step - schedule.warmup_steps) / span, 1.0)
             return schedule.final_fraction + (1 - schedule.final_fraction) * 0.5 * (

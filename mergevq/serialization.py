@@ -1,11 +1,16 @@
-"""Tokenizers on disk: a directory with config.json and model.safetensors."""
+"""Model directories: config.json, which names its format, and model.safetensors.
+
+Tokenizers and generators are saved and loaded here. Classifiers (stand-in teacher, probe, fine-tuned encoder) write
+and read their own descriptions by `write_model`, `read_export` and `load_export`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,43 +19,88 @@ from torch import nn
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.file_kinds import check_kind
+from mergevq.generation.config import parse_generator
+from mergevq.generation.model import Generator
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
-from mergevq.weights_file import misfit, unusable
+from mergevq.weights_file import load_strictly, misfit, read_weights, unusable
 
-CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", "mergevq tokenizer 1"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOKENIZER, GENERATOR = "mergevq tokenizer 1", "mergevq generator 1"
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def save(tokenizer: MergeVQ, directory: str | Path) -> None:
     """Write a tokenizer; each file appears whole or not at all, config.json last."""
-    write(tokenizer, {"format": FORMAT, "config": to_tree(tokenizer.config)}, directory)
+    write_model(tokenizer, TOKENIZER, {"config": to_tree(tokenizer.config)}, directory)
 
 
 def load(directory: str | Path) -> MergeVQ:
     """Read a tokenizer on the CPU, in evaluation mode. Raises `InputError` if a file is missing, damaged or of another model."""
     tokenizer = MergeVQ(read_config(directory))
-    read_state(tokenizer, directory, what="tokenizer")
+    _load_weights(tokenizer, directory, what="tokenizer")
     return tokenizer.eval()
 
 
 def read_config(directory: str | Path) -> TokenizerConfig:
-    """The configuration of a saved tokenizer."""
-    path, description = read_description(directory, FORMAT, what="tokenizer")
+    """The configuration of a saved tokenizer. Raises `InputError` if the directory holds none."""
+    path, description = _read_description(directory, TOKENIZER, what="tokenizer")
     return parse(TokenizerConfig, description["config"], where=f"{path}: ")
 
 
-def write(model: nn.Module, description: dict[str, Any], directory: str | Path) -> None:
-    """Write a model's tensors and its description; each file appears whole or not at all, the description last."""
+def save_generator(generator: Generator, directory: str | Path) -> None:
+    """Write a generator; each file appears whole or not at all, config.json last."""
+    write_model(generator, GENERATOR, {"config": to_tree(generator.config)}, directory)
+
+
+def load_generator(directory: str | Path) -> Generator:
+    """Read a generator on the CPU, in evaluation mode. Raises `InputError` if a file is missing, damaged or of another model."""
+    path, description = _read_description(directory, GENERATOR, what="generator")
+    generator = Generator(parse_generator(description["config"], where=f"{path}: "))
+    _load_weights(generator, directory, what="generator")
+    return generator.eval()
+
+
+def write_model(model: nn.Module, format: str, description: Mapping[str, Any], directory: str | Path) -> None:
+    """Write a model's tensors, its format and its description; each file appears whole or not at all, config.json last."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, directory / f".{WEIGHTS}")
     os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
-    (directory / f".{CONFIG}").write_text(json.dumps(description, indent=1) + "\n")
+    text = json.dumps({"format": format, **description}, indent=1) + "\n"
+    (directory / f".{CONFIG}").write_text(text)
     os.replace(directory / f".{CONFIG}", directory / CONFIG)
 
 
-def read_description(directory: str | Path, expected: str, *, what: str) -> tuple[Path, dict[str, Any]]:
-    """The path and content of the config.json of a saved `what`. Raises `InputError` unless its format is `expected`."""
+def read_export(directory: str | Path, format: str, *, what: str, key: str) -> tuple[dict[str, Any], str]:
+    """The description of a classifier's directory, and the beginning of messages about it.
+
+    `key`: the configuration key that named the directory; `what`: the model that it must hold, in words. Raises
+    `InputError` where it holds none, or another.
+    """
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        raise InputError(
+            f"{key}: '{directory}' holds no {what.removeprefix('a ')}: train one, then name its export"
+        )
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{key}: '{path}' is not JSON ({error})") from None
+    if _format(description) != format:
+        raise InputError(f"{key}: '{directory}' holds something other than {what}")
+    return description, f"{path}: "
+
+
+def load_export(directory: str | Path, model: M, *, key: str) -> M:
+    """`model` with the weights of a classifier's directory, in evaluation mode on the CPU. Raises `InputError` where they do not fit."""
+    path = str(Path(directory) / WEIGHTS)
+    load_strictly(model, read_weights(path, key=key), key=key, source=path)
+    return model.eval()
+
+
+def _read_description(directory: str | Path, format: str, *, what: str) -> tuple[Path, dict[str, Any]]:
     path = Path(directory) / CONFIG
     try:
         description = json.loads(path.read_text())
@@ -58,14 +108,16 @@ def read_description(directory: str | Path, expected: str, *, what: str) -> tupl
         raise InputError(f"no {what} in {directory}: it has no {CONFIG}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON ({error}): copy it again") from None
-    if not isinstance(description, dict) or description.get("format") != expected:
-        found = description.get("format") if isinstance(description, dict) else None
-        raise InputError(f"{path} describes '{found}', not a '{expected}'")
+    if (found := _format(description)) != format:
+        raise InputError(f"{path} describes '{found}', not a '{format}'")
     return path, description
 
 
-def read_state(model: nn.Module, directory: str | Path, *, what: str) -> None:
-    """Load the tensors of a saved `what`. Raises `InputError` if they are missing, damaged or do not fit."""
+def _format(description: Any) -> Any:
+    return description.get("format") if isinstance(description, dict) else None
+
+
+def _load_weights(model: nn.Module, directory: str | Path, *, what: str) -> None:
     path = Path(directory) / WEIGHTS
     if not path.exists():
         raise InputError(f"{directory} has no {WEIGHTS}: it is not a {what}'s directory")

@@ -1,4 +1,4 @@
-"""The tokenizer: merge, quantize, remember the source; unmerge and paint. Start reading here."""
+"""The tokenizer: merge, quantize, remember the source; unmerge and decode. Start reading here."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TokenizerConfig:
 
     @property
     def grid_tokens(self) -> int:
-        """N: grid cells of a picture of `image_size`."""
+        """N: grid cells of an image of `image_size`."""
         return (self.image_size // self.encoder.reduction) ** 2
 
     @property
@@ -75,7 +75,7 @@ class TokenizerConfig:
 
 
 class Encoded(NamedTuple):
-    """A picture as codes, and all that decoding it needs. Kept tokens are ordered by their first raster cell."""
+    """An image as codes, and all that decoding it needs. Kept tokens are ordered by their first raster cell."""
 
     indices: Tensor  # (B, K) int64
     codes: Tensor  # (B, K, G)
@@ -85,7 +85,7 @@ class Encoded(NamedTuple):
     latents: Tensor  # (B, K, G), what is quantized
 
 
-class Forward(NamedTuple):
+class ForwardOutput(NamedTuple):
     """What training needs of one pass."""
 
     encoded: Encoded
@@ -219,14 +219,16 @@ class MergeVQ(nn.Module):
         summary = self.encoder(images, keep).summary
         return summary, None if self.head is None else self.head(summary)
 
-    def forward(self, images: Tensor, keep: int | None = None, *, detach_recovery: bool = False) -> Forward:
+    def forward(
+        self, images: Tensor, keep: int | None = None, *, detach_recovery: bool = False
+    ) -> ForwardOutput:
         """One training pass; gradients of recovery reach the encoder through the straight-through codes.
 
         Looks at no value of `images`, so waits for no device; otherwise raises as `encode`.
         """
         encoded = self.encode(images, keep, check_values=False)
         codes = encoded.codes.detach() if detach_recovery else encoded.codes
-        return Forward(
+        return ForwardOutput(
             encoded,
             self.decode(encoded),
             self.recovery(codes) if self.recovery is not None else None,

@@ -7,18 +7,13 @@ from mergevq.generation.config import (
     RandomOrderConfig,
     RasterConfig,
     TransformerConfig,
+    parse_generator,
 )
 from mergevq.generation.model import Generator, build_generator
 from mergevq.generation.presets import generator_preset, list_generators
 from mergevq.generation.random_order import arccos_schedule
 from mergevq.generation.sampling import Generated, sample
 from mergevq.generation.sampling_config import GuidanceConfig, SamplingConfig
-from mergevq.generation.serialization import (
-    load_generator,
-    parse_generator,
-    read_generator_config,
-    save_generator,
-)
 
 __all__ = [
     "Generated",
@@ -35,9 +30,6 @@ __all__ = [
     "build_generator",
     "generator_preset",
     "list_generators",
-    "load_generator",
     "parse_generator",
-    "read_generator_config",
     "sample",
-    "save_generator",
 ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
-from mergevq.config import config
+from mergevq.config import config, parse
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -148,6 +148,16 @@ class RandomOrderConfig(_KeepConditionedConfig):
 GeneratorConfig = Annotated[
     RasterConfig | MergeARConfig | RandomOrderConfig, pydantic.Field(discriminator="kind")
 ]
+
+
+@config
+class _GeneratorTree:
+    generator: GeneratorConfig
+
+
+def parse_generator(tree: Any, *, where: str = "") -> GeneratorConfig:
+    """A generator's configuration from its plain tree. Raises `InputError` naming every wrong key."""
+    return parse(_GeneratorTree, {"generator": tree}, where=where).generator
 
 
 @config

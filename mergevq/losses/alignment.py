@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergevq.config import config
 from mergevq.paths import ExportPath
-from mergevq.pretrained import TimmNetwork
-from mergevq.training.classifier import accuracy, classification_loss
+from mergevq.config import config
+from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.pretrained import TimmNetworkConfig
 
 Matching = Literal["kl", "mse", "cosine"]
 
@@ -25,7 +25,7 @@ class ViewSizes(NamedTuple):
 
 
 @config
-class NoAlignment:
+class NoAlignmentConfig:
     """The summary token is trained by reconstruction alone; the tokenizer's head is not trained."""
 
     kind: Literal["none"] = "none"
@@ -37,12 +37,12 @@ class NoAlignment:
 
 
 @config
-class TimmAlignment(TimmNetwork):
-    """Match a frozen network of timm's, DINOv2 by default, on another view of the picture.
+class TimmAlignmentConfig(TimmNetworkConfig):
+    """Match a frozen network of timm's, DINOv2 by default, on another view of the image.
 
     `kl` compares softmax(feature / temperature) of both and scales by temperature squared. The student sees
-    its own random view of `student_size` (by default 7/8 of the picture where that is a multiple of 16: 224
-    for 256, otherwise the picture's size), the teacher one of `teacher_size`.
+    its own random view of `student_size` (by default 7/8 of the image where that is a multiple of 16: 224
+    for 256, otherwise the image's size), the teacher one of `teacher_size`.
     """
 
     kind: Literal["timm"] = "timm"
@@ -59,7 +59,7 @@ class TimmAlignment(TimmNetwork):
 
 
 @config
-class SelfAlignment:
+class SelfAlignmentConfig:
     """Self-distillation (DINO): match the encoder's own moving average on another view; works offline.
 
     Head outputs are compared with `prototypes` learned directions. The average is `momentum` * itself + the
@@ -89,7 +89,7 @@ class SelfAlignment:
 
 
 @config
-class SupervisedAlignment:
+class SupervisedAlignmentConfig:
     """Cross-entropy of a linear classifier on the summary head: the tokenizer sees the labels."""
 
     classes: Annotated[int, pydantic.Field(ge=2)]
@@ -103,7 +103,7 @@ class SupervisedAlignment:
 
 
 @config
-class StandInAlignment:
+class StandInAlignmentConfig:
     """Match the layer-normalised penultimate feature of a stand-in teacher, given as its export.
 
     The teacher was trained on labels: what aligns with it measures distillation, not self-supervision.
@@ -121,8 +121,12 @@ class StandInAlignment:
         return ViewSizes(self.student_size or image_size, self.teacher_size or image_size)
 
 
-Alignment = Annotated[
-    NoAlignment | TimmAlignment | SelfAlignment | SupervisedAlignment | StandInAlignment,
+AlignmentConfig = Annotated[
+    NoAlignmentConfig
+    | TimmAlignmentConfig
+    | SelfAlignmentConfig
+    | SupervisedAlignmentConfig
+    | StandInAlignmentConfig,
     pydantic.Field(discriminator="kind"),
 ]
 
@@ -156,7 +160,7 @@ def unit(features: Tensor, floor: float = 0.1) -> Tensor:
 class MatchTeacher(nn.Module):
     """`matching_loss` with the features of a frozen teacher on its own view."""
 
-    def __init__(self, term: TimmAlignment | StandInAlignment, teacher: nn.Module) -> None:
+    def __init__(self, term: TimmAlignmentConfig | StandInAlignmentConfig, teacher: nn.Module) -> None:
         super().__init__()
         self.term = term
         self.teacher = teacher
@@ -183,7 +187,9 @@ class Prototypes(nn.Module):
             return unit(features) @ F.normalize(self.directions.float(), dim=-1).T
 
 
-def self_distillation_loss(term: SelfAlignment, student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
+def self_distillation_loss(
+    term: SelfAlignmentConfig, student: Tensor, teacher: Tensor, centre: Tensor
+) -> Tensor:
     """DINO's cross-entropy: logits (B, P) of student and teacher and the centre (P,), float32, to a scalar.
 
     The teacher's logits are detached, centred and sharpened (Caron et al. 2021, section 3.1).
@@ -193,9 +199,9 @@ def self_distillation_loss(term: SelfAlignment, student: Tensor, teacher: Tensor
 
 
 class SupervisedTerm(nn.Module):
-    """The linear classifier of `SupervisedAlignment`; `seed` alone decides its initial weights."""
+    """The linear classifier of `SupervisedAlignmentConfig`; `seed` alone decides its initial weights."""
 
-    def __init__(self, term: SupervisedAlignment, dim: int, *, seed: int) -> None:
+    def __init__(self, term: SupervisedAlignmentConfig, dim: int, *, seed: int) -> None:
         super().__init__()
         self.term = term
         self.classifier = nn.Linear(dim, term.classes)

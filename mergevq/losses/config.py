@@ -8,14 +8,14 @@ import pydantic
 
 from mergevq.config import Tree, config
 from mergevq.errors import InputError
-from mergevq.losses.adversarial import Adversarial, PatchAdversarial
-from mergevq.losses.alignment import Alignment, NoAlignment, ViewSizes
-from mergevq.losses.perceptual import NoPerceptual, Perceptual
-from mergevq.losses.reconstruction import Reconstruction, Recovery
+from mergevq.losses.adversarial import AdversarialConfig, PatchAdversarialConfig
+from mergevq.losses.alignment import AlignmentConfig, NoAlignmentConfig, ViewSizes
+from mergevq.losses.perceptual import NoPerceptualConfig, PerceptualConfig
+from mergevq.losses.reconstruction import ReconstructionConfig, RecoveryLossConfig
 
 
 @config
-class Annealing:
+class AnnealingConfig:
     """Take a weight linearly from `start_factor` times itself to itself over `steps` optimizer steps."""
 
     start_factor: pydantic.NonNegativeFloat = 1.0
@@ -29,7 +29,7 @@ class Annealing:
 
 
 @config
-class Entropy:
+class EntropyConfig:
     """weight * (sample_weight * mean entropy of a token's code - codebook_weight * that of the mean code).
 
     `annealing` changes `weight` at the start: a start factor above 1 spreads the codes early.
@@ -38,7 +38,7 @@ class Entropy:
     weight: pydantic.NonNegativeFloat = 0.1
     sample_weight: pydantic.NonNegativeFloat = 1.0
     codebook_weight: pydantic.NonNegativeFloat = 1.0
-    annealing: Annealing = Annealing()
+    annealing: AnnealingConfig = AnnealingConfig()
 
 
 @config
@@ -48,16 +48,16 @@ class TokenizerTrainingConfig:
     `loss_preset` gives the trees of the published combinations.
     """
 
-    reconstruction: Reconstruction = Reconstruction()
-    perceptual: Perceptual = NoPerceptual()
-    adversarial: Adversarial = PatchAdversarial()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    perceptual: PerceptualConfig = NoPerceptualConfig()
+    adversarial: AdversarialConfig = PatchAdversarialConfig()
     commitment_weight: pydantic.NonNegativeFloat = 0.25
-    entropy: Entropy = Entropy()
-    recovery: Recovery = Recovery()
-    alignment: Alignment = NoAlignment()
+    entropy: EntropyConfig = EntropyConfig()
+    recovery: RecoveryLossConfig = RecoveryLossConfig()
+    alignment: AlignmentConfig = NoAlignmentConfig()
 
     def views_needed(self, image_size: int) -> ViewSizes:
-        """The sides of both further views for pictures of `image_size`, None where unused."""
+        """The sides of both further views for images of `image_size`, None where unused."""
         return self.alignment.views_needed(image_size)
 
 

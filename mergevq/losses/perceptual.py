@@ -10,23 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mergevq.paths import ExportPath, WeightsPath
 from mergevq.config import config
 from mergevq.errors import InputError
-from mergevq.paths import ExportPath, WeightsPath
-from mergevq.pretrained import Frozen, Renormalise, TimmNetwork, timm_network
-from mergevq.training.classifier import StandInClassifier, load_classifier
+from mergevq.pretrained import FrozenModule, Renormalise, TimmNetworkConfig, timm_network
+from mergevq.teachers.stand_in import StandInClassifier, load_classifier
 from mergevq.weights_file import load_strictly, read_weights
 
 
 @config
-class NoPerceptual:
+class NoPerceptualConfig:
     """Pixels only."""
 
     kind: Literal["none"] = "none"
 
 
 @config
-class LpipsPerceptual:
+class LpipsPerceptualConfig:
     """LPIPS on VGG16 (Zhang et al. 2018), version 0.1, from two files.
 
     `backbone`: VGG16 trained on ImageNet in torchvision's layout (`features.0.weight`, ...); `heads`: the
@@ -42,11 +42,11 @@ class LpipsPerceptual:
 
 
 @config
-class TimmPerceptual(TimmNetwork):
+class TimmPerceptualConfig(TimmNetworkConfig):
     """Squared distance of unit-normalised feature maps of a timm network, averaged over `layers`.
 
     `layers` are the indices of timm's `forward_intermediates`, all where it is left out; `size` resizes the
-    pictures before the network, for those whose patches do not divide them.
+    images before the network, for those whose patches do not divide them.
     """
 
     kind: Literal["timm"] = "timm"
@@ -56,7 +56,7 @@ class TimmPerceptual(TimmNetwork):
 
 
 @config
-class StandInPerceptual:
+class StandInPerceptualConfig:
     """The same distance on every stage of a stand-in teacher, named by the directory of its export."""
 
     directory: ExportPath
@@ -64,32 +64,33 @@ class StandInPerceptual:
     weight: pydantic.NonNegativeFloat = 1.0
 
 
-Perceptual = Annotated[
-    NoPerceptual | LpipsPerceptual | TimmPerceptual | StandInPerceptual, pydantic.Field(discriminator="kind")
+PerceptualConfig = Annotated[
+    NoPerceptualConfig | LpipsPerceptualConfig | TimmPerceptualConfig | StandInPerceptualConfig,
+    pydantic.Field(discriminator="kind"),
 ]
 
 
 def perceptual_distance(
-    term: Perceptual, *, image_size: int, key: str = "perceptual"
+    term: PerceptualConfig, *, image_size: int, key: str = "perceptual"
 ) -> PerceptualDistance | None:
     """The frozen module that computes the unweighted term, None without one.
 
     Raises `InputError` when its weights are missing or do not fit; `key` is the configuration key of `term`.
     """
     match term:
-        case NoPerceptual():
+        case NoPerceptualConfig():
             return None
-        case LpipsPerceptual():
+        case LpipsPerceptualConfig():
             return Lpips(term, key=key)
-        case TimmPerceptual():
-            return _TimmDistance(term, key=key, image_size=image_size)
-        case StandInPerceptual():
-            return _StandInDistance(term, key=key)
+        case TimmPerceptualConfig():
+            return TimmDistance(term, key=key, image_size=image_size)
+        case StandInPerceptualConfig():
+            return StandInDistance(term, key=key)
     raise AssertionError(term)
 
 
-class PerceptualDistance(Frozen):
-    """A float32 scalar for reconstructions and pictures (B, 3, H, W) in [-1, 1]."""
+class PerceptualDistance(FrozenModule):
+    """A float32 scalar for reconstructions and images (B, 3, H, W) in [-1, 1]."""
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The compared feature maps (B, C, h, w)."""
@@ -125,9 +126,9 @@ _VGG16_WIDTHS = (64, 128, 256, 512, 512)
 class Lpips(PerceptualDistance):
     """LPIPS with VGG16: squared differences of unit-normalised features of five layers, channels weighted."""
 
-    def __init__(self, term: LpipsPerceptual, *, key: str = "perceptual") -> None:
+    def __init__(self, term: LpipsPerceptualConfig, *, key: str = "perceptual") -> None:
         super().__init__()
-        # LPIPS's own shift and scale of pictures in [-1, 1], which are ImageNet's mean and deviation rounded.
+        # LPIPS's own shift and scale of images in [-1, 1], which are ImageNet's mean and deviation rounded.
         mean, std = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
         self.renormalise = Renormalise(tuple((m + 1) / 2 for m in mean), tuple(s / 2 for s in std))
         self.features = _vgg16_features()
@@ -163,9 +164,9 @@ class Lpips(PerceptualDistance):
         return maps
 
     def distances(self, differences: list[Tensor]) -> Tensor:
-        return self.per_picture(differences).mean()
+        return self.per_image(differences).mean()
 
-    def per_picture(self, differences: list[Tensor]) -> Tensor:
+    def per_image(self, differences: list[Tensor]) -> Tensor:
         """The distance (B,) of each pair, for squared differences as `distances` takes them."""
         weighted = [
             (difference * head.get_parameter("weight").float()).sum(1).mean((1, 2))
@@ -186,10 +187,10 @@ def _vgg16_features() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class _TimmDistance(PerceptualDistance):
+class TimmDistance(PerceptualDistance):
     network: Any  # timm's interface is more than nn.Module's
 
-    def __init__(self, term: TimmPerceptual, *, key: str, image_size: int) -> None:
+    def __init__(self, term: TimmPerceptualConfig, *, key: str, image_size: int) -> None:
         super().__init__()
         self.size = term.size
         self.layers = None if term.layers is None else list(term.layers)
@@ -206,7 +207,7 @@ class _TimmDistance(PerceptualDistance):
                 self.feature_maps(torch.zeros(1, 3, image_size, image_size))
         except (AssertionError, RuntimeError, IndexError) as error:
             raise InputError(
-                f"{key}: '{term.model}' refuses {image_size} px pictures or its layers: {error}"
+                f"{key}: '{term.model}' refuses {image_size} px images or its layers: {error}"
             ) from None
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
@@ -217,10 +218,10 @@ class _TimmDistance(PerceptualDistance):
         )
 
 
-class _StandInDistance(PerceptualDistance):
+class StandInDistance(PerceptualDistance):
     network: StandInClassifier
 
-    def __init__(self, term: StandInPerceptual, *, key: str) -> None:
+    def __init__(self, term: StandInPerceptualConfig, *, key: str) -> None:
         super().__init__()
         self.network = load_classifier(term.directory, key=f"{key}.directory")
         self.freeze()

@@ -13,15 +13,15 @@ from mergevq.config import config
 
 
 @config
-class Reconstruction:
-    """Distance between the pixels of reconstruction and picture; `l1_l2` is the sum of both means."""
+class ReconstructionConfig:
+    """Distance between the pixels of reconstruction and image; `l1_l2` is the sum of both means."""
 
     kind: Literal["l1", "l2", "l1_l2"] = "l1"
     weight: pydantic.NonNegativeFloat = 1.0
 
 
-def reconstruction_loss(term: Reconstruction, reconstruction: Tensor, images: Tensor) -> Tensor:
-    """The unweighted term, a float32 scalar, for pictures (B, 3, H, W) in [-1, 1]."""
+def reconstruction_loss(term: ReconstructionConfig, reconstruction: Tensor, images: Tensor) -> Tensor:
+    """The unweighted term, a float32 scalar, for images (B, 3, H, W) in [-1, 1]."""
     difference = reconstruction.float() - images.float()
     match term.kind:
         case "l1":
@@ -33,7 +33,7 @@ def reconstruction_loss(term: Reconstruction, reconstruction: Tensor, images: Te
 
 
 @config
-class Recovery:
+class RecoveryLossConfig:
     """Prediction of the source from the codes (Source Recovery), trained beside the tokenizer.
 
     `categorical` is the cross-entropy over the kept tokens at every grid cell; `binary` is equation 9 of the
@@ -56,10 +56,10 @@ class RecoveryTerms(NamedTuple):
     baseline: Tensor
 
 
-def recovery_loss(term: Recovery, logits: Tensor, assignment: Tensor) -> RecoveryTerms:
+def recovery_loss(term: RecoveryLossConfig, logits: Tensor, assignment: Tensor) -> RecoveryTerms:
     """Judge the predicted source: logits (B, N, K) against the true assignment (B, N) int64 in [0, K).
 
-    `baseline` is what guessing the most frequent kept token of each picture for all its cells would score.
+    `baseline` is what guessing the most frequent kept token of each image for all its cells would score.
     """
     logits = logits.float()
     num_kept = logits.shape[-1]

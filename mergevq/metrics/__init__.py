@@ -1,13 +1,13 @@
 """Metrics as accumulators (update, merge, compute), and probes of features. PyTorch, NumPy and nothing of a cluster."""
 
-from mergevq.metrics.codes import ClassBalance, CodeUsage, bits_per_picture
+from mergevq.metrics.codes import ClassBalance, CodeUsage, bits_per_image
 from mergevq.metrics.extractors import (
     Extractor,
     FeaturesConfig,
     InceptionExtractor,
-    InceptionFeatures,
-    RandomFeatures,
-    TimmFeatures,
+    InceptionFeaturesConfig,
+    RandomFeaturesConfig,
+    TimmFeaturesConfig,
     distance_name,
     extractor,
     score_name,
@@ -21,7 +21,7 @@ from mergevq.metrics.mean import Mean
 from mergevq.metrics.pixels import MsSsim, Psnr, Ssim, to_uint8
 from mergevq.metrics.probe import ProbeResult, linear_probe
 from mergevq.metrics.recovery import RecoveryAccuracy
-from mergevq.metrics.references import Reference, read_reference, write_reference
+from mergevq.metrics.references import ReferenceStatistics, read_reference, write_reference
 from mergevq.metrics.sgd_probe import SgdProbeConfig, SgdProbeResult, sgd_probe
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "FeatureStatistics",
     "FeaturesConfig",
     "InceptionExtractor",
-    "InceptionFeatures",
+    "InceptionFeaturesConfig",
     "InceptionScore",
     "InceptionScoreResult",
     "KnnResult",
@@ -43,15 +43,15 @@ __all__ = [
     "PrecisionRecall",
     "ProbeResult",
     "Psnr",
-    "RandomFeatures",
+    "RandomFeaturesConfig",
     "RecoveryAccuracy",
-    "Reference",
+    "ReferenceStatistics",
     "SgdProbeConfig",
     "SgdProbeResult",
     "Ssim",
-    "TimmFeatures",
+    "TimmFeaturesConfig",
     "Votes",
-    "bits_per_picture",
+    "bits_per_image",
     "distance_name",
     "extractor",
     "extrapolated_distance",

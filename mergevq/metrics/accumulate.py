@@ -1,4 +1,4 @@
-"""What the metrics have in common: sums in float64 that stay on their device, and travel and rest on the CPU."""
+"""Accumulators of metrics: float64 sums that stay on their device and are pickled as CPU tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Accumulator:
-    """Sums of what it was shown; subclasses say which. Attributes that are tensors are pickled as CPU tensors."""
+    """Running sums, which subclasses name. Attributes that are tensors are pickled as CPU tensors."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -19,7 +19,7 @@ class Accumulator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
-    def at_rest(self) -> Self:
+    def cpu_copy(self) -> Self:
         """A copy whose tensors lie on the CPU and share no memory with these."""
         copy = type(self).__new__(type(self))
         state = self.__getstate__()
@@ -36,17 +36,17 @@ def float64(values: Tensor) -> Tensor:
 
 
 def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum of two running sums, none being nothing yet; on `b`'s device where both are there."""
+    """The sum of two running sums, None being empty; on `b`'s device where neither is."""
     if a is None or b is None:
         return b if a is None else a
     return a.to(b.device) + b
 
 
 def total(value: Tensor | None) -> float:
-    """A scalar running sum as a number; none is 0."""
+    """A scalar running sum as a number; None is 0."""
     return 0.0 if value is None else float(value)
 
 
 def percent(part: Tensor | float, whole: float) -> float:
-    """`part` of `whole` in percent; of nothing, NaN."""
+    """`part` of `whole` in percent; NaN where `whole` is 0."""
     return 100 * float(part) / whole if whole else float("nan")

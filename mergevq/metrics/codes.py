@@ -1,4 +1,4 @@
-"""How much of the vocabulary a tokenizer uses, and how many bits a picture takes."""
+"""How much of the vocabulary a tokenizer uses, and how many bits an image takes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Counts(Accumulator):
         """The counts over both sets, on the CPU. Raises `InputError` for different sizes."""
         if self.size != other.size:
             raise InputError(f"counts of {self.size} and of {other.size} {self.what} do not merge")
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         merged.counts = added(merged.counts, other.counts)
         merged.reach = _least(merged.reach, other.reach)
         return merged
@@ -86,13 +86,13 @@ class CodeUsage(Counts):
 
 
 class ClassBalance(Counts):
-    """How evenly pictures, real or generated, are spread over the classes: a distance between sets depends on it."""
+    """How evenly images, real or generated, are spread over the classes: a distance between sets depends on it."""
 
     what = "class labels"
 
     def compute(self) -> dict[str, float]:
         """`class_coverage`: percent of the classes seen; `class_evenness`: entropy over that of equal shares, at most 1;
-        `class_fewest`, `class_most`: pictures of the rarest and of the most frequent class. NaN before the first.
+        `class_fewest`, `class_most`: images of the rarest and of the most frequent class. NaN before the first.
 
         Raises `InputError` where a label was outside the classes.
         """
@@ -114,10 +114,8 @@ def entropy_bits(counts: Tensor) -> float:
     return -float(torch.xlogy(shares, shares).sum()) / math.log(2) + 0.0  # no -0.0
 
 
-def bits_per_picture(
-    keep: int, grid_tokens: int, *, code_bits: float, entropy_bits: float
-) -> dict[str, float]:
-    """What a picture of `keep` codes takes, in bits.
+def bits_per_image(keep: int, grid_tokens: int, *, code_bits: float, entropy_bits: float) -> dict[str, float]:
+    """What an image of `keep` codes takes, in bits.
 
     `bits`: codes of `code_bits` each (log2 of the vocabulary); `bits_entropy`: if an ideal coder knew how often each
     code comes (`code_entropy_bits`); `bits_source`: to say which grid cell goes to which kept token, any assignment

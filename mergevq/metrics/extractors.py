@@ -36,30 +36,30 @@ RANDOM_V1_CHANNELS = (24, 32, 44)
 
 
 @config
-class RandomFeatures:
+class RandomFeaturesConfig:
     """The fixed offline network `random_v1`: always available, comparable only with itself."""
 
     kind: Literal["random"] = "random"
 
 
 @config
-class TimmFeatures:
+class TimmFeaturesConfig:
     """A timm model with weights from a file (for example DINOv2)."""
 
     kind: Literal["timm"] = "timm"
     name: str  # timm's name of the model
     weights: WeightsPath  # a safetensors or PyTorch file
     sha256: str | None = None  # what the file must hash to; none: whatever it hashes to is recorded
-    image_size: Annotated[int, Field(ge=1)] = 224  # pictures are resized to this before the network
+    image_size: Annotated[int, Field(ge=1)] = 224  # images are resized to this before the network
 
 
 @config
-class InceptionFeatures:
+class InceptionFeaturesConfig:
     """The Inception of FID, with weights from a file in pytorch-fid's and torch-fidelity's layout.
 
     `weights`: `pt_inception-2015-12-05-6726825d.pth`, which torch-fidelity calls
     `weights-inception-2015-12-05-6726825d.pth`; with any other weights the metrics are not called FID. `resize`: what
-    the implementation of this name does to pictures; numbers of different ones do not compare.
+    the implementation of this name does to images; numbers of different ones do not compare.
     """
 
     kind: Literal["inception"] = "inception"
@@ -68,13 +68,15 @@ class InceptionFeatures:
     resize: Resize = "torch_fidelity"
 
 
-FeaturesConfig = Annotated[RandomFeatures | TimmFeatures | InceptionFeatures, Field(discriminator="kind")]
+FeaturesConfig = Annotated[
+    RandomFeaturesConfig | TimmFeaturesConfig | InceptionFeaturesConfig, Field(discriminator="kind")
+]
 
 
 class Extractor(nn.Module):
-    """A frozen network of features: pictures (B, 3, H, W) in [-1, 1] to (B, dim) float32.
+    """A frozen network of features: images (B, 3, H, W) in [-1, 1] to (B, dim) float32.
 
-    Pictures are rounded to 8 bits first. `name` is part of the metrics' names; `identity` says what else numbers must
+    Images are rounded to 8 bits first. `name` is part of the metrics' names; `identity` says what else numbers must
     share to be compared; `standard` is whether they may be called FID.
     """
 
@@ -92,24 +94,26 @@ class Extractor(nn.Module):
         with torch.autocast(images.device.type, enabled=False), _full_float32():
             return self.features(to_uint8(images)).float()
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Features (B, dim) of pictures (B, 3, H, W) uint8, float32."""
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, dim) of images (B, 3, H, W) uint8, float32."""
         raise NotImplementedError
 
 
 def extractor(
-    settings: RandomFeatures | TimmFeatures | InceptionFeatures, *, key: str = "evaluation.extractor"
+    settings: RandomFeaturesConfig | TimmFeaturesConfig | InceptionFeaturesConfig,
+    *,
+    key: str = "evaluation.extractor",
 ) -> Extractor:
     """The extractor that a configuration names, on the CPU. Raises `InputError` for weights that cannot be had.
 
     `key` is the configuration key of `settings`.
     """
     match settings:
-        case RandomFeatures():
+        case RandomFeaturesConfig():
             return RandomExtractor()
-        case TimmFeatures():
+        case TimmFeaturesConfig():
             return TimmExtractor(settings, key=key)
-        case InceptionFeatures():
+        case InceptionFeaturesConfig():
             return InceptionExtractor(settings, key=key)
 
 
@@ -158,10 +162,10 @@ class RandomExtractor(Extractor):
             "preprocessing": "rounded to uint8, then to [-1, 1]",
         }
 
-    def features(self, pictures: Tensor) -> Tensor:
-        pooled, x = [], _unit_range(pictures)
+    def features(self, images: Tensor) -> Tensor:
+        pooled, x = [], _unit_range(images)
         for stage in range(self.stages):
-            # Replicated borders: a frame of zeros would be an edge in every picture.
+            # Replicated borders: a frame of zeros would be an edge in every image.
             padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
             x = F.conv2d(padded, getattr(self, f"weight_{stage}"), stride=1 if stage == 0 else 2).relu()
             pooled += [x.mean((2, 3)), x.std((2, 3), correction=0)]
@@ -177,13 +181,13 @@ class TimmExtractor(Extractor):
 
     network: Any  # timm's interface is more than nn.Module's
 
-    def __init__(self, settings: TimmFeatures, *, key: str) -> None:
+    def __init__(self, settings: TimmFeaturesConfig, *, key: str) -> None:
         super().__init__()
         # timm takes seconds to import and only this extractor needs it.
-        from mergevq.pretrained import Renormalise, TimmNetwork, timm_network
+        from mergevq.pretrained import Renormalise, TimmNetworkConfig, timm_network
 
         network = parse(
-            TimmNetwork,
+            TimmNetworkConfig,
             {"model": settings.name, "weights": settings.weights, "sha256": settings.sha256},
             where=key,
         )
@@ -203,8 +207,8 @@ class TimmExtractor(Extractor):
         if positions is not None:
             self.identity["positions"] = positions
 
-    def features(self, pictures: Tensor) -> Tensor:
-        images, size = _unit_range(pictures), (self.image_size, self.image_size)
+    def features(self, images: Tensor) -> Tensor:
+        images, size = _unit_range(images), (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(
                 -1, 1
@@ -217,7 +221,7 @@ class TimmExtractor(Extractor):
 class InceptionExtractor(Extractor):
     """The Inception of FID (Heusel et al. 2017): 2048 pooled features; `outputs` for those of sFID and IS as well."""
 
-    def __init__(self, settings: InceptionFeatures, *, key: str) -> None:
+    def __init__(self, settings: InceptionFeaturesConfig, *, key: str) -> None:
         super().__init__()
         if is_torchscript(settings.weights):
             raise InputError(
@@ -246,12 +250,12 @@ class InceptionExtractor(Extractor):
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> InceptionOutputs:
-        """All features of pictures (B, 3, H, W) in [-1, 1] in one pass; `pool` is what calling the extractor gives."""
+        """All features of images (B, 3, H, W) in [-1, 1] in one pass; `pool` is what calling the extractor gives."""
         with torch.autocast(images.device.type, enabled=False), _full_float32():
             return self.network(resized(to_uint8(images), self.resize))
 
-    def features(self, pictures: Tensor) -> Tensor:
-        return self.network(resized(pictures, self.resize)).pool
+    def features(self, images: Tensor) -> Tensor:
+        return self.network(resized(images, self.resize)).pool
 
 
 def safe_name(model: str) -> str:
@@ -283,8 +287,8 @@ def weights_sha256(weights: list[np.ndarray]) -> str:
     return hashlib.sha256(b"".join(weight.astype("<f4").tobytes() for weight in weights)).hexdigest()
 
 
-def _unit_range(pictures: Tensor) -> Tensor:
-    return pictures.float() / 127.5 - 1
+def _unit_range(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The Fréchet distance that infinitely many pictures would have (Chong & Forsyth 2020)."""
+"""The Fréchet distance that infinitely many images would have (Chong & Forsyth 2020)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergevq.rng import seeded_permutation
 
 
 class Extrapolated(NamedTuple):
-    """A straight line through distances of ever more pictures, over 1 / N."""
+    """A straight line through distances of ever more images, over 1 / N."""
 
     distance: float  # where the line meets 1 / N = 0; may be below zero, which is noise
     slope: float
@@ -33,18 +33,18 @@ def extrapolated_distance(
     points: int = 15,
     seed: int = 0,
 ) -> Extrapolated:
-    """The distance of features (N, D) from the reference, extrapolated to infinitely many pictures.
+    """The distance of features (N, D) from the reference, extrapolated to infinitely many images.
 
     The bias of a Fréchet distance falls as 1 / N (Chong & Forsyth 2020, section 4): distances of `points` random
-    subsets of `fewest` (there 5,000; here a tenth of all by default) up to all pictures, drawn by (seed, size), are
+    subsets of `fewest` (there 5,000; here a tenth of all by default) up to all images, drawn by (seed, size), are
     fitted by least squares. The reference stays whole, and its own bias with it. Raises `InputError` for fewer than
-    two points or subsets of less than two pictures.
+    two points or subsets of less than two images.
     """
     images = len(features)
     fewest = max(2, images // 10) if fewest is None else fewest
     if points < 2 or not 2 <= fewest < images:
         raise InputError(
-            f"{points} subsets of {fewest} to {images} pictures show no trend: use two points or more, and more pictures"
+            f"{points} subsets of {fewest} to {images} images show no trend: use two points or more, and more images"
         )
     counts = [int(count) for count in np.linspace(fewest, images, points).astype(int)]
     target = reference.moments() if isinstance(reference, FeatureStatistics) else reference

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of pictures, from streaming statistics of their features."""
+"""The Fréchet distance between two sets of images, from streaming statistics of their features."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from torch import Tensor
 from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator, added, float64
 
-PIECE = 2048  # pictures at least that go into the sums at once
+BUFFER = 2048  # images whose outer products are summed at once
 BLOCK = 128  # columns of a matrix that are taken together
 WELL_CONDITIONED = 1e-8  # least over greatest eigenvalue; below it roots of eigenvalues lose digits
 
 
 class Moments(NamedTuple):
-    """What a Fréchet distance reads of a set of pictures: the Gaussian with its features' moments."""
+    """Mean and covariance of the features of an image set: the Gaussian that a Fréchet distance compares."""
 
     mean: Tensor  # (D,) float64
     covariance: Tensor  # (D, D) float64, unbiased
-    images: int | None  # none: from a file that does not say
+    images: int | None  # None: from a file that does not say
 
 
 class FeatureStatistics(Accumulator):
-    """The count, sum and sum of outer products of features, in float64: what mean and covariance need.
+    """Count, sum and sum of outer products of features, in float64: mean and covariance follow.
 
     In float32 the sums are off by 1e-5, and by 1e-3 where the mean is large. Memory is O(D²), whatever the count.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.waiting: Tensor | None = (
-            None  # (PIECE, D) features not yet in the sums, which take large pieces faster
+        self.buffer: Tensor | None = (
+            None  # (BUFFER, D) features not yet in `outer`: large blocks add up faster
         )
         self.filled = 0  # rows of it
         self.sum: Tensor | None = None  # (D,)
-        self.outer: Tensor | None = None  # (D, D), what is above the diagonal means nothing
+        self.outer: Tensor | None = None  # (D, D), valid on and below the diagonal
 
     def update(self, features: Tensor) -> None:
         """Add features (B, D) of any float dtype. Raises `InputError` for another shape or another D than before."""
         if features.ndim != 2:
-            raise InputError(f"features have shape {tuple(features.shape)}: give one row per picture (B, D)")
+            raise InputError(f"features have shape {tuple(features.shape)}: give one row per image (B, D)")
         self._check_dim(features.shape[1])
         self.count += len(features)
-        for part in features.detach().split(PIECE):
-            if self.filled + len(part) > PIECE:
-                self._settle()
-            self._wait(part)
+        for part in features.detach().split(BUFFER):
+            if self.filled + len(part) > BUFFER:
+                self._flush()
+            self._append(part)
 
     def merge(self, other: FeatureStatistics) -> Self:
         """The statistics of both sets, on the CPU. Raises `InputError` where the features differ in width."""
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         if other.sum is not None:
             merged._check_dim(len(other.sum))
         merged.count += other.count
@@ -67,30 +67,34 @@ class FeatureStatistics(Accumulator):
     def moments(self) -> Moments:
         """The mean and the unbiased covariance, on the CPU.
 
-        Raises `InputError` for fewer than two pictures, and for features that are not finite.
+        Raises `InputError` for fewer than two images, and for features that are not finite.
         """
-        self._settle()
+        self._flush()
         if self.count < 2 or self.sum is None or self.outer is None:
-            raise InputError(f"a Fréchet distance needs at least 2 pictures in each set, got {self.count}")
+            raise InputError(f"a Fréchet distance needs at least 2 images in each set, got {self.count}")
         mean, outer = self.sum.cpu() / self.count, self.outer.cpu()
         # A sum of squares is not finite where anything in its column is not.
         if not (mean.isfinite().all() and outer.diagonal().isfinite().all()):
             raise InputError(
-                "the features hold NaN or infinity: look at the pictures and the extractor's weights"
+                "the features hold NaN or infinity: look at the images and the extractor's weights"
             )
         return Moments(mean, _covariance(outer, mean, self.count), self.count)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._settle()
-        return super().__getstate__() | {"waiting": None}
+        self._flush()
+        return super().__getstate__() | {"buffer": None}
 
-    def _wait(self, part: Tensor) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Statistics in caches of before call the empty buffer so.
+        super().__setstate__({"buffer": None, **{k: v for k, v in state.items() if k != "waiting"}})
+
+    def _append(self, part: Tensor) -> None:
         # On the CPU by NumPy, in this thread: BLAS's threads still wait for more work when PyTorch's want their cores.
-        if self.waiting is None or self.sum is None:
+        if self.buffer is None or self.sum is None:
             device = float64(part[:0]).device
-            self.waiting = _matrix(PIECE, part.shape[1], device)
-            self.sum = self.waiting.new_zeros(part.shape[1]) if self.sum is None else self.sum.to(device)
-        rows = self.waiting[self.filled : self.filled + len(part)]
+            self.buffer = _matrix(BUFFER, part.shape[1], device)
+            self.sum = self.buffer.new_zeros(part.shape[1]) if self.sum is None else self.sum.to(device)
+        rows = self.buffer[self.filled : self.filled + len(part)]
         if rows.device.type == part.device.type == "cpu":
             rows.numpy()[...] = part.float().numpy() if part.dtype == torch.bfloat16 else part.numpy()
             self.sum.numpy()[...] += rows.numpy().sum(0)
@@ -99,10 +103,10 @@ class FeatureStatistics(Accumulator):
             self.sum += rows.sum(0)
         self.filled += len(part)
 
-    def _settle(self) -> None:
-        if self.waiting is None or not self.filled:
+    def _flush(self) -> None:
+        if self.buffer is None or not self.filled:
             return
-        x = self.waiting[: self.filled]
+        x = self.buffer[: self.filled]
         self.filled = 0
         dim = x.shape[1]
         if self.outer is None:
@@ -112,8 +116,8 @@ class FeatureStatistics(Accumulator):
 
     def _check_dim(self, dim: int) -> None:
         known = None if self.sum is None else len(self.sum)
-        if self.waiting is not None:
-            known = self.waiting.shape[1]
+        if self.buffer is not None:
+            known = self.buffer.shape[1]
         if known not in (None, dim):
             raise InputError(
                 f"features of {dim} numbers do not go with features of {known}: use one extractor"
@@ -127,8 +131,8 @@ def frechet_distance(a: FeatureStatistics | Moments, b: FeatureStatistics | Mome
     taken as the sum of the singular values of F1ᵀ F2 for factors S = F Fᵀ: symmetric in the sets, free of complex
     numbers, and without the square root of a rounding error that eigenvalues of S1 S2 have where S has no full rank.
     Where both are well conditioned they are roots of symmetric eigenvalues, which is faster.
-    Raises `InputError` for sets of different width, fewer than two pictures, or features that are not finite; warns
-    where a set has no more pictures than features, so that its covariance has no full rank.
+    Raises `InputError` for sets of different width, fewer than two images, or features that are not finite; warns
+    where a set has no more images than features, so that its covariance has no full rank.
     """
     a, b = (x.moments() if isinstance(x, FeatureStatistics) else x for x in (a, b))
     dim = len(a.mean)
@@ -139,8 +143,8 @@ def frechet_distance(a: FeatureStatistics | Moments, b: FeatureStatistics | Mome
     fewest = min((x.images for x in (a, b) if x.images is not None), default=dim + 1)
     if fewest <= dim:
         warnings.warn(
-            f"{fewest} pictures for {dim} features: the covariance has no full rank, and the Fréchet distance "
-            "is strongly biased upwards; use more pictures",
+            f"{fewest} images for {dim} features: the covariance has no full rank, and the Fréchet distance "
+            "is strongly biased upwards; use more images",
             stacklevel=2,
         )
     apart = float((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace())
@@ -223,7 +227,7 @@ def _overlap(a: Tensor, b: Tensor) -> float:
 
 def _factor(covariance: Tensor) -> tuple[Tensor, float]:
     # F (D, rank) with S = F Fᵀ, and about the smallest of S's eigenvalues over its largest.
-    # Cholesky is several times faster, but fails, or loses digits, without full rank (fewer pictures than features).
+    # Cholesky is several times faster, but fails, or loses digits, without full rank (fewer images than features).
     factor, failed = torch.linalg.cholesky_ex(covariance)
     condition = float(factor.diagonal().square().amin() / covariance.diagonal().amax())
     if not failed and condition > 1e-10:

@@ -1,4 +1,4 @@
-"""The Inception of the Fréchet inception distance (TensorFlow's of 2015-12-05), and what is done to pictures before it."""
+"""The Inception of the Fréchet inception distance (TensorFlow's of 2015-12-05), and what is done to images before it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 # `pt_inception-2015-12-05-6726825d.pth` (pytorch-fid) and `weights-inception-2015-12-05-6726825d.pth` (torch-fidelity)
 # are two names of one file. Only what it measures is called FID.
 STANDARD_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-SIZE = 299  # pixels a side, whatever the pictures' own
+SIZE = 299  # pixels a side, whatever the images' own
 SPATIAL_CHANNELS = 7  # of the inner map that sFID compares
 
 Resize = Literal["torch_fidelity", "pytorch_fid", "clean"]
@@ -64,7 +64,7 @@ class Inception(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> InceptionOutputs:
-        """Pictures (B, 3, 299, 299) float32 in [-1, 1], as one of the `RESIZES` leaves them."""
+        """Images (B, 3, 299, 299) float32 in [-1, 1], as one of the `RESIZES` leaves them."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
@@ -218,9 +218,9 @@ class BlockE(nn.Module):
         )
 
 
-def resized(pictures: Tensor, how: Resize) -> Tensor:
-    """Pictures (B, 3, H, W) uint8 as the network takes them: (B, 3, 299, 299) float32 in about [-1, 1]."""
-    levels = pictures.float()
+def resized(images: Tensor, how: Resize) -> Tensor:
+    """Images (B, 3, H, W) uint8 as the network takes them: (B, 3, 299, 299) float32 in about [-1, 1]."""
+    levels = images.float()
     match how:
         case "torch_fidelity":
             return (tf1_bilinear(levels) - 128) / 128
@@ -244,7 +244,7 @@ def tf1_bilinear(x: Tensor) -> Tensor:
 
     top, bottom, down = neighbours(x.shape[2])
     left, right, across = neighbours(x.shape[3])
-    # Of the rows both neighbours are needed, so columns come first, on rows that are few where pictures are small.
+    # Of the rows both neighbours are needed, so columns come first, on rows that are few where images are small.
     columns = x[..., left] + (x[..., right] - x[..., left]) * across
     rows = columns[:, :, top]
     return rows + (columns[:, :, bottom] - rows) * down[:, None]

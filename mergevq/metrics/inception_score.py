@@ -1,4 +1,4 @@
-"""The Inception score: sure of every picture, undecided over all of them."""
+"""The Inception score: sure of every image, undecided over all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Order = Literal["shuffled", "sequential"]
 
 
 class InceptionScoreResult(NamedTuple):
-    """The score over splits as papers give it, and over all pictures at once, which depends on no order."""
+    """The score over splits as papers give it, and over all images at once, which depends on no order."""
 
     mean: float  # over the splits
     std: float  # over the splits, population
@@ -28,15 +28,15 @@ class InceptionScoreResult(NamedTuple):
 class InceptionScore(Accumulator):
     """exp(E KL(p(y|x) ‖ p(y))) of logits (Salimans et al. 2016), in float64, per split.
 
-    The number of pictures is given beforehand, because it decides which split a picture is in. `shuffled` deals the
-    pictures out as torch-fidelity does by default (NumPy's RandomState, seed 2020); `sequential` cuts them in their
+    The number of images is given beforehand, because it decides which split an image is in. `shuffled` deals the
+    images out as torch-fidelity does by default (NumPy's RandomState, seed 2020); `sequential` cuts them in their
     order, as the ADM suite.
     """
 
     def __init__(self, images: int, *, splits: int = 10, order: Order = "shuffled", seed: int = 2020) -> None:
         if not 1 <= splits <= images:
             raise InputError(
-                f"{images} pictures cannot be scored in {splits} splits: use more pictures or fewer splits"
+                f"{images} images cannot be scored in {splits} splits: use more images or fewer splits"
             )
         self.images, self.splits = images, splits
         self.order, self.seed = order, seed
@@ -45,7 +45,7 @@ class InceptionScore(Accumulator):
         self.negentropy: Tensor | None = None  # (splits,): of Σ p log p
 
     def update(self, logits: Tensor, positions: Tensor) -> None:
-        """Add logits (B, classes) of the pictures at `positions` (B,) in the whole set, integers from 0.
+        """Add logits (B, classes) of the images at `positions` (B,) in the whole set, integers from 0.
 
         Raises `InputError` for positions outside the set.
         """
@@ -55,9 +55,7 @@ class InceptionScore(Accumulator):
             )
         positions = positions.cpu()
         if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < self.images:
-            raise InputError(
-                f"a picture's position is outside the {self.images} pictures that the score is of"
-            )
+            raise InputError(f"an image's position is outside the {self.images} images that the score is of")
         log_p = float64(logits).log_softmax(1)
         split = self._split_of(positions)
         self.count = self.count + torch.bincount(split, minlength=self.splits)
@@ -69,26 +67,26 @@ class InceptionScore(Accumulator):
         self.negentropy = added(self.negentropy, information)
 
     def merge(self, other: InceptionScore) -> Self:
-        """The score over both sets of pictures, on the CPU. Raises `InputError` where the wholes differ."""
+        """The score over both sets of images, on the CPU. Raises `InputError` where the wholes differ."""
         mine, theirs = ((x.images, x.splits, x.order, x.seed) for x in (self, other))
         if mine != theirs:
             raise InputError(
-                f"Inception scores of {mine} and {theirs} (pictures, splits, order, seed) do not merge"
+                f"Inception scores of {mine} and {theirs} (images, splits, order, seed) do not merge"
             )
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         merged.count = merged.count + other.count
         merged.sums = added(merged.sums, other.sums)
         merged.negentropy = added(merged.negentropy, other.negentropy)
         return merged
 
     def compute(self) -> InceptionScoreResult:
-        """The scores. Raises `InputError` before every picture was seen, and for logits that are not finite."""
+        """The scores. Raises `InputError` before every image was seen, and for logits that are not finite."""
         seen = int(self.count.sum())
         if seen != self.images or self.sums is None or self.negentropy is None:
-            raise InputError(f"the Inception score was to be of {self.images} pictures but saw {seen}")
+            raise InputError(f"the Inception score was to be of {self.images} images but saw {seen}")
         if not self.sums.isfinite().all():
             raise InputError(
-                "the logits hold NaN or infinity: look at the pictures and the extractor's weights"
+                "the logits hold NaN or infinity: look at the images and the extractor's weights"
             )
         sums, negentropy, count = self.sums.cpu(), self.negentropy.cpu(), self.count.double()
         scores = _score(sums, negentropy, count)

@@ -79,7 +79,7 @@ class Nearest(Accumulator):
             raise InputError(
                 f"the {self.k} nearest of {len(self.best)} queries and the {other.k} of {len(other.best)} do not merge"
             )
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         merged.best, merged.labels = merged._nearest(
             torch.cat([merged.best, other.best], 1), torch.cat([merged.labels, other.labels], 1)
         )
@@ -127,7 +127,7 @@ class Votes(Accumulator):
         """The votes over both shares. Raises `InputError` for other numbers of neighbours."""
         if self.ks != other.ks:
             raise InputError(f"votes of {self.ks} and of {other.ks} neighbours do not merge")
-        merged = self.at_rest()
+        merged = self.cpu_copy()
         merged.held_out, merged.test = self.held_out + other.held_out, self.test + other.test
         merged.images = self.images + other.images
         return merged
@@ -179,7 +179,7 @@ def knn_classify(
     """Classify test features (B, D) by their k nearest train features, each voting exp(cosine / 0.07).
 
     k is the one of `NEIGHBOURS` (the smallest among equals; all there are, where the set is smaller) that does best
-    on a held-out fifth of train; then all of train votes. `chunk` test pictures are compared at a time, which
+    on a held-out fifth of train; then all of train votes. `chunk` test images are compared at a time, which
     changes memory only. Works on the features' device. Raises `InputError` as `linear_probe` does.
     """
     return knn_votes(train_x, train_y, test_x, test_y, chunk=chunk).result()

@@ -1,4 +1,4 @@
-"""LPIPS as a metric: how different people would find two pictures, by VGG16 (Zhang et al. 2018, version 0.1)."""
+"""LPIPS as a metric: how different people would find two images, by VGG16 (Zhang et al. 2018, version 0.1)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergevq.config import config
-from mergevq.losses.perceptual import Lpips, LpipsPerceptual
-from mergevq.metrics.pixels import to_uint8
 from mergevq.paths import WeightsPath
-from mergevq.pretrained import Frozen
+from mergevq.config import config
+from mergevq.losses.perceptual import Lpips, LpipsPerceptualConfig
+from mergevq.metrics.pixels import to_uint8
+from mergevq.pretrained import FrozenModule
 from mergevq.weights_file import file_sha256
 
 # Of torchvision's `vgg16-397923af.pth`, by PyTorch's rule for names of weight files, and of the lpips package's `vgg.pth`.
@@ -20,7 +20,7 @@ HEADS_SHA256 = "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868
 
 
 @config
-class LpipsFiles:
+class LpipsFilesConfig:
     """The two weight files of LPIPS.
 
     `backbone`: torchvision's `vgg16-397923af.pth`; `heads`: `weights/v0.1/vgg.pth` of the lpips package. With other
@@ -33,8 +33,8 @@ class LpipsFiles:
     heads_sha256: str | None = None
 
 
-class LpipsDistance(Frozen):
-    """Pictures and reconstructions (B, 3, H, W) in [-1, 1], both rounded to 8 bits first, to distances (B,) float32.
+class LpipsDistance(FrozenModule):
+    """Images and reconstructions (B, 3, H, W) in [-1, 1], both rounded to 8 bits first, to distances (B,) float32.
 
     Give them to `Mean(distance.name)`. `identity` says what else numbers must share to be compared. Raises `InputError`
     for files that are missing or do not fit; `key` is the configuration key of `files`.
@@ -43,9 +43,9 @@ class LpipsDistance(Frozen):
     name: str
     identity: dict[str, Any]
 
-    def __init__(self, files: LpipsFiles, *, key: str = "evaluation.lpips") -> None:
+    def __init__(self, files: LpipsFilesConfig, *, key: str = "evaluation.lpips") -> None:
         super().__init__()
-        term = LpipsPerceptual(
+        term = LpipsPerceptualConfig(
             backbone=files.backbone,
             heads=files.heads,
             backbone_sha256=files.backbone_sha256,
@@ -68,5 +68,5 @@ class LpipsDistance(Frozen):
     @torch.no_grad()
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            true, painted = (to_uint8(x).float() / 127.5 - 1 for x in (images, reconstructions))
-            return self.network.per_picture(self.network.differences(painted, true))
+            true, decoded = (to_uint8(x).float() / 127.5 - 1 for x in (images, reconstructions))
+            return self.network.per_image(self.network.differences(decoded, true))

@@ -1,4 +1,4 @@
-"""Precision and recall: which pictures lie on the other set's manifold (Kynkäänniemi et al. 2019)."""
+"""Precision and recall: which images lie on the other set's manifold (Kynkäänniemi et al. 2019)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CHUNK = 4096
 
 
 class PrecisionRecall(NamedTuple):
-    """Fractions in [0, 1], and of how many pictures they are."""
+    """Fractions in [0, 1], and of how many images they are."""
 
-    precision: float  # generated pictures that lie on the manifold of the reference
-    recall: float  # reference pictures that lie on the manifold of the generated ones
+    precision: float  # generated images that lie on the manifold of the reference
+    recall: float  # reference images that lie on the manifold of the generated ones
     images: int
     reference_images: int
     k: int
@@ -52,10 +52,10 @@ def checked_features(generated: Tensor, reference: Tensor, k: int = K) -> tuple[
         )
     for name, features in (("generated", generated), ("reference", reference)):
         if len(features) <= k:
-            raise InputError(f"{len(features)} {name} pictures do not have {k} neighbours: use more")
+            raise InputError(f"{len(features)} {name} images do not have {k} neighbours: use more")
         if not features.isfinite().all():
             raise InputError(
-                f"the {name} features hold NaN or infinity: look at the pictures and the extractor's weights"
+                f"the {name} features hold NaN or infinity: look at the images and the extractor's weights"
             )
     origin = reference.double().mean(0)
     return (generated.double() - origin).float(), (reference.double() - origin).float()

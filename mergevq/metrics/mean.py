@@ -1,4 +1,4 @@
-"""The mean of anything."""
+"""The mean of named values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mean(Accumulator):
 
     def update(self, values: Tensor) -> None:
         """Add values of any shape. Raises `InputError` where booleans and numbers mix under one name."""
-        self._settle(values.dtype == torch.bool)
+        self._set_kind(values.dtype == torch.bool)
         self.count += values.numel()
         self.sum = added(self.sum, float64(values).sum())
 
@@ -31,9 +31,9 @@ class Mean(Accumulator):
         """The mean over both, on the CPU. Raises `InputError` for different names or kinds of value."""
         if self.name != other.name:
             raise InputError(f"the means of '{self.name}' and '{other.name}' do not merge")
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         if other.boolean is not None:
-            merged._settle(other.boolean)
+            merged._set_kind(other.boolean)
         merged.count += other.count
         merged.sum = added(merged.sum, other.sum)
         return merged
@@ -43,7 +43,7 @@ class Mean(Accumulator):
         scale = 100 if self.boolean else 1
         return {self.name: scale * total(self.sum) / self.count if self.count else math.nan}
 
-    def _settle(self, boolean: bool) -> None:
+    def _set_kind(self, boolean: bool) -> None:
         if self.boolean not in (None, boolean):
             raise InputError(f"'{self.name}' was given booleans and numbers: their mean has no unit")
         self.boolean = boolean

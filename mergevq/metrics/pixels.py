@@ -1,4 +1,4 @@
-"""PSNR, SSIM and MS-SSIM as papers report them: on 8-bit pictures, per picture, then the mean."""
+"""PSNR, SSIM and MS-SSIM as papers report them: on 8-bit images, per image, then the mean."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, finest f
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as the uint8 that a file of them would hold: clamped and rounded. Keeps shape and device."""
+    """Images in [-1, 1] as the uint8 that a file of them would hold: clamped and rounded. Keeps shape and device."""
     return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-class PictureMean(Accumulator):
-    """The mean over pictures of a score of (picture, reconstruction)."""
+class ImageMean(Accumulator):
+    """The mean over images of a score of (image, reconstruction)."""
 
     key: ClassVar[str]
 
@@ -32,13 +32,13 @@ class PictureMean(Accumulator):
         self.sum: Tensor | None = None  # scalar
 
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
-        """Add pictures and reconstructions, both (B, 3, H, W) in [-1, 1]; both are rounded to 8 bits first.
+        """Add images and reconstructions, both (B, 3, H, W) in [-1, 1]; both are rounded to 8 bits first.
 
-        Raises `InputError` where the shapes differ or are no pictures.
+        Raises `InputError` where the shapes differ or are no images.
         """
         if images.ndim != 4 or images.shape != reconstructions.shape:
             raise InputError(
-                f"pictures {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)}: "
+                f"images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)}: "
                 "both must be (B, 3, H, W) of one size"
             )
         scores = self.scores(float64(to_uint8(images)), float64(to_uint8(reconstructions)))
@@ -50,19 +50,19 @@ class PictureMean(Accumulator):
         raise NotImplementedError
 
     def merge(self, other: Self) -> Self:
-        """The mean over both sets of pictures, on the CPU."""
-        merged = self.at_rest()
+        """The mean over both sets of images, on the CPU."""
+        merged = self.cpu_copy()
         merged.count += other.count
-        merged.sum = added(merged.sum, other.at_rest().sum)
+        merged.sum = added(merged.sum, other.cpu_copy().sum)
         return merged
 
     def compute(self) -> dict[str, float]:
-        """The mean by its name; NaN before the first picture."""
+        """The mean by its name; NaN before the first image."""
         return {self.key: total(self.sum) / self.count if self.count else math.nan}
 
 
-class Psnr(PictureMean):
-    """Peak signal-to-noise ratio in dB, per picture over all channels, data range 255.
+class Psnr(ImageMean):
+    """Peak signal-to-noise ratio in dB, per image over all channels, data range 255.
 
     An exact reconstruction would have an infinite ratio, and so would every mean that it is part of. It counts as the best
     that is not exact, with one of its values off by one level: 77 dB at 16 px, 101 dB at 256 px. No other value changes.
@@ -75,11 +75,11 @@ class Psnr(PictureMean):
         return 10 * torch.log10(255.0**2 / error)
 
 
-class Ssim(PictureMean):
+class Ssim(ImageMean):
     """Structural similarity, at most 1: Gaussian window of 11 px (sigma 1.5), K = (0.01, 0.03), mean over channels.
 
     Wang et al. 2004, eq. 13; windows that reach over the border are left out, as in scikit-image with
-    `gaussian_weights=True, use_sample_covariance=False`. Pictures under 11 px raise `InputError`.
+    `gaussian_weights=True, use_sample_covariance=False`. Images under 11 px raise `InputError`.
     """
 
     key = "ssim"
@@ -87,18 +87,18 @@ class Ssim(PictureMean):
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if min(height, width) < WINDOW:
-            raise InputError(f"SSIM needs pictures of at least {WINDOW} px, got {height} x {width}")
+            raise InputError(f"SSIM needs images of at least {WINDOW} px, got {height} x {width}")
         luminance, contrast = _similarity(x, y)
         return (luminance * contrast).mean((1, 2, 3))
 
 
-class MsSsim(PictureMean):
+class MsSsim(ImageMean):
     """SSIM over scales (Wang, Simoncelli & Bovik 2003), at most 1, mean over channels.
 
     Contrast and structure are compared at five scales, each half as large as the one before, luminance at the last;
-    every one is a mean over the picture, raised to its published weight. Negative ones, of pictures that contradict
+    every one is a mean over the image, raised to its published weight. Negative ones, of images that contradict
     each other, count as 0. `scales` under five leave the coarsest out, share the weights among the others, and are in
-    the metric's name. Pictures that do not fill the window at the last scale raise `InputError`.
+    the metric's name. Images that do not fill the window at the last scale raise `InputError`.
 
     Where a side is odd, halving counts its last line twice: every pixel of the coarser image is a mean of the image's
     own. The package pytorch-msssim pads zeros on both sides there, so that its numbers differ: by 5e-5 for smooth
@@ -118,7 +118,7 @@ class MsSsim(PictureMean):
 
     @staticmethod
     def most_scales(height: int, width: int) -> int:
-        """How many scales pictures of this size have, 0 to 5."""
+        """How many scales images of this size have, 0 to 5."""
         return sum(min(height, width) > (WINDOW - 1) * 2**scale for scale in range(len(SCALE_WEIGHTS)))
 
     def merge(self, other: Self) -> Self:
@@ -132,9 +132,9 @@ class MsSsim(PictureMean):
         most = self.most_scales(height, width)
         if self.scales > most:
             need = (WINDOW - 1) * 2 ** (self.scales - 1) + 1
-            fix = f"use at most {most} scales" if most else "use larger pictures"
+            fix = f"use at most {most} scales" if most else "use larger images"
             raise InputError(
-                f"MS-SSIM of {self.scales} scales needs pictures of at least {need} px, got {height} x {width}: {fix}"
+                f"MS-SSIM of {self.scales} scales needs images of at least {need} px, got {height} x {width}: {fix}"
             )
         weights = torch.tensor(SCALE_WEIGHTS[: self.scales], dtype=x.dtype, device=x.device)
         weights = weights * (sum(SCALE_WEIGHTS) / weights.sum())

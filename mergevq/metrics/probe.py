@@ -12,13 +12,13 @@ from mergevq.errors import InputError
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 HISTORY = 20  # steps that the search remembers
-ROWS = 2048  # pictures whose logits are taken together
+ROWS = 2048  # images whose logits are taken together
 
 
 class ProbeResult(NamedTuple):
     """What a probe found. Percentages are of top-1 answers."""
 
-    top1: float  # percent of the test pictures
+    top1: float  # percent of the test images
     interval: tuple[float, float]  # 95% Wilson interval of `top1`, percent
     C: float  # inverse strength of the regularisation
     train_images: int
@@ -117,12 +117,12 @@ def fit_logistic(
     images, dim = x.shape
     decay = x.new_full((dim + 1, 1), 1 / (C * images))
     decay[-1] = 0
-    # Rows are taken in blocks whose logits stay in the cache; of all pictures at once they may not even fit into memory.
+    # Rows are taken in blocks whose logits stay in the cache; of all images at once they may not even fit into memory.
     blocks = [(x[first : first + ROWS], y[first : first + ROWS]) for first in range(0, images, ROWS)]
     rows = torch.arange(min(images, ROWS), device=x.device)
 
     def evaluate(weights: Tensor, curvature: Tensor | None = None) -> tuple[float, Tensor]:
-        # The objective per picture, and its gradient; each weight's own curvature is added to `curvature`.
+        # The objective per image, and its gradient; each weight's own curvature is added to `curvature`.
         gradient, loss = decay * weights, 0.5 * (decay * weights.square()).double().sum()
         for part, labels in blocks:
             here = rows[: len(part)]
@@ -183,7 +183,7 @@ def _quasi_newton(gradient: Tensor, memory: list[tuple[Tensor, Tensor]], scale: 
 
 
 def wilson_interval(percent: float, images: int) -> tuple[float, float]:
-    """The 95% interval, in percent, of a rate of `percent` seen on so many pictures (Wilson 1927)."""
+    """The 95% interval, in percent, of a rate of `percent` seen on so many images (Wilson 1927)."""
     z, rate = 1.959963984540054, percent / 100
     middle = rate + z * z / (2 * images)
     spread = z * math.sqrt(rate * (1 - rate) / images + z * z / (4 * images * images))
@@ -192,9 +192,9 @@ def wilson_interval(percent: float, images: int) -> tuple[float, float]:
 
 
 def held_out_part(y: Tensor) -> Tensor:
-    """A mask (B,) of the pictures held out: of every class each fifth, or its last where it has two to four.
+    """A mask (B,) of the images held out: of every class each fifth, or its last where it has two to four.
 
-    Raises `InputError` where no class has two pictures.
+    Raises `InputError` where no class has two images.
     """
     order = y.argsort(stable=True)
     sizes = torch.bincount(y)
@@ -205,7 +205,7 @@ def held_out_part(y: Tensor) -> Tensor:
     mask = torch.where(size < 5, (rank == size - 1) & (size > 1), rank % 5 == 4)
     if not mask.any():
         raise InputError(
-            "no class of the train set has two pictures: a probe needs some to learn and some to choose by"
+            "no class of the train set has two images: a probe needs some to learn and some to choose by"
         )
     return mask
 

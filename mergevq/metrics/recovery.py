@@ -19,7 +19,7 @@ class RecoveryAccuracy(Accumulator):
     def __init__(self) -> None:
         self.count = 0  # cells
         self.right: Tensor | None = None  # scalar
-        self.largest: Tensor | None = None  # scalar: cells in their picture's largest cluster
+        self.largest: Tensor | None = None  # scalar: cells in their image's largest cluster
         self.histogram: Tensor | None = None  # (N, K) int64: how often each slot is true for each cell
 
     def update(self, predicted: Tensor, assignment: Tensor) -> None:
@@ -48,7 +48,7 @@ class RecoveryAccuracy(Accumulator):
 
     def merge(self, other: RecoveryAccuracy) -> Self:
         """The accuracy over both sets, on the CPU. Raises `InputError` for grids of different size."""
-        merged, other = self.at_rest(), other.at_rest()
+        merged, other = self.cpu_copy(), other.cpu_copy()
         if other.histogram is not None:
             merged._check_grid(len(other.histogram))
         merged.count += other.count
@@ -61,7 +61,7 @@ class RecoveryAccuracy(Accumulator):
         """Percent of cells, NaN before the first cell.
 
         `recovery_accuracy`: right. `recovery_baseline_cell`: right if every cell were always given the slot that is
-        most frequent there over these pictures. `recovery_baseline_largest`: right if all of a picture were given
+        most frequent there over these images. `recovery_baseline_largest`: right if all of an image were given
         its largest cluster. `recovery_baseline`: the better of the two.
         """
         if self.histogram is None:
@@ -79,7 +79,7 @@ class RecoveryAccuracy(Accumulator):
     def _check_grid(self, cells: int) -> None:
         if self.histogram is not None and len(self.histogram) != cells:
             raise InputError(
-                f"grids of {len(self.histogram)} and {cells} cells do not merge: use one picture size"
+                f"grids of {len(self.histogram)} and {cells} cells do not merge: use one image size"
             )
 
 

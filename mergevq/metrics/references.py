@@ -1,4 +1,4 @@
-"""Statistics of reference pictures on disk: the npz files of pytorch-fid and of the ADM suite."""
+"""Statistics of reference images on disk: the npz files of pytorch-fid and of the ADM suite."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mergevq.metrics.frechet import Moments
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What is known of reference pictures. Files from elsewhere do not say how many they were, nor who looked at them."""
+class ReferenceStatistics:
+    """What is known of reference images. Files from elsewhere do not say how many they were, nor who looked at them."""
 
     pool: Moments  # of the features that the Fréchet distance compares
     spatial: Moments | None = None  # of those that sFID compares
@@ -38,10 +38,10 @@ class Reference:
                 )
 
 
-def write_reference(path: str | Path, reference: Reference) -> None:
+def write_reference(path: str | Path, reference: ReferenceStatistics) -> None:
     """Write `reference` as npz: `mu`, `sigma` as pytorch-fid reads them, `mu_s`, `sigma_s` as the ADM suite reads sFID's.
 
-    The number of pictures and the extractor, which neither layout has, go beside them under names that both ignore.
+    The number of images and the extractor, which neither layout has, go beside them under names that both ignore.
     """
     arrays: dict[str, np.ndarray] = {}
     for suffix, moments in (("", reference.pool), ("_s", reference.spatial)):
@@ -55,8 +55,8 @@ def write_reference(path: str | Path, reference: Reference) -> None:
         np.savez(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes the arrays for its own options
 
 
-def read_reference(path: str | Path, *, key: str = "reference") -> Reference:
-    """Read statistics from an npz in pytorch-fid's or the ADM suite's layout (whose sample pictures are left alone).
+def read_reference(path: str | Path, *, key: str = "reference") -> ReferenceStatistics:
+    """Read statistics from an npz in pytorch-fid's or the ADM suite's layout (whose sample images are left alone).
 
     `key` is the option that named the file. Raises `InputError` for a file that is missing or no such npz, and for
     moments that are none: wrong shapes, not finite, not symmetric.
@@ -92,7 +92,7 @@ def read_reference(path: str | Path, *, key: str = "reference") -> Reference:
         raise InputError(
             f"{key}: '{path}' is not an npz file of numbers ({reason}): fetch it again"
         ) from None
-    return Reference(pool, spatial, extractor)
+    return ReferenceStatistics(pool, spatial, extractor)
 
 
 def _moments(mean: np.ndarray, covariance: np.ndarray, count: int | None, where: str) -> Moments:

@@ -16,7 +16,7 @@ from mergevq.config import config
 from mergevq.metrics.probe import checked, class_numbers, held_out_part, wilson_interval
 from mergevq.quantize import average_over_ranks
 from mergevq.rng import seeded_permutation
-from mergevq.schedules import Cosine, scale
+from mergevq.schedules import CosineScheduleConfig, scale
 
 Rate = Annotated[float, pydantic.Field(gt=0)]
 Count = Annotated[int, pydantic.Field(ge=1)]
@@ -28,7 +28,7 @@ class SgdProbeConfig:
 
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     learning_rates: Annotated[tuple[Rate, ...], pydantic.Field(min_length=1)] = (1e-3,)  # of one head each
-    rates_per_256: bool = False  # the rates are for batches of 256 pictures, and grow with the batch
+    rates_per_256: bool = False  # the rates are for batches of 256 images, and grow with the batch
     epochs: Count = 90
     batch: Count = 1024
     warmup_epochs: Annotated[int, pydantic.Field(ge=0)] = 0  # then half a cosine to 0
@@ -112,7 +112,7 @@ class ProbeHeads(nn.Module):
         """Cross-entropy (H,) float32 of each head's logits (H, B, classes) with labels (B,), -1 = no label.
 
         Their sum is what to run backward from: every head gets the gradient of its own loss. Scaled so that gradients
-        averaged over the ranks with their batches as weights are those of the mean over all labelled pictures.
+        averaged over the ranks with their batches as weights are those of the mean over all labelled images.
         """
         repeated = labels.repeat(self.heads)
         each = F.cross_entropy(logits.flatten(0, 1), repeated, ignore_index=-1, reduction="none")
@@ -149,7 +149,7 @@ def set_rates(
     optimizer: torch.optim.Optimizer, settings: SgdProbeConfig, step: int, steps_per_epoch: int
 ) -> None:
     """The learning rates of optimizer step `step`, counted from 0: a warm-up, then half a cosine, for every head."""
-    schedule = Cosine(warmup_steps=settings.warmup_epochs * steps_per_epoch)
+    schedule = CosineScheduleConfig(warmup_steps=settings.warmup_epochs * steps_per_epoch)
     factor = scale(schedule, step, settings.epochs * steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
@@ -158,7 +158,7 @@ def set_rates(
 class SgdProbeResult(NamedTuple):
     """What the probe found. Percentages are of top-1 answers."""
 
-    top1: float  # percent of the test pictures
+    top1: float  # percent of the test images
     interval: tuple[float, float]  # 95% Wilson interval of `top1`, percent
     learning_rate: float  # of the head that answered, as the recipe gives it
     held_out_top1: dict[

@@ -1,1 +1,1 @@
-"""Networks whose features an alignment learns from."""
+"""Frozen networks whose features an alignment term matches."""

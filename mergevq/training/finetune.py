@@ -1,7 +1,7 @@
 """Full fine-tuning for classification: what an encoder's features can become (SimMIM's recipe, appendix A.4).
 
 The published setting is 100 epochs of AdamW (weight decay 0.05, batch 1,024, 20 epochs of warm-up, cosine) over strongly
-augmented views; those belong to the recipe. Here are the model, the mixing of pictures, the loss and the rates of layers.
+augmented views; those belong to the recipe. Here are the model, the mixing of images, the loss and the rates of layers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from mergevq.config import config, parse, to_tree
 from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
-from mergevq.exports import load_export, read_description, write_export
+from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.serialization import load_export, read_export, write_model
 from mergevq.tokenizer import MergeVQ
-from mergevq.training.classifier import accuracy, classification_loss
 from mergevq.training.protocol import Output, ParameterGroup, Training, decayed_and_not
 
-_FORMAT = "mergevq fine-tuned classifier"
+FORMAT = "mergevq fine-tuned classifier"
 NOT_DECAYED = ("summary_token", "positions")  # as biases and norms
 
 Fraction = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -55,7 +55,7 @@ class FineTuneConfig:
 
 
 class FineTuned(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] to logits (B, classes)."""
+    """Images (B, 3, H, W) in [-1, 1] to logits (B, classes)."""
 
     def __init__(self, config: FineTunedConfig) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def fine_tuned(tokenizer: MergeVQ, settings: FineTuneConfig, *, classes: int) ->
 
 
 def mixed(images: Tensor, labels: Tensor, settings: FineTuneConfig) -> tuple[Tensor, Tensor, float]:
-    """Pictures (B, 3, H, W) mixed with those of the batch in reverse, the partners' labels (B,), and the share in [0, 1]
+    """Images (B, 3, H, W) mixed with those of the batch in reverse, the partners' labels (B,), and the share in [0, 1]
     that each keeps of its own: by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019), one draw for the batch.
 
     Draws from PyTorch's generator on the CPU, which a loop seeds by (seed, step, rank).
@@ -190,7 +190,7 @@ def layer_of(name: str, depth: int) -> int:
 
 def save_fine_tuned(model: FineTuned, directory: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `directory`, which is made where it is missing."""
-    write_export(directory, model, _FORMAT, {"config": to_tree(model.config)})
+    write_model(model, FORMAT, {"config": to_tree(model.config)}, directory)
 
 
 def load_fine_tuned(directory: str | Path, *, key: str = "classifier") -> FineTuned:
@@ -198,7 +198,7 @@ def load_fine_tuned(directory: str | Path, *, key: str = "classifier") -> FineTu
 
     `key` is the configuration key that named the directory. Raises `InputError` when it is not such an export.
     """
-    description, where = read_description(directory, _FORMAT, what="a fine-tuned classifier", key=key)
+    description, where = read_export(directory, FORMAT, what="a fine-tuned classifier", key=key)
     return load_export(
         directory, FineTuned(parse(FineTunedConfig, description["config"], where=where)), key=key
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mergevq.generation.config import GeneratorTrainingConfig
 from mergevq.generation.model import Generator
-from mergevq.generation.serialization import save_generator
+from mergevq.serialization import save_generator
 from mergevq.training.protocol import Output, Training
 
 

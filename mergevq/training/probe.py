@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
-from mergevq.exports import load_export, read_description, write_export
 from mergevq.metrics.sgd_probe import ProbeHeads
-from mergevq.pretrained import Frozen
+from mergevq.pretrained import FrozenModule
+from mergevq.serialization import load_export, read_export, write_model
 from mergevq.tokenizer import MergeVQ
 from mergevq.training.protocol import Output, ParameterGroup, Training
 
-_FORMAT = "mergevq linear probe"
+FORMAT = "mergevq linear probe"
 
 
 @config
@@ -32,8 +32,8 @@ class ProbeTrainingConfig:
     normalise: bool = True  # batch norm without parameters before the heads
 
 
-class FrozenFeatures(Frozen):
-    """A tokenizer whose features (B, D) of pictures (B, 3, H, W) in [-1, 1] are read; no part of a run's state."""
+class FrozenFeatures(FrozenModule):
+    """A tokenizer whose features (B, D) of images (B, 3, H, W) in [-1, 1] are read; no part of a run's state."""
 
     def __init__(self, tokenizer: MergeVQ, settings: ProbeTrainingConfig) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class ProbeTraining(Training):
     """A linear probe in one phase `probe`; the loop's kept count means nothing to it.
 
     The average that a loop keeps of the heads is no part of the published recipes: read the heads themselves, or set
-    its decay to 0. Which head answers is for held-out training pictures to say. Raises `InputError` for fewer than
+    its decay to 0. Which head answers is for held-out training images to say. Raises `InputError` for fewer than
     two classes.
     """
 
@@ -107,8 +107,12 @@ class ProbeTraining(Training):
     def export(self, model: nn.Module, directory: str | Path) -> None:
         """Write the heads and their settings."""
         assert isinstance(model, ProbeHeads)
-        facts = {"config": to_tree(self.settings), "classes": model.classes, "dim": model.weights[0].shape[1]}
-        write_export(directory, model, _FORMAT, facts)
+        description = {
+            "config": to_tree(self.settings),
+            "classes": model.classes,
+            "dim": model.weights[0].shape[1],
+        }
+        write_model(model, FORMAT, description, directory)
 
 
 def load_probe(directory: str | Path, *, key: str = "probe") -> tuple[ProbeHeads, ProbeTrainingConfig]:
@@ -116,7 +120,7 @@ def load_probe(directory: str | Path, *, key: str = "probe") -> tuple[ProbeHeads
 
     `key` is the configuration key that named the directory. Raises `InputError` when it is not such an export.
     """
-    description, where = read_description(directory, _FORMAT, what="a linear probe", key=key)
+    description, where = read_export(directory, FORMAT, what="a linear probe", key=key)
     settings = parse(ProbeTrainingConfig, description["config"], where=where)
     heads = ProbeHeads(
         description["dim"],

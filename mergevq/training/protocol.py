@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mergevq.errors import InputError
-from mergevq.pretrained import Frozen
+from mergevq.pretrained import FrozenModule
 
 
 @dataclass
@@ -82,7 +82,9 @@ class Training(nn.Module):
 
     def resume_state(self) -> dict[str, Tensor]:
         """Everything trained or averaged, by name, not copied: `state_dict` without frozen networks."""
-        frozen = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Frozen))
+        frozen = tuple(
+            f"{name}." for name, module in self.named_modules() if isinstance(module, FrozenModule)
+        )
         return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen)}
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Fine-tuning of Source Recovery after stage 2, the rest of the tokenizer frozen (appendix A.1, Table A2).
 
-True sources are known from encoding pictures. The paper tunes together with the learned generator and does not say how: here
-the generator, if there is one, writes a share of each picture's codes anew, given the others, and the picture's source stays
+True sources are known from encoding images. The paper tunes together with the learned generator and does not say how: here
+the generator, if there is one, writes a share of each image's codes anew, given the others, and the image's source stays
 the target. Recovery so meets the codes that it will have to place.
 """
 
@@ -18,27 +18,27 @@ from mergevq import serialization
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.generation import Generator, sample
-from mergevq.losses.reconstruction import Recovery, recovery_loss
-from mergevq.pretrained import Frozen
+from mergevq.losses.reconstruction import RecoveryLossConfig, recovery_loss
+from mergevq.pretrained import FrozenModule
 from mergevq.tokenizer import MergeVQ
 from mergevq.training.protocol import Output, Training
 
 
 @config
 class RecoveryTrainingConfig:
-    """The loss, as in stage 1 (`Recovery`), and how much a generator writes."""
+    """The loss, as in stage 1 (`RecoveryLossConfig`), and how much a generator writes."""
 
     loss: Literal["categorical", "binary"] = "categorical"
     generated_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = (
-        0.25  # of a picture's codes that a generator writes, at most: each batch draws its share below
+        0.25  # of an image's codes that a generator writes, at most: each batch draws its share below
     )
 
 
-class Rewriting(Frozen):
-    """A random-order generator that writes some codes of real pictures anew; no part of a run's state.
+class Rewriting(FrozenModule):
+    """A random-order generator that writes some codes of real images anew; no part of a run's state.
 
-    A batch's share is uniform between 0 and `fraction`; which codes, and what becomes of them, differs by picture. They are
-    drawn in one pass, each given the picture's label and the codes that stay, without guidance, as the last passes of
+    A batch's share is uniform between 0 and `fraction`; which codes, and what becomes of them, differs by image. They are
+    drawn in one pass, each given the image's label and the codes that stay, without guidance, as the last passes of
     parallel decoding draw theirs. Raises `InputError` for a generator of another kind, which needs no recovery.
     """
 
@@ -85,7 +85,7 @@ class RecoveryPhase(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer, self.rewriting = tokenizer, rewriting
-        self.term = Recovery(weight=1.0, loss=settings.loss, detach=True)
+        self.term = RecoveryLossConfig(weight=1.0, loss=settings.loss, detach=True)
 
     def train(self, mode: bool = True) -> RecoveryPhase:
         super().train(mode)

@@ -16,32 +16,34 @@ from mergevq.ema import RunningMean
 from mergevq.errors import InputError
 from mergevq.keep import reachable, scaled_keep
 from mergevq.losses.adversarial import (
-    NoAdversarial,
-    PatchAdversarial,
+    NoAdversarialConfig,
+    PatchAdversarialConfig,
     adaptive_weight,
+    discriminate_with_frozen_parameters,
     generator_loss,
     hinge_loss,
-    judged_without_gradient,
     lecam_loss,
 )
 from mergevq.losses.alignment import (
-    Alignment,
+    AlignmentConfig,
     MatchTeacher,
-    NoAlignment,
+    NoAlignmentConfig,
     Prototypes,
-    SelfAlignment,
-    StandInAlignment,
-    SupervisedAlignment,
+    SelfAlignmentConfig,
+    StandInAlignmentConfig,
+    SupervisedAlignmentConfig,
     SupervisedTerm,
-    TimmAlignment,
+    TimmAlignmentConfig,
     feature_rank,
     feature_std,
     self_distillation_loss,
 )
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
-from mergevq.losses.perceptual import NoPerceptual, PerceptualDistance, perceptual_distance
+from mergevq.losses.perceptual import NoPerceptualConfig, PerceptualDistance, perceptual_distance
 from mergevq.losses.reconstruction import reconstruction_loss, recovery_loss
-from mergevq.teachers.teacher import SelfTeacher, StandInTeacher, TimmTeacher
+from mergevq.teachers.self_distillation import SelfTeacher
+from mergevq.teachers.stand_in import StandInTeacher
+from mergevq.teachers.timm_teacher import TimmTeacher
 from mergevq.tokenizer import MergeVQ
 from mergevq.training.protocol import Output, Training
 
@@ -82,8 +84,8 @@ class TokenizerPhase(nn.Module):
         images = batch["image"]
         result = self.tokenizer(images, keep, detach_recovery=config.recovery.detach)
 
-        picture, losses = self._picture_terms(images, result.reconstruction)
-        terms = [picture, *self._adversarial_term(picture, result.reconstruction, step, losses)]
+        image_loss, losses = self._image_terms(images, result.reconstruction)
+        terms = [image_loss, *self._adversarial_term(image_loss, result.reconstruction, step, losses)]
 
         quantizer = self.tokenizer.quantizer.losses(result.latents)
         losses |= quantizer
@@ -104,7 +106,7 @@ class TokenizerPhase(nn.Module):
             losses["recovery_baseline"] = recovery.baseline
             terms.append(config.recovery.weight * recovery.loss)
 
-        if not isinstance(config.alignment, NoAlignment):
+        if not isinstance(config.alignment, NoAlignmentConfig):
             losses["alignment"] = self._alignment_term(batch, keep, losses)
             terms.append(config.alignment.weight * losses["alignment"])
 
@@ -116,31 +118,33 @@ class TokenizerPhase(nn.Module):
             carry={"reconstruction": result.reconstruction.detach()},
         )
 
-    def _picture_terms(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _image_terms(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         losses = {"reconstruction": reconstruction_loss(config.reconstruction, reconstruction, images)}
-        picture = config.reconstruction.weight * losses["reconstruction"]
-        if self.perceptual is not None and not isinstance(config.perceptual, NoPerceptual):
+        image_loss = config.reconstruction.weight * losses["reconstruction"]
+        if self.perceptual is not None and not isinstance(config.perceptual, NoPerceptualConfig):
             losses["perceptual"] = self.perceptual(reconstruction, images)
-            picture = picture + config.perceptual.weight * losses["perceptual"]
-        return picture, losses
+            image_loss = image_loss + config.perceptual.weight * losses["perceptual"]
+        return image_loss, losses
 
     def _adversarial_term(
-        self, picture: Tensor, reconstruction: Tensor, step: int, losses: dict[str, Tensor]
+        self, image_loss: Tensor, reconstruction: Tensor, step: int, losses: dict[str, Tensor]
     ) -> list[Tensor]:
         term, discriminator = self.config.adversarial, self._elsewhere[0]
-        if isinstance(term, NoAdversarial) or discriminator is None:
+        if isinstance(term, NoAdversarialConfig) or discriminator is None:
             return []
         if step < term.start_step:
-            losses["adversarial"] = picture.new_zeros(())
+            losses["adversarial"] = image_loss.new_zeros(())
             if term.adaptive:
-                losses["d_weight"] = picture.new_zeros(())
+                losses["d_weight"] = image_loss.new_zeros(())
             return []
-        losses["adversarial"] = generator_loss(judged_without_gradient(discriminator, reconstruction))
+        losses["adversarial"] = generator_loss(
+            discriminate_with_frozen_parameters(discriminator, reconstruction)
+        )
         if not term.adaptive:
             return [term.weight * losses["adversarial"]]
         losses["d_weight"] = term.weight * adaptive_weight(
-            picture, losses["adversarial"], self.tokenizer.last_layer, len(reconstruction)
+            image_loss, losses["adversarial"], self.tokenizer.last_layer, len(reconstruction)
         )
         return [losses["d_weight"] * losses["adversarial"]]
 
@@ -160,14 +164,14 @@ class TokenizerPhase(nn.Module):
         losses["alignment_feature_std"] = feature_std(student)
         losses["alignment_feature_rank"] = feature_rank(student)
         match self.config.alignment:
-            case TimmAlignment() | StandInAlignment():
+            case TimmAlignmentConfig() | StandInAlignmentConfig():
                 assert isinstance(self.alignment, MatchTeacher)
                 return self.alignment(student, batch["teacher"])
-            case SupervisedAlignment():
+            case SupervisedAlignmentConfig():
                 assert isinstance(self.alignment, SupervisedTerm)
                 loss, losses["alignment_accuracy"] = self.alignment(student, batch["label"])
                 return loss
-            case SelfAlignment() as term:
+            case SelfAlignmentConfig() as term:
                 _, teacher, centre = self._elsewhere
                 assert isinstance(self.alignment, Prototypes)
                 assert teacher is not None
@@ -181,9 +185,11 @@ class TokenizerPhase(nn.Module):
 
 
 class DiscriminatorPhase(nn.Module):
-    """The discriminator on the pictures and on the reconstructions that the tokenizer phase left."""
+    """The discriminator on the images and on the reconstructions that the tokenizer phase left."""
 
-    def __init__(self, term: PatchAdversarial, discriminator: PatchDiscriminator, lecam: RunningMean) -> None:
+    def __init__(
+        self, term: PatchAdversarialConfig, discriminator: PatchDiscriminator, lecam: RunningMean
+    ) -> None:
         super().__init__()
         self.term = term
         self.discriminator = discriminator
@@ -248,9 +254,9 @@ class TokenizerTraining(Training):
         perceptual = perceptual_distance(config.perceptual, image_size=image_size, key=f"{key}.perceptual")
         self.averages = nn.ModuleDict()
         centre = lecam = discriminator = None
-        if isinstance(term, SelfAlignment):
+        if isinstance(term, SelfAlignmentConfig):
             self.averages["centre"] = centre = RunningMean((term.prototypes,), term.centre_momentum)
-        if isinstance(config.adversarial, PatchAdversarial):
+        if isinstance(config.adversarial, PatchAdversarialConfig):
             discriminator = _discriminator(
                 config.adversarial, image_size, seed=seed, key=f"{key}.adversarial"
             )
@@ -261,7 +267,7 @@ class TokenizerTraining(Training):
             config, tokenizer, perceptual, alignment, discriminator, self.self_teacher, centre
         )
         if (
-            isinstance(config.adversarial, PatchAdversarial)
+            isinstance(config.adversarial, PatchAdversarialConfig)
             and discriminator is not None
             and lecam is not None
         ):
@@ -288,7 +294,9 @@ class TokenizerTraining(Training):
 
     def rests(self, phase: str, step: int) -> bool:
         term = self.config.adversarial
-        return phase == "discriminator" and isinstance(term, PatchAdversarial) and step < term.start_step
+        return (
+            phase == "discriminator" and isinstance(term, PatchAdversarialConfig) and step < term.start_step
+        )
 
     def notes(self) -> list[str]:
         networks = {"alignment's teacher": getattr(self.tokenizer_phase.alignment, "teacher", None)}
@@ -305,7 +313,7 @@ class TokenizerTraining(Training):
             assert isinstance(average, RunningMean)
             average.fold()
         if self.self_teacher is not None:
-            assert isinstance(self.config.alignment, SelfAlignment)
+            assert isinstance(self.config.alignment, SelfAlignmentConfig)
             assert isinstance(self.tokenizer_phase.alignment, Prototypes)
             self.self_teacher.follow(
                 self.model(), self.tokenizer_phase.alignment, self.config.alignment.momentum
@@ -313,21 +321,21 @@ class TokenizerTraining(Training):
 
 
 def _alignment_modules(
-    term: Alignment, tokenizer: MergeVQ, *, seed: int, key: str
+    term: AlignmentConfig, tokenizer: MergeVQ, *, seed: int, key: str
 ) -> tuple[nn.Module | None, SelfTeacher | None]:
     """What the tokenizer phase holds for the term, and the self-distillation's teacher."""
     match term:
-        case NoAlignment():
+        case NoAlignmentConfig():
             return None, None
-        case SelfAlignment():
+        case SelfAlignmentConfig():
             prototypes = Prototypes(_head_dim(tokenizer, key), term.prototypes, seed=seed)
             return prototypes, SelfTeacher(tokenizer, prototypes)
-        case SupervisedAlignment():
+        case SupervisedAlignmentConfig():
             return SupervisedTerm(term, _head_dim(tokenizer, key), seed=seed), None
-        case TimmAlignment() | StandInAlignment():
+        case TimmAlignmentConfig() | StandInAlignmentConfig():
             teacher = (
                 TimmTeacher(term, key=key)
-                if isinstance(term, TimmAlignment)
+                if isinstance(term, TimmAlignmentConfig)
                 else StandInTeacher(term, key=key)
             )
             dim = _head_dim(tokenizer, key)
@@ -340,14 +348,14 @@ def _alignment_modules(
     raise AssertionError(term)
 
 
-def _check_views(term: Alignment, tokenizer: MergeVQ, key: str) -> None:
+def _check_views(term: AlignmentConfig, tokenizer: MergeVQ, key: str) -> None:
     """Views that the encoder itself sees must be cut into its cells."""
     image_size = tokenizer.config.image_size
     pixels = tokenizer.config.encoder.reduction
     sizes = term.views_needed(image_size)
     own = {
         "student_size": sizes.student,
-        "teacher_size": sizes.teacher if isinstance(term, SelfAlignment) else None,
+        "teacher_size": sizes.teacher if isinstance(term, SelfAlignmentConfig) else None,
     }
     for name, size in own.items():
         if size is not None and (size % pixels or size < pixels):
@@ -365,7 +373,7 @@ def _freeze_untrained(tokenizer: MergeVQ, config: TokenizerTrainingConfig, key: 
         )
     if tokenizer.recovery is not None and not config.recovery.weight:
         tokenizer.recovery.requires_grad_(False)
-    if tokenizer.head is not None and isinstance(config.alignment, NoAlignment):
+    if tokenizer.head is not None and isinstance(config.alignment, NoAlignmentConfig):
         tokenizer.head.requires_grad_(False)
 
 
@@ -378,10 +386,12 @@ def _head_dim(tokenizer: MergeVQ, key: str) -> int:
     return dim
 
 
-def _discriminator(term: PatchAdversarial, image_size: int, *, seed: int, key: str) -> PatchDiscriminator:
+def _discriminator(
+    term: PatchAdversarialConfig, image_size: int, *, seed: int, key: str
+) -> PatchDiscriminator:
     if term.discriminator.map_size(image_size) < 1:
         raise InputError(
-            f"{key}.discriminator.num_layers is {term.discriminator.num_layers}: {image_size} px pictures "
+            f"{key}.discriminator.num_layers is {term.discriminator.num_layers}: {image_size} px images "
             "are too small for that many: lower it"
         )
     return PatchDiscriminator(term.discriminator, seed=seed)

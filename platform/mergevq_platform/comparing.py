@@ -14,19 +14,13 @@ from rich.table import Table
 from mergevq.errors import InputError
 from mergevq_platform.curves import Curve
 from mergevq_platform.figures import save_png
-from mergevq_platform.figures.comparison import (
-    Entry,
-    Judged,
-    averaged,
-    comparison_csv,
-    comparison_html,
-    overlay_figure,
-    paper_figure,
-    pareto_figure,
-    plane,
-)
+from mergevq_platform.figures.compared import Entry, Evaluation, averaged, comparison_axes
+from mergevq_platform.figures.comparison_export import comparison_csv, comparison_html
+from mergevq_platform.figures.front import pareto_figure
+from mergevq_platform.figures.overlay import overlay_figure
+from mergevq_platform.figures.paper import paper_figure
+from mergevq_platform.figures.pareto import front
 from mergevq_platform.generator_report import GeneratorReport
-from mergevq_platform.pareto import front
 from mergevq_platform.storage.lookup import find
 from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.artifacts import fetch_curve_files
@@ -85,10 +79,10 @@ def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> lis
         trials = sorted((home / "ray").glob(f"{name}-[0-9]*/finished.json"))
         if not trials:
             raise InputError(f"sweep '{name}' has no finished trial yet")
-        from mergevq_platform.sweeps import driver, report
+        from mergevq_platform.sweeps import report, stored
         from mergevq_platform.sweeps.trial import Finished
 
-        definition = driver.stored_definition(name, home)
+        definition = stored.stored_definition(name, home)
         records = [record for trial in trials if (record := Finished.load(trial))]
         return report.entries(definition, records)
     store = Store.at(home, tracking_uri)
@@ -111,9 +105,9 @@ def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> lis
     return [Entry(name, name, curves[chosen])]
 
 
-def _loaded(path: Path) -> Judged:
+def _loaded(path: Path) -> Evaluation:
     kind, needed = (GeneratorReport, OF_REPORT) if path.name == "report.json" else (Curve, OF_CURVE)
-    found: Judged = kind.load(path)
+    found: Evaluation = kind.load(path)
     if lacks := [key for key in needed if key not in found.protocol]:
         raise InputError(
             f"{path}: its protocol lacks {', '.join(lacks)}, without which its numbers mean nothing: evaluate it again"
@@ -127,7 +121,13 @@ def show(names: Sequence[str], *, home: Path, tracking_uri: str | None = None) -
     points, curve = averaged(entries), entries[0].curve
     best = set(front([(p.loss, p.gain) for p in points]))
     table = Table(title="every point; * no other is better in both")
-    for title in ("", plane(curve).column, curve.frechet_key, plane(curve).gain, "run"):
+    for title in (
+        "",
+        comparison_axes(curve).x_column,
+        curve.frechet_key,
+        comparison_axes(curve).gain_key,
+        "run",
+    ):
         table.add_column(title, no_wrap=True)
     for index, p in enumerate(points):
         table.add_row("*" if index in best else "", f"{p.at:g}", f"{p.loss:.4g}", f"{p.gain:.4g}", p.label)

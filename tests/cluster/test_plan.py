@@ -32,7 +32,7 @@ def test_steps_of_one_and_two_workers_take_what_the_plan_says(
     report = {}
     for workers in (1, 2):
         expected = planning.predict(
-            resolved, measured, nodes=1, gpus=workers, links=links, pictures=192
+            resolved, measured, nodes=1, gpus=workers, links=links, images=192
         ).step_seconds
         chosen = recipe.resolve({**tree, "cluster": {"device": "cpu", "workers": workers}})
         outcome = trainer.train(chosen, home=ray_home, name=f"plan-{workers}")

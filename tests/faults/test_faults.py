@@ -372,5 +372,5 @@ def test_shrink_and_grow(
         seen,
         run.again(seen),
         "shrank, went on, grew when the node came back",
-        f"every step on the same pictures; largest difference {difference:.0e}",
+        f"every step on the same images; largest difference {difference:.0e}",
     )

@@ -8,7 +8,7 @@ import torch
 from mergevq.metrics import (
     CodeUsage,
     FeatureStatistics,
-    RandomFeatures,
+    RandomFeaturesConfig,
     extractor,
     frechet_distance,
     knn_classify,
@@ -54,14 +54,14 @@ def test_probe_and_neighbours_are_the_cpus() -> None:
     probes = [
         linear_probe(x[:400].to(d), y[:400].to(d), x[400:].to(d), y[400:].to(d)) for d in ("cpu", "cuda")
     ]
-    assert abs(probes[0].top1 - probes[1].top1) <= 0.51  # one picture of 200
+    assert abs(probes[0].top1 - probes[1].top1) <= 0.51  # one image of 200
     assert probes[0].C == probes[1].C
     knn = [knn_classify(x[:400].to(d), y[:400].to(d), x[400:].to(d), y[400:].to(d)) for d in ("cpu", "cuda")]
     assert knn[0] == knn[1]
 
 
 def test_the_fixed_extractor_gives_the_cpus_features() -> None:
-    network = extractor(RandomFeatures())
+    network = extractor(RandomFeaturesConfig())
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     here = network(images)
     torch.testing.assert_close(network.cuda()(images.cuda()).cpu(), here, rtol=1e-4, atol=1e-4)

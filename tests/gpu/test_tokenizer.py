@@ -31,7 +31,7 @@ def visible(tokenizer: mergevq.MergeVQ) -> mergevq.MergeVQ:
     return tokenizer
 
 
-def pictures(batch: int = 4, size: int = 16) -> Tensor:
+def random_images(batch: int = 4, size: int = 16) -> Tensor:
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -46,7 +46,7 @@ def batch_of(training: Training, dtype: torch.dtype = torch.float32) -> dict[str
     side = training.model().config.image_size
     views = training.config.views_needed(side)
     sizes = {"image": side, "student": views.student, "teacher": views.teacher}
-    batch = {name: pictures(4, size).to(dtype) for name, size in sizes.items() if size is not None}
+    batch = {name: random_images(4, size).to(dtype) for name, size in sizes.items() if size is not None}
     return batch | {"label": torch.tensor([1, -1, 0, 2])}
 
 
@@ -64,16 +64,16 @@ def step(training: Training, batch: dict[str, Tensor], keep: int) -> dict[str, T
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("keep", [4, 9, 16])
 @torch.inference_mode()
-def test_indices_sources_and_pictures_are_the_cpus(preset: str, keep: int) -> None:
+def test_indices_sources_and_images_are_the_cpus(preset: str, keep: int) -> None:
     torch.manual_seed(0)
     tokenizer = visible(mergevq.create(preset)).double().eval()
-    encoded = tokenizer.encode(pictures().double(), keep)
-    painted = tokenizer.decode(encoded)
+    encoded = tokenizer.encode(random_images().double(), keep)
+    decoded = tokenizer.decode(encoded)
     tokenizer.cuda()
-    there = tokenizer.encode(pictures().double().cuda(), keep)
+    there = tokenizer.encode(random_images().double().cuda(), keep)
     assert torch.equal(there.indices.cpu(), encoded.indices)
     assert torch.equal(there.source.assignment.cpu(), encoded.source.assignment)
-    torch.testing.assert_close(tokenizer.decode(there).cpu(), painted)
+    torch.testing.assert_close(tokenizer.decode(there).cpu(), decoded)
     recovered = tokenizer.recovered_source(there.codes)
     assert recovered.assignment.device.type == "cuda"
 
@@ -125,7 +125,7 @@ def test_compiled_blocks_give_the_same_tokens(preset: str) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
     tokenizer = visible(mergevq.create(preset)).cuda().eval()
-    images = pictures(8).cuda()
+    images = random_images(8).cuda()
     eager = {keep: tokenizer.encode(images, keep) for keep in (9, 16)}
     tokenizer.compile()
     for keep, expected in eager.items():
@@ -152,7 +152,7 @@ def test_a_training_step_waits_for_the_device_nowhere() -> None:
 @pytest.mark.parametrize("keep", [4, 16])
 def test_encoding_without_a_look_at_values_waits_for_the_device_nowhere(keep: int) -> None:
     tokenizer: Callable = partial(mergevq.create("test_gr").cuda().eval().encode, check_values=False)
-    images = pictures().cuda()
+    images = random_images().cuda()
     with torch.inference_mode():
         tokenizer(images, keep)
         torch.cuda.set_sync_debug_mode("error")
@@ -165,7 +165,7 @@ def test_encoding_without_a_look_at_values_waits_for_the_device_nowhere(keep: in
 @torch.inference_mode()
 def test_encoding_can_be_captured_as_a_graph_and_looks_at_values_outside_of_one() -> None:
     tokenizer = mergevq.create("test_gr").cuda().eval()
-    images = pictures().cuda()
+    images = random_images().cuda()
     expected = tokenizer.encode(images, 9).indices
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -179,13 +179,13 @@ def test_encoding_can_be_captured_as_a_graph_and_looks_at_values_outside_of_one(
     with pytest.raises(InputError, match="partly NaN"):
         tokenizer.encode(images * torch.nan, 9)
     with pytest.raises(InputError, match="on cpu, the weights on cuda:0"):
-        tokenizer.encode(pictures(), 9)
+        tokenizer.encode(random_images(), 9)
 
 
 def test_channels_last_changes_nothing_but_the_layout() -> None:
     torch.manual_seed(0)
     tokenizer = visible(mergevq.create("test_gr")).double().cuda().eval()
-    images = pictures().double().cuda()
+    images = random_images().double().cuda()
     with torch.inference_mode():
         plain = tokenizer.encode(images, 9).indices
         tokenizer.to(memory_format=torch.channels_last)

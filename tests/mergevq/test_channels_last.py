@@ -53,7 +53,7 @@ def test_group_norm_of_contiguous_memory_is_pytorchs_bit_for_bit() -> None:
 
 
 def test_no_module_of_ours_uses_pytorchs_own_group_norm() -> None:
-    from mergevq.training.classifier import StandInClassifier, StandInConfig
+    from mergevq.teachers.stand_in import StandInClassifier, StandInConfig
 
     modules: list[nn.Module] = [mergevq.create(name) for name in ("test_g", "test_gr", "test_r")]
     modules += [

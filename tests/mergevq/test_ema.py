@@ -80,7 +80,7 @@ def test_a_part_of_a_module_can_follow_the_same_part_of_a_larger_one():
     torch.testing.assert_close(small["a"].weight, large["a"].weight)
 
 
-def test_a_running_mean_counts_every_picture_of_a_step_once():
+def test_a_running_mean_counts_every_image_of_a_step_once():
     split, whole = RunningMean((2,), 0.5), RunningMean((2,), 0.5)
     rows = torch.tensor([[1.0, 2.0], [3.0, 6.0], [2.0, 4.0]])
     for _ in range(3):

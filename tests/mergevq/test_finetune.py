@@ -1,4 +1,4 @@
-"""Fine-tuning and probing in a loop: what is trained, at which rate, from which pictures."""
+"""Fine-tuning and probing in a loop: what is trained, at which rate, from which images."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -160,13 +160,13 @@ def test_an_export_comes_back(tokenizer: mergevq.MergeVQ, tmp_path: Path) -> Non
     assert isinstance(found.config, FineTunedConfig)
 
 
-def test_dropped_paths_leave_whole_pictures_out_and_the_mean_alone() -> None:
+def test_dropped_paths_leave_whole_images_out_and_the_mean_alone() -> None:
     torch.manual_seed(0)
     drop = DropPath(0.3).train()
     x = torch.ones(4000, 2, 3)
     found = drop(x)
-    per_picture = found.flatten(1)
-    assert ((per_picture == 0).all(1) | (per_picture == per_picture[:, :1]).all(1)).all()
+    per_image = found.flatten(1)
+    assert ((per_image == 0).all(1) | (per_image == per_image[:, :1]).all(1)).all()
     assert float(found.mean()) == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
     block = MergeBlock(8, 2).train()
@@ -193,7 +193,8 @@ def test_a_probe_trains_heads_at_their_own_rates_and_nothing_of_the_tokenizer(
 
 
 def test_other_trainings_decay_weights_alone(tokenizer: mergevq.MergeVQ) -> None:
-    from mergevq.training.classifier import ClassifierTraining, StandInClassifier, StandInConfig
+    from mergevq.teachers.stand_in import StandInClassifier, StandInConfig
+    from mergevq.training.classifier import ClassifierTraining
 
     training = ClassifierTraining(StandInClassifier(StandInConfig(classes=2, width=8)))
     decayed, spared = training.parameter_groups("classifier")

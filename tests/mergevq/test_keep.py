@@ -12,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq.keep import (
-    Exponential,
-    Gaussian,
-    KeepDistribution,
-    Listed,
-    Uniform,
+    ExponentialKeepConfig,
+    GaussianKeepConfig,
+    KeepDistributionConfig,
+    ListedKeepConfig,
+    UniformKeepConfig,
     draw,
     merge_schedule,
     published,
@@ -82,24 +82,24 @@ def test_inflection_moves_merging_between_early_and_late_layers() -> None:
 # Section 5.2 of our specification: the probabilities of the released code.
 TABLES = [
     (
-        Gaussian(keep=(121, 256), peak=144),
+        GaussianKeepConfig(keep=(121, 256), peak=144),
         256,
         (121, 144, 169, 196, 225, 256),
         (0.118, 0.668, 0.118, 0.032, 0.032, 0.032),
     ),
     (
-        Gaussian(keep=(49, 144), peak=64),
+        GaussianKeepConfig(keep=(49, 144), peak=64),
         256,
         (49, 64, 81, 100, 121, 144),
         (0.118, 0.668, 0.118, 0.032, 0.032, 0.032),
     ),
     (
-        Gaussian(keep=(225, 529), peak=256),
+        GaussianKeepConfig(keep=(225, 529), peak=256),
         1024,
         (225, 256, 289, 324, 361, 400, 441, 484, 529),
         (0.108, 0.610, 0.108, 0.029, 0.029, 0.029, 0.029, 0.029, 0.029),
     ),
-    (Exponential(keep=(36, 100)), 256, (36, 49, 64, 81, 100), (0.747, 0.132, 0.049, 0.037, 0.036)),
+    (ExponentialKeepConfig(keep=(36, 100)), 256, (36, 49, 64, 81, 100), (0.747, 0.132, 0.049, 0.037, 0.036)),
 ]
 
 
@@ -112,7 +112,7 @@ def test_the_released_probability_tables_come_out(table: tuple) -> None:
 
 
 def test_the_long_exponential_of_variant_g_comes_out() -> None:
-    probabilities = Exponential(keep=(256, 1024)).probabilities(1024)
+    probabilities = ExponentialKeepConfig(keep=(256, 1024)).probabilities(1024)
     assert len(probabilities) == 17
     assert probabilities[:3] == pytest.approx((0.523, 0.092, 0.034), abs=6e-4)
     assert all(0.0245 < p < 0.0265 for p in probabilities[3:])
@@ -137,21 +137,21 @@ def test_the_papers_distributions_have_its_ranges(
 
 
 def test_merge_ratios_hold_at_any_resolution() -> None:
-    distribution = Uniform(merge_ratio=(0.4, 0.8), square=False)
+    distribution = UniformKeepConfig(merge_ratio=(0.4, 0.8), square=False)
     for grid in (64, 256, 1024):
         candidates = distribution.candidates(grid)
         assert candidates[0] == round(0.2 * grid)
         assert candidates[-1] == round(0.6 * grid)
-    assert Listed(merge_ratios=(0.75, 0.0)).candidates(64) == (16, 64)
+    assert ListedKeepConfig(merge_ratios=(0.75, 0.0)).candidates(64) == (16, 64)
 
 
 def test_a_list_draws_each_count_as_often_as_it_stands_there() -> None:
-    distribution = Listed(counts=(16, 25, 25, 36))
+    distribution = ListedKeepConfig(counts=(16, 25, 25, 36))
     assert distribution.probabilities(64) == (0.25, 0.5, 0.25)
 
 
 def test_draws_depend_on_seed_and_step_alone_and_follow_the_probabilities() -> None:
-    distribution = Exponential(keep=(36, 100))
+    distribution = ExponentialKeepConfig(keep=(36, 100))
     drawn = [draw(distribution, 256, seed=3, step=step) for step in range(4000)]
     assert drawn == [draw(distribution, 256, seed=3, step=step) for step in range(4000)]
     assert drawn != [draw(distribution, 256, seed=4, step=step) for step in range(4000)]
@@ -163,7 +163,9 @@ def test_draws_depend_on_seed_and_step_alone_and_follow_the_probabilities() -> N
 
 
 def test_neighbouring_steps_are_not_alike() -> None:
-    drawn = [draw(Uniform(keep=(1, 64), square=False), 64, seed=0, step=step) for step in range(500)]
+    drawn = [
+        draw(UniformKeepConfig(keep=(1, 64), square=False), 64, seed=0, step=step) for step in range(500)
+    ]
     longest, run = 1, 1
     for before, after in pairwise(drawn):
         run = run + 1 if before == after else 1
@@ -183,17 +185,17 @@ def test_neighbouring_steps_are_not_alike() -> None:
 )
 def test_a_wrong_distribution_is_explained(tree: dict, message: str) -> None:
     with pytest.raises((ValidationError, InputError), match=message):
-        TypeAdapter(KeepDistribution).validate_python(tree)
+        TypeAdapter(KeepDistributionConfig).validate_python(tree)
 
 
 def test_a_range_without_a_square_says_so() -> None:
     with pytest.raises(InputError, match="no square count lies between 17 and 24"):
-        Uniform(keep=(17, 24)).candidates(64)
+        UniformKeepConfig(keep=(17, 24)).candidates(64)
 
 
 def test_configurations_are_frozen_and_keyword_only() -> None:
-    distribution = parse(Uniform, {"keep": [4, 9]})
+    distribution = parse(UniformKeepConfig, {"keep": [4, 9]})
     with pytest.raises(FrozenInstanceError):
         distribution.keep = (1, 2)  # type: ignore[misc]
     with pytest.raises(ValidationError, match="positional"):
-        Uniform((4, 9))  # type: ignore[misc]
+        UniformKeepConfig((4, 9))  # type: ignore[misc]

@@ -10,13 +10,13 @@ from mergevq.config import config, parse
 from mergevq.ema import RunningMean, move_towards
 from mergevq.errors import InputError
 from mergevq.losses.alignment import (
-    Alignment,
-    NoAlignment,
+    AlignmentConfig,
+    NoAlignmentConfig,
     Prototypes,
-    SelfAlignment,
-    StandInAlignment,
-    SupervisedAlignment,
-    TimmAlignment,
+    SelfAlignmentConfig,
+    StandInAlignmentConfig,
+    SupervisedAlignmentConfig,
+    TimmAlignmentConfig,
     feature_rank,
     feature_std,
     matching_loss,
@@ -58,7 +58,7 @@ def test_feature_rank_is_the_participation_ratio_of_the_covariance():
 
 
 def test_the_self_distillation_loss_follows_its_formula_and_ignores_the_teachers_gradient():
-    term = SelfAlignment(prototypes=6)
+    term = SelfAlignmentConfig(prototypes=6)
     student = torch.randn(3, 6, requires_grad=True)
     teacher = torch.randn(3, 6, requires_grad=True)
     centre = torch.randn(6)
@@ -73,7 +73,7 @@ def test_the_self_distillation_loss_follows_its_formula_and_ignores_the_teachers
 def _distil(objective: str, steps: int = 120) -> nn.Module:
     """Train a small network on noisy views of random data by self-distillation; returns it."""
     torch.manual_seed(0)
-    term = SelfAlignment(prototypes=32, momentum=0.9)
+    term = SelfAlignmentConfig(prototypes=32, momentum=0.9)
     student = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 8))
     prototypes = Prototypes(8, term.prototypes, seed=0)
     teacher, teacher_prototypes = copy.deepcopy(student), copy.deepcopy(prototypes)
@@ -113,19 +113,19 @@ def test_self_distillation_does_not_collapse_where_the_naive_form_does():
 
 
 def test_the_views_needed_follow_the_term():
-    assert NoAlignment().views_needed(256) == (None, None)
-    assert TimmAlignment(hub=True).views_needed(256) == (224, 224)
-    assert TimmAlignment(hub=True).views_needed(128) == (112, 224)
-    assert TimmAlignment(hub=True).views_needed(64) == (64, 224)
-    assert SelfAlignment().views_needed(64) == (64, 64)
-    assert SelfAlignment(student_size=48).views_needed(64) == (48, 64)
-    assert SupervisedAlignment(classes=3).views_needed(64) == (64, None)
-    assert StandInAlignment(directory="x").views_needed(32) == (32, 32)
+    assert NoAlignmentConfig().views_needed(256) == (None, None)
+    assert TimmAlignmentConfig(hub=True).views_needed(256) == (224, 224)
+    assert TimmAlignmentConfig(hub=True).views_needed(128) == (112, 224)
+    assert TimmAlignmentConfig(hub=True).views_needed(64) == (64, 224)
+    assert SelfAlignmentConfig().views_needed(64) == (64, 64)
+    assert SelfAlignmentConfig(student_size=48).views_needed(64) == (48, 64)
+    assert SupervisedAlignmentConfig(classes=3).views_needed(64) == (64, None)
+    assert StandInAlignmentConfig(directory="x").views_needed(32) == (32, 32)
 
 
 @config
 class _Holder:
-    alignment: Alignment = NoAlignment()
+    alignment: AlignmentConfig = NoAlignmentConfig()
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from safetensors.torch import save_file
 from mergevq.config import config, parse
 from mergevq.errors import InputError
 from mergevq.losses.perceptual import (
-    LpipsPerceptual,
-    NoPerceptual,
-    Perceptual,
-    StandInPerceptual,
-    TimmPerceptual,
+    LpipsPerceptualConfig,
+    NoPerceptualConfig,
+    PerceptualConfig,
+    StandInPerceptualConfig,
+    TimmPerceptualConfig,
     perceptual_distance,
 )
-from mergevq.training.classifier import StandInClassifier, StandInConfig, save_classifier
+from mergevq.teachers.stand_in import StandInClassifier, StandInConfig, save_classifier
 
 WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
 TORCHVISION_INDICES = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -63,7 +63,7 @@ def straightforward_lpips(backbone, heads, a, b):
 def test_lpips_equals_the_straightforward_computation(vgg_files):
     backbone_file, heads_file, backbone, heads = vgg_files
     distance = perceptual_distance(
-        LpipsPerceptual(backbone=str(backbone_file), heads=str(heads_file)), image_size=32
+        LpipsPerceptualConfig(backbone=str(backbone_file), heads=str(heads_file)), image_size=32
     )
     a, b = torch.rand(2, 2, 3, 32, 32).mul(2).sub(1).unbind()
     torch.testing.assert_close(
@@ -79,7 +79,7 @@ def test_lpips_equals_the_straightforward_computation(vgg_files):
 def test_lpips_stays_finite_where_all_features_are_dead(vgg_files):
     backbone_file, heads_file, *_ = vgg_files
     distance = perceptual_distance(
-        LpipsPerceptual(backbone=str(backbone_file), heads=str(heads_file)), image_size=16
+        LpipsPerceptualConfig(backbone=str(backbone_file), heads=str(heads_file)), image_size=16
     )
     with torch.no_grad():
         distance.features[0].bias.fill_(-1e4)
@@ -91,8 +91,10 @@ def test_lpips_stays_finite_where_all_features_are_dead(vgg_files):
 def test_a_missing_file_and_a_wrong_checksum_name_the_key_and_the_fix(vgg_files):
     backbone_file, heads_file, *_ = vgg_files
     with pytest.raises(InputError, match=r"perceptual\.backbone: there is no weights file 'nowhere\.pth'"):
-        perceptual_distance(LpipsPerceptual(backbone="nowhere.pth", heads=str(heads_file)), image_size=32)
-    term = LpipsPerceptual(backbone=str(backbone_file), heads=str(heads_file), heads_sha256="00")
+        perceptual_distance(
+            LpipsPerceptualConfig(backbone="nowhere.pth", heads=str(heads_file)), image_size=32
+        )
+    term = LpipsPerceptualConfig(backbone=str(backbone_file), heads=str(heads_file), heads_sha256="00")
     with pytest.raises(InputError, match=r"perceptual\.heads: .*SHA-256.*expected 00"):
         perceptual_distance(term, image_size=32)
 
@@ -103,14 +105,16 @@ def test_exchanged_files_are_refused_by_the_names_that_do_not_fit(vgg_files):
         InputError, match=r"it lacks features\.0\.weight.* \(26 in all\); it has lin0\.model\.1\.weight"
     ):
         perceptual_distance(
-            LpipsPerceptual(backbone=str(heads_file), heads=str(backbone_file)), image_size=32
+            LpipsPerceptualConfig(backbone=str(heads_file), heads=str(backbone_file)), image_size=32
         )
 
 
 def test_features_of_a_timm_network_measure_a_distance(tmp_path):
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
-    term = TimmPerceptual(model="test_vit", weights=str(tmp_path / "vit.safetensors"), layers=(1, 3), size=32)
+    term = TimmPerceptualConfig(
+        model="test_vit", weights=str(tmp_path / "vit.safetensors"), layers=(1, 3), size=32
+    )
     distance = perceptual_distance(term, image_size=24)
     assert [f.shape[2:] for f in distance.feature_maps(torch.zeros(1, 3, 24, 24))] == [(2, 2), (2, 2)]
     a = torch.randn(2, 3, 24, 24, requires_grad=True)
@@ -122,7 +126,7 @@ def test_features_of_a_timm_network_measure_a_distance(tmp_path):
 
 def test_stages_of_a_stand_in_measure_a_distance(tmp_path):
     save_classifier(StandInClassifier(StandInConfig(classes=3, width=8, num_stages=2)), tmp_path)
-    distance = perceptual_distance(StandInPerceptual(directory=str(tmp_path)), image_size=32)
+    distance = perceptual_distance(StandInPerceptualConfig(directory=str(tmp_path)), image_size=32)
     a, b = torch.randn(2, 2, 3, 32, 32).unbind()
     assert distance(a, a) == 0
     near, far = distance(a + 0.1 * b, a), distance(b, a)
@@ -131,7 +135,7 @@ def test_stages_of_a_stand_in_measure_a_distance(tmp_path):
 
 def test_frozen_networks_stay_in_eval_mode(tmp_path):
     save_classifier(StandInClassifier(StandInConfig(classes=3, width=8, num_stages=2)), tmp_path)
-    distance = perceptual_distance(StandInPerceptual(directory=str(tmp_path)), image_size=32)
+    distance = perceptual_distance(StandInPerceptualConfig(directory=str(tmp_path)), image_size=32)
     holder = torch.nn.ModuleList([distance]).train()
     assert holder.training
     assert not any(module.training for module in distance.modules())
@@ -139,7 +143,7 @@ def test_frozen_networks_stay_in_eval_mode(tmp_path):
 
 @config
 class _Holder:
-    perceptual: Perceptual = NoPerceptual()
+    perceptual: PerceptualConfig = NoPerceptualConfig()
 
 
 @pytest.mark.parametrize(

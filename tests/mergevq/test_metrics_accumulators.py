@@ -1,4 +1,4 @@
-"""Codes, recovery, pixels and means: their values, and that any split of the pictures gives the same."""
+"""Codes, recovery, pixels and means: their values, and that any split of the images gives the same."""
 
 import math
 import pickle
@@ -16,20 +16,20 @@ from mergevq.metrics import CodeUsage, FeatureStatistics, Mean, Psnr, RecoveryAc
 from mergevq.metrics.frechet import frechet_distance
 
 
-def pictures(count, height=16, width=16, seed=0):
+def random_images(count, height=16, width=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
     true = torch.rand(count, 3, height, width, generator=generator) * 2 - 1
     return true, true + 0.3 * torch.randn(true.shape, generator=generator)
 
 
 def updates(kind, count, seed):
-    """An empty accumulator's maker, and arguments of one update that a slice of pictures can be taken of."""
+    """An empty accumulator's maker, and arguments of one update that a slice of images can be taken of."""
     generator = torch.Generator().manual_seed(seed)
     match kind:
         case "psnr":
-            return Psnr, pictures(count, seed=seed)
+            return Psnr, random_images(count, seed=seed)
         case "ssim":
-            return Ssim, pictures(count, seed=seed)
+            return Ssim, random_images(count, seed=seed)
         case "codes":
             return lambda: CodeUsage(32), (torch.randint(0, 32, (count, 5), generator=generator),)
         case "recovery":
@@ -58,7 +58,7 @@ KINDS = ["psnr", "ssim", "codes", "recovery", "mean", "right", "features"]
 @pytest.mark.parametrize("kind", KINDS)
 @given(cuts=st.lists(st.integers(0, 12), max_size=3), seed=st.integers(0, 99))
 @settings(max_examples=8, deadline=None)
-def test_any_split_of_the_pictures_gives_the_same_value(kind, cuts, seed):
+def test_any_split_of_the_images_gives_the_same_value(kind, cuts, seed):
     empty, data = updates(kind, 12, seed)
     whole = empty()
     whole.update(*data)
@@ -97,7 +97,7 @@ def test_merging_changes_neither_part(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "features"])
-def test_before_the_first_picture_every_value_is_nan(kind):
+def test_before_the_first_image_every_value_is_nan(kind):
     empty, data = updates(kind, 4, seed=0)
     filled = empty()
     filled.update(*data)
@@ -108,11 +108,11 @@ def test_before_the_first_picture_every_value_is_nan(kind):
 
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (11, 11), (32, 13)])
 def test_psnr_and_ssim_equal_those_of_scikit_image(height, width):
-    true, painted = pictures(3, height, width)
+    true, decoded = random_images(3, height, width)
     psnr, ssim = Psnr(), Ssim()
-    psnr.update(true, painted)
-    ssim.update(true, painted)
-    pairs = [[to_uint8(tensor[i]).permute(1, 2, 0).numpy() for tensor in (true, painted)] for i in range(3)]
+    psnr.update(true, decoded)
+    ssim.update(true, decoded)
+    pairs = [[to_uint8(tensor[i]).permute(1, 2, 0).numpy() for tensor in (true, decoded)] for i in range(3)]
     expected = np.mean([peak_signal_noise_ratio(*pair, data_range=255) for pair in pairs])
     assert psnr.compute()["psnr"] == pytest.approx(expected, abs=1e-5)
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -139,7 +139,7 @@ def test_an_exact_reconstruction_counts_as_one_value_off_by_one_level():
 
 
 def test_a_perfect_reconstruction_has_the_greatest_psnr_and_ssim_one():
-    true, _ = pictures(2)
+    true, _ = random_images(2)
     psnr, ssim = Psnr(), Ssim()
     psnr.update(true, true)
     ssim.update(true, true)
@@ -148,7 +148,7 @@ def test_a_perfect_reconstruction_has_the_greatest_psnr_and_ssim_one():
 
 
 def test_differences_that_no_file_could_hold_do_not_count():
-    true = to_uint8(pictures(2)[0]).float() / 127.5 - 1
+    true = to_uint8(random_images(2)[0]).float() / 127.5 - 1
     psnr, beyond = Psnr(), true.clone()
     beyond[true == 1] = 7.0  # clamped
     psnr.update(true, beyond + 0.4 / 127.5)  # rounded away, but where clamped already
@@ -162,17 +162,17 @@ def test_every_byte_survives_the_way_to_the_unit_range_and_back():
 
 
 def test_half_precision_reconstructions_are_measured():
-    true, painted = pictures(2)
+    true, decoded = random_images(2)
     psnr = Psnr()
-    psnr.update(true, painted.bfloat16())
+    psnr.update(true, decoded.bfloat16())
     assert 10 < psnr.compute()["psnr"] < 20
 
 
-def test_pixel_metrics_refuse_pictures_that_are_too_small_or_differ_in_size():
+def test_pixel_metrics_refuse_images_that_are_too_small_or_differ_in_size():
     with pytest.raises(InputError, match="at least 11 px, got 10 x 16"):
-        Ssim().update(*pictures(1, 10, 16))
+        Ssim().update(*random_images(1, 10, 16))
     with pytest.raises(InputError, match="one size"):
-        Psnr().update(pictures(1)[0], pictures(2)[0])
+        Psnr().update(random_images(1)[0], random_images(2)[0])
 
 
 def test_equal_use_of_half_the_vocabulary_has_its_entropy():

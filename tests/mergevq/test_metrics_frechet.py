@@ -16,8 +16,8 @@ from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import (
     FeatureStatistics,
-    RandomFeatures,
-    TimmFeatures,
+    RandomFeaturesConfig,
+    TimmFeaturesConfig,
     extractor,
     frechet_distance,
     require_same_identity,
@@ -44,14 +44,14 @@ def features(count, dim, seed):
     return torch.randn(count, dim, generator=generator) * torch.logspace(-2, 1, dim) + seed
 
 
-@pytest.mark.parametrize("count", [400, 30], ids=["full rank", "fewer pictures than features"])
+@pytest.mark.parametrize("count", [400, 30], ids=["full rank", "fewer images than features"])
 def test_the_distance_is_that_of_the_formula(count):
     a, b = features(count, 48, 0), features(count, 48, 1) @ torch.linalg.qr(torch.randn(48, 48))[0]
     distance = frechet_distance(statistics(a), statistics(b))
     assert distance == pytest.approx(by_formula(a, b), rel=1e-5)
 
 
-@pytest.mark.parametrize("count", [400, 30], ids=["full rank", "fewer pictures than features"])
+@pytest.mark.parametrize("count", [400, 30], ids=["full rank", "fewer images than features"])
 def test_the_distance_is_symmetric_and_none_to_itself(count):
     a, b = statistics(features(count, 48, 0)), statistics(features(count, 48, 1))
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-10)
@@ -87,14 +87,14 @@ def test_distances_without_sense_are_refused():
     with pytest.raises(InputError, match="NaN"):
         frechet_distance(good, statistics(torch.full((3, 4), torch.nan)))
     for few in (FeatureStatistics(), statistics(features(1, 4, 0))):
-        with pytest.raises(InputError, match="at least 2 pictures"):
+        with pytest.raises(InputError, match="at least 2 images"):
             frechet_distance(good, few)
     with pytest.raises(InputError, match=r"\(B, D\)"):
         FeatureStatistics().update(torch.zeros(2, 3, 4))
 
 
 def protocol(**changes):
-    random = extractor(RandomFeatures())
+    random = extractor(RandomFeaturesConfig())
     return {"extractor": {"name": random.name, **random.identity}, "images": 64, "step": 5} | changes
 
 
@@ -115,18 +115,18 @@ def shapes(count, size=32):
     """Discs and bars of random place, size and colour (count, 3, size, size) in [-1, 1]."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size]
-    pictures = np.empty((count, 3, size, size), np.float32)
+    images = np.empty((count, 3, size, size), np.float32)
     for i in range(count):
         centre, radius = random.uniform(8, size - 8, 2), random.uniform(3, 9)
         inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
         if i % 2:
             inside = (abs(y - centre[0]) < radius) & (abs(x - centre[1]) < radius / 2)
-        pictures[i] = np.where(inside, *random.uniform(-1, 1, (2, 3, 1, 1)))
-    return torch.from_numpy(pictures)
+        images[i] = np.where(inside, *random.uniform(-1, 1, (2, 3, 1, 1)))
+    return torch.from_numpy(images)
 
 
 def test_the_random_network_puts_blur_and_noise_in_order_of_strength():
-    network, true = extractor(RandomFeatures()), shapes(64)
+    network, true = extractor(RandomFeaturesConfig()), shapes(64)
     reference = statistics(network(true))
     noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
 
@@ -145,13 +145,13 @@ def test_the_random_network_puts_blur_and_noise_in_order_of_strength():
 
 def test_the_random_network_is_the_published_one():
     assert weights_sha256(random_v1_weights()) == RANDOM_V1_SHA256
-    network = extractor(RandomFeatures())
+    network = extractor(RandomFeaturesConfig())
     assert weights_sha256([weight.numpy() for weight in network.buffers()]) == RANDOM_V1_SHA256
     assert not list(network.parameters())
 
 
 def by_numpy(image):
-    """What `random_v1` says of a picture (3, H, W) of whole levels in [-1, 1], in float64."""
+    """What `random_v1` says of an image (3, H, W) of whole levels in [-1, 1], in float64."""
     x, pooled = image, []
     for stage, weight in enumerate(random_v1_weights()):
         framed = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
@@ -164,7 +164,7 @@ def by_numpy(image):
 
 def test_the_features_of_the_random_network_are_those_that_are_described():
     levels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 17, 20)))
-    network, images = extractor(RandomFeatures()), levels / 127.5 - 1
+    network, images = extractor(RandomFeaturesConfig()), levels / 127.5 - 1
     found = network(images)
     assert found.shape == (2, network.identity["dim"])
     assert found.dtype == torch.float32
@@ -172,13 +172,13 @@ def test_the_features_of_the_random_network_are_those_that_are_described():
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_random_network_has_no_dead_channel_on_pictures():
-    found = extractor(RandomFeatures())(shapes(64))
+def test_the_random_network_has_no_dead_channel_on_images():
+    found = extractor(RandomFeaturesConfig())(shapes(64))
     assert (found.std(0) > 1e-3).all()
 
 
-def test_extractors_see_the_picture_that_a_file_would_hold():
-    network, true = extractor(RandomFeatures()), shapes(4)
+def test_extractors_see_the_image_that_a_file_would_hold():
+    network, true = extractor(RandomFeaturesConfig()), shapes(4)
     bytes_ = ((true + 1) * 127.5).round() / 127.5 - 1
     torch.testing.assert_close(network(true * 1.0), network(bytes_), rtol=0, atol=0)
     torch.testing.assert_close(network(bytes_ * 9), network((bytes_ * 9).clamp(-1, 1)), rtol=0, atol=0)
@@ -192,10 +192,10 @@ def timm_features(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     safetensors.torch.save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
-    return TimmFeatures(name="test_vit", weights=str(path), image_size=64)
+    return TimmFeaturesConfig(name="test_vit", weights=str(path), image_size=64)
 
 
-def test_a_timm_network_gives_its_pooled_feature_of_resized_pictures(timm_features):
+def test_a_timm_network_gives_its_pooled_feature_of_resized_images(timm_features):
     network, true = extractor(timm_features), shapes(3)
     found = network(true)
     assert found.shape == (3, network.identity["dim"])
@@ -230,13 +230,13 @@ def test_an_identity_says_how_positions_were_resampled_and_only_then(timm_featur
     )
     assert "positions" not in extractor(replace(timm_features, image_size=160)).identity
     torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "r.pth")
-    resnet = TimmFeatures(name="test_resnet", weights=str(tmp_path / "r.pth"), image_size=64)
+    resnet = TimmFeaturesConfig(name="test_resnet", weights=str(tmp_path / "r.pth"), image_size=64)
     assert "positions" not in extractor(resnet).identity
-    assert "positions" not in extractor(RandomFeatures()).identity
+    assert "positions" not in extractor(RandomFeaturesConfig()).identity
 
 
 def test_extractors_survive_the_trip_through_a_recipe(timm_features):
-    assert parse(TimmFeatures, to_tree(timm_features)) == timm_features
+    assert parse(TimmFeaturesConfig, to_tree(timm_features)) == timm_features
 
 
 def test_names_of_extractors_are_fit_for_metric_names():
@@ -246,15 +246,27 @@ def test_names_of_extractors_are_fit_for_metric_names():
 
 
 def test_features_do_not_mind_in_which_way_tf32_was_chosen() -> None:
-    from mergevq.metrics import RandomFeatures, extractor
+    from mergevq.metrics import RandomFeaturesConfig, extractor
 
-    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    network = extractor(RandomFeatures())
-    expected = network(pictures)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    network = extractor(RandomFeaturesConfig())
+    expected = network(images)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
         torch.backends.cuda.matmul.allow_tf32 = False  # PyTorch refuses to say its precision after both
-        assert torch.equal(network(pictures), expected)
+        assert torch.equal(network(images), expected)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_statistics_in_a_cache_of_before_are_read():
+    statistics = FeatureStatistics()
+    statistics.update(torch.rand(9, 3, generator=torch.Generator().manual_seed(0)))
+    state = statistics.__getstate__()
+    del state["buffer"]
+    old = FeatureStatistics.__new__(FeatureStatistics)
+    old.__setstate__({**state, "waiting": None})
+    assert torch.equal(old.moments().covariance, statistics.moments().covariance)
+    old.update(torch.rand(9, 3, generator=torch.Generator().manual_seed(1)))
+    assert old.moments().images == 18

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mergevq.errors import InputError
-from mergevq.metrics import ClassBalance, InceptionScore, bits_per_picture, precision_recall
+from mergevq.metrics import ClassBalance, InceptionScore, bits_per_image, precision_recall
 from mergevq.metrics.codes import partitions_bits
 from mergevq.metrics.manifold import covered, radii
 
@@ -44,14 +44,14 @@ def test_parts_in_any_order_and_hands_merge_to_the_same_score() -> None:
     assert whole.splits == 3
 
 
-def test_a_score_of_other_pictures_than_were_announced_is_refused() -> None:
+def test_a_score_of_other_images_than_were_announced_is_refused() -> None:
     part = InceptionScore(5, splits=1)
     part.update(torch.zeros(4, 3), torch.arange(4))
-    with pytest.raises(InputError, match="was to be of 5 pictures but saw 4"):
+    with pytest.raises(InputError, match="was to be of 5 images but saw 4"):
         part.compute()
-    with pytest.raises(InputError, match="outside the 5 pictures"):
+    with pytest.raises(InputError, match="outside the 5 images"):
         InceptionScore(5, splits=1).update(torch.zeros(1, 3), torch.tensor([5]))
-    with pytest.raises(InputError, match="9 pictures cannot be scored in 10 splits"):
+    with pytest.raises(InputError, match="9 images cannot be scored in 10 splits"):
         InceptionScore(9)
     with pytest.raises(InputError, match="do not merge"):
         InceptionScore(20).merge(InceptionScore(20, order="sequential"))
@@ -88,7 +88,7 @@ def test_rows_can_be_shared_out() -> None:
 
 def test_manifolds_without_sense_are_refused() -> None:
     x = torch.randn(10, 4)
-    with pytest.raises(InputError, match="3 generated pictures do not have 3 neighbours"):
+    with pytest.raises(InputError, match="3 generated images do not have 3 neighbours"):
         precision_recall(x[:3], x)
     with pytest.raises(InputError, match="of one extractor"):
         precision_recall(x, x[:, :3])
@@ -114,12 +114,12 @@ def test_balance_says_how_even_the_classes_are() -> None:
         balance.compute()
 
 
-def test_bits_of_a_picture_by_hand() -> None:
+def test_bits_of_a_image_by_hand() -> None:
     assert partitions_bits(4, 2) == pytest.approx(math.log2(7))  # 4 singles with the rest, 3 pairs of pairs
     assert partitions_bits(256, 256) == partitions_bits(256, 1) == 0
     # For few clusters almost every assignment is a partition with named clusters: N log2 K - log2 K!.
     assert partitions_bits(1024, 4) == pytest.approx(1024 * 2 - math.log2(24), abs=1e-6)
-    bits = bits_per_picture(2, 4, code_bits=18, entropy_bits=10.5)
+    bits = bits_per_image(2, 4, code_bits=18, entropy_bits=10.5)
     assert bits == pytest.approx({"bits": 36, "bits_entropy": 21, "bits_source": math.log2(7)})
     with pytest.raises(InputError, match="4 cells cannot be parted into 5"):
         partitions_bits(4, 5)

@@ -10,7 +10,7 @@ from mergevq.errors import InputError
 from mergevq.metrics import (
     FeatureStatistics,
     Moments,
-    Reference,
+    ReferenceStatistics,
     extrapolated_distance,
     frechet_distance,
     read_reference,
@@ -53,7 +53,7 @@ def test_wide_features_have_numpys_covariance_over_all_blocks() -> None:
 def test_a_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
     pool, spatial = statistics(features(200, 0)).moments(), statistics(features(200, 1)).moments()
     identity = {"name": "inception", "weights_sha256": "67", "dim": 2048}
-    write_reference(tmp_path / "ours", Reference(pool, spatial, identity))
+    write_reference(tmp_path / "ours", ReferenceStatistics(pool, spatial, identity))
     found = read_reference(tmp_path / "ours")
     assert found.extractor == identity
     assert found.pool.images == 200
@@ -66,25 +66,25 @@ def test_a_reference_comes_back_as_it_was_written(tmp_path: Path) -> None:
         found.require_extractor(identity | {"weights_sha256": "68"})
     # Files of before say nothing of positions, and had them resampled as now; those that say it must say the same.
     found.require_extractor(identity | {"positions": "resampled"})
-    later = Reference(pool, None, identity | {"positions": "resampled"})
+    later = ReferenceStatistics(pool, None, identity | {"positions": "resampled"})
     with pytest.raises(InputError, match="of positions 'resampled', the features of None"):
         later.require_extractor(identity)
 
 
 def test_what_we_write_has_the_names_that_others_read(tmp_path: Path) -> None:
     moments = statistics(features(30, 0)).moments()
-    write_reference(tmp_path / "x.npz", Reference(moments, moments))
+    write_reference(tmp_path / "x.npz", ReferenceStatistics(moments, moments))
     with np.load(tmp_path / "x.npz") as arrays:
         assert {"mu", "sigma", "mu_s", "sigma_s"} <= set(arrays.files)
         np.testing.assert_array_equal(arrays["mu"], moments.mean)
 
 
-def test_files_of_others_do_not_say_how_many_pictures_and_are_read_all_the_same(tmp_path: Path) -> None:
+def test_files_of_others_do_not_say_how_many_images_and_are_read_all_the_same(tmp_path: Path) -> None:
     x = features(400, 0).double().numpy()
     mu, sigma = x.mean(0).astype(np.float32), np.cov(x, rowvar=False)
     np.savez(tmp_path / "pytorch_fid.npz", mu=mu, sigma=sigma)
-    pictures = np.zeros((2, 4, 4, 3), np.uint8)
-    np.savez(tmp_path / "adm.npz", mu=mu, sigma=sigma, mu_s=mu[:3], sigma_s=sigma[:3, :3], arr_0=pictures)
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "adm.npz", mu=mu, sigma=sigma, mu_s=mu[:3], sigma_s=sigma[:3, :3], arr_0=images)
     other = statistics(features(400, 1))
     expected = frechet_distance(statistics(torch.from_numpy(x)), other)
     for name in ("pytorch_fid", "adm"):

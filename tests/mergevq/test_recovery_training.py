@@ -31,7 +31,7 @@ def generator() -> Generator:
 
 
 def batch(seed: int, count: int = 32) -> dict[str, Tensor]:
-    """Pictures of smooth colours, so that neighbouring cells merge."""
+    """Images of smooth colours, so that neighbouring cells merge."""
     draws = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 3, 3, generator=draws) * 2 - 1
     images = torch.nn.functional.interpolate(coarse, (16, 16), mode="bicubic").clamp(-1, 1)
@@ -58,7 +58,7 @@ def tune(training: RecoveryTraining, steps: int, decay: float = 0.5) -> Ema:
 
 @torch.no_grad()
 def accuracy(tokenizer: mergevq.MergeVQ) -> float:
-    """Share of cells of unseen pictures that are given to the right kept token."""
+    """Share of cells of unseen images that are given to the right kept token."""
     encoded = tokenizer.encode(batch(10_000, 256)["image"], KEEP)
     predicted = tokenizer.recover(encoded.codes).argmax(-1)
     return float((predicted == encoded.source.assignment).float().mean())
@@ -108,17 +108,17 @@ def test_tuning_places_cells_far_better_than_an_untrained_recovery(tokenizer: me
     assert tuned > untrained + 0.15
 
 
-def test_with_a_generator_its_codes_are_placed_where_the_picture_has_them(
+def test_with_a_generator_its_codes_are_placed_where_the_image_has_them(
     tokenizer: mergevq.MergeVQ, generator: Generator
 ) -> None:
     settings = RecoveryTrainingConfig(generated_fraction=0.6)
     (phase,) = RecoveryTraining(tokenizer, settings, generator).phases.values()
-    pictures = batch(0)
+    images = batch(0)
     torch.manual_seed(0)
-    output = phase(pictures, {}, keep=KEEP, step=0)
+    output = phase(images, {}, keep=KEEP, step=0)
     torch.manual_seed(0)
-    encoded = tokenizer.encode(pictures["image"], KEEP)
-    indices = Rewriting(generator, 0.6)(encoded.indices, pictures["label"])
+    encoded = tokenizer.encode(images["image"], KEEP)
+    indices = Rewriting(generator, 0.6)(encoded.indices, images["label"])
     logits = tokenizer.recover(tokenizer.quantizer.codes(indices))
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), encoded.source.assignment.flatten())
     assert torch.equal(output.total, expected)

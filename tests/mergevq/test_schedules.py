@@ -6,17 +6,23 @@ from hypothesis import strategies as st
 
 from mergevq.config import config, parse
 from mergevq.errors import InputError
-from mergevq.schedules import Constant, Cosine, Schedule, Step, scale
+from mergevq.schedules import (
+    ConstantScheduleConfig,
+    CosineScheduleConfig,
+    ScheduleConfig,
+    StepScheduleConfig,
+    scale,
+)
 
 
 @given(
     schedule=st.sampled_from(
         [
-            Constant(),
-            Constant(warmup_steps=7),
-            Step(warmup_steps=3),
-            Cosine(),
-            Cosine(warmup_steps=9, final_fraction=0.1),
+            ConstantScheduleConfig(),
+            ConstantScheduleConfig(warmup_steps=7),
+            StepScheduleConfig(warmup_steps=3),
+            CosineScheduleConfig(),
+            CosineScheduleConfig(warmup_steps=9, final_fraction=0.1),
         ]
     ),
     step=st.integers(0, 500),
@@ -27,12 +33,12 @@ def test_the_scale_stays_between_zero_and_one(schedule, step, total):
 
 
 def test_warm_up_rises_linearly_from_its_first_step_to_one():
-    values = [scale(Constant(warmup_steps=4), step, 100) for step in range(6)]
+    values = [scale(ConstantScheduleConfig(warmup_steps=4), step, 100) for step in range(6)]
     assert values == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
 def test_cosine_passes_its_middle_and_ends_at_its_final_fraction_on_the_last_step():
-    schedule = Cosine(warmup_steps=10, final_fraction=0.2)
+    schedule = CosineScheduleConfig(warmup_steps=10, final_fraction=0.2)
     assert scale(schedule, 10, 111) == 1
     assert math.isclose(scale(schedule, 60, 111), 0.6)
     assert math.isclose(scale(schedule, 110, 111), 0.2)
@@ -40,12 +46,12 @@ def test_cosine_passes_its_middle_and_ends_at_its_final_fraction_on_the_last_ste
 
 
 def test_cosine_never_rises_after_the_warm_up():
-    values = [scale(Cosine(warmup_steps=5), step, 50) for step in range(5, 60)]
+    values = [scale(CosineScheduleConfig(warmup_steps=5), step, 50) for step in range(5, 60)]
     assert values == sorted(values, reverse=True)
 
 
 def test_step_multiplies_at_each_milestone():
-    schedule = Step(milestones=(0.85, 0.95), factor=0.1)
+    schedule = StepScheduleConfig(milestones=(0.85, 0.95), factor=0.1)
     assert [scale(schedule, step, 200) for step in (0, 169)] == [1, 1]
     assert math.isclose(scale(schedule, 170, 200), 0.1)
     assert math.isclose(scale(schedule, 189, 200), 0.1)
@@ -53,14 +59,14 @@ def test_step_multiplies_at_each_milestone():
 
 
 def test_a_schedule_without_room_after_its_warm_up_still_ends():
-    assert scale(Cosine(warmup_steps=10), 9, 10) == 1
-    assert scale(Cosine(warmup_steps=10), 10, 10) == 1
-    assert scale(Cosine(warmup_steps=10), 11, 10) == 0
+    assert scale(CosineScheduleConfig(warmup_steps=10), 9, 10) == 1
+    assert scale(CosineScheduleConfig(warmup_steps=10), 10, 10) == 1
+    assert scale(CosineScheduleConfig(warmup_steps=10), 11, 10) == 0
 
 
 @config
 class _Holder:
-    schedule: Schedule
+    schedule: ScheduleConfig
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,18 @@ from safetensors.torch import save_file
 import mergevq
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq.losses.alignment import StandInAlignment, TimmAlignment
-from mergevq.pretrained import TimmNetwork, timm_network
-from mergevq.teachers.teacher import StandInTeacher, TimmTeacher
-from mergevq.training.classifier import (
-    ClassifierTraining,
+from mergevq.losses.alignment import StandInAlignmentConfig, TimmAlignmentConfig
+from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.pretrained import TimmNetworkConfig, timm_network
+from mergevq.teachers.stand_in import (
     StandInClassifier,
     StandInConfig,
-    accuracy,
-    classification_loss,
+    StandInTeacher,
     load_classifier,
     save_classifier,
 )
+from mergevq.teachers.timm_teacher import TimmTeacher
+from mergevq.training.classifier import ClassifierTraining
 from mergevq.training.tokenizer import build_training
 from mergevq.weights_file import read_weights
 
@@ -38,7 +38,7 @@ def vit_file(tmp_path_factory):
 
 def test_a_timm_teacher_renormalises_its_views_and_gives_the_networks_pooled_feature(vit_file):
     model, path = vit_file
-    teacher = TimmTeacher(TimmAlignment(model="test_vit", weights=str(path), teacher_size=160))
+    teacher = TimmTeacher(TimmAlignmentConfig(model="test_vit", weights=str(path), teacher_size=160))
     views = torch.rand(2, 3, 160, 160) * 2 - 1
     cfg = model.pretrained_cfg
     mean, std = (torch.tensor(cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -50,10 +50,10 @@ def test_a_timm_teacher_renormalises_its_views_and_gives_the_networks_pooled_fea
 
 def test_position_embeddings_are_resampled_to_the_teachers_view(vit_file):
     _, path = vit_file
-    teacher = TimmTeacher(TimmAlignment(model="test_vit", weights=str(path), teacher_size=48))
+    teacher = TimmTeacher(TimmAlignmentConfig(model="test_vit", weights=str(path), teacher_size=48))
     assert teacher(torch.zeros(1, 3, 48, 48)).shape == (1, teacher.dim)
     assert teacher.positions == "resampled from 10 x 10 to 3 x 3: bicubic, antialiased, no offset (timm)"
-    trained = TimmTeacher(TimmAlignment(model="test_vit", weights=str(path), teacher_size=160))
+    trained = TimmTeacher(TimmAlignmentConfig(model="test_vit", weights=str(path), teacher_size=160))
     assert trained.positions is None
 
 
@@ -74,7 +74,7 @@ def test_dinov2_loads_from_a_file_of_its_native_resolution_and_gives_its_normali
     network = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
     assert network.patch_embed.img_size == (518, 518)
     torch.save(network.state_dict(), tmp_path / "dinov2.pth")
-    term = TimmAlignment(
+    term = TimmAlignmentConfig(
         model="vit_small_patch14_dinov2", weights=str(tmp_path / "dinov2.pth"), teacher_size=28
     )
     teacher = TimmTeacher(term)
@@ -87,7 +87,9 @@ def test_dinov2_loads_from_a_file_of_its_native_resolution_and_gives_its_normali
 def test_convolutional_networks_are_teachers_too(tmp_path):
     torch.manual_seed(0)
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.safetensors")
-    term = TimmAlignment(model="test_resnet", weights=str(tmp_path / "resnet.safetensors"), teacher_size=48)
+    term = TimmAlignmentConfig(
+        model="test_resnet", weights=str(tmp_path / "resnet.safetensors"), teacher_size=48
+    )
     teacher = TimmTeacher(term)
     assert teacher(torch.zeros(2, 3, 48, 48)).shape == (2, teacher.dim)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -98,13 +100,15 @@ def test_weights_of_another_network_are_refused(vit_file):
     with pytest.raises(
         InputError, match=r"alignment\.weights: '.*vit\.safetensors' does not fit this network"
     ):
-        timm_network(TimmNetwork(model="test_resnet", weights=str(path)), key="alignment", image_size=160)
+        timm_network(
+            TimmNetworkConfig(model="test_resnet", weights=str(path)), key="alignment", image_size=160
+        )
 
 
 def test_a_view_that_the_patches_do_not_divide_is_refused(vit_file):
     _, path = vit_file
     with pytest.raises(InputError, match="50 px"):
-        TimmTeacher(TimmAlignment(model="test_vit", weights=str(path), teacher_size=50))
+        TimmTeacher(TimmAlignmentConfig(model="test_vit", weights=str(path), teacher_size=50))
 
 
 def test_the_checksum_of_a_weights_file_is_verified(vit_file):
@@ -135,7 +139,7 @@ def test_a_stand_in_survives_its_export_and_says_that_it_saw_labels(tmp_path):
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(load_classifier(tmp_path)(images), classifier(images), rtol=0, atol=0)
     assert '"sees_labels": true' in (tmp_path / "config.json").read_text()
-    teacher = StandInTeacher(StandInAlignment(directory=str(tmp_path)))
+    teacher = StandInTeacher(StandInAlignmentConfig(directory=str(tmp_path)))
     feature = teacher(images)
     assert feature.shape == (2, teacher.dim) == (2, 16)
     torch.testing.assert_close(feature, F.layer_norm(classifier.features(images), (16,)))
@@ -143,7 +147,7 @@ def test_a_stand_in_survives_its_export_and_says_that_it_saw_labels(tmp_path):
 
 def test_something_else_in_the_place_of_a_stand_in_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"alignment\.directory: '.*' holds no trained stand-in teacher"):
-        StandInTeacher(StandInAlignment(directory=str(tmp_path)))
+        StandInTeacher(StandInAlignmentConfig(directory=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"format": "other"}')
     with pytest.raises(InputError, match="something other than a trained stand-in teacher"):
         load_classifier(tmp_path)
@@ -152,7 +156,7 @@ def test_something_else_in_the_place_of_a_stand_in_is_refused(tmp_path):
         load_classifier(tmp_path)
 
 
-def test_unlabelled_pictures_do_not_count():
+def test_unlabelled_images_do_not_count():
     logits, labels = torch.randn(4, 3), torch.tensor([2, -1, 0, -1])
     known = labels >= 0
     torch.testing.assert_close(

@@ -24,14 +24,14 @@ def tokenizer() -> mergevq.MergeVQ:
     return tokenizer
 
 
-def pictures(batch: int = 3, size: int = 16) -> Tensor:
+def random_images(batch: int = 3, size: int = 16) -> Tensor:
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.mark.parametrize("keep", [4, 5, 9, 13, 16])
 @torch.inference_mode()
 def test_exactly_as_many_tokens_are_kept_as_asked(keep: int, tokenizer: mergevq.MergeVQ) -> None:
-    encoded = tokenizer.encode(pictures(), keep)
+    encoded = tokenizer.encode(random_images(), keep)
     assert encoded.indices.shape == (3, keep)
     assert encoded.indices.dtype == torch.int64
     assert encoded.codes.shape == (3, keep, 6)
@@ -49,19 +49,19 @@ def test_exactly_as_many_tokens_are_kept_as_asked(keep: int, tokenizer: mergevq.
 
 @torch.inference_mode()
 def test_the_configured_count_is_the_default(tokenizer: mergevq.MergeVQ) -> None:
-    assert tokenizer.encode(pictures()).indices.shape == (3, tokenizer.config.keep)
+    assert tokenizer.encode(random_images()).indices.shape == (3, tokenizer.config.keep)
 
 
 @torch.inference_mode()
 def test_with_all_tokens_kept_the_source_is_the_identity(tokenizer: mergevq.MergeVQ) -> None:
-    source = tokenizer.encode(pictures(), 16).source
+    source = tokenizer.encode(random_images(), 16).source
     assert torch.equal(source.assignment, torch.arange(16).expand(3, -1))
     assert (source.size == 1).all()
 
 
 @torch.inference_mode()
-def test_indices_with_their_source_decode_to_the_same_picture(tokenizer: mergevq.MergeVQ) -> None:
-    encoded = tokenizer.encode(pictures(), 9)
+def test_indices_with_their_source_decode_to_the_same_image(tokenizer: mergevq.MergeVQ) -> None:
+    encoded = tokenizer.encode(random_images(), 9)
     torch.testing.assert_close(
         tokenizer.decode_indices(encoded.indices, encoded.source), tokenizer.decode(encoded)
     )
@@ -69,7 +69,7 @@ def test_indices_with_their_source_decode_to_the_same_picture(tokenizer: mergevq
 
 @torch.inference_mode()
 def test_without_a_source_recovery_predicts_a_valid_one(tokenizer: mergevq.MergeVQ) -> None:
-    encoded = tokenizer.encode(pictures(), 9)
+    encoded = tokenizer.encode(random_images(), 9)
     source = tokenizer.recovered_source(encoded.codes)
     assert source.assignment.shape == (3, 16)
     assert int(source.assignment.max()) < 9
@@ -79,23 +79,25 @@ def test_without_a_source_recovery_predicts_a_valid_one(tokenizer: mergevq.Merge
 
 
 @torch.inference_mode()
-def test_a_picture_is_encoded_alike_alone_and_in_a_batch(tokenizer: mergevq.MergeVQ) -> None:
-    together, alone = tokenizer.encode(pictures(), 9), tokenizer.encode(pictures()[1:2], 9)
+def test_a_image_is_encoded_alike_alone_and_in_a_batch(tokenizer: mergevq.MergeVQ) -> None:
+    together, alone = tokenizer.encode(random_images(), 9), tokenizer.encode(random_images()[1:2], 9)
     assert torch.equal(together.source.assignment[1:2], alone.source.assignment)
     torch.testing.assert_close(together.latents[1:2], alone.latents, atol=1e-5, rtol=1e-5)
 
 
 def test_encoding_leaves_nothing_on_the_modules(tokenizer: mergevq.MergeVQ) -> None:
     before = {name: set(vars(module)) for name, module in tokenizer.named_modules()}
-    first = tokenizer.encode(pictures(), 9)
-    tokenizer.encode(pictures(2), 4)
-    torch.testing.assert_close(tokenizer.decode(first), tokenizer.decode(tokenizer.encode(pictures(), 9)))
+    first = tokenizer.encode(random_images(), 9)
+    tokenizer.encode(random_images(2), 4)
+    torch.testing.assert_close(
+        tokenizer.decode(first), tokenizer.decode(tokenizer.encode(random_images(), 9))
+    )
     assert before == {name: set(vars(module)) for name, module in tokenizer.named_modules()}
 
 
 def flops(tokenizer: mergevq.MergeVQ, keep: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        tokenizer.encoder(pictures(1, 64), keep)
+        tokenizer.encoder(random_images(1, 64), keep)
     return counter.get_total_flops()
 
 
@@ -110,30 +112,30 @@ def test_counted_work_falls_with_the_kept_count() -> None:
 @torch.inference_mode()
 def test_another_resolution_is_encoded_with_a_schedule_of_its_own(name: str) -> None:
     tokenizer = mergevq.create(name)
-    summary, head = tokenizer.encode_summary(pictures(2, 24), 20)
+    summary, head = tokenizer.encode_summary(random_images(2, 24), 20)
     assert summary.shape == (2, 32)
     assert head.shape == (2, 16)
-    assert tokenizer.encode(pictures(2, 24), 20).source.assignment.shape == (2, 36)
+    assert tokenizer.encode(random_images(2, 24), 20).source.assignment.shape == (2, 36)
 
 
 @torch.inference_mode()
 def test_variant_r_knows_where_a_patch_lies() -> None:
     torch.manual_seed(0)
-    shuffled = pictures(1).unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3)[:, :, torch.randperm(16)]
+    shuffled = random_images(1).unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3)[:, :, torch.randperm(16)]
     shuffled = shuffled.unflatten(2, (4, 4)).permute(0, 1, 2, 4, 3, 5).reshape(1, 3, 16, 16)
     for positions, differs in (("sincos", True), ("none", False)):
         tokenizer = mergevq.create("test_r", **{"encoder.positions": positions})
         for parameter_name, parameter in tokenizer.named_parameters():
             if parameter_name.endswith("gamma"):
                 parameter.fill_(1.0)
-        straight, permuted = (tokenizer.encode(x, 16).summary for x in (pictures(1), shuffled))
+        straight, permuted = (tokenizer.encode(x, 16).summary for x in (random_images(1), shuffled))
         assert bool((straight - permuted).abs().max() > 1e-4) == differs, positions
 
 
 def test_gradients_of_recovery_reach_the_encoder_unless_detached(tokenizer: mergevq.MergeVQ) -> None:
     for detach in (False, True):
         tokenizer.zero_grad(set_to_none=True)
-        tokenizer(pictures(), 9, detach_recovery=detach).recovery_logits.square().mean().backward()
+        tokenizer(random_images(), 9, detach_recovery=detach).recovery_logits.square().mean().backward()
         reached = tokenizer.encoder.stem.conv_in.weight.grad
         assert (reached is None or not reached.any()) == detach
         assert tokenizer.recovery.queries.grad.any()
@@ -141,7 +143,7 @@ def test_gradients_of_recovery_reach_the_encoder_unless_detached(tokenizer: merg
 
 def test_bfloat16_autocast_keeps_sizes_exact(tokenizer: mergevq.MergeVQ) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        result = tokenizer(pictures(), 5)
+        result = tokenizer(random_images(), 5)
     assert result.encoded.source.size.dtype == torch.float32
     assert torch.equal(result.encoded.source.size.sum(1), torch.full((3,), 16.0))
     losses = tokenizer.quantizer.losses(result.latents)
@@ -151,9 +153,9 @@ def test_bfloat16_autocast_keeps_sizes_exact(tokenizer: mergevq.MergeVQ) -> None
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda t: t.encode(pictures(1, 15), 9), r"15 x 15 do not divide into cells of 4 pixels"),
-        (lambda t: t.encode(pictures(1), 3), r"cannot keep 3 of 16 tokens.*4 to 16"),
-        (lambda t: t.encode(pictures(1), 17), r"cannot keep 17 of 16 tokens"),
+        (lambda t: t.encode(random_images(1, 15), 9), r"15 x 15 do not divide into cells of 4 pixels"),
+        (lambda t: t.encode(random_images(1), 3), r"cannot keep 3 of 16 tokens.*4 to 16"),
+        (lambda t: t.encode(random_images(1), 17), r"cannot keep 17 of 16 tokens"),
         (lambda t: t.decode_indices(torch.full((1, 9), 64)), r"indices must lie in 0\.\.63"),
         (lambda t: t.decode_indices(torch.full((1, 9), -1)), r"indices must lie in 0\.\.63"),
     ],
@@ -170,7 +172,9 @@ def test_a_saved_tokenizer_is_read_back_exactly(tokenizer: mergevq.MergeVQ, tmp_
     assert again.config == tokenizer.config
     assert not again.training
     with torch.inference_mode():
-        assert torch.equal(again.encode(pictures(), 9).indices, tokenizer.encode(pictures(), 9).indices)
+        assert torch.equal(
+            again.encode(random_images(), 9).indices, tokenizer.encode(random_images(), 9).indices
+        )
 
 
 def test_damaged_and_missing_files_are_named(tokenizer: mergevq.MergeVQ, tmp_path: Path) -> None:

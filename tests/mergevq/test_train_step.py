@@ -12,8 +12,8 @@ import mergevq
 from mergevq.config import merged, parse
 from mergevq.errors import InputError
 from mergevq.keep import reachable
-from mergevq.losses.config import Annealing
-from mergevq.training.classifier import StandInClassifier, StandInConfig, save_classifier
+from mergevq.losses.config import AnnealingConfig
+from mergevq.teachers.stand_in import StandInClassifier, StandInConfig, save_classifier
 from mergevq.training.tokenizer import TokenizerTrainingConfig, build_training, loss_preset
 
 SMALL_GAN = {"kind": "patch", "discriminator": {"channels": 8, "num_layers": 2}}
@@ -62,7 +62,7 @@ def _training(tree, preset="test_gr", seed=0, overrides=None):
 
 
 def _batch(training, size=2, seed=0):
-    """Smooth random pictures with the views that the training needs; the second has no label."""
+    """Smooth random images with the views that the training needs; the second has no label."""
     generator = torch.Generator().manual_seed(seed)
     side = training.model().config.image_size
     views = training.config.views_needed(side)
@@ -221,7 +221,7 @@ def test_the_discriminator_rests_until_its_start_step():
 
 
 def test_the_entropy_weight_is_annealed_by_the_step():
-    assert [Annealing(start_factor=5, steps=4).factor(step) for step in range(6)] == [5, 4, 3, 2, 1, 1]
+    assert [AnnealingConfig(start_factor=5, steps=4).factor(step) for step in range(6)] == [5, 4, 3, 2, 1, 1]
     tree = {
         "adversarial": {"kind": "none"},
         "entropy": {"weight": 0.2, "annealing": {"start_factor": 3, "steps": 2}},

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import mergevq
-from mergevq.training.classifier import StandInClassifier, StandInConfig, save_classifier
+from mergevq.teachers.stand_in import StandInClassifier, StandInConfig, save_classifier
 from mergevq.training.tokenizer import build_training
 
 TERMS = ("self-distillation", "supervised")
@@ -35,7 +35,7 @@ def _tree(terms, directory):
 
 
 GLOBAL_BATCH = 4
-CUTS = {"even": 2, "uneven": 3}  # pictures of rank 0; the rest is rank 1's
+CUTS = {"even": 2, "uneven": 3}  # images of rank 0; the rest is rank 1's
 MICRO_BATCHES = 2
 ROUNDING = 5e-5  # the entropies are float32, and their temperature makes 400 of every 1
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.losses.perceptual import LpipsPerceptual, perceptual_distance
-from mergevq.metrics import InceptionFeatures, TimmFeatures, extractor
+from mergevq.losses.perceptual import LpipsPerceptualConfig, perceptual_distance
+from mergevq.metrics import InceptionFeaturesConfig, TimmFeaturesConfig, extractor
 from mergevq.official import read_state
-from mergevq.pretrained import TimmNetwork, timm_network
+from mergevq.pretrained import TimmNetworkConfig, timm_network
 from mergevq.weights_file import read_weights, without_wrappers
 
 STATE = {
@@ -223,14 +223,16 @@ def test_every_reader_takes_wrapped_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vit = timm.create_model("test_vit").state_dict()
     save_file({f"teacher.backbone.{name}": value for name, value in vit.items()}, tmp_path / "vit.bin")
-    network = extractor(TimmFeatures(name="test_vit", weights=str(tmp_path / "vit.bin"), image_size=160))
+    network = extractor(
+        TimmFeaturesConfig(name="test_vit", weights=str(tmp_path / "vit.bin"), image_size=160)
+    )
     assert torch.equal(network.network.state_dict()["norm.bias"], vit["norm.bias"])
 
     from mergevq.losses.perceptual import _VGG16_WIDTHS, _vgg16_features
     from mergevq.metrics.inception import Inception
 
     torch.save({"model": {f"module.{k}": v for k, v in Inception().state_dict().items()}}, tmp_path / "i.pth")
-    extractor(InceptionFeatures(weights=str(tmp_path / "i.pth")))
+    extractor(InceptionFeaturesConfig(weights=str(tmp_path / "i.pth")))
     vgg = {f"module.features.{name}": value for name, value in _vgg16_features().state_dict().items()}
     heads = {
         f"_orig_mod.lin{i}.model.1.weight": torch.ones(1, width, 1, 1)
@@ -238,13 +240,13 @@ def test_every_reader_takes_wrapped_names(tmp_path: Path) -> None:
     }
     save_file(vgg | {"module.classifier.0.bias": torch.zeros(1)}, tmp_path / "vgg.pth")
     save_file(heads, tmp_path / "heads.pth")
-    term = LpipsPerceptual(backbone=str(tmp_path / "vgg.pth"), heads=str(tmp_path / "heads.pth"))
+    term = LpipsPerceptualConfig(backbone=str(tmp_path / "vgg.pth"), heads=str(tmp_path / "heads.pth"))
     perceptual_distance(term, image_size=32)
 
 
 def test_lpips_names_what_it_found_where_it_lacks_something(tmp_path: Path) -> None:
     save_file({"net.slice1.0.weight": torch.zeros(1)}, tmp_path / "w.pth")
-    term = LpipsPerceptual(backbone=str(tmp_path / "w.pth"), heads=str(tmp_path / "w.pth"))
+    term = LpipsPerceptualConfig(backbone=str(tmp_path / "w.pth"), heads=str(tmp_path / "w.pth"))
     with pytest.raises(
         InputError, match=r"lacks features\.0\.weight, .*; it has net\.slice1\.0\.weight \(1 in"
     ):
@@ -269,7 +271,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 def refusal(weights: str, model: str, size: int = 28) -> str:
     with pytest.raises(InputError) as caught:
-        timm_network(TimmNetwork(model=model, weights=weights), key="alignment", image_size=size)
+        timm_network(TimmNetworkConfig(model=model, weights=weights), key="alignment", image_size=size)
     return str(caught.value)
 
 
@@ -302,6 +304,6 @@ def test_another_patch_size_width_and_depth_are_named_and_not_resampled(variants
 
 def test_a_fitting_file_stays_what_it_was(variants: Callable[..., str]) -> None:
     path = variants(DINOV2, img_size=28)
-    built = timm_network(TimmNetwork(model=DINOV2, weights=path), key="alignment", image_size=28)
+    built = timm_network(TimmNetworkConfig(model=DINOV2, weights=path), key="alignment", image_size=28)
     assert same(built.model.state_dict(), load_file(path))
     assert built.positions is None

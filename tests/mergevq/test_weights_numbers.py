@@ -16,7 +16,7 @@ from torch import Tensor
 import mergevq
 from mergevq.errors import InputError
 from mergevq.initialisation import select_weights
-from mergevq.pretrained import TimmNetwork, timm_network
+from mergevq.pretrained import TimmNetworkConfig, timm_network
 from mergevq.weights_file import read_weights
 
 
@@ -27,7 +27,7 @@ def vit() -> dict[str, Tensor]:
 
 
 def network(path: Path) -> torch.nn.Module:
-    return timm_network(TimmNetwork(model="test_vit", weights=str(path)), key="x", image_size=160).model
+    return timm_network(TimmNetworkConfig(model="test_vit", weights=str(path)), key="x", image_size=160).model
 
 
 NO_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {

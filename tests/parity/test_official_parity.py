@@ -1,4 +1,4 @@
-"""Against outputs of the official release on random weights: the same groups, codes, latents, pictures and heads."""
+"""Against outputs of the official release on random weights: the same groups, codes, latents, images and heads."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_encoding_and_decoding_equal_the_releases(
     torch.testing.assert_close(
         tokenizer.decode(encoded), expected[f"k{keep}.reconstruction"], atol=1e-4, rtol=0
     )
-    repainted = tokenizer.decode_indices(encoded.indices, encoded.source)
-    torch.testing.assert_close(repainted, expected[f"k{keep}.reconstruction"], atol=1e-4, rtol=0)
+    decoded = tokenizer.decode_indices(encoded.indices, encoded.source)
+    torch.testing.assert_close(decoded, expected[f"k{keep}.reconstruction"], atol=1e-4, rtol=0)
     _, head = tokenizer.encode_summary(expected["image"], keep)
     torch.testing.assert_close(head, expected[f"k{keep}.head"], atol=1e-4, rtol=1e-4)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mergevq.metrics import (
     FeatureStatistics,
     InceptionExtractor,
-    InceptionFeatures,
+    InceptionFeaturesConfig,
     InceptionScore,
     extractor,
     frechet_distance,
@@ -18,9 +18,9 @@ from mergevq.metrics import (
 )
 from mergevq.metrics.inception import Inception, InceptionOutputs, tf1_bilinear
 
-PICTURES, BATCH = 12, 6
+IMAGES, BATCH = 12, 6
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pictures for .* features")
+pytestmark = pytest.mark.filterwarnings("ignore:.*images for .* features")
 
 
 def save_random_inception(path: Path) -> None:
@@ -33,7 +33,7 @@ def save_random_inception(path: Path) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)  # type: ignore[operator]
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[operator]
-    # What all pictures share says nothing of the class: otherwise one class would take them all.
+    # What all images share says nothing of the class: otherwise one class would take them all.
     common = nn.functional.normalize(network(torch.zeros(1, 3, 299, 299)).pool)
     weight = torch.randn(1008, 2048)
     network.fc.weight.copy_(weight - weight @ common.T @ common)
@@ -42,9 +42,9 @@ def save_random_inception(path: Path) -> None:
 
 
 class Seen(NamedTuple):
-    """What ours and theirs say of the same pictures, generated and real."""
+    """What ours and theirs say of the same images, generated and real."""
 
-    pictures: list[Tensor]  # uint8
+    images: list[Tensor]  # uint8
     ours: list[InceptionOutputs]
     theirs: list[dict[str, Tensor]]
 
@@ -69,17 +69,17 @@ def seen(fidelity: Any, weights: Path) -> Seen:
 
     names = ["2048", "logits_unbiased"]
     theirs = FeatureExtractorInceptionV3("test", names, feature_extractor_weights_path=str(weights))
-    ours = extractor(InceptionFeatures(weights=str(weights)))
+    ours = extractor(InceptionFeaturesConfig(weights=str(weights)))
     assert isinstance(ours, InceptionExtractor)
     generator = torch.Generator().manual_seed(0)
     found = Seen([], [], [])
     for smoothness in (2, 5):
-        coarse = torch.rand(PICTURES, 3, smoothness, smoothness, generator=generator) * 255
-        pictures = nn.functional.interpolate(coarse, (40, 28), mode="bilinear").round().to(torch.uint8)
-        found.pictures.append(pictures)
-        parts = [ours.outputs(part.float() / 127.5 - 1) for part in pictures.split(BATCH)]
+        coarse = torch.rand(IMAGES, 3, smoothness, smoothness, generator=generator) * 255
+        images = nn.functional.interpolate(coarse, (40, 28), mode="bilinear").round().to(torch.uint8)
+        found.images.append(images)
+        parts = [ours.outputs(part.float() / 127.5 - 1) for part in images.split(BATCH)]
         found.ours.append(InceptionOutputs(*map(torch.cat, zip(*parts, strict=True))))
-        answers = [theirs(part) for part in pictures.split(BATCH)]
+        answers = [theirs(part) for part in images.split(BATCH)]
         found.theirs.append(dict(zip(names, map(torch.cat, zip(*answers, strict=True)), strict=True)))
     return found
 
@@ -88,7 +88,7 @@ def test_the_features_are_torch_fidelitys(seen: Seen) -> None:
     for ours, theirs in zip(seen.ours, seen.theirs, strict=True):
         torch.testing.assert_close(ours.pool, theirs["2048"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.logits, theirs["logits_unbiased"], rtol=1e-5, atol=1e-4)
-        assert ours.pool.std(0).mean() > 1e-3  # pictures are told apart, or the rest compares constants
+        assert ours.pool.std(0).mean() > 1e-3  # images are told apart, or the rest compares constants
 
 
 def statistics(features: Tensor) -> FeatureStatistics:
@@ -116,8 +116,8 @@ def test_the_inception_score_is_torch_fidelitys(seen: Seen, splits: int) -> None
 
     for shuffled in (True, False):
         theirs = isc_features_to_metric(seen.theirs[0]["logits_unbiased"], splits=splits, shuffle=shuffled)
-        score = InceptionScore(PICTURES, splits=splits, order="shuffled" if shuffled else "sequential")
-        for positions in torch.arange(PICTURES).split(BATCH):
+        score = InceptionScore(IMAGES, splits=splits, order="shuffled" if shuffled else "sequential")
+        for positions in torch.arange(IMAGES).split(BATCH):
             score.update(seen.ours[0].logits[positions], positions)
         found = score.compute()
         assert found.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-4)

@@ -53,7 +53,7 @@ def test_the_ranks_counts_are_added(damaged: dict[str, Any], tmp_path: Path) -> 
     two = undisturbed.train(damaged, tmp_path / "two", world_size=2)
     assert one[-1] == len(BAD)
     assert [two["journal"]["train/bad_pictures"][step] for step in range(1, 5)] == one
-    assert two["state"]["bad_images"] == list(BAD)
+    assert two["state"]["bad_pictures"] == list(BAD)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -89,15 +89,14 @@ def changed_state(run: Path, change: Any) -> None:
 
 def test_a_checkpoint_of_before_they_were_counted_goes_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     alone(damaged | {"steps": 2}, tmp_path / "run")
-    changed_state(tmp_path / "run", lambda state: state.pop("bad_images"))
+    changed_state(tmp_path / "run", lambda state: state.pop("bad_pictures"))
     assert counts(alone(damaged, tmp_path / "run"))[-1] > 0
 
 
-def test_a_checkpoint_and_a_recipe_that_call_them_pictures_go_on(
-    damaged: dict[str, Any], tmp_path: Path
-) -> None:
-    whole = counts(alone(damaged, tmp_path / "whole"))
-    parts = counts(alone(damaged | {"steps": 2}, tmp_path / "parts"))
-    changed_state(tmp_path / "parts", lambda state: state.update(bad_pictures=state.pop("bad_images")))
+def test_a_recipe_that_calls_them_pictures_goes_on(damaged: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(damaged)
     damaged["data"]["bad_picture_limit"] = damaged["data"].pop("bad_image_limit")
-    assert parts + counts(alone(damaged, tmp_path / "parts")) == whole
+    assert resolve(damaged) == recipe
+    assert "bad_image_limit" in checkpoints.recipe_yaml(recipe)
+    with pytest.raises(InputError, match=r"'data\.bad_image_limit' is -1"):
+        resolve(damaged | {"data": damaged["data"] | {"bad_picture_limit": -1}})

@@ -173,7 +173,7 @@ def test_a_comparison_takes_the_fullest_curve_of_a_run_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mergevq_platform.comparing import entries_of
-    from mergevq_platform.figures.comparison import Entry, common_notes
+    from mergevq_platform.figures.compared import Entry, common_notes
 
     run = tmp_path / "ray" / "six"
     run.mkdir(parents=True)

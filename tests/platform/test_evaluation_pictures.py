@@ -16,7 +16,7 @@ from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, precision_recall
-from mergevq.metrics.extractors import RandomFeatures
+from mergevq.metrics.extractors import RandomFeaturesConfig
 from mergevq_platform import cli, evaluation
 from mergevq_platform.data import EvalBatches, open_dataset, open_pictures, to_unit_range
 
@@ -61,7 +61,7 @@ def test_files_and_their_packed_copy_are_the_same_set(folder: Path, pictures: Pa
 
 def test_the_numbers_are_those_of_the_library(folder: Path, pictures: Path, at_home: Path) -> None:
     scores = judged(["--images", str(folder), "--reference", str(pictures), "--split", "train", "--no-cache"])
-    network = extractor(RandomFeatures())
+    network = extractor(RandomFeaturesConfig())
     found = []
     for split in ("val", "train"):
         batches = EvalBatches(open_dataset(pictures, split), 16, 192)
@@ -240,14 +240,14 @@ def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:
 
 
 def test_weight_files_named_without_a_folder_are_looked_for_in_one(tmp_path: Path) -> None:
-    from mergevq.metrics import InceptionFeatures
-    from mergevq.metrics.lpips import LpipsFiles
+    from mergevq.metrics import InceptionFeaturesConfig
+    from mergevq.metrics.lpips import LpipsFilesConfig
     from mergevq_platform.evaluation.weights import with_files
     from mergevq_platform.recipe import EvaluationConfig
 
     settings = EvaluationConfig(
-        extractor=InceptionFeatures(weights="inception.pth"),
-        lpips=LpipsFiles(backbone="vgg.pth", heads="heads.pth"),
+        extractor=InceptionFeaturesConfig(weights="inception.pth"),
+        lpips=LpipsFilesConfig(backbone="vgg.pth", heads="heads.pth"),
     )
     for name in ("inception.pth", "vgg.pth"):
         (tmp_path / name).write_text("")

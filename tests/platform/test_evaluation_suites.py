@@ -125,7 +125,7 @@ def test_one_class_and_broken_features_are_said() -> None:
 
 
 def test_fewer_pictures_than_features_are_said_loudly(recipe: Recipe) -> None:
-    with pytest.warns(UserWarning, match="64 pictures for 200 features"):
+    with pytest.warns(UserWarning, match="64 images for 200 features"):
         curve = measurement(recipe).curve((16,), step=0, run="x", suites=("reconstruction",))
     from mergevq_platform.figures.series import notes
 

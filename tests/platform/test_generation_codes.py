@@ -12,7 +12,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.keep import Listed, Uniform
+from mergevq.keep import ListedKeepConfig, UniformKeepConfig
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, tokenize
 from mergevq_platform.codes.tokenizing import Worker
 from mergevq_platform.data import Deal, EvalBatches, open_dataset, to_unit_range
@@ -118,7 +118,7 @@ def test_a_distribution_stores_each_block_at_one_count(
     tokenizer: TokenizerRef, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mergevq_platform.codes.tokenizing.GROUP_ROWS", 16)
-    keep = Uniform(counts=(4, 9))
+    keep = UniformKeepConfig(counts=(4, 9))
     tokenize(tokenizer, tmp_path / "set", data=str(pictures), keep=keep, crops=1, progress=False)
     drawn = open_codes(tmp_path / "set", "train")
     samples = [
@@ -132,7 +132,7 @@ def test_a_distribution_stores_each_block_at_one_count(
 
 
 def test_one_kept_count_a_step_the_same_rows_for_any_number_of_workers(training: CodeSet) -> None:
-    keep = Listed(counts=KEEPS)
+    keep = ListedKeepConfig(counts=KEEPS)
 
     def counts(step: int) -> int:
         return mergevq.keep.draw(keep, 16, seed=3, step=step)  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mergevq.metrics import InceptionExtractor, InceptionScore, RandomFeatures, extractor
+from mergevq.metrics import InceptionExtractor, InceptionScore, RandomFeaturesConfig, extractor
 from mergevq.metrics.inception import InceptionOutputs
 from mergevq_platform.seen import Seen, see
 
@@ -35,7 +35,7 @@ def seen_in_parts(network: nn.Module, images: Tensor, size: int, features: int) 
 
 def test_parts_are_the_whole_and_keep_the_first_features() -> None:
     images = torch.rand(20, 3, 16, 16) * 2 - 1
-    network = extractor(RandomFeatures())
+    network = extractor(RandomFeaturesConfig())
     whole, parts = (seen_in_parts(network, images, size, 12) for size in (20, 8))
     torch.testing.assert_close(parts.pool.moments().covariance, whole.pool.moments().covariance)
     assert parts.features.shape == (12, network.identity["dim"])

@@ -11,7 +11,7 @@ import yaml
 from mergevq.errors import InputError
 from mergevq.official import config_of
 from mergevq_platform import recipe as recipes
-from mergevq_platform.sweeps import definition
+from mergevq_platform.sweeps import loading
 
 ACCENTED = "# première ligne\n# größe\n"
 SWEEP = (
@@ -46,7 +46,7 @@ def test_a_sweep_file_is_read_as_python_reads_it(tmp_path: Path) -> None:
     file = tmp_path / "sweep.py"
     for encoding, head in (("utf-8", ""), ("utf-8-sig", ""), ("latin-1", "# -*- coding: latin-1 -*-\n")):
         file.write_text(head + SWEEP, encoding=encoding)
-        assert definition.load(file).question == "größe?"
+        assert loading.load(file).question == "größe?"
     file.write_text(SWEEP, encoding="latin-1")
     with pytest.raises(InputError, match=r"sweep\.py is not UTF-8 \(line 2\): save it as UTF-8"):
-        definition.load(file)
+        loading.load(file)

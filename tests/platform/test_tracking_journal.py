@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergevq.errors import InputError
-from mergevq_platform.storage.settings import default_home, places
+from mergevq_platform.storage.settings import default_home, read_settings
 from mergevq_platform.tracking.curve import append_curve, curve_records, open_for_curve, read_curve
 from mergevq_platform.tracking.journal import Held, Journal
 from mergevq_platform.tracking.links import artifact_link, curve_link
@@ -307,17 +307,17 @@ def test_places_follow_arguments_then_the_environment_then_the_working_directory
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert default_home({}) == tmp_path / "runs"
-    plain = places({})
+    plain = read_settings({})
     assert (plain.home, plain.tracking_uri, plain.storage) == (
         tmp_path / "runs",
         None,
         str(tmp_path / "runs" / "ray"),
     )
     environ = {"MERGEVQ_HOME": "/a", "MLFLOW_TRACKING_URI": "http://b", "MERGEVQ_STORAGE": "s3://c"}
-    moved = places(environ)
+    moved = read_settings(environ)
     assert (moved.home, moved.tracking_uri, moved.storage) == (Path("/a"), "http://b", "s3://c")
-    assert places(environ, home=Path("here"), storage="/d").home == tmp_path / "here"
-    assert places(environ, storage="/d").storage == "/d"
+    assert read_settings(environ, home=Path("here"), storage="/d").home == tmp_path / "here"
+    assert read_settings(environ, storage="/d").storage == "/d"
     assert not (tmp_path / "runs").exists()
 
 

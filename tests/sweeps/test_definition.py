@@ -15,11 +15,13 @@ from mergevq_platform.sweeps import (
     Random,
     Sweep,
     choice,
+    choosers,
+    driver,
+    loading,
     mean_psnr,
     sample_frechet,
     uniform,
 )
-from mergevq_platform.sweeps import definition as definitions
 
 SHIPPED = sorted((Path(__file__).parents[2] / "sweeps").glob("*.py"))
 KEY = "task.losses.entropy.weight"
@@ -45,7 +47,7 @@ def test_eight_sweeps_are_shipped() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_sweep_is_one_question_whose_every_corner_is_a_recipe(path: Path) -> None:
-    sweep = definitions.load(path)
+    sweep = loading.load(path)
     sweep.check()
     assert sweep.name == path.stem
     assert sweep.question.endswith(("?", ")"))
@@ -55,8 +57,8 @@ def test_a_shipped_sweep_is_one_question_whose_every_corner_is_a_recipe(path: Pa
 def test_distributions_hold_at_another_resolution() -> None:
     path = next(p for p in SHIPPED if p.stem == "keep_distribution")
     at_256 = ("task.preset=gr_256_d32", "data.views.image_size=256", "task.losses.alignment={kind: none}")
-    sweep = definitions.changed(definitions.load(path), (*at_256, "evaluation.keeps=[64,256]"))
-    assert sweep.recipe_of(definitions.spaces.corners(sweep.space)[0]).tokenizer.model.grid_tokens == 256
+    sweep = loading.changed(loading.load(path), (*at_256, "evaluation.keeps=[64,256]"))
+    assert sweep.recipe_of(choosers.corners(sweep.space)[0]).tokenizer.model.grid_tokens == 256
 
 
 @pytest.mark.parametrize(
@@ -110,13 +112,13 @@ def test_a_file_that_is_no_sweep_is_named(text: str, message: str, tmp_path: Pat
     file = tmp_path / "broken.py"
     file.write_text(text)
     with pytest.raises(InputError, match=message) as error:
-        definitions.load(file)
+        loading.load(file)
     assert "broken.py" in str(error.value)
 
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(InputError, match=r"no sweep file 'sweeps/none\.py'"):
-        definitions.load("sweeps/none.py")
+        loading.load("sweeps/none.py")
 
 
 def test_every_choice_is_repeated_over_its_seeds() -> None:
@@ -136,12 +138,12 @@ def test_rungs_decide_the_checkpoints_of_a_trial() -> None:
     [("a.b=1..4", 1, 4), ("a.b=0.5..2", 0.5, 2.0), ("a.b=0.01..1:log", 0.01, 1.0)],
 )
 def test_ranges_of_the_command_line(text: str, low: float, high: float) -> None:
-    key, domain = definitions.parse_domain(text)
+    key, domain = loading.parse_domain(text)
     assert (key, domain.low, domain.high) == ("a.b", low, high)
 
 
 def test_lists_of_the_command_line() -> None:
-    key, domain = definitions.parse_domain("a.b=1,off,[2,3],{kind: list}")
+    key, domain = loading.parse_domain("a.b=1,off,[2,3],{kind: list}")
     assert key == "a.b"
     assert domain.options == (1, False, [2, 3], {"kind": "list"})
 
@@ -149,7 +151,7 @@ def test_lists_of_the_command_line() -> None:
 @pytest.mark.parametrize("text", ["a", "=1", "a=", "a=1..x", "a=1..2:square", "a=[1"])
 def test_other_dimensions_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--over"):
-        definitions.parse_domain(text)
+        loading.parse_domain(text)
 
 
 def test_a_sweep_file_may_hold_numpys_numbers(tmp_path: Path) -> None:
@@ -168,9 +170,9 @@ SWEEP = Sweep(
 )
 """
     )
-    sweep = definitions.load(file)
+    sweep = loading.load(file)
     sweep.check()
-    recipe = sweep.recipe_of(definitions.spaces.corners(sweep.space)[0])
+    recipe = sweep.recipe_of(choosers.corners(sweep.space)[0])
     assert (recipe.global_batch, recipe.checkpoint_every) == (32, 10)
     assert sweep.rung.keeps == (9,)
     assert [type(value) for value in (sweep.search.trials, sweep.rung.images)] == [int, int]  # type: ignore[union-attr]
@@ -179,3 +181,17 @@ SWEEP = Sweep(
 def test_a_value_that_no_recipe_holds_is_refused_by_its_key() -> None:
     with pytest.raises(InputError, match=r"'task\.losses\.entropy\.weight' holds .* of type set"):
         made(space={KEY: choice({0.1})})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"space": {"task.losses.entropie": choice(1)}},
+        {"search": Random(trials=0)},
+        {"overrides": ("data.path=nowhere",)},
+    ],
+)
+def test_a_refused_sweep_leaves_nothing_behind(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        driver.sweep(made(**changes), home=tmp_path, name="s")
+    assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,8 @@ from mergevq.errors import InputError
 from mergevq_platform.comparing import compare
 from mergevq_platform.curves import Curve
 from mergevq_platform.sweeps import Random, Sweep, integer, log_uniform, mean_log_frechet, mean_psnr, report
-from mergevq_platform.sweeps.trial import Finished, Place
+from mergevq_platform.sweeps.trial import Finished
 
-PLACE = Place(name="s", home="h", storage=None, tracking_uri=None, uid="u", device="cpu")
 SWEEP = Sweep(
     name="s",
     question="q",
@@ -92,8 +91,8 @@ def finished(
 
 def reported(trials: list[Finished], folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     recorder = Recorder()
-    files = report.write(SWEEP, PLACE, trials, folder)
-    report.record(SWEEP, PLACE, trials, files, recorder)
+    files = report.write(SWEEP, "s", trials, folder)
+    report.record(SWEEP, trials, files, recorder)
     report.show(SWEEP, trials)
     return files, recorder.found
 

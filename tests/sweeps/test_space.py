@@ -12,8 +12,9 @@ import optuna
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.sweeps import choice, integer, log_uniform, uniform
+from mergevq_platform.sweeps import choice, choosers, integer, log_uniform, uniform
 from mergevq_platform.sweeps import space as spaces
+from mergevq_platform.sweeps.plain_values import plain
 
 SPACE: dict[str, Any] = {
     "task.keep": choice(
@@ -31,14 +32,14 @@ class Colour(Enum):
 
 
 def resolved(params: dict[str, Any]) -> dict[str, Any]:
-    return spaces.chosen(SPACE, spaces.Fixed(params))
+    return spaces.values_of(SPACE, params)
 
 
 def test_a_draw_is_a_function_of_seed_and_number_and_stays_in_range() -> None:
     seen = set()
     for number in range(60):
-        params = spaces.draw(SPACE, seed=3, number=number)
-        assert params == spaces.draw(SPACE, seed=3, number=number)
+        params = choosers.draw(SPACE, seed=3, number=number)
+        assert params == choosers.draw(SPACE, seed=3, number=number)
         values = resolved(params)
         seen.add(values["task.keep"]["kind"])
         assert 5 <= values["steps"] <= 9
@@ -46,7 +47,7 @@ def test_a_draw_is_a_function_of_seed_and_number_and_stays_in_range() -> None:
         # What belongs to another family is not drawn.
         assert ("task.keep.gaussian.sigma" in params) == (values["task.keep"]["kind"] == "gaussian")
     assert seen == {"gaussian", "uniform", "list"}
-    assert spaces.draw(SPACE, seed=4, number=0) != spaces.draw(SPACE, seed=3, number=0)
+    assert choosers.draw(SPACE, seed=4, number=0) != choosers.draw(SPACE, seed=3, number=0)
 
 
 def test_a_grid_is_every_combination_once_with_conditional_parts() -> None:
@@ -54,7 +55,7 @@ def test_a_grid_is_every_combination_once_with_conditional_parts() -> None:
         "a": choice({"kind": "x", "n": choice(1, 2)}, {"kind": "y"}),
         "b": integer(0, 1),
     }
-    found = [spaces.chosen(space, spaces.Fixed(params)) for params in spaces.grid(space)]
+    found = [spaces.values_of(space, params) for params in choosers.grid(space)]
     wanted = [
         {"a": a, "b": b}
         for a in ({"kind": "x", "n": 1}, {"kind": "x", "n": 2}, {"kind": "y"})
@@ -65,11 +66,11 @@ def test_a_grid_is_every_combination_once_with_conditional_parts() -> None:
 
 def test_a_grid_over_a_range_is_refused() -> None:
     with pytest.raises(InputError, match=r"a grid needs choices, but 'optimizer\.learning_rate' is a range"):
-        spaces.grid({"optimizer.learning_rate": uniform(0.0, 1.0)})
+        choosers.grid({"optimizer.learning_rate": uniform(0.0, 1.0)})
 
 
 def test_corners_touch_every_option_and_both_ends() -> None:
-    corners = [resolved(params) for params in spaces.corners(SPACE)]
+    corners = [resolved(params) for params in choosers.corners(SPACE)]
     assert {corner["task.keep"]["kind"] for corner in corners} == {"gaussian", "uniform", "list"}
     assert {0.5, 2.0} <= {corner["task.keep"].get("sigma") for corner in corners}
     assert {5, 9} <= {corner["steps"] for corner in corners}
@@ -93,8 +94,8 @@ def test_a_space_that_cannot_be_searched_is_refused(space: dict[str, Any], messa
 
 
 def test_a_perturbation_is_near_or_drawn_anew_and_never_leaves_the_range() -> None:
-    old = spaces.draw(SPACE, seed=0, number=1)
-    moved = [spaces.perturbed(SPACE, old, seed=seed) for seed in range(40)]
+    old = choosers.draw(SPACE, seed=0, number=1)
+    moved = [choosers.perturbed(SPACE, old, seed=seed) for seed in range(40)]
     assert any(params != old for params in moved)
     for params in moved:
         values = resolved(params)  # every value that the chosen family needs is there
@@ -108,7 +109,7 @@ def test_optuna_walks_the_same_space() -> None:
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     for _ in range(12):
         trial = study.ask()
-        values = spaces.chosen(SPACE, trial)
+        values, _ = spaces.walked(SPACE, spaces.suggested(trial))
         assert resolved(trial.params) == values
         study.tell(trial, values["optimizer.learning_rate"])
 
@@ -138,7 +139,7 @@ def test_numpys_numbers_are_taken_as_numbers() -> None:
         ),
         "data.path": choice(Path("shapes"), Colour.RED),
     }
-    taken = spaces.plain(space, "")
+    taken = plain(space, "")
     assert json.loads(json.dumps(spaces.encoded(taken))) == spaces.encoded(taken)
     assert taken["global_batch"] == choice(32, 64, 96)
     assert [type(option) for option in taken["global_batch"].options] == [int] * 3
@@ -166,4 +167,4 @@ def test_numpys_numbers_are_taken_as_numbers() -> None:
 )
 def test_what_no_recipe_can_hold_is_refused_by_key(key: str, domain: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        spaces.plain({key: domain}, "")
+        plain({key: domain}, "")

@@ -1,11 +1,17 @@
-"""A sweep that is told to end: SIGTERM, as a stopped job gets, means what Ctrl-C means."""
+"""A sweep that is told to end: SIGTERM, as a stopped job gets, means what Ctrl-C means, and nothing is lost by it."""
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+from mergevq_platform.sweeps import Grid, Sweep, choice, mean_psnr
 from mergevq_platform.sweeps.driver import _terminated_as_interrupted
+from mergevq_platform.sweeps.outcome import gathered
+from mergevq_platform.sweeps.stored import SweepSettings
 
 
 def test_sigterm_interrupts_a_sweep_and_only_a_sweep() -> None:
@@ -19,3 +25,26 @@ def test_sigterm_interrupts_a_sweep_and_only_a_sweep() -> None:
         assert signal.getsignal(signal.SIGTERM) is before
     finally:
         signal.signal(signal.SIGINT, ctrl_c)
+
+
+def test_trials_that_have_reported_nothing_are_left_to_run(tmp_path: Path) -> None:
+    sweep = Sweep(
+        name="s",
+        question="?",
+        recipe="demo",
+        space={"steps": choice(1, 2, 3)},
+        search=Grid(),
+        objectives=(mean_psnr(),),
+    )
+    settings = SweepSettings("s", str(tmp_path), None, None, "u", "cpu")
+    path = str(tmp_path / "ray" / "s" / "tune" / "s-001")
+    # As Ray Tune's results of trials without a report: interrupted, and failed at once; the third was never made.
+    results: Any = [
+        SimpleNamespace(config=None, error=None, path=None),
+        SimpleNamespace(config=None, error=RuntimeError("no room"), path=path),
+    ]
+    outcome = gathered(sweep, settings, results)
+    assert not outcome.complete
+    assert list(outcome.failed) == ["s-001"]
+    assert "no room" in outcome.failed["s-001"]
+    assert outcome.finished == outcome.stopped_early == []

@@ -154,7 +154,7 @@ def test_a_sweep_over_generators_ends_in_their_picture_over_guidance_scales(
     store = Store.at(ray_home)
     runs = {run.name: run for run in list_runs(store)}
     for trial in outcome.finished:
-        report = trial.judged()
+        report = trial.evaluation()
         assert isinstance(report, GeneratorReport)
         assert [row["scale"] for row in report.rows] == [1.0, 2.0]
         assert trial.objectives["sample_frechet_at_1"] == report.without_guidance[report.frechet_key]

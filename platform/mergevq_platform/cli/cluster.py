@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
     from mergevq_platform.operations.submission import ClusterClient
@@ -81,7 +81,7 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 def _client(options: argparse.Namespace) -> ClusterClient:
     from mergevq_platform.operations.submission import ClusterClient
 
-    client = ClusterClient(options.address, home=places().home)
+    client = ClusterClient(options.address, home=read_settings().home)
     if client.sends_token_in_clear:
         print(
             f"warning: the token goes to {client.address} unencrypted: use https, or ssh -L 8265:localhost:8265 HEAD",
@@ -101,7 +101,7 @@ def _submit(options: argparse.Namespace) -> int:
     job = submission.submit(
         client,
         verb,
-        local_home=places().home,
+        local_home=read_settings().home,
         home=options.home,
         name=options.name,
         driver=submission.DriverResources(

@@ -8,7 +8,7 @@ from typing import Any
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.typed import as_typed, naming_options
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 LAYOUTS = (
     "folders",
@@ -118,7 +118,7 @@ def _data_pack(options: argparse.Namespace) -> None:
     from mergevq_platform.distributed import cluster
 
     if not options.serial:
-        cluster.connect(places().home)
+        cluster.connect(read_settings().home)
     with naming_options():
         data.pack(
             options.source,

@@ -10,7 +10,7 @@ from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.where import found
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -165,7 +165,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     suites = evaluation.SUITES if options.suite == "all" else (options.suite,)
     curve = evaluation.evaluate(
         options.run,
-        home=places().home,
+        home=read_settings().home,
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
@@ -177,7 +177,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         out=options.out,
         storage=options.storage,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         track=not options.no_tracking,
         cache=not options.no_cache,
     )
@@ -190,7 +190,7 @@ def _extractor(options: argparse.Namespace) -> Any:
     text = options.extractor
     if options.inception:
         text = f"{{kind: inception, weights: '{options.inception}'}}"
-    return evaluation.parse_extractor(text, places().weights) if text else None
+    return evaluation.parse_extractor(text, read_settings().weights) if text else None
 
 
 def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
@@ -200,7 +200,7 @@ def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
     scores = evaluation.evaluate_pictures(
         options.images,
         options.reference,
-        home=places().home,
+        home=read_settings().home,
         extractor=extractor,
         size=options.size,
         split=options.split,
@@ -234,7 +234,7 @@ def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
         parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})
     report = generation.evaluate(
         options.run,
-        home=places().home,
+        home=read_settings().home,
         scales=options.cfg,
         images=options.num,
         keep=options.keep[0] if options.keep else None,
@@ -245,7 +245,7 @@ def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
         out=options.out,
         storage=options.storage,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         track=not options.no_tracking,
     )
     _write(report, options)
@@ -257,9 +257,9 @@ def _reconstruct(options: argparse.Namespace) -> None:
     for path in evaluation.reconstruct(
         options.checkpoint,
         options.images,
-        home=places().home,
+        home=read_settings().home,
         keeps=options.keep,
         out=options.out,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
     ):
         print(path)

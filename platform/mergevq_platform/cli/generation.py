@@ -9,11 +9,11 @@ import yaml
 
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
-from mergevq.keep import KeepDistribution
+from mergevq.keep import KeepDistributionConfig
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import found
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 OPTIONS = {  # keys of sampling and guidance -> as they are typed
     "temperature": "--temperature",
@@ -117,7 +117,7 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
         raise InputError(f"--workers {options.workers}: it must be at least 1")
     if options.workers == 1 and not options.address:
         return 0, "cuda" if torch.cuda.is_available() else "cpu"
-    cluster.connect(places().home, address=options.address)
+    cluster.connect(read_settings().home, address=options.address)
     return options.workers, cluster.choose_device("auto", options.workers)
 
 
@@ -165,7 +165,7 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 @config
 class _Drawn:
-    keep: KeepDistribution
+    keep: KeepDistributionConfig
 
 
 def _keep(words: list[str]) -> Any:

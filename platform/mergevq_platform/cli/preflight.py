@@ -8,13 +8,13 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
-IMAGENET_PICTURES = 1_281_167
+IMAGENET_IMAGES = 1_281_167
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     doctor = verbs.add_parser(
         "doctor",
         help="check every node before a run; each line ok, warn or fail with what to do",
@@ -57,8 +57,9 @@ def add(verbs: Any) -> None:
     )
     plan.add_argument("--save", type=user_path, metavar="JSON", help="keep the measurement")
     plan.add_argument(
-        "--pictures", type=count, help="of an epoch (default: the recipe's data, else ImageNet's)"
+        "--images", type=count, help="of an epoch (default: the recipe's data, else ImageNet's)"
     )
+    plan.add_argument("--pictures", dest="images", type=count, help=argparse.SUPPRESS)  # its name of before
     plan.add_argument("--memory-gib", type=float, help="memory of a device, to say whether it fits")
     plan.set_defaults(function=_plan)
 
@@ -72,27 +73,22 @@ def _doctor(options: argparse.Namespace) -> int:
     if len(names) > 1 or (given and not names):
         raise InputError("give one recipe, then a.b=c")
     chosen = recipe.locate(recipe.load(names[0], [t for t in given if "=" in t])) if names else None
-    place = places(storage=options.storage)
-    findings = doctor.examine(chosen, places=place, address=options.address, say=print)
+    settings = read_settings(storage=options.storage)
+    findings = doctor.examine(chosen, settings=settings, address=options.address, say=print)
     return doctor.summary(findings, say=print)
 
 
 def _plan(options: argparse.Namespace) -> None:
     import json
 
-    from mergevq.config import parse, to_tree
+    from mergevq.config import to_tree
     from mergevq_platform import recipe
     from mergevq_platform.operations import planning
     from mergevq_platform.tables import table_console
 
     chosen = recipe.locate(recipe.load(options.recipe, options.overrides))
     if options.measured:
-        try:
-            measured = parse(planning.Measured, json.loads(options.measured.read_text()))
-        except ValueError as error:
-            raise InputError(
-                f"{options.measured} holds no measurement ({error}): write one with --save"
-            ) from None
+        measured = planning.load_measurement(options.measured)
         if measured.recipe != chosen.name:
             print(f"note: measured with recipe '{measured.recipe}', applied to '{chosen.name}'")
     else:
@@ -107,24 +103,24 @@ def _plan(options: argparse.Namespace) -> None:
         between_gbps=options.link_gbps,
         overlap=options.overlap if options.overlap is not None else (0.8 if gpu else 0.0),
     )
-    pictures, whose = _pictures(chosen, options.pictures)
+    images, whose = _images(chosen, options.images)
     asked = planning.predict(
-        chosen, measured, nodes=options.nodes, gpus=options.gpus, links=links, pictures=pictures
+        chosen, measured, nodes=options.nodes, gpus=options.gpus, links=links, images=images
     )
     rows = planning.scaling(
-        chosen, measured, nodes=options.nodes, gpus=options.gpus, links=links, pictures=pictures
+        chosen, measured, nodes=options.nodes, gpus=options.gpus, links=links, images=images
     )
     print(f"measured on {measured.machine}: {planning.describe(measured)}")
     print(
         f"links: {links.within_gbps:g} Gbit/s within a node, {links.between_gbps:g} between nodes; "
-        f"{links.overlap:.0%} of the backward pass hides all-reduce; an epoch: {pictures:,} pictures ({whose})"
+        f"{links.overlap:.0%} of the backward pass hides all-reduce; an epoch: {images:,} images ({whose})"
     )
     table_console().print(planning.table(rows, (options.nodes, options.gpus)))
     for line in planning.conclusions(chosen, measured, asked, rows, memory_gib=options.memory_gib):
         print(line)
 
 
-def _pictures(recipe: Any, given: int | None) -> tuple[int, str]:
+def _images(recipe: Any, given: int | None) -> tuple[int, str]:
     from mergevq_platform.data import open_dataset
 
     if given:
@@ -134,4 +130,4 @@ def _pictures(recipe: Any, given: int | None) -> tuple[int, str]:
             recipe.data.path, recipe.data.train_split, recipe.data.reading
         ).rows, recipe.data.path
     except (InputError, OSError):
-        return IMAGENET_PICTURES, f"ImageNet's: {recipe.data.path} is not here; --pictures says otherwise"
+        return IMAGENET_IMAGES, f"ImageNet's: {recipe.data.path} is not here; --images says otherwise"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -72,7 +72,7 @@ def _runs_list(options: argparse.Namespace) -> None:
     table = Table()
     for title in ("run", "kind", "state", "curve", "began"):
         table.add_column(title, no_wrap=title != "run", overflow="fold")
-    for run in list_runs(Store.at(places().home, places().tracking_uri), options.experiment):
+    for run in list_runs(Store.at(read_settings().home, read_settings().tracking_uri), options.experiment):
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
         table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)
     table_console().print(table)
@@ -82,7 +82,7 @@ def _runs_show(options: argparse.Namespace) -> None:
     from mergevq_platform.tracking.listing import find_run, stored_curve
     from mergevq_platform.tracking.store import Store
 
-    store = Store.at(places().home, places().tracking_uri)
+    store = Store.at(read_settings().home, read_settings().tracking_uri)
     run = find_run(store, options.run)
     print(f"{run.name}  {run.kind}  {run.status.lower()}  experiment {run.experiment}  id {run.run_id}")
     for key, value in sorted(run.params.items()):
@@ -97,8 +97,8 @@ def _runs_rm(options: argparse.Namespace) -> None:
     from mergevq_platform.tracking.listing import find_run, remove_run
     from mergevq_platform.tracking.store import Store
 
-    home = places().home
-    store = Store.at(home, places().tracking_uri)
+    home = read_settings().home
+    store = Store.at(home, read_settings().tracking_uri)
     for run in [find_run(store, name) for name in options.runs]:
         remove_run(store, run)
         print(f"{run.name}: in the store's trash")
@@ -114,10 +114,10 @@ def _register(options: argparse.Namespace) -> None:
     made = evaluation.register(
         options.run,
         options.name,
-        home=places().home,
+        home=read_settings().home,
         alias=options.alias,
         storage=options.storage,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
     )
     print(f"{made.uri}  version {made.version}, model {made.model_id}")
 
@@ -125,7 +125,7 @@ def _register(options: argparse.Namespace) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation.cache import Cache
 
-    cache = Cache.at(places().home)
+    cache = Cache.at(read_settings().home)
     size = cache.clear() if options.what == "clear" else cache.bytes
     done = "deleted from" if options.what == "clear" else f"of at most {cache.limit_bytes / 1e9:.0f} GB in"
     print(f"{size / 1e6:,.1f} MB {done} {cache.directory}")
@@ -136,9 +136,9 @@ def _sync(options: argparse.Namespace) -> None:
     from mergevq_platform.tracking.store import Store
     from mergevq_platform.tracking.undelivered import directory_of, sync_all
 
-    home = places().home
+    home = read_settings().home
     directory = directory_of(options.run, home) or Run.find(options.run, home=home).directory
-    for report in sync_all(directory, Store.at(home, places().tracking_uri)):
+    for report in sync_all(directory, Store.at(home, read_settings().tracking_uri)):
         print(report)
 
 
@@ -146,6 +146,8 @@ def _ui(options: argparse.Namespace) -> None:
     from mergevq_platform.tracking.store import Store
     from mergevq_platform.tracking.ui import serve_ui
 
-    status = serve_ui(Store.at(places().home, places().tracking_uri), host=options.host, port=options.port)
+    status = serve_ui(
+        Store.at(read_settings().home, read_settings().tracking_uri), host=options.host, port=options.port
+    )
     if status:
         raise RuntimeError("MLflow's server ended by itself")

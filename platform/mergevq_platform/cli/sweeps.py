@@ -12,7 +12,7 @@ from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.distributed.failures import INTERRUPTED
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -61,9 +61,9 @@ def add(verbs: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from mergevq_platform.sweeps import definition, driver, report
+    from mergevq_platform.sweeps import driver, loading, report
 
-    home = places().home
+    home = read_settings().home
     given = [text for text in [options.sweep, *options.overrides] if text]
     overrides = [text for text in given if "=" in text]
     names = [text for text in given if "=" not in text]
@@ -73,11 +73,13 @@ def _sweep(options: argparse.Namespace) -> int:
         )
     chosen = None
     if names:
-        chosen = (
-            definition.from_dimensions(names[0], options.over) if options.over else definition.load(names[0])
-        )
-        chosen = definition.changed(
-            chosen, overrides, recipe=options.recipe, trials=options.trials, seeds=options.seeds
+        chosen = loading.opened(
+            names[0],
+            options.over,
+            overrides,
+            recipe=options.recipe,
+            trials=options.trials,
+            seeds=options.seeds,
         )
     outcome = driver.sweep(
         chosen,
@@ -86,10 +88,10 @@ def _sweep(options: argparse.Namespace) -> int:
         resume=options.resume,
         storage=options.storage,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         concurrent=options.concurrent,
     )
-    name = outcome.place.name
+    name = outcome.settings.name
     if outcome.finished:
         report.show(outcome.definition, outcome.finished)
         if "pareto.png" in outcome.files:
@@ -102,7 +104,7 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"failed: {trial}: {reason}", file=sys.stderr)
     if not outcome.complete:
         print(f"stopped before its end; go on with: mergevq sweep --resume {name}")
-    print(outcome.undelivered or where_to_look(outcome.experiment, outcome.place.name))
+    print(outcome.undelivered or where_to_look(outcome.experiment, outcome.settings.name))
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
     return 0 if outcome.complete else INTERRUPTED
@@ -111,7 +113,7 @@ def _sweep(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> None:
     from mergevq_platform import comparing
 
-    home, uri = places().home, places().tracking_uri
+    home, uri = read_settings().home, read_settings().tracking_uri
     files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper, tracking_uri=uri)
     comparing.show(options.runs, home=home, tracking_uri=uri)
     for path in files.values():

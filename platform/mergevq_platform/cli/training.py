@@ -10,7 +10,7 @@ from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.credentials import without_credentials
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
@@ -67,9 +67,9 @@ def _train(options: argparse.Namespace) -> int:
     names = [text for text in words if "=" not in text]
     if bool(names) == bool(options.resume) or len(names) > 1:
         raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
-    home = places().home
+    home = read_settings().home
     given = recipe.load(names[0], overrides) if names else None
-    tracking_uri = places().tracking_uri
+    tracking_uri = read_settings().tracking_uri
     find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
     chosen = recipe.resolve(given, find_run=find_run) if given else None
     model, alias = models.parse_target(options.register) if options.register is not None else ("", None)
@@ -92,7 +92,7 @@ def _train(options: argparse.Namespace) -> int:
         resume=options.resume,
         overrides=overrides,
         address=options.address,
-        tracking_uri=places().tracking_uri,
+        tracking_uri=read_settings().tracking_uri,
         after=None if options.no_evaluation else evaluation.after_training,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
@@ -109,7 +109,7 @@ def _train(options: argparse.Namespace) -> int:
             home=home,
             alias=alias,
             storage=options.storage,
-            tracking_uri=places().tracking_uri,
+            tracking_uri=read_settings().tracking_uri,
         )
         print(f"registered: {made.uri}")
     if outcome.stopped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
     from mergevq_platform.storage.lookup import FoundModel
@@ -15,8 +15,10 @@ def found(name: str, *, storage: str | None = None, recipe: str | None = None) -
     from mergevq_platform.storage.lookup import find
     from mergevq_platform.tracking.store import Store
 
-    home = places().home
-    return find(name, home=home, store=Store.at(home, places().tracking_uri), storage=storage, recipe=recipe)
+    home = read_settings().home
+    return find(
+        name, home=home, store=Store.at(home, read_settings().tracking_uri), storage=storage, recipe=recipe
+    )
 
 
 def where_to_look(experiment: str, run: str | None = None) -> str:
@@ -24,4 +26,4 @@ def where_to_look(experiment: str, run: str | None = None) -> str:
     from mergevq_platform.tracking import ui
     from mergevq_platform.tracking.store import Store
 
-    return ui.where_to_look(Store.at(places().home, places().tracking_uri), experiment, run)
+    return ui.where_to_look(Store.at(read_settings().home, read_settings().tracking_uri), experiment, run)

@@ -24,7 +24,7 @@ import torch
 from mergevq import keep as kept
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.keep import KeepDistribution, reachable
+from mergevq.keep import KeepDistributionConfig, reachable
 from mergevq.serialization import read_config
 from mergevq_platform.codes.codeset import CodeManifest, Codes, CodeShard, read_manifest, write_shard
 from mergevq_platform.data import (
@@ -183,7 +183,7 @@ def tokenize(
     directory: str | Path,
     *,
     data: str,
-    keep: Sequence[int] | KeepDistribution,
+    keep: Sequence[int] | KeepDistributionConfig,
     crops: int = 2,
     splits: Sequence[str] | None = None,
     train_split: str = "train",

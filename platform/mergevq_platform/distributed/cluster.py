@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine; and saying early what it cannot do."""
+"""A Ray cluster: joined, or started on this machine; its devices and resources."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,12 +45,34 @@ def connect(home: Path, *, address: str | None = None) -> None:
                 f"no Ray cluster answers at '{address}' ({error}): start one or unset RAY_ADDRESS"
             ) from None
     else:
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        )
+        with children_in_a_group_of_their_own():
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            )
+
+
+@contextmanager
+def children_in_a_group_of_their_own() -> Iterator[None]:
+    """Processes started in the context are in another process group than this one, unless this one leads its group.
+
+    `timeout` and shells signal whole groups. Without Ray a run could not end at a step with a checkpoint and its status
+    recorded: the signal is for this process alone, which then stops Ray.
+    """
+    group, parent = os.getpgrp(), os.getppid()
+    if group == os.getpid():  # a leader cannot leave its group
+        yield
+        return
+    os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # nobody is left there
+            os.setpgid(0, group)
+    if os.getppid() != parent:  # Ctrl-C, which went to the group meanwhile
+        raise KeyboardInterrupt
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"], workers: int) -> Literal["cpu", "cuda"]:
@@ -61,7 +85,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"], workers: int) -> Liter
 
 
 def evaluators(cluster: ClusterConfig) -> tuple[int, Literal["cpu", "cuda"], str | None]:
-    """(workers, device) of a finished run's evaluation, and what is to be said of them: see `evaluators_on`."""
+    """(workers, device, note) of a finished run's evaluation: see `evaluators_on`."""
     import ray
 
     return evaluators_on(cluster, int(ray.cluster_resources().get("GPU", 0)))
@@ -89,7 +113,7 @@ def require_resources(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) ->
 
 
 def shortage(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) -> str | None:
-    """What the run needs at least and the cluster's nodes have not, busy or not; None where all is there."""
+    """The resources that the run needs at least and the cluster's nodes lack, busy or not; None if none."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

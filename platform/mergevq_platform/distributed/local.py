@@ -64,4 +64,4 @@ class LocalHost:
         return False
 
     def at(self, step: int, doing: str) -> None:
-        """Nobody watches."""
+        """Nothing to tell: one process has no monitor."""

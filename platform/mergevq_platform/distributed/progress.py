@@ -1,4 +1,4 @@
-"""What a training run shows on the terminal."""
+"""Progress on the terminal: of a training run, and of jobs that are counted."""
 
 from __future__ import annotations
 

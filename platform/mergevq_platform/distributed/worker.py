@@ -55,7 +55,7 @@ class RayHost:
         patience = (
             self.storage_timeout_seconds if self.restarted else 0.0
         )  # the driver has just written there
-        self._insist(self._unseen, f"the node {node} does not see the run in {self.location}", patience)
+        self._retry(self._storage_error, f"the node {node} does not see the run in {self.location}", patience)
         directory = None
         if self.rank == 0 and checkpoints.listed(self.location):
             directory = self.held.enter_context(
@@ -91,16 +91,16 @@ class RayHost:
             directory = Path(temporary) / checkpoints.directory_name(step)
             write(directory)
             what = f"step {step}: the checkpoint cannot be saved in {self.location}"
-            self._insist(lambda: self._unkept(directory), what, self.storage_timeout_seconds)
+            self._retry(lambda: self._upload_error(directory), what, self.storage_timeout_seconds)
 
-    def _insist(self, problem: Callable[[], str | None], what: str, patience_seconds: float) -> None:
+    def _retry(self, problem: Callable[[], str | None], what: str, patience_seconds: float) -> None:
         began, pause = time.monotonic(), 1.0
         while reason := problem():
             waited = time.monotonic() - began
             if waited >= patience_seconds:
                 raise InputError(
                     f"{what} ({reason}), for {waited:.0f} s now: --storage must be a path or URI that all nodes share, with "
-                    "room; put that right, then go on with --resume"
+                    "room; fix that, then go on with --resume"
                 )
             self.warn(
                 f"{what} ({reason}); training waits, and tries again for {patience_seconds:.0f} s "
@@ -112,7 +112,7 @@ class RayHost:
             time.sleep(min(pause, patience_seconds - waited))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def _unseen(self) -> str | None:
+    def _storage_error(self) -> str | None:
         try:
             filesystem, path = checkpoints.open_storage(self.location)
             found = filesystem.get_file_info(f"{path}/recipe.yaml").type
@@ -120,7 +120,7 @@ class RayHost:
             return failures.one_line(error)
         return None if found == pyarrow.fs.FileType.File else "no recipe.yaml there"
 
-    def _unkept(self, directory: Path) -> str | None:
+    def _upload_error(self, directory: Path) -> str | None:
         if problem := ray.get(self.actor.settle.remote()):
             return problem
         try:

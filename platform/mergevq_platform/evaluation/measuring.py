@@ -18,9 +18,9 @@ import torch
 
 import mergevq
 from mergevq.config import to_tree
-from mergevq.metrics import bits_per_picture, distance_name, extractor, frechet_distance, score_name
+from mergevq.metrics import bits_per_image, distance_name, extractor, frechet_distance, score_name
 from mergevq.metrics.extractors import Extractor
-from mergevq.metrics.lpips import LpipsDistance, LpipsFiles
+from mergevq.metrics.lpips import LpipsDistance, LpipsFilesConfig
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.pixels import WINDOW
 from mergevq.metrics.probe import unfit_labels
@@ -173,7 +173,7 @@ class Measurement:
         row |= part.psnr.compute() | (part.ssim.compute() if part.ssim else {}) | part.codes.compute()
         for optional in (part.ms_ssim, part.lpips):
             row |= optional.compute() if optional is not None else {}
-        row |= bits_per_picture(
+        row |= bits_per_image(
             keep,
             model.grid_tokens,
             code_bits=math.log2(model.quantizer.vocabulary),
@@ -406,7 +406,7 @@ def likeness_names(network: Extractor) -> dict[str, str]:
 
 
 @lru_cache(maxsize=4)
-def lpips_identity(files: LpipsFiles) -> dict[str, Any]:
+def lpips_identity(files: LpipsFilesConfig) -> dict[str, Any]:
     """What numbers of LPIPS with these files must share to be compared."""
     return LpipsDistance(files).identity
 

@@ -23,7 +23,7 @@ from mergevq.metrics import (
     InceptionExtractor,
     InceptionScore,
     Moments,
-    Reference,
+    ReferenceStatistics,
     distance_name,
     extractor,
     extrapolated_distance,
@@ -169,7 +169,7 @@ class PictureMeasurement:
         }
         return PictureScores(self.task.images, found, self._protocol())
 
-    def statistics(self) -> Reference:
+    def statistics(self) -> ReferenceStatistics:
         """The moments of the judged pictures, for others to be compared with."""
         return self._moments(self.found)
 
@@ -247,7 +247,7 @@ class PictureMeasurement:
         return self._features("reference", other)
 
     @cached_property
-    def reference(self) -> Reference | None:
+    def reference(self) -> ReferenceStatistics | None:
         """The moments that distances are measured from. Raises `InputError` for another extractor's."""
         if self.compared is not None:
             return self._moments(self.compared)
@@ -283,9 +283,9 @@ class PictureMeasurement:
             self.say(line)
         return opened
 
-    def _moments(self, found: dict[str, np.ndarray]) -> Reference:
+    def _moments(self, found: dict[str, np.ndarray]) -> ReferenceStatistics:
         spatial = _moments(found["spatial"]) if "spatial" in found else None
-        return Reference(_moments(found["pool"]), spatial, self.identity)
+        return ReferenceStatistics(_moments(found["pool"]), spatial, self.identity)
 
     def _features(self, which: Literal["images", "reference"], pictures: Pictures) -> dict[str, np.ndarray]:
         size = max(BATCHES_PER_JOB, math.ceil(pictures.num_batches / JOBS_PER_PASS))

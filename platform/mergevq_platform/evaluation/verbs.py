@@ -39,7 +39,7 @@ from mergevq_platform.evaluation.weights import with_files
 from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import find
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, check_target, register_model
@@ -253,7 +253,7 @@ def evaluate_pictures(
     """
     device = _device(home, workers, address)
     settings = EvaluationConfig(extractor=extractor) if extractor else EvaluationConfig()
-    settings = with_files(settings, places().weights)
+    settings = with_files(settings, read_settings().weights)
     task = PictureTask(
         images=images,
         reference=reference,
@@ -303,7 +303,7 @@ def register(
     dataset = None
     if measured is not None and "protocol.data" in measured.tags:
         dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
-    with checkpoints.newest(found.checkpoint, files=checkpoints.MODEL) as directory:
+    with checkpoints.weights(found.checkpoint) as directory:
         return register_model(
             store,
             tracked,
@@ -320,7 +320,7 @@ def register(
 def with_extractor(recipe: ResolvedRecipe, extractor: FeaturesConfig | None = None) -> ResolvedRecipe:
     """The recipe with another extractor, or its own; its weight files are found."""
     settings = recipe.evaluation if extractor is None else replace(recipe.evaluation, extractor=extractor)
-    return replace(recipe, evaluation=with_files(settings, places().weights))
+    return replace(recipe, evaluation=with_files(settings, read_settings().weights))
 
 
 def _device(home: Path, workers: int, address: str | None) -> Literal["cpu", "cuda"]:

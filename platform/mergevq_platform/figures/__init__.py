@@ -1,7 +1,8 @@
 """The figures: a tokenizer's trade-off, what it repaints and merges; what a generator paints."""
 
 from mergevq_platform.figures.codes import code_usage_figure
-from mergevq_platform.figures.comparison import Entry, pareto_figure
+from mergevq_platform.figures.compared import Entry
+from mergevq_platform.figures.front import pareto_figure
 from mergevq_platform.figures.generated import guidance_figure, picture_rows
 from mergevq_platform.figures.grids import cluster_grid, neighbour_grid, reconstruction_grid, worst_grid
 from mergevq_platform.figures.interactive import tradeoff_html

@@ -17,11 +17,10 @@ from mergevq.generation import (
     GuidanceConfig,
     RandomOrderConfig,
     SamplingConfig,
-    load_generator,
     sample,
 )
 from mergevq.merging import Source
-from mergevq.serialization import WEIGHTS
+from mergevq.serialization import WEIGHTS, load_generator
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
 from mergevq_platform.codes.tokenizer import tokenizer_of

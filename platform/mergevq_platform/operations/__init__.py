@@ -1,1 +1,1 @@
-"""Work around a cluster: submission, examination, prediction."""
+"""Operations on clusters: submission of jobs, doctor, planning, bandwidth."""

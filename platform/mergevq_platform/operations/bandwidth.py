@@ -1,4 +1,4 @@
-"""How fast workers add up gradients between them: a measured all-reduce, over gloo or NCCL."""
+"""Bandwidth between workers: a measured all-reduce, over gloo or NCCL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class AllReduce:
-    """What an all-reduce among `workers` came to."""
+    """Measured times of an all-reduce among `workers`."""
 
     workers: int
     backend: str
@@ -84,7 +84,7 @@ def _on_loopback(rank: int, workers: int, port: int) -> AllReduce:
 
 
 def free_port(address: str) -> int:
-    """A port of `address` that nobody listens on now."""
+    """A free port of `address`."""
     import socket
 
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:

@@ -24,7 +24,7 @@ from mergevq_platform.recipe.paths import hash_field, named_paths
 from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
 from mergevq_platform.recipe.task_config import TaskConfig
 from mergevq_platform.storage.credentials import keys_with_credentials
-from mergevq_platform.storage.settings import places
+from mergevq_platform.storage.settings import read_settings
 
 R = TypeVar("R", bound=Recipe)
 RENAMED = {"data": {"bad_picture_limit": "bad_image_limit"}}  # section -> key of earlier recipes -> key
@@ -101,7 +101,7 @@ def locate(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
     Names of what is not there stay: a URI, or a mistake, which is reported under the name that was given.
     """
     start = Path.cwd() if folder is None else Path(folder)
-    weights = places().weights
+    weights = read_settings().weights
     tree = to_tree(recipe)
     for key, kind, path, _ in named_paths(recipe):
         if "://" in path:

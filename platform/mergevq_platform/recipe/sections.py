@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mergevq.config import config
-from mergevq.metrics import FeaturesConfig, RandomFeatures
-from mergevq.metrics.lpips import LpipsFiles
-from mergevq.schedules import Schedule
+from mergevq.metrics import FeaturesConfig, RandomFeaturesConfig
+from mergevq.metrics.lpips import LpipsFilesConfig
+from mergevq.schedules import ScheduleConfig
 from mergevq_platform.data import Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
 from mergevq_platform.recipe.paths import DataPath
@@ -57,7 +57,7 @@ class OptimizerConfig:
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    schedule: Schedule
+    schedule: ScheduleConfig
 
 
 @config
@@ -93,8 +93,8 @@ class EvaluationConfig:
     batch: Count = 64
     images: Count | None = None  # images of the evaluation split; none: all
     probe_images: Count | None = None  # images of the train split that the probe learns from; none: all
-    extractor: FeaturesConfig = Field(default_factory=RandomFeatures)
-    lpips: LpipsFiles | None = None  # weight files of LPIPS; none: it is not measured
+    extractor: FeaturesConfig = Field(default_factory=RandomFeaturesConfig)
+    lpips: LpipsFilesConfig | None = None  # weight files of LPIPS; none: it is not measured
     probes: tuple[Literal["mergevq", "mae", "dinov2"], ...] = ()  # published protocols beside the exact probe
     untrained_baseline: bool = True  # also probe the encoder as it was before training
     every: Count | None = None  # steps between validations during training; none: only at the end

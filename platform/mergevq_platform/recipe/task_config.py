@@ -18,7 +18,7 @@ from mergevq.generation import (
     generator_preset,
 )
 from mergevq.initialisation import select_weights
-from mergevq.keep import KeepDistribution, merge_schedule
+from mergevq.keep import KeepDistributionConfig, merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.paths import WeightsPath
 from mergevq.presets import preset
@@ -53,7 +53,7 @@ class TaskConfig:
         """The same with place and hash of every model that it builds on. Raises `InputError` for one that is not there."""
         return self
 
-    def keep_distribution(self) -> tuple[KeepDistribution, int] | None:
+    def keep_distribution(self) -> tuple[KeepDistributionConfig, int] | None:
         """How the kept count of a step is drawn, and the grid that it is drawn of; None for tasks that keep every token."""
         return None
 
@@ -93,7 +93,7 @@ class TokenizerTaskConfig(TaskConfig):
     kind: Literal["tokenizer"] = "tokenizer"
     preset: str | None = None  # the named preset that `model` starts from
     model: TokenizerConfig
-    keep: KeepDistribution  # how the kept-token count of each step is drawn
+    keep: KeepDistributionConfig  # how the kept-token count of each step is drawn
     loss_preset: Literal["release", "paper"] | None = None  # the named preset that `losses` starts from
     losses: TokenizerTrainingConfig
     initial_weights: WeightsPath | None = None  # DINOv2 weights file: weight selection (A.1); none: random
@@ -134,7 +134,7 @@ class TokenizerTaskConfig(TaskConfig):
                 except InputError as error:
                     raise ValueError(f"{key}: {error}") from None
 
-    def keep_distribution(self) -> tuple[KeepDistribution, int]:
+    def keep_distribution(self) -> tuple[KeepDistributionConfig, int]:
         """See `TaskConfig.keep_distribution`."""
         return self.keep, self.model.grid_tokens
 
@@ -196,7 +196,7 @@ class GeneratorTaskConfig(TaskConfig):
     preset: str | None = None  # the named preset that `model` starts from
     model: GeneratorConfig
     losses: GeneratorTrainingConfig = Field(default_factory=GeneratorTrainingConfig)
-    keep: KeepDistribution  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
+    keep: KeepDistributionConfig  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
     codes: CodesPath | None = None  # a directory or URI
     tokenizer: RunPath | None = (
         None  # a run directory, a checkpoint or a URI; none: the one that made the codes
@@ -238,7 +238,7 @@ class GeneratorTaskConfig(TaskConfig):
             task["keep"] = {"kind": "list", "counts": counts}
         return task
 
-    def keep_distribution(self) -> tuple[KeepDistribution, int]:
+    def keep_distribution(self) -> tuple[KeepDistributionConfig, int]:
         """See `TaskConfig.keep_distribution`."""
         return self.keep, self.model.grid_tokens
 

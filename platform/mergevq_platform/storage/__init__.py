@@ -1,1 +1,1 @@
-"""Checkpoints, runs, and where both lie."""
+"""Runs, checkpoints, their locations, and the one lookup from a name to a checkpoint."""

@@ -1,4 +1,4 @@
-"""What runs, sweeps and recipes may be called: their names become folders, URIs and ids of jobs."""
+"""Names of runs, sweeps and recipes. They become folders, URIs and ids of jobs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def fits(name: str) -> bool:
-    """Whether a name holds only what file systems, object stores and clusters all take, however long it is."""
+    """Whether file systems, object stores and clusters all take every letter of a name, whatever its length."""
     return _ALLOWED.fullmatch(name) is not None
 
 
 def check_name(name: str, what: str, *, longest: int = LONGEST) -> str:
-    """The name, where it will do. Raises `InputError` that calls it `what` and says the rule."""
+    """The name, if it is allowed. Raises `InputError` that calls it `what` and says the rule."""
     if not fits(name):
         shown = name if len(name) <= 40 else f"{name[:40]}…"
         raise InputError(f"{what} {shown!r} will not do: {RULE}, such as '{fitted(name)}'")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """The places of one process: home, the tracking store (None: sqlite in home), the checkpoint root, weights."""
+class Settings:
+    """The settings of one process: home, the tracking store (None: sqlite in home), the checkpoint root, weights."""
 
     home: Path
     tracking_uri: str | None = None
@@ -28,13 +28,13 @@ class Places:
         return self.home / "data"
 
 
-def places(
+def read_settings(
     environ: Mapping[str, str] | None = None, *, home: Path | None = None, storage: str | None = None
-) -> Places:
-    """The places in use: arguments first, then the environment, then `runs/` under the working directory."""
+) -> Settings:
+    """The settings in use: arguments first, then the environment, then `runs/` under the working directory."""
     environ = os.environ if environ is None else environ
     home = default_home(environ) if home is None else home.expanduser().absolute()
-    return Places(
+    return Settings(
         home=home,
         tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
         storage=storage or storage_of_environment(environ) or str(home / "ray"),

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq_platform import pareto
 from mergevq_platform.curves import Curve, lacking_sentences
+from mergevq_platform.figures import pareto
 from mergevq_platform.generator_report import GeneratorReport
 
 
 @dataclass(frozen=True)
-class Reference:
+class UntrainedPoint:
     """The untrained tokenizer of a sweep's base recipe: where hypervolumes are measured from. Measured once per sweep."""
 
     frechet: float
@@ -32,7 +32,7 @@ class Objective:
 
     name: str
     mode: Literal["min", "max"]
-    of: Callable[[Any, Reference | None], float]
+    of: Callable[[Any, UntrainedPoint | None], float]
     needs_reference: bool = False
     needs_probe: bool = False  # and so labels
     task: Literal["tokenizer", "generator"] = "tokenizer"
@@ -72,7 +72,7 @@ def mean_psnr(keeps: Sequence[int] | None = None) -> Objective:
 def hypervolume(keeps: Sequence[int] | None = None) -> Objective:
     """Area that the points (ln Fréchet distance, probe in percent) of a curve dominate, up to the untrained tokenizer's."""
 
-    def of(curve: Curve, reference: Reference | None) -> float:
+    def of(curve: Curve, reference: UntrainedPoint | None) -> float:
         if reference is None:
             raise InputError("the hypervolume needs the untrained tokenizer's point")
         return pareto.hypervolume(points(curve, keeps), (math.log(reference.frechet), reference.probe))
@@ -94,7 +94,7 @@ def sample_class_top1(scale: float | None = 1.0) -> Objective:
 def _of_samples(
     name: str, mode: Literal["min", "max"], scale: float | None, key: Callable[[GeneratorReport], str]
 ) -> Objective:
-    def of(report: GeneratorReport, _: Reference | None) -> float:
+    def of(report: GeneratorReport, _: UntrainedPoint | None) -> float:
         if lacking := [row["scale"] for row in report.rows if key(report) not in row]:
             reasons = "; ".join(lacking_sentences(report.protocol))
             raise InputError(

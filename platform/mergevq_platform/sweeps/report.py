@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -15,23 +14,18 @@ from rich.table import Table
 
 from mergevq.errors import InputError
 from mergevq_platform.figures import save_png
-from mergevq_platform.figures.comparison import (
-    Entry,
-    averaged,
-    comparison_csv,
-    comparison_html,
-    overlay_figure,
-    pareto_figure,
-    plane,
-    require_one_identity,
-)
-from mergevq_platform.pareto import front, hypervolume
-from mergevq_platform.sweeps import space as spaces
+from mergevq_platform.figures.compared import Entry, averaged, comparison_axes, require_one_identity
+from mergevq_platform.figures.comparison_export import comparison_csv, comparison_html
+from mergevq_platform.figures.front import pareto_figure
+from mergevq_platform.figures.overlay import overlay_figure
+from mergevq_platform.figures.pareto import front, hypervolume
+from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps.definition import Population, Sweep, described
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
-from mergevq_platform.sweeps.trial import Finished, Place
+from mergevq_platform.sweeps.trial import Finished
 from mergevq_platform.tables import table_console
+from mergevq_platform.tracking.recorder import Recorder
 
 MIN_FOR_IMPORTANCE = 4
 
@@ -43,7 +37,7 @@ def entries(definition: Sweep, finished: Sequence[Finished]) -> list[Entry]:
         Entry(
             described(trial.params) if repeated else trial.name,
             definition.family_of(trial.params),
-            trial.judged(),
+            trial.evaluation(),
         )
         for trial in finished
     ]
@@ -70,7 +64,7 @@ def _score(objective: Objective, value: float) -> float:
 def not_in_one_picture(finished: Sequence[Finished]) -> str | None:
     """Why the trials' curves cannot be laid over each other, None where they can: a space may change how they are measured."""
     try:
-        require_one_identity([trial.judged() for trial in finished])
+        require_one_identity([trial.evaluation() for trial in finished])
     except InputError as error:
         return str(error)
     return None
@@ -101,9 +95,9 @@ def table(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
 
 def hypervolumes(finished: Sequence[Finished]) -> dict[str, float]:
     """Of each trial's curve, the area of (ln Fréchet distance, gain) that it dominates up to the worst point of all."""
-    curves = {trial.name: trial.judged() for trial in finished}
+    curves = {trial.name: trial.evaluation() for trial in finished}
     points = {
-        name: [(math.log(max(row[c.frechet_key], 1e-12)), row[plane(c).gain]) for row in c.rows]
+        name: [(math.log(max(row[c.frechet_key], 1e-12)), row[comparison_axes(c).gain_key]) for row in c.rows]
         for name, c in curves.items()
     }
     everything = [point for some in points.values() for point in some]
@@ -114,9 +108,9 @@ def hypervolumes(finished: Sequence[Finished]) -> dict[str, float]:
 def pareto_rows(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
     """Header and rows: the points that no other beats."""
     points = averaged(entries(definition, finished))
-    curve = finished[0].judged()
-    names = plane(curve)
-    rows = [[names.column, curve.frechet_key, names.gain, "family", "trial"]]
+    curve = finished[0].evaluation()
+    names = comparison_axes(curve)
+    rows = [[names.x_column, curve.frechet_key, names.gain_key, "family", "trial"]]
     for index in front([(p.loss, p.gain) for p in points]):
         p = points[index]
         rows.append([f"{p.at:g}", f"{p.loss:.4g}", f"{p.gain:.4g}", p.group, p.label])
@@ -131,14 +125,17 @@ def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dic
     """
     if isinstance(definition.search, Population):
         return {}
-    logarithmic = spaces.logarithmic(definition.space)
+    logarithmic = choosers.logarithmic(definition.space)
     found = {}
     for objective in definition.objectives:
         told = [trial for trial in finished if math.isfinite(trial.objectives[objective.name])]
         if len(told) < MIN_FOR_IMPORTANCE:
             continue
         parameters = {
-            key: [math.log(trial.params[key]) if key in logarithmic else trial.params[key] for trial in told]
+            key: [
+                math.log(float(trial.params[key])) if key in logarithmic else trial.params[key]
+                for trial in told
+            ]
             for key in told[0].params
             if all(key in trial.params for trial in told)
         }
@@ -146,7 +143,7 @@ def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dic
     return {name: shares for name, shares in found.items() if shares}
 
 
-def write(definition: Sweep, place: Place, finished: Sequence[Finished], folder: Path) -> dict[str, Path]:
+def write(definition: Sweep, name: str, finished: Sequence[Finished], folder: Path) -> dict[str, Path]:
     """Write the figures, the tables and the winning recipe, those that there can be; returns the files by name."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -165,12 +162,10 @@ def write(definition: Sweep, place: Place, finished: Sequence[Finished], folder:
     rows = io.StringIO()
     csv.writer(rows, lineterminator="\n").writerows(table(definition, finished))
     text("trials.csv", rows.getvalue())
-    text("sweep.md", markdown(definition, place, finished))
+    text("sweep.md", markdown(definition, name, finished))
     if (winner := best(definition, finished)) is not None:
         first = definition.objectives[0]
-        head = (
-            f"# The winner of sweep {place.name} by {first.name} ({first.mode}): {described(winner.params)}\n"
-        )
+        head = f"# The winner of sweep {name} by {first.name} ({first.mode}): {described(winner.params)}\n"
         recipe = {**winner.recipe, "name": f"{definition.name}-winner"}
         text("winner.yaml", head + yaml.safe_dump(recipe, sort_keys=False, width=120))
     return files
@@ -188,9 +183,9 @@ def unsaid(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
     return lines
 
 
-def markdown(definition: Sweep, place: Place, finished: Sequence[Finished]) -> str:
+def markdown(definition: Sweep, name: str, finished: Sequence[Finished]) -> str:
     """The sweep's findings as Markdown."""
-    parts = [f"# {place.name}", definition.question, "## Trials", _markdown(table(definition, finished))]
+    parts = [f"# {name}", definition.question, "## Trials", _markdown(table(definition, finished))]
     parts += unsaid(definition, finished)
     if not not_in_one_picture(finished):
         parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
@@ -200,12 +195,12 @@ def markdown(definition: Sweep, place: Place, finished: Sequence[Finished]) -> s
             *([key, f"{share:.0%}"] for key, share in shares.items()),
         ]
         parts += [f"## What mattered for {name}", _markdown(rows)]
-    parts.append(finished[0].judged().caption())
+    parts.append(finished[0].evaluation().caption())
     return "\n\n".join(parts) + "\n"
 
 
 def record(
-    definition: Sweep, place: Place, finished: Sequence[Finished], files: dict[str, Path], recorder: Any
+    definition: Sweep, finished: Sequence[Finished], files: dict[str, Path], recorder: Recorder
 ) -> None:
     """Record the report in the sweep's own run: artifacts, the winner, the front's size and hypervolume."""
     for file in files.values():

@@ -18,7 +18,8 @@ from rich.table import Table
 from mergevq_platform.distributed.progress import duration
 from mergevq_platform.storage.files import write_whole
 from mergevq_platform.sweeps.definition import Sweep, described
-from mergevq_platform.sweeps.trial import STOPPED, Place
+from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.sweeps.trial import STOPPED
 
 _boards: dict[str, Board] = {}  # by sweep; Tune pickles its callbacks, a terminal cannot be pickled
 
@@ -105,8 +106,8 @@ class Board:
 class Watch(tune.Callback):
     """Tune's callback: passes events on to the board of this process, and notes on disk which trials were stopped."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, settings: SweepSettings) -> None:
+        self.settings = settings
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or goes on."""
@@ -123,7 +124,7 @@ class Watch(tune.Callback):
         result = trial.last_result or {}
         finished = bool(result.get("finished"))
         if not finished:
-            directory = self.place.run(str(trial)).directory
+            directory = self.settings.run(str(trial)).directory
             directory.mkdir(parents=True, exist_ok=True)
             write_whole(directory / STOPPED, json.dumps({"step": int(result.get("step", 0))}))
         self._tell(trial, "finished" if finished else "stopped early", trial.last_result)
@@ -133,7 +134,7 @@ class Watch(tune.Callback):
         self._tell(trial, "failed", trial.last_result)
 
     def _tell(self, trial: Any, state: str, result: dict[str, Any] | None) -> None:
-        if board := _boards.get(self.place.name):
+        if board := _boards.get(self.settings.name):
             choice = trial.config.get("trial", {}).get("params") or {
                 key: value for key, value in trial.config.items() if key not in ("number", "trial")
             }

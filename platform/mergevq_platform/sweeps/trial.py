@@ -28,15 +28,17 @@ from mergevq_platform.curves import Curve
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.figures import save_png
-from mergevq_platform.figures.comparison import Judged, drawn_figure
+from mergevq_platform.figures.compared import Evaluation
+from mergevq_platform.figures.kept_counts import drawn_figure
 from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.recipe import ResolvedRecipe, complete, locate, parse_resolved, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps.definition import Sweep, described, named
-from mergevq_platform.sweeps.objectives import Reference
+from mergevq_platform.sweeps.objectives import UntrainedPoint
 from mergevq_platform.sweeps.space import Params
+from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -73,28 +75,9 @@ class Finished:
         curve = {**record.curve, "rows": [without_nulls(row) for row in record.curve["rows"]]}
         return replace(record, objectives=objectives, curve=curve)
 
-    def judged(self) -> Judged:
+    def evaluation(self) -> Evaluation:
         """The curve."""
         return (GeneratorReport if "references" in self.curve else Curve)(**self.curve)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a sweep and its trials keep their things; travels to the trials."""
-
-    name: str  # of the sweep
-    home: str
-    storage: str | None
-    tracking_uri: str | None
-    uid: str  # of the sweep's MLflow run
-    device: str
-    reference: Reference | None = None
-    optuna: str | None = None  # its version, where it proposes the trials
-
-    def run(self, trial: str) -> Run:
-        """The run of a trial (or of the sweep itself)."""
-        home = Path(self.home)
-        return Run(name=trial, home=home, storage=self.storage or str((home / "ray").resolve()))
 
 
 @dataclass
@@ -130,7 +113,7 @@ class TrialHost(LocalHost):
         tune.report({"step": step, **values}, checkpoint=tune.Checkpoint.from_directory(str(directory)))
 
 
-def run_trial(config: dict[str, Any], *, sweep: Sweep, place: Place) -> None:
+def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> None:
     """Ray Tune's function of a trial."""
     params, seed, name = chosen(config, sweep, place)
     run = place.run(name)
@@ -159,7 +142,7 @@ def run_trial(config: dict[str, Any], *, sweep: Sweep, place: Place) -> None:
     tune.report({"step": steps, **objectives, "finished": True})
 
 
-def chosen(config: dict[str, Any], sweep: Sweep, place: Place) -> tuple[Params, int, str]:
+def chosen(config: dict[str, Any], sweep: Sweep, place: SweepSettings) -> tuple[Params, int, str]:
     """(choice, seed, name of the run) of a trial's configuration."""
     trial = config.get("trial")
     if trial is None:  # Optuna: the choice lies flat beside the number
@@ -175,14 +158,14 @@ def trial_name(sweep: str, number: int) -> str:
     return f"{sweep}-{number:03d}"
 
 
-def measured(sweep: Sweep, curve: Judged, reference: Reference | None) -> dict[str, float]:
+def measured(sweep: Sweep, curve: Evaluation, reference: UntrainedPoint | None) -> dict[str, float]:
     """The sweep's objectives of a curve."""
     return {objective.name: objective.of(curve, reference) for objective in sweep.objectives}
 
 
 def _in_place(
-    sweep: Sweep, place: Place, run: Run, recipe: ResolvedRecipe, params: Params
-) -> tuple[Judged, int, Counter[int]]:
+    sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
+) -> tuple[Evaluation, int, Counter[int]]:
     run.directory.mkdir(parents=True, exist_ok=True)
     with _recorder(run, recipe, place, params) as recorder, _handed() as handed:
         device = torch.device("cuda" if place.device == "cuda" else "cpu")
@@ -200,8 +183,8 @@ def _in_place(
 
 
 def _in_group(
-    sweep: Sweep, place: Place, run: Run, recipe: ResolvedRecipe, params: Params
-) -> tuple[Judged, int, Counter[int]]:
+    sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
+) -> tuple[Evaluation, int, Counter[int]]:
     begun = (run.directory / "recipe.yaml").is_file()
     found: dict[str, Any] = {}
 
@@ -233,7 +216,7 @@ def _in_group(
 
 
 def _rung(
-    sweep: Sweep, place: Place, recipe: ResolvedRecipe, directory: Path, step: int, recorder: Any
+    sweep: Sweep, place: SweepSettings, recipe: ResolvedRecipe, directory: Path, step: int, recorder: Any
 ) -> dict[str, float]:
     """The objectives on few images; recorded as `rung/<objective>`."""
     task = task_of(recipe)
@@ -245,8 +228,8 @@ def _rung(
 
 
 def _final(
-    recipe: ResolvedRecipe, place: Place, run: Run, checkpoint: str, step: int, recorder: Any
-) -> Judged:
+    recipe: ResolvedRecipe, place: SweepSettings, run: Run, checkpoint: str, step: int, recorder: Any
+) -> Evaluation:
     return task_of(recipe).record(
         recipe,
         checkpoint,
@@ -279,7 +262,7 @@ def _kept(run: Run, checkpoint: Path) -> None:
 
 
 @contextlib.contextmanager
-def _recorder(run: Run, recipe: ResolvedRecipe, place: Place, params: Params) -> Iterator[LocalRecorder]:
+def _recorder(run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params) -> Iterator[LocalRecorder]:
     fingerprint = preflight(recipe).fingerprint
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
     recorder = run.recorder(
@@ -298,7 +281,7 @@ def _recorder(run: Run, recipe: ResolvedRecipe, place: Place, params: Params) ->
     recorder.close("FINISHED")
 
 
-def _tags(place: Place, params: Params) -> dict[str, str]:
+def _tags(place: SweepSettings, params: Params) -> dict[str, str]:
     return {"mergevq.sweep": place.name, "mergevq.choice": described(params)[:500], **named(params)}
 
 
@@ -312,7 +295,7 @@ def _handed() -> Iterator[Path | None]:
             yield Path(directory)
 
 
-def untrained_reference(sweep: Sweep, device: str) -> Reference:
+def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
     """The untrained tokenizer of the base recipe, every token kept, on the rung's images: a fixed point of the sweep.
 
     Raises `InputError` where the images have no labels.
@@ -331,4 +314,4 @@ def untrained_reference(sweep: Sweep, device: str) -> Reference:
     if "probe_top1_cls" not in row:
         raise InputError(f"{recipe.data.path} has no labels: an objective of this sweep needs a probe")
     assert isinstance(curve, Curve)
-    return Reference(frechet=row[curve.frechet_key], probe=row["probe_top1_cls"])
+    return UntrainedPoint(frechet=row[curve.frechet_key], probe=row["probe_top1_cls"])

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from mergevq.config import config
 from mergevq.metrics import Mean
-from mergevq.training.classifier import ClassifierTraining, StandInClassifier, StandInConfig
+from mergevq.teachers.stand_in import StandInClassifier, StandInConfig
+from mergevq.training.classifier import ClassifierTraining
 from mergevq.training.protocol import Training
 from mergevq_platform.data import Batch, Dataset
 from mergevq_platform.recipe import Recipe

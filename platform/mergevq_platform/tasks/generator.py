@@ -156,10 +156,8 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         """Those of the model."""
         return self.model.classes
 
-    def random_batch(self, rows: int, keep: int | None, seed: int) -> Batch | None:
+    def random_batch(self, rows: int, keep: int | None, seed: int) -> Batch:
         """See `Task.random_batch`: codes, each with a cell."""
-        if self.reads_images:
-            return None
         assert keep is not None
         random, cells = torch.Generator().manual_seed(seed), self.model.grid_tokens
         every = torch.arange(cells) % keep

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from mergevq.config import config, parse
 from mergevq.errors import InputError
-from mergevq.generation import Generator, load_generator
-from mergevq.keep import KeepDistribution
+from mergevq.generation import Generator
+from mergevq.keep import KeepDistributionConfig
 from mergevq.metrics import Mean
-from mergevq.serialization import WEIGHTS, read_config
+from mergevq.serialization import WEIGHTS, load_generator, read_config
 from mergevq.training.protocol import Training
 from mergevq.training.recovery import RecoveryTraining, RecoveryTrainingConfig
 from mergevq_platform import evaluation
@@ -51,7 +51,7 @@ class RecoveryTask(Task):
     tokenizer_sha256: str | None = None
     generator: RunPath | None = None  # a random-order one of its codes, as above; none: codes of images alone
     generator_sha256: str | None = None
-    keep: KeepDistribution | None = None  # none: as the generator or, without one, the tokenizer was trained
+    keep: KeepDistributionConfig | None = None  # none: as the generator or, without one, the tokenizer was trained
     settings: RecoveryTrainingConfig = Field(default_factory=RecoveryTrainingConfig)
     stage_1: TokenizerTaskConfig | None = None
 
@@ -104,7 +104,7 @@ class RecoveryTask(Task):
         """The tokenizer's task, at the kept counts that recovery is tuned at; None before the recipe is resolved."""
         return self.stage_1 and replace(self.stage_1, keep=self.keep or self.stage_1.keep)
 
-    def keep_distribution(self) -> tuple[KeepDistribution, int] | None:
+    def keep_distribution(self) -> tuple[KeepDistributionConfig, int] | None:
         """See `TaskConfig.keep_distribution`."""
         tokenizer = self.as_tokenizer
         return None if tokenizer is None else tokenizer.keep_distribution()

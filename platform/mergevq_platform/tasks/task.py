@@ -181,10 +181,9 @@ class Task(TaskConfig):
         """The classes that a model is made for, whatever the data; 0 where it takes those of the data."""
         return 0
 
-    def random_batch(self, rows: int, keep: int | None, seed: int) -> Batch | None:
-        """A batch of noise that costs what a real one does, for tasks that read no images; None for others."""
-        del rows, keep, seed
-        return None
+    def random_batch(self, rows: int, keep: int | None, seed: int) -> Batch:
+        """A batch of noise that costs what a real one does, for tasks that read no images."""
+        raise NotImplementedError
 
 
 def task_of(recipe: Recipe) -> Task:

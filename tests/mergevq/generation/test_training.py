@@ -16,11 +16,10 @@ from mergevq.generation import (
     SamplingConfig,
     build_generator,
     generator_preset,
-    load_generator,
     parse_generator,
     sample,
-    save_generator,
 )
+from mergevq.serialization import load_generator, save_generator
 from mergevq.training.generator import GeneratorTraining
 from mergevq.training.protocol import Output
 

@@ -1,11 +1,11 @@
-"""`mergevq doctor`: what could go wrong with a run, found before it.
+"""`mergevq doctor`: a cluster and a recipe checked before a run.
 
-node.py     what one node is and sees; runs there, with or without Ray
-judging.py  what the nodes' answers mean: ok, warn or fail, and what to do
-visit.py    asks every node of a cluster, or this machine
+node.py         what one node has and sees; runs there, with or without Ray
+checks.py       findings from the nodes' reports: ok, warn or fail, and a fix
+examination.py  queries every node of a cluster, or this machine
 """
 
-from mergevq_platform.operations.doctor.judging import Finding, summary
-from mergevq_platform.operations.doctor.visit import examine
+from mergevq_platform.operations.doctor.checks import Finding, summary
+from mergevq_platform.operations.doctor.examination import examine
 
 __all__ = ["Finding", "examine", "summary"]

@@ -1,4 +1,4 @@
-"""What one node is and sees. Everything here runs on that node, and answers in plain values."""
+"""What one node has and sees. Everything here runs on that node and returns plain values."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from mergevq.errors import InputError
 from mergevq_platform.data import Reading
 from mergevq_platform.storage import checkpoints
 
+NVIDIA = Path("/proc/driver/nvidia/version")
+
 
 @dataclass(frozen=True)
-class Question:
-    """What every node is asked; travels there."""
+class NodeQuery:
+    """The query that travels to every node."""
 
     storage: str
     home: str
-    token: str  # names this visit's probe files
+    token: str  # names this examination's probe files
     data: str | None = None
     splits: tuple[str, ...] = ()
     reading: Reading | None = None
@@ -30,8 +32,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a node found; `problems` are what could not be asked, by subject."""
+class NodeReport:
+    """What a node has and sees; `problems` are what could not be examined, by subject."""
 
     name: str
     versions: dict[str, str]
@@ -47,47 +49,48 @@ class Answer:
     problems: dict[str, str] = field(default_factory=dict)
 
 
-def answer(question: Question, name: str) -> Answer:
-    """Examine this node and leave a probe file in the storage (`sees` looks for everyone's, `clear` removes them)."""
+def report(query: NodeQuery, name: str) -> NodeReport:
+    """Examine this node and leave a probe file in the storage (`sees` looks for all of them, `clear` removes this node's)."""
     import psutil
     import torch
 
     problems: dict[str, str] = {}
-    gpus: list[tuple[str, int, int]] = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        gpus.append((torch.cuda.get_device_name(index), total, free))
-    if not gpus and _has_nvidia():
+    gpus = [
+        (torch.cuda.get_device_name(index), total, free)
+        for index in range(torch.cuda.device_count())
+        for free, total in [torch.cuda.mem_get_info(index)]
+    ]
+    if not gpus and NVIDIA.is_file():
         problems["devices"] = (
             "there is an NVIDIA device, but PyTorch cannot use it (driver or a CPU-only torch)"
         )
     fingerprints: dict[str, str] = {}
-    for split in question.splits:
+    for split in query.splits:
         try:
             from mergevq_platform.data import open_dataset
 
-            assert question.data is not None
-            fingerprints[split] = open_dataset(question.data, split, question.reading).fingerprint
+            assert query.data is not None
+            fingerprints[split] = open_dataset(query.data, split, query.reading).fingerprint
         except (InputError, OSError) as error:
             problems["data"] = str(error)
     weights: dict[str, str] = {}
-    for file in question.weights:
+    for file in query.weights:
         try:
             weights[file] = checkpoints.sha256(Path(file))
         except OSError as error:
             problems["weights"] = f"{file}: {error.strerror}"
     wrote = False
     try:
-        filesystem, path = checkpoints.open_storage(question.storage)
+        filesystem, path = checkpoints.open_storage(query.storage)
         filesystem.create_dir(path, recursive=True)
-        with filesystem.open_output_stream(f"{path}/{_probe(question, name)}") as stream:
+        with filesystem.open_output_stream(f"{path}/{_probe(query, name)}") as stream:
             stream.write(name.encode())
         wrote = True
     except (InputError, OSError) as error:
         problems["storage"] = " ".join(str(error).split())
     memory = psutil.virtual_memory()
     limit = _container_memory()
-    return Answer(
+    return NodeReport(
         name=name,
         versions=versions(),
         cores=float(len(os.sched_getaffinity(0))),
@@ -95,7 +98,7 @@ def answer(question: Question, name: str) -> Answer:
         memory_free_bytes=memory.available,
         gpus=gpus,
         driver=_driver(),
-        disk_free_bytes=_disks(question),
+        disk_free_bytes=_disks(query),
         fingerprints=fingerprints,
         weights=weights,
         wrote=wrote,
@@ -108,13 +111,13 @@ def clock() -> float:
     return time.time()
 
 
-def sees(question: Question, names: Sequence[str]) -> list[str]:
+def sees(query: NodeQuery, names: Sequence[str]) -> list[str]:
     """Those of `names` whose probe files this node finds in the storage, with what they wrote."""
     found = []
     try:
-        filesystem, path = checkpoints.open_storage(question.storage)
+        filesystem, path = checkpoints.open_storage(query.storage)
         for name in names:
-            with filesystem.open_input_stream(f"{path}/{_probe(question, name)}") as stream:
+            with filesystem.open_input_stream(f"{path}/{_probe(query, name)}") as stream:
                 if stream.read().decode() == name:
                     found.append(name)
     except (InputError, OSError):
@@ -122,24 +125,23 @@ def sees(question: Question, names: Sequence[str]) -> list[str]:
     return found
 
 
-def clear(question: Question, name: str) -> None:
+def clear(query: NodeQuery, name: str) -> None:
     """Remove this node's probe file."""
     try:
-        filesystem, path = checkpoints.open_storage(question.storage)
-        filesystem.delete_file(f"{path}/{_probe(question, name)}")
+        filesystem, path = checkpoints.open_storage(query.storage)
+        filesystem.delete_file(f"{path}/{_probe(query, name)}")
     except (InputError, OSError):
         pass
 
 
 def versions() -> dict[str, str]:
-    """Of what must be alike on all nodes."""
+    """Versions of what must be the same on all nodes."""
     import importlib.metadata
 
     import torch
 
-    names = ("ray", "numpy", "timm", "pyarrow")
     found = {"python": ".".join(map(str, sys.version_info[:2])), "torch": torch.__version__}
-    for name in names:
+    for name in ("ray", "numpy", "timm", "pyarrow"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -154,30 +156,21 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-def _probe(question: Question, name: str) -> str:
-    return f".mergevq-doctor-{question.token}-{name}"
+def _probe(query: NodeQuery, name: str) -> str:
+    return f".mergevq-doctor-{query.token}-{name}"
 
 
-def _disks(question: Question) -> dict[str, int]:
-    places = {"home": Path(question.home), "temporary": Path("/tmp"), "shared memory": Path("/dev/shm")}
-    found = {}
-    for label, place in places.items():
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        found[label] = shutil.disk_usage(place).free
-    return found
+def _disks(query: NodeQuery) -> dict[str, int]:
+    folders = {"home": Path(query.home), "temporary": Path("/tmp"), "shared memory": Path("/dev/shm")}
+    return {
+        label: shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+        for label, folder in folders.items()
+    }
 
 
 def _driver() -> str | None:
-    path = Path("/proc/driver/nvidia/version")
-    if not path.is_file():
-        return None
-    words = path.read_text().split()
-    return next((word for word in words if word[0].isdigit() and word.count(".") >= 1), None)
-
-
-def _has_nvidia() -> bool:
-    return Path("/proc/driver/nvidia/version").is_file()
+    words = NVIDIA.read_text().split() if NVIDIA.is_file() else []
+    return next((word for word in words if word[0].isdigit() and "." in word), None)
 
 
 def _container_memory() -> int | None:

@@ -1,4 +1,4 @@
-"""A recipe on N nodes of G devices: arithmetic over a measured step, with every assumption in sight."""
+"""Memory, time and traffic of a recipe on N nodes of G devices, by arithmetic over a measured step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from mergevq.errors import InputError
 from mergevq_platform.data import Deal
-from mergevq_platform.operations.planning.measuring import Measured
+from mergevq_platform.operations.planning.measuring import StepMeasurement
 from mergevq_platform.recipe import Recipe
 
 BACKWARD_SHARE = 2 / 3  # of a micro-batch's time: the backward pass costs twice the forward
@@ -33,7 +31,7 @@ class Links:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ScalingPrediction:
     """A recipe on so many devices."""
 
     nodes: int
@@ -44,7 +42,7 @@ class Prediction:
     compute_seconds: float
     all_reduce_seconds: float  # what it takes
     exposed_seconds: float  # what of it the step waits for
-    input_cores: float  # cores of a worker that decode pictures as fast as it takes them
+    input_cores: float  # cores of a worker that decode images as fast as it takes them
     step_seconds: float
     epoch_hours: float
     checkpoint_bytes: int
@@ -63,11 +61,11 @@ class Prediction:
 
 
 def predict(
-    recipe: Recipe, measured: Measured, *, nodes: int, gpus: int, links: Links, pictures: int
-) -> Prediction:
-    """The recipe, batch unchanged, on `nodes` of `gpus` devices each, an epoch being `pictures` pictures.
+    recipe: Recipe, measured: StepMeasurement, *, nodes: int, gpus: int, links: Links, images: int
+) -> ScalingPrediction:
+    """The recipe, batch unchanged, on `nodes` of `gpus` devices each, an epoch being `images` images.
 
-    Batches are dealt as training deals them; a step takes as long as the worker with most pictures in each pass. Raises
+    Batches are dealt as training deals them; a step takes as long as the worker with most images in each pass. Raises
     `InputError` where training would refuse so many workers.
     """
     for option, value in (("--nodes", nodes), ("--gpus", gpus)):
@@ -76,13 +74,13 @@ def predict(
     workers = nodes * gpus
     if workers > recipe.global_batch:
         raise InputError(
-            f"global_batch {recipe.global_batch} has fewer pictures than there are workers, {workers}: lower --nodes or --gpus, or "
+            f"global_batch {recipe.global_batch} has fewer images than there are workers, {workers}: lower --nodes or --gpus, or "
             "raise the batch"
         )
     accumulation = Deal.of(recipe.global_batch, recipe.micro_batch or measured.micro_batch, workers).passes
     micro = -(-recipe.global_batch // (accumulation * workers))
     share = -(-recipe.global_batch // workers)
-    micro_seconds = measured.call_seconds + measured.picture_seconds * micro
+    micro_seconds = measured.call_seconds + measured.image_seconds * micro
     compute = accumulation * micro_seconds + measured.update_seconds
     cores = share * measured.input_seconds / compute
     # On CPUs the loading thread takes its time from the model's; beside a GPU it has cores of its own.
@@ -94,8 +92,8 @@ def predict(
     all_reduce = all_reduce_seconds(measured.gradient_bytes, nodes, gpus, links)
     exposed = max(0.0, all_reduce - links.overlap * BACKWARD_SHARE * micro_seconds)
     step = compute + loading + exposed
-    steps_per_epoch = pictures // recipe.global_batch
-    return Prediction(
+    steps_per_epoch = images // recipe.global_batch
+    return ScalingPrediction(
         nodes=nodes,
         gpus=gpus,
         micro_batch=micro,
@@ -130,29 +128,29 @@ def all_reduce_seconds(count: float, nodes: int, gpus: int, links: Links) -> flo
 
 
 def scaling(
-    recipe: Recipe, measured: Measured, *, nodes: int, gpus: int, links: Links, pictures: int
-) -> list[Prediction]:
+    recipe: Recipe, measured: StepMeasurement, *, nodes: int, gpus: int, links: Links, images: int
+) -> list[ScalingPrediction]:
     """From one device to twice as many as asked, doubling, as far as training takes so many."""
     sizes = [(1, g) for g in _doublings(gpus)] + [(n, gpus) for n in _doublings(2 * nodes)[1:]]
     rows = []
     for n, g in dict.fromkeys([*sizes, (nodes, gpus)]):
         with suppress(InputError):
-            rows.append(predict(recipe, measured, nodes=n, gpus=g, links=links, pictures=pictures))
+            rows.append(predict(recipe, measured, nodes=n, gpus=g, links=links, images=images))
     return rows
 
 
-def efficiency(prediction: Prediction, alone: Prediction) -> float:
+def efficiency(prediction: ScalingPrediction, alone: ScalingPrediction) -> float:
     """What a device does among others, of what it does alone."""
     return alone.step_seconds / (prediction.step_seconds * prediction.workers)
 
 
-def stops_scaling(rows: Sequence[Prediction]) -> Prediction | None:
+def stops_scaling(rows: Sequence[ScalingPrediction]) -> ScalingPrediction | None:
     """The first size at which a device does less than half of what it does alone; None within `rows`."""
     ordered = sorted(rows, key=lambda row: row.workers)
     return next((row for row in ordered if efficiency(row, ordered[0]) < WORTH_HALF), None)
 
 
-def on_device(measured: Measured, tflops: float) -> Measured:
+def on_device(measured: StepMeasurement, tflops: float) -> StepMeasurement:
     """The measurement moved to a device that does `tflops` of this work in a second (achieved, not its peak).
 
     Time goes by counted FLOPs; what a call costs whatever its size is left out, so small micro-batches come out too well.
@@ -163,102 +161,11 @@ def on_device(measured: Measured, tflops: float) -> Measured:
             "machine": f"a device of {tflops:g} TFLOP/s",
             "device": "cuda",
             "call_seconds": 0.0,
-            "picture_seconds": measured.flops / (tflops * 1e12),
+            "image_seconds": measured.flops / (tflops * 1e12),
             "update_seconds": 0.0,
         }
     )
 
 
-def table(rows: Sequence[Prediction], asked: tuple[int, int]) -> Table:
-    """The predictions as a table; the size that was asked for is marked."""
-    ordered = sorted(rows, key=lambda row: row.workers)
-    made = Table(box=None, padding=(0, 1), pad_edge=False)
-    for title in (
-        "",
-        "nodes",
-        "micro",
-        "memory",
-        "step",
-        "all-reduce",
-        "efficiency",
-        "images/s",
-        "epoch",
-    ):
-        made.add_column(title, no_wrap=True)
-    for row in ordered:
-        made.add_row(
-            "*" if (row.nodes, row.gpus) == asked else "",
-            f"{row.nodes} x {row.gpus}",
-            f"{row.accumulation} x {row.micro_batch}",
-            f"{row.memory_bytes / 2**20:,.0f} MiB",
-            f"{row.step_seconds * 1e3:.0f} ms",
-            f"{row.all_reduce_share:.0%}",
-            f"{efficiency(row, ordered[0]):.0%}",
-            f"{row.images_per_second:.0f}",
-            f"{row.epoch_hours:.3g} h",
-        )
-    return made
-
-
 def _doublings(most: int) -> list[int]:
     return [2**k for k in range(most.bit_length()) if 2**k <= most]
-
-
-def describe(measured: Measured) -> str:
-    """A measurement in one line."""
-    return (
-        f"{measured.call_seconds * 1e3:.1f} ms a micro-batch and {measured.picture_seconds * 1e3:.2f} ms a picture in it, "
-        f"{measured.update_seconds * 1e3:.1f} ms an update; {measured.flops / 1e9:.2f} GFLOP a picture"
-    )
-
-
-def conclusions(
-    recipe: Recipe,
-    measured: Measured,
-    asked: Prediction,
-    rows: Sequence[Prediction],
-    *,
-    memory_gib: float | None = None,
-) -> list[str]:
-    """What the numbers come to: whether it fits, what bounds it, its checkpoints, where more devices stop paying."""
-    lines = [
-        f"memory of a device: {measured.state_bytes / 2**20:,.0f} MiB of state and {measured.activation_bytes / 2**20:.1f} MiB a "
-        f"picture: {asked.memory_bytes / 2**20:,.0f} MiB at micro_batch {asked.micro_batch}"
-    ]
-    if memory_gib is not None:
-        room = memory_gib * 2**30 - (asked.memory_bytes - measured.activation_bytes * asked.micro_batch)
-        fits = int(room // measured.activation_bytes) if measured.activation_bytes else 0
-        lines.append(
-            f"{memory_gib:g} GiB holds it"
-            if asked.memory_bytes <= memory_gib * 2**30
-            else f"{memory_gib:g} GiB does not hold it: lower micro_batch to {fits}"
-            if fits > 0
-            else f"{memory_gib:g} GiB does not hold it at any micro_batch"
-        )
-    lines.append(
-        f"gradients: {measured.gradient_bytes / 2**20:.1f} MiB a step, {asked.all_reduce_seconds * 1e3:.1f} ms, of which the step waits "
-        f"{asked.exposed_seconds * 1e3:.1f} ms ({asked.all_reduce_share:.0%})"
-    )
-    lines.append(
-        "input: codes, which take no decoding"
-        if measured.input_seconds == 0
-        else f"pictures: {asked.input_cores:.1f} cores of every worker decode as fast as it computes"
-        + (f" (data.loader_workers is {recipe.data.loader_workers})" if asked.input_cores > 0.5 else "")
-    )
-    lines.append(
-        f"checkpoints: {asked.checkpoint_bytes / 2**20:.1f} MiB every {recipe.checkpoint_every * asked.step_seconds / 60:.1f} minutes, "
-        f"{asked.checkpoint_bytes_per_second / 2**20:.2f} MiB/s to storage on average"
-    )
-    end = stops_scaling(rows)
-    lines.append(
-        f"stops scaling at {end.nodes} x {end.gpus}: a device there does {efficiency(end, min(rows, key=lambda r: r.workers)):.0%} of "
-        f"what it does alone ({_cause(end)})"
-        if end
-        else f"scales as far as looked at, {max(row.workers for row in rows)} devices"
-    )
-    return lines
-
-
-def _cause(row: Prediction) -> str:
-    waiting = row.exposed_seconds / row.step_seconds
-    return "all-reduce" if waiting > 0.25 else "too few pictures for each device: raise global_batch"

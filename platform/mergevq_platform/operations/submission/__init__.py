@@ -10,7 +10,7 @@ jobs.py       the jobs of a cluster: listing, finding, stopping
 """
 
 from mergevq_platform.operations.submission.client import ClusterClient
-from mergevq_platform.operations.submission.following import end_of, exit_status, follow, pending_reason
+from mergevq_platform.operations.submission.following import end_of, follow
 from mergevq_platform.operations.submission.jobs import list_jobs, require, stop
 from mergevq_platform.operations.submission.submit import DriverResources, submit
 from mergevq_platform.operations.submission.verb import Verb, read_verb
@@ -20,10 +20,8 @@ __all__ = [
     "DriverResources",
     "Verb",
     "end_of",
-    "exit_status",
     "follow",
     "list_jobs",
-    "pending_reason",
     "read_verb",
     "require",
     "stop",

@@ -70,16 +70,11 @@ def read_verb(words: Sequence[str], parse: Callable[[Sequence[str]], argparse.Na
 
 def _read_sweep(options: argparse.Namespace) -> tuple[str, list[Path]]:
     """(name, files to upload) of a sweep: its recipe's file and the weights of every corner of its space."""
-    from mergevq_platform.sweeps import definition
-    from mergevq_platform.sweeps import space as spaces
+    from mergevq_platform.sweeps import choosers, loading
 
-    chosen = (
-        definition.from_dimensions(options.sweep, options.over)
-        if options.over
-        else definition.load(options.sweep)
-    )
-    chosen = definition.changed(
-        chosen,
+    chosen = loading.opened(
+        options.sweep,
+        options.over,
         [text for text in options.overrides if "=" in text],
         recipe=options.recipe,
         trials=options.trials,
@@ -87,7 +82,7 @@ def _read_sweep(options: argparse.Namespace) -> tuple[str, list[Path]]:
     )
     weights = dict.fromkeys(
         file
-        for params in spaces.corners(chosen.space)
+        for params in choosers.corners(chosen.space)
         for file in _uploaded_weights(chosen.recipe_of(params))
     )
     # The recipe that a sweep file names may be a file beside it.

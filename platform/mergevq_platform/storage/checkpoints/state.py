@@ -30,7 +30,7 @@ class TrainingState:
             "ema": self.ema.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "bad_images": self.bad_images,
+            "bad_pictures": self.bad_images,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -41,7 +41,6 @@ class TrainingState:
         assert state["optimizers"].keys() == self.optimizers.keys()
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        # Earlier checkpoints call them otherwise, or hold none.
-        self.bad_images = state.get("bad_images", state.get("bad_pictures", []))
+        self.bad_images = state.get("bad_pictures", [])  # older checkpoints hold none
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-Point = tuple[float, float]  # (loss, gain)
+LossAndGain = tuple[float, float]  # (loss, gain)
 
 
-def front(points: Sequence[Point]) -> list[int]:
+def front(points: Sequence[LossAndGain]) -> list[int]:
     """Indices of the points that no other point beats, by rising loss; of equal points the first."""
     found: list[int] = []
     best = -math.inf
@@ -20,7 +20,7 @@ def front(points: Sequence[Point]) -> list[int]:
     return found
 
 
-def hypervolume(points: Sequence[Point], reference: Point) -> float:
+def hypervolume(points: Sequence[LossAndGain], reference: LossAndGain) -> float:
     """The area that the points dominate, up to the reference point (its loss and its gain); 0 if none is better than it."""
     better = [point for point in points if point[0] < reference[0] and point[1] > reference[1]]
     stairs = [better[index] for index in front(better)]

@@ -1,4 +1,4 @@
-"""Asks every node of a cluster, or this machine alone, and says each finding as it comes."""
+"""Examines every node of a cluster, or this machine alone; says each finding as it comes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mergevq.errors import InputError
 from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.failures import one_line
 from mergevq_platform.operations import bandwidth
-from mergevq_platform.operations.doctor import judging, node
-from mergevq_platform.operations.doctor.judging import Finding
-from mergevq_platform.operations.doctor.node import Answer, Question
+from mergevq_platform.operations.doctor import checks, node
+from mergevq_platform.operations.doctor.checks import Finding
+from mergevq_platform.operations.doctor.node import NodeQuery, NodeReport
 from mergevq_platform.recipe import Recipe, weights_files
 from mergevq_platform.storage.credentials import without_credentials
-from mergevq_platform.storage.settings import Places
+from mergevq_platform.storage.settings import Settings
 from mergevq_platform.tracking.store import Store, reason_of
 
 ANSWER_SECONDS = 180
@@ -29,11 +29,8 @@ class Nodes(Protocol):
 
     names: list[str]
 
-    def everywhere(self, function: Callable, *arguments: Any) -> dict[str, Any]:
-        """function(*arguments) on every node: name -> result. Raises what a node raises."""
-
     def each(self, function: Callable, arguments: dict[str, tuple]) -> dict[str, Any]:
-        """The same with arguments of each node's own."""
+        """function(*arguments) on every node named: name -> result. Raises what a node raises."""
 
     def network(self) -> bandwidth.AllReduce:
         """The measured all-reduce."""
@@ -45,10 +42,6 @@ class ThisMachine:
     def __init__(self) -> None:
         self.names = [node.host_name()]
 
-    def everywhere(self, function: Callable, *arguments: Any) -> dict[str, Any]:
-        """Called here."""
-        return {self.names[0]: function(*arguments)}
-
     def each(self, function: Callable, arguments: dict[str, tuple]) -> dict[str, Any]:
         """Called here."""
         return {name: function(*own) for name, own in arguments.items()}
@@ -59,7 +52,7 @@ class ThisMachine:
 
 
 class ClusterNodes:
-    """The nodes of the cluster that this process has joined; every question is a task pinned to its node."""
+    """The nodes of the cluster that this process has joined; every query is a task pinned to its node."""
 
     def __init__(self) -> None:
         import ray
@@ -76,10 +69,6 @@ class ClusterNodes:
                 self.addresses[name] = found["NodeManagerAddress"]
                 self.gpus[name] = found["Resources"].get("GPU", 0)
         self.names = list(self.ids)
-
-    def everywhere(self, function: Callable, *arguments: Any) -> dict[str, Any]:
-        """As tasks, at once."""
-        return self.each(function, dict.fromkeys(self.names, arguments))
 
     def each(
         self,
@@ -130,14 +119,14 @@ def _measured_on_node(*arguments: Any) -> bandwidth.AllReduce:
 def examine(
     recipe: Recipe | None,
     *,
-    places: Places,
+    settings: Settings,
     address: str | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Finding]:
     """All findings, said as they come: of the cluster at `address` (or RAY_ADDRESS), else of this machine alone."""
     nodes: Nodes
     if address or os.environ.get("RAY_ADDRESS"):
-        cluster.connect(places.home, address=address)
+        cluster.connect(settings.home, address=address)
         nodes = ClusterNodes()
     else:
         nodes = ThisMachine()
@@ -149,39 +138,39 @@ def examine(
             say(str(finding))
 
     files = tuple(sorted(weights_files(recipe).values())) if recipe else ()
-    question = Question(
-        storage=places.storage,
-        home=str(places.home),
+    query = NodeQuery(
+        storage=settings.storage,
+        home=str(settings.home),
         token=secrets.token_hex(4),
         data=recipe.data.path if recipe else None,
         splits=(recipe.data.train_split, recipe.data.evaluation_split) if recipe else (),
         reading=recipe.data.reading if recipe else None,
         weights=files,
     )
-    by_name: dict[str, Answer] = nodes.each(node.answer, {name: (question, name) for name in nodes.names})
-    answers = list(by_name.values())
-    add(judging.devices(answers, recipe))
-    add(judging.versions(answers))
-    add(judging.clocks(_skews(nodes)))
-    seen = nodes.everywhere(node.sees, question, nodes.names)
-    nodes.each(node.clear, {name: (question, name) for name in nodes.names})
-    add(judging.storage(answers, seen, without_credentials(places.storage)))
-    add(judging.disks(answers))
-    add([_tracking(places)])
+    own = {name: (query, name) for name in nodes.names}
+    reports: list[NodeReport] = list(nodes.each(node.report, own).values())
+    add(checks.devices(reports, recipe))
+    add(checks.versions(reports))
+    add(checks.clocks(_skews(nodes)))
+    seen = nodes.each(node.sees, dict.fromkeys(nodes.names, (query, nodes.names)))
+    nodes.each(node.clear, own)
+    add(checks.storage(reports, seen, without_credentials(settings.storage)))
+    add(checks.disks(reports))
+    add([_tracking(settings)])
     measured = None
     if recipe:
-        add(judging.data(answers, recipe.data.path))
-        add(judging.weights(answers, files))
+        add(checks.data(reports, recipe.data.path))
+        add(checks.weights(reports, files))
         measured, finding = _needs(recipe)
         if measured is not None:
-            finding = judging.memory(answers, recipe, measured.state_bytes, measured.activation_bytes)
+            finding = checks.memory(reports, recipe, measured.state_bytes, measured.activation_bytes)
         add([finding] if finding else [])
     reduced, problem = None, None
     try:
         reduced = nodes.network()
     except Exception as error:  # whatever gloo, NCCL or a node that vanished raise is the finding
         problem = one_line(error)
-    add(judging.network(reduced, problem, measured.gradient_bytes if measured else None))
+    add([checks.network(reduced, problem, measured.gradient_bytes if measured else None)])
     return findings
 
 
@@ -198,17 +187,17 @@ def _skews(nodes: Nodes) -> dict[str, tuple[float, float]]:
     return best
 
 
-def _tracking(places: Places) -> Finding:
-    store = Store.at(places.home, places.tracking_uri)
+def _tracking(settings: Settings) -> Finding:
+    store = Store.at(settings.home, settings.tracking_uri)
     try:
         store.client().search_experiments(max_results=1)
     except Exception as error:  # MLflow's, requests' and the database's all mean that it does not answer
-        return judging.tracking(store.public_uri, reason_of(error)[:200])
-    return judging.tracking(store.public_uri, None)
+        return checks.tracking(store.public_uri, reason_of(error)[:200])
+    return checks.tracking(store.public_uri, None)
 
 
 def _needs(recipe: Recipe) -> tuple[Any, Finding | None]:
-    # Two pictures: some losses compare pictures of a batch.
+    # Two images: some losses compare images of a batch.
     from mergevq_platform.operations import planning
 
     try:

@@ -29,7 +29,7 @@ from mergevq_platform.storage.credentials import holds_credentials, without_cred
 from mergevq_platform.storage.runs import Run, tags
 from mergevq_platform.sweeps import driver
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECRET = "hunter2"
 WITH_SECRET = [
     f"s3://AKIA:{SECRET}@bucket/runs?endpoint_override=http%3A%2F%2F127.0.0.1",
@@ -165,7 +165,7 @@ def test_nothing_from_outside_can_run_code(path: Path) -> None:
             assert keywords.get("weights_only") == "True", ast.unparse(call)
         if name in ("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads"):
             # The one exception: a sweep's definition, which the user's own home holds.
-            assert path.name == "driver.py", ast.unparse(call)
+            assert path.name == "stored.py", ast.unparse(call)
             assert "directory" in ast.unparse(call)
         assert name not in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "yaml.full_load")
         assert not name.endswith((".extractall", ".unpack_archive")), ast.unparse(call)

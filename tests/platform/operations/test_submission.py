@@ -26,7 +26,7 @@ from mergevq_platform.operations.submission.submit import environment, job_name
 from mergevq_platform.operations.submission.verb import read_verb as read_parsed_verb
 from mergevq_platform.tracking.proxies import spare_loopback
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def read_verb(words: list[str]) -> Verb:

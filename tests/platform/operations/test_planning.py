@@ -22,7 +22,8 @@ from mergevq_platform import cli, loop, recipe
 from mergevq_platform.data import Deal, open_dataset
 from mergevq_platform.distributed import local
 from mergevq_platform.operations import planning
-from mergevq_platform.operations.planning.measuring import Measured, saved_for_backward
+from mergevq_platform.operations.planning.activations import saved_for_backward
+from mergevq_platform.operations.planning.measuring import StepMeasurement
 from mergevq_platform.operations.planning.prediction import (
     Links,
     all_reduce_seconds,
@@ -32,13 +33,13 @@ from mergevq_platform.operations.planning.prediction import (
 )
 
 LINKS = Links(within_gbps=20, between_gbps=10, latency_seconds=0)
-STEP = Measured(
+STEP = StepMeasurement(
     recipe="small",
     machine="a test",
     device="cuda",
     micro_batch=4,
     call_seconds=0.010,
-    picture_seconds=0.005,
+    image_seconds=0.005,
     update_seconds=0.002,
     input_seconds=0.001,
     gradient_bytes=10**8,
@@ -54,12 +55,12 @@ def small(small_recipe: dict[str, Any]) -> recipe.Recipe:
     return recipe.resolve(small_recipe)
 
 
-def of(small: recipe.Recipe, nodes: int, gpus: int, links: Links = LINKS) -> planning.Prediction:
-    return predict(small, STEP, nodes=nodes, gpus=gpus, links=links, pictures=800)
+def of(small: recipe.Recipe, nodes: int, gpus: int, links: Links = LINKS) -> planning.ScalingPrediction:
+    return predict(small, STEP, nodes=nodes, gpus=gpus, links=links, images=800)
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[recipe.Recipe, Measured]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[recipe.Recipe, StepMeasurement]:
     tree = {
         "name": "small",
         "task": {
@@ -79,7 +80,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[recipe.Recipe, M
 
 
 def test_measured_sizes_are_those_of_a_real_run(
-    measured: tuple[recipe.Recipe, Measured], pictures: Path, tmp_path: Path
+    measured: tuple[recipe.Recipe, StepMeasurement], pictures: Path, tmp_path: Path
 ) -> None:
     resolved, sizes = measured
     resolved = replace(resolved, data=replace(resolved.data, path=str(pictures)))
@@ -95,7 +96,7 @@ def test_measured_sizes_are_those_of_a_real_run(
     assert latest is not None
     written = sum(file.stat().st_size for file in latest.iterdir())
     assert sizes.checkpoint_bytes == pytest.approx(written, rel=0.01)
-    assert sizes.call_seconds + sizes.picture_seconds > 0
+    assert sizes.call_seconds + sizes.image_seconds > 0
     assert sizes.flops > 0
 
 
@@ -117,7 +118,7 @@ def test_a_generator_is_measured_on_codes_that_need_not_be_made_yet(preset: str)
     assert sizes.gradient_bytes == trained
     assert sizes.input_seconds == 0
     assert sizes.activation_bytes > 0
-    asked = predict(resolved, sizes, nodes=1, gpus=2, links=LINKS, pictures=800)
+    asked = predict(resolved, sizes, nodes=1, gpus=2, links=LINKS, images=800)
     lines = planning.conclusions(resolved, sizes, asked, [asked])
     assert "input: codes, which take no decoding" in lines
 
@@ -160,7 +161,7 @@ def test_the_slowest_link_of_the_ring_counts_and_one_worker_sends_nothing() -> N
 
 
 def test_a_step_is_its_micro_batches_its_update_and_what_it_waits_for(small: recipe.Recipe) -> None:
-    alone = of(small, 1, 1)  # 8 pictures as 2 micro-batches of 4
+    alone = of(small, 1, 1)  # 8 images as 2 micro-batches of 4
     assert (alone.accumulation, alone.micro_batch) == (2, 4)
     assert alone.step_seconds == pytest.approx(2 * (0.010 + 4 * 0.005) + 0.002)
     pair = of(small, 1, 2)
@@ -173,7 +174,7 @@ def test_a_step_is_its_micro_batches_its_update_and_what_it_waits_for(small: rec
 
 
 def test_more_devices_never_slow_compute_and_efficiency_falls(small: recipe.Recipe) -> None:
-    rows = scaling(replace(small, global_batch=64), STEP, nodes=4, gpus=2, links=LINKS, pictures=800)
+    rows = scaling(replace(small, global_batch=64), STEP, nodes=4, gpus=2, links=LINKS, images=800)
     assert [row.workers for row in rows] == [1, 2, 4, 8, 16]
     assert all(a.compute_seconds > b.compute_seconds for a, b in pairwise(rows))
     shares = [efficiency(row, rows[0]) for row in rows]
@@ -186,11 +187,11 @@ def test_more_devices_never_slow_compute_and_efficiency_falls(small: recipe.Reci
 
 
 def test_a_batch_is_dealt_as_training_deals_it(small: recipe.Recipe) -> None:
-    odd = of(small, 3, 1)  # 8 pictures over three workers: two of them take three
+    odd = of(small, 3, 1)  # 8 images over three workers: two of them take three
     assert (odd.accumulation, odd.micro_batch) == (1, 3)
     assert odd.compute_seconds == pytest.approx(0.010 + 3 * 0.005 + 0.002)
     seven = predict(
-        replace(small, global_batch=14), STEP, nodes=1, gpus=2, links=LINKS, pictures=800
+        replace(small, global_batch=14), STEP, nodes=1, gpus=2, links=LINKS, images=800
     )  # seven each: two passes of four at the most
     assert (seven.accumulation, seven.micro_batch) == (2, 4)
     for workers in range(1, 9):
@@ -201,7 +202,7 @@ def test_a_batch_is_dealt_as_training_deals_it(small: recipe.Recipe) -> None:
         ]
         row = of(small, workers, 1)
         assert (row.accumulation, row.micro_batch) == (len(most), max(most))
-    with pytest.raises(InputError, match="fewer pictures than there are workers, 9"):
+    with pytest.raises(InputError, match="fewer images than there are workers, 9"):
         of(small, 9, 1)
 
 
@@ -210,12 +211,12 @@ def test_no_devices_are_refused_by_the_option(
     small: recipe.Recipe, option: str, given: dict[str, int]
 ) -> None:
     with pytest.raises(InputError, match=f"{option} (0|-1): it must be at least 1"):
-        predict(small, STEP, **{"nodes": 1, "gpus": 1} | given, links=LINKS, pictures=800)
+        predict(small, STEP, **{"nodes": 1, "gpus": 1} | given, links=LINKS, images=800)
 
 
 def test_a_named_device_goes_by_counted_flops(small: recipe.Recipe) -> None:
     fast = planning.on_device(STEP, 10)
-    assert fast.picture_seconds == pytest.approx(1e10 / 1e13)
+    assert fast.image_seconds == pytest.approx(1e10 / 1e13)
     assert fast.gradient_bytes == STEP.gradient_bytes
 
 
@@ -231,6 +232,10 @@ def test_the_verb_reads_a_measurement_and_says_what_it_comes_to(
     assert "2 GiB holds it" in text
     assert "stops scaling at 2 x 1" in text
     assert "(all-reduce)" in text
+    before = to_tree(STEP)
+    before["picture_seconds"] = before.pop("image_seconds")  # as it was called before
+    (tmp_path / "step.json").write_text(json.dumps(before))
+    assert planning.load_measurement(tmp_path / "step.json") == STEP
     (tmp_path / "step.json").write_text('{"recipe": "x"}')
     assert cli.run(words) == 2
     assert "missing key" in capsys.readouterr().err

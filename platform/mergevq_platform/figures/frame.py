@@ -1,0 +1,76 @@
+"""What all figures of a comparison share: title, notes, panels, and a colour and a marker for each group."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mergevq_platform.figures.compared import Entry, common_notes
+from mergevq_platform.figures.series import GREY
+
+# Okabe & Ito's palette, in an order that keeps neighbours apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def framed(
+    entries: Sequence[Entry], title: str, families: str, panels: int
+) -> tuple[Figure, list[Axes], list[Artist]]:
+    """(figure, axes of one or two panels, legend handles of the groups), with the title and the common notes above."""
+    said = [
+        line for note in common_notes(entries) for line in textwrap.wrap(note, 118, break_on_hyphens=False)
+    ]
+    head = textwrap.wrap(title, 78)
+    groups = list(dict.fromkeys(entry.group for entry in entries))
+    rows = math.ceil((len(groups) + 1) / 3)
+    above = 0.45 + 0.27 * len(head) + 0.2 * len(said)
+    below = 0.85 + 0.26 * rows
+    width, height = (11.4 if panels == 2 else 9.2), 4.4 + above + below
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    bottom, tall = below / height, 1 - (above + below) / height
+    spans = [(0.085, 0.39), (0.585, 0.39)][:panels] if panels > 1 else [(0.1, 0.86)]
+    places = [(left, bottom, wide, tall) for left, wide in spans]
+    axes = [figure.add_axes(place) for place in places]
+    for one in axes:
+        one.grid(color="#e6e6e6", linewidth=0.8)
+        one.set_axisbelow(True)
+        one.spines[["top", "right"]].set_visible(False)
+    plain: dict[str, Any] = {"va": "top", "parse_math": False}
+    edge = places[0][0]
+    figure.text(edge, 1 - 0.18 / height, "\n".join(head), size=14, weight="bold", **plain)
+    figure.text(
+        edge,
+        1 - (0.25 + 0.27 * len(head)) / height,
+        "\n".join(said),
+        size=9.5,
+        color=GREY,
+        linespacing=1.3,
+        **plain,
+    )
+    handles: list[Artist] = []
+    for group in groups:
+        colour, marker = style(entries, group)
+        named = f"{families} = {group}" if families else group
+        (handle,) = axes[0].plot([], [], color=colour, marker=marker, label=named)
+        handles.append(handle)
+    return figure, axes, handles
+
+
+def style(entries: Sequence[Entry], group: str) -> tuple[str, str]:
+    """(colour, marker) of a group."""
+    at = list(dict.fromkeys(entry.group for entry in entries)).index(group)
+    return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+
+
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Name the groups, and whatever else `handles` holds, below the panels."""
+    figure.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.004), ncols=3, frameon=False, fontsize=9.5
+    )

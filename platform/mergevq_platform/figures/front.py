@@ -1,0 +1,69 @@
+"""Several curves as points of distance and gain, with the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from mergevq_platform.figures.compared import (
+    Entry,
+    averaged,
+    comparison_axes,
+    loss_title,
+    require_one_identity,
+)
+from mergevq_platform.figures.frame import framed, legend, style
+from mergevq_platform.figures.pareto import front
+from mergevq_platform.figures.series import GREY, logarithmic_values
+
+
+def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> Figure:
+    """Fréchet distance against gain, a point per label and kept count or scale, the Pareto front drawn and named.
+
+    Raises `InputError` for curves that were not measured alike.
+    """
+    require_one_identity([entry.curve for entry in entries])
+    points, curve = averaged(entries), entries[0].curve
+    figure, (axes,), handles = framed(entries, title, families, panels=1)
+    for group in dict.fromkeys(p.group for p in points):
+        mine = [p for p in points if p.group == group]
+        colour, marker = style(entries, group)
+        if any(p.loss_std or p.gain_std for p in mine):
+            axes.errorbar(
+                [p.loss for p in mine],
+                [p.gain for p in mine],
+                xerr=[p.loss_std for p in mine],
+                yerr=[p.gain_std for p in mine],
+                fmt="none",
+                ecolor=colour,
+                alpha=0.4,
+            )
+        axes.scatter([p.loss for p in mine], [p.gain for p in mine], c=colour, marker=marker, s=34, alpha=0.8)
+    best = [points[i] for i in front([(p.loss, p.gain) for p in points])]
+    (line,) = axes.step(
+        [p.loss for p in best],
+        [p.gain for p in best],
+        where="post",
+        color=GREY,
+        linewidth=1.3,
+        linestyle="--",
+        zorder=0,
+        label=f"Pareto front, {comparison_axes(curve).x_title} named",
+    )
+    for point in best:
+        axes.annotate(
+            f"{point.at:g}",
+            (point.loss, point.gain),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            size=9,
+        )
+    if logarithmic_values([p.loss for p in points]):
+        axes.set_xscale("log")
+    axes.margins(0.08)
+    axes.set_xlabel(loss_title(curve))
+    axes.set_ylabel(comparison_axes(curve).gain_title)
+    legend(figure, [*handles, line])
+    return figure

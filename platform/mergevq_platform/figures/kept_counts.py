@@ -1,0 +1,22 @@
+"""Which kept counts a training drew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+
+from mergevq_platform.figures.frame import COLOURS
+
+
+def drawn_figure(drawn: Mapping[int, int], run: str) -> Figure:
+    """The histogram of the kept counts that a training drew."""
+    figure = Figure(figsize=(6.4, 3.6), dpi=100, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    counts = sorted(drawn)
+    axes.bar([str(keep) for keep in counts], [drawn[keep] for keep in counts], color=COLOURS[0])
+    axes.set_xlabel("kept tokens")
+    axes.set_ylabel("optimizer steps")
+    axes.set_title(f"Kept counts drawn: {run}", size=11, loc="left", parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

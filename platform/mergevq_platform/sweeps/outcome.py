@@ -1,0 +1,89 @@
+"""How a sweep ended: its finished trials, those that failed or were stopped early, and whether any is left to run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.tune import ResultGrid
+
+from mergevq.errors import InputError
+from mergevq_platform.distributed.failures import one_line
+from mergevq_platform.sweeps.definition import Sweep
+from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.sweeps.trial import RECORD, STOPPED, Finished, chosen
+from mergevq_platform.tracking.journal import Held, Journal
+from mergevq_platform.tracking.records import JOURNAL_NAME, Status
+from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.writer import sync
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended."""
+
+    definition: Sweep
+    settings: SweepSettings
+    experiment: str
+    finished: list[Finished]
+    failed: dict[str, str]  # trial -> reason
+    stopped_early: list[str]
+    complete: bool  # no trial is left to run
+    files: dict[str, Path]
+    undelivered: str | None = (
+        None  # what the tracking store lacks and how to deliver it, if it lacks something
+    )
+
+
+def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) -> SweepOutcome:
+    """How every trial ended; a trial whose own process could not say so gets its end written into its journal."""
+    finished: list[Finished] = []
+    failed: dict[str, str] = {}
+    stopped: list[str] = []
+    waiting = max(0, definition.num_trials - len(results))
+    store = Store.at(Path(settings.home), settings.tracking_uri)
+    for at in range(len(results)):
+        result = results[at]
+        if result.config is None and result.error is None:  # it has reported nothing yet
+            waiting += 1
+            continue
+        name = chosen(result.config, definition, settings)[2] if result.config else Path(result.path).name
+        directory = settings.run(name).directory
+        record = Finished.load(directory / RECORD)
+        if record is not None:
+            finished.append(record)
+        elif result.error is not None:
+            failed[name] = one_line(result.error)
+            _closed(directory, store, "FAILED", {"mergevq.failure": failed[name][:500]})
+        elif (directory / STOPPED).is_file():
+            stopped.append(name)
+            step = json.loads((directory / STOPPED).read_text())["step"]
+            _closed(
+                directory,
+                store,
+                "KILLED",
+                {"mergevq.stopped": f"early, after step {step}: others were better"},
+            )
+        else:
+            waiting += 1
+    finished.sort(key=lambda record: record.name)
+    experiment = definition.first_recipe().experiment
+    return SweepOutcome(definition, settings, experiment, finished, failed, sorted(stopped), waiting == 0, {})
+
+
+def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str]) -> None:
+    """Write into a trial's journal how it ended, where its own process could not, and deliver it."""
+    path = directory / JOURNAL_NAME
+    if not path.is_file():
+        return
+    try:
+        journal = Journal(path)
+    except Held:
+        return
+    journal.append_tags(tags)
+    journal.append_status(status)
+    journal.close()
+    with contextlib.suppress(InputError):  # said at the end of the sweep
+        sync(directory, store)
