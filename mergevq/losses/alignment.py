@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergevq.paths import ExportPath
 from mergevq.config import config
 from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.paths import ExportPath
 from mergevq.pretrained import TimmNetworkConfig
 
 Matching = Literal["kl", "mse", "cosine"]

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergevq.paths import ExportPath, WeightsPath
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.paths import ExportPath, WeightsPath
 from mergevq.pretrained import FrozenModule, Renormalise, TimmNetworkConfig, timm_network
 from mergevq.teachers.stand_in import StandInClassifier, load_classifier
 from mergevq.weights_file import load_strictly, read_weights

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergevq.paths import WeightsPath
 from mergevq.config import config
 from mergevq.losses.perceptual import Lpips, LpipsPerceptualConfig
 from mergevq.metrics.pixels import to_uint8
+from mergevq.paths import WeightsPath
 from mergevq.pretrained import FrozenModule
 from mergevq.weights_file import file_sha256
 

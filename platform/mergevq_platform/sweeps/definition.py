@@ -13,9 +13,9 @@ from mergevq_platform.storage import naming
 from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.objectives import Objective
-from mergevq_platform.tasks.task import task_of
 from mergevq_platform.sweeps.plain_values import plain
 from mergevq_platform.sweeps.space import Params, Space
+from mergevq_platform.tasks.task import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,9 @@ class Sweep:
     gpus_per_trial: float = 1.0  # of a trial with one worker on GPUs; a fraction shares one
     max_failures: int = 2  # restarts of a trial from its checkpoint
     folder: str | None = None  # what relative paths start from; none: where we are. Set when a sweep begins.
-    pins: recipes.Pins | None = None  # the models and weights that its recipes build on. Set when a sweep begins.
+    pins: recipes.Pins | None = (
+        None  # the models and weights that its recipes build on. Set when a sweep begins.
+    )
 
     def __post_init__(self) -> None:
         # A file may hold NumPy's numbers, which neither JSON nor a recipe takes.

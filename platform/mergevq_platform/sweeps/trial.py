@@ -262,7 +262,9 @@ def _kept(run: Run, checkpoint: Path) -> None:
 
 
 @contextlib.contextmanager
-def _recorder(run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params) -> Iterator[LocalRecorder]:
+def _recorder(
+    run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params
+) -> Iterator[LocalRecorder]:
     fingerprint = preflight(recipe).fingerprint
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
     recorder = run.recorder(

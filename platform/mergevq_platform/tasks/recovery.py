@@ -51,7 +51,9 @@ class RecoveryTask(Task):
     tokenizer_sha256: str | None = None
     generator: RunPath | None = None  # a random-order one of its codes, as above; none: codes of images alone
     generator_sha256: str | None = None
-    keep: KeepDistributionConfig | None = None  # none: as the generator or, without one, the tokenizer was trained
+    keep: KeepDistributionConfig | None = (
+        None  # none: as the generator or, without one, the tokenizer was trained
+    )
     settings: RecoveryTrainingConfig = Field(default_factory=RecoveryTrainingConfig)
     stage_1: TokenizerTaskConfig | None = None
 

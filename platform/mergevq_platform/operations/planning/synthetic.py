@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from mergevq.config import to_tree
-
 from mergevq_platform.data import (
     Dataset,
     Deal,
