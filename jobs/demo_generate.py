@@ -1,4 +1,4 @@
-"""The generators' demo: the demo's pictures as codes, a small MergeAR and a small random-order generator, what they paint.
+"""The generators' demo: the demo's images as codes, a small MergeAR and a small random-order generator, what they generate.
 
 `make demo-generate` runs it after `make demo`; under twelve minutes on two cores. It takes the newest tokenizer of the demo.
 Every number comes from training that happens here; codes are made once for a tokenizer.
@@ -21,42 +21,42 @@ def main() -> None:
     began = time.monotonic()
     home = read_settings().home
     tokenizer = newest_tokenizer(home)
-    pictures = home / "data" / "shapes"
+    images = home / "data" / "shapes"
     step = tokenizer.name.removeprefix(checkpoints.PREFIX)
     codes = home / "codes" / "-".join((tokenizer.parent.name, step, *KEEPS))
     if not (codes / "manifest.json").is_file():
         verb(
-            "1/5  codes: every picture and its mirror image through the frozen tokenizer, once",
-            *("tokenize", str(tokenizer), str(codes), "--data", str(pictures)),
+            "1/5  codes: every image and its mirror image through the frozen tokenizer, once",
+            *("tokenize", str(tokenizer), str(codes), "--data", str(images)),
             *("--keep", *KEEPS, "--workers", "2"),
         )
     stamp = time.strftime("%Y%m%d-%H%M%S")
     runs = {}
     for number, (recipe, what) in enumerate(
         (
-            ("demo_mergear", "MergeAR: 64 cells in raster order, repeated codes hidden; then judged"),
-            ("demo_randar", "random order: 64 kept tokens, placed by Source Recovery; then judged"),
+            ("demo_mergear", "MergeAR: 64 cells in raster order, repeated codes hidden; then evaluated"),
+            ("demo_randar", "random order: 64 kept tokens, placed by Source Recovery; then evaluated"),
         ),
         2,
     ):
         run = f"{recipe}-{stamp}"
         verb(
             f"{number}/5  {what}",
-            *("train", recipe, "--name", run, f"data.path={pictures}", f"task.codes={codes}"),
+            *("train", recipe, "--name", run, f"data.path={images}", f"task.codes={codes}"),
         )
         report = GeneratorReport.load(home / "ray" / run / "generation" / "report.json")
         runs[run] = f"{report.best['scale']:g}"
     for number, (run, scale) in enumerate(runs.items(), 4):
         verb(
-            f"{number}/5  pictures of every class at guidance {scale}, the scale of the smallest Fréchet distance",
+            f"{number}/5  images of every class at guidance {scale}, the scale of the smallest Fréchet distance",
             *("generate", run, "--num", "96", "--cfg", scale, "--seed", "1"),
-            *("--out", str(home / "pictures" / run)),
+            *("--out", str(home / "images" / run)),
         )
     print(f"\ndone in {(time.monotonic() - began) / 60:.1f} minutes")
     for run in runs:
         folder = home / "ray" / run / "generation"
         print(
-            f"{run}: {folder / 'samples.png'}  {folder / 'neighbours.png'}  {home / 'pictures' / run / 'contact_sheet.png'}"
+            f"{run}: {folder / 'samples.png'}  {folder / 'neighbours.png'}  {home / 'images' / run / 'contact_sheet.png'}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Make pictures: `ray job submit --working-dir . -- python jobs/generate.py RUN --out DIR …` (PYTHONPATH=platform)."""
+"""Make images: `ray job submit --working-dir . -- python jobs/generate.py RUN --out DIR …` (PYTHONPATH=platform)."""
 
 import sys
 

@@ -1,7 +1,12 @@
-"""MergeVQ: token merging meets vector quantization, as a library.
+"""MergeVQ: an image tokenizer that merges tokens and quantizes them, as a library.
 
->>> import mergevq
->>> tokenizer = mergevq.create("tiny_gr_32")
+    tokenizer = mergevq.create("gr_256_d64")  # untrained, by preset
+    tokenizer = mergevq.load("checkpoint")  # trained: a directory with config.json and model.safetensors
+    encoded = tokenizer.encode(images, keep=144)  # images (B, 3, H, W) in [-1, 1]
+    images = tokenizer.decode(encoded)  # with the true source
+    images = tokenizer.decode_indices(encoded.indices)  # with the source that Source Recovery predicts
+
+Generators are in `mergevq.generation`, metrics in `mergevq.metrics`, trainings in `mergevq.training`.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from mergevq.config import merged, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.merging import Source
 from mergevq.presets import list_presets, preset
-from mergevq.serialization import load, save
+from mergevq.serialization import load, load_generator, save, save_generator
 from mergevq.tokenizer import Encoded, MergeVQ, TokenizerConfig
 
 __version__ = "0.1.0"
@@ -27,8 +32,10 @@ __all__ = [
     "create",
     "list_presets",
     "load",
+    "load_generator",
     "preset",
     "save",
+    "save_generator",
 ]
 
 

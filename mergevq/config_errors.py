@@ -1,7 +1,6 @@
-"""What is wrong with a configuration, in the words of who wrote it: keys or options as typed, values, and what would do.
+"""Messages on wrong configurations: one line for every wrong value, with its key or option as typed and the fix.
 
-Pydantic says where it looked: for a union that is every alternative, and the label of each. Here one line remains for
-every wrong value.
+Pydantic reports every alternative of a union, with its label in the location; here they become one line.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-REQUIREMENTS = {  # pydantic's name of an error -> what would do
+REQUIREMENTS = {  # pydantic's name of an error -> what is required
     "greater_than": "greater than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
@@ -123,7 +122,7 @@ def _requirement(error: Any) -> str:
 
 
 def _mismatch(place: _Location, error: Any) -> bool:
-    """Whether a union's alternative is refused because the value is of another kind altogether."""
+    """Whether a union's alternative is refused because the value is of another type."""
     kind = error["type"]
     other = kind.endswith(("_type", "_parsing")) or kind in ("literal_error", "int_from_float")
     return other and place.keys == place.choice

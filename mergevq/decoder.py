@@ -1,4 +1,4 @@
-"""The decoder: codes on the grid become an image."""
+"""The decoder: codes on the grid -> image."""
 
 from __future__ import annotations
 

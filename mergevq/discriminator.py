@@ -1,4 +1,4 @@
-"""The patch discriminator: judges overlapping patches of an image as real or reconstructed."""
+"""The patch discriminator: a logit of real against reconstructed for each of an image's overlapping patches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exponential moving averages: of a module's weights, and of statistics measured during steps."""
+"""Exponential moving averages of a module's weights, and of statistics measured during steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def move_towards(averaged: nn.Module, source: nn.Module, fraction: float) -> Non
 
 
 class Ema:
-    """A copy of `module` that follows it: at `update`, averaged = decay * averaged + (1 - decay) * module.
+    """The moving average of a module's weights: at `update`, averaged = decay * averaged + (1 - decay) * module.
 
     Call `update` once per optimizer step. With `warmup`, the decay of update n is min(decay, (1 + n) / (10 +
     n)), so that a short training is not dominated by its initial weights. `averaged` is in eval mode, without
@@ -42,7 +42,7 @@ class Ema:
         self.averaged = copy.deepcopy(module).requires_grad_(False).eval()
 
     def update(self) -> None:
-        """Fold the module's present weights into the average."""
+        """Add the module's current weights to the average."""
         decay = (
             min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else self.decay
         )

@@ -1,4 +1,4 @@
-"""The encoder: an image becomes N grid tokens, and N grid tokens become K kept ones and a summary."""
+"""The encoder: image -> N grid tokens -> K kept tokens and a summary."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mergevq import merging
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.inputs import check_images, whole_count
-from mergevq.keep import merge_schedule
 from mergevq.layers import GroupNorm, MergeBlock, ResBlock, sincos
+from mergevq.merge_schedule import merge_schedule
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -92,7 +92,7 @@ EncoderConfig = Annotated[HybridEncoderConfig | ViTEncoderConfig, pydantic.Field
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder leaves, in canonical order: summary (B, D), kept tokens (B, K, D), their source."""
+    """The encoder's output in canonical order: summary (B, D), kept tokens (B, K, D), their source."""
 
     summary: Tensor
     tokens: Tensor

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, and in one line why one that is no file of weights is none."""
+"""File kinds by their first bytes, and one line on each that cannot be a file of weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_kind(path: str | Path, *, named: str) -> None:
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a header of JSON, and the header."""
+    """Whether a file begins as safetensors: the length of a JSON header, then the header."""
     with Path(path).open("rb") as stream:
         head = stream.read(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**32

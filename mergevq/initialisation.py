@@ -1,4 +1,4 @@
-"""Starting a tokenizer's encoder from a pretrained vision transformer by weight selection (appendix A.1)."""
+"""Initialisation of the encoder from a pretrained vision transformer by weight selection (appendix A.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what someone gives a tokenizer is images, indices, codes or a source: one line says what it is instead."""
+"""Checks of a tokenizer's inputs: images, indices, codes, source. The message says what was given instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building blocks: residual convolution blocks, transformer blocks, positions."""
+"""Layers of encoder and decoder: residual convolution blocks, merging transformer blocks, positions."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class GroupNorm(nn.GroupNorm):
 class ResBlock(nn.Module):
     """GN, SiLU, conv, GN, SiLU, conv with a skip (MAGVIT-v2's block).
 
-    With `recompute`, a forward pass that will be differentiated keeps what convolutions give and computes norms and SiLU
-    again in the backward pass, which may then be run once: less memory, the same numbers.
+    With `recompute`, a forward pass with gradients keeps only the outputs of convolutions; norms and SiLU are computed
+    again in the backward pass, which can then run once: less memory, the same numbers.
     """
 
     recompute = False
@@ -53,13 +53,13 @@ class ResBlock(nn.Module):
         )
 
     def computed(self, x: Tensor) -> Tensor:
-        """The block's output, all that its gradient needs being kept."""
+        """The block's output; all that its gradient needs is kept."""
         y = self.conv1(F.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
 
 
 def compute_again(module: nn.Module, recompute: bool = True) -> None:
-    """Whether all convolution blocks within `module` compute norms and activations again, see `ResBlock`."""
+    """Set whether the convolution blocks of `module` recompute norms and activations in the backward pass, see `ResBlock`."""
     for part in module.modules():
         if isinstance(part, ResBlock):
             part.recompute = recompute
@@ -98,7 +98,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """In training, leaves a branch out of whole images, and makes up for it in the others (Huang et al. 2016)."""
+    """Stochastic depth: in training, drops a branch for whole images and scales it up in the others (Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Source(NamedTuple):
-    """Which kept token each grid cell went to: the paper's source matrix S as an index map.
+    """The source: the kept token of each grid cell. The paper's source matrix S as an index map.
 
     `assignment` (B, N) int64, values in [0, K): the slot of each raster cell. `size` (B, K) float32: cells per slot.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints of the official release -> ours. The only file that knows the release's key names and settings."""
+"""Import of checkpoints of the official release. The only file that knows the release's key names and settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAGE = r"(\d+)"
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import took and left."""
+    """The imported and the skipped tensors of an official checkpoint."""
 
     out: Path
     tensors: int

@@ -1,4 +1,4 @@
-"""Named tokenizers: the paper's variants and sizes, and small ones to try things with."""
+"""Tokenizer presets: the paper's variants and sizes, and small ones to try things with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that come with their weights and are never trained: teachers and perceptual features."""
+"""Pretrained networks that are never trained here: frozen modules and the builder of timm networks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FrozenModule(nn.Module):
 
 @config
 class TimmNetworkConfig:
-    """A network of timm's, by name, with a weights file, or from timm's hub where `hub` allows to download.
+    """A timm network by name, with weights from a file, or from timm's hub where `hub` allows the download.
 
     `weights`: a file in timm's own layout or in the layout of the model's original release where timm can
     convert it; `sha256`: its checksum, verified before use. `drop_path` and dropout never apply.
@@ -62,7 +62,7 @@ class TimmNetworkConfig:
 
 
 class TimmModel(NamedTuple):
-    """A network of timm's."""
+    """A timm network with its weights."""
 
     model: Any  # timm's interface is more than nn.Module's
     positions: (
@@ -150,7 +150,7 @@ def _native_positions(model: Any) -> str | None:
 
 
 class Renormalise(nn.Module):
-    """From images in [-1, 1] to those that a network was trained with: (x / 2 + 1 / 2 - mean) / std."""
+    """Images in [-1, 1] -> a network's own normalisation: (x / 2 + 1 / 2 - mean) / std."""
 
     factor: Tensor
     shift: Tensor

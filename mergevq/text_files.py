@@ -1,4 +1,4 @@
-"""Text that people write: recipes, configurations, sweeps, labels."""
+"""Text files that people write: recipes, configurations, sweeps, labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The tokenizer: merge, quantize, remember the source; unmerge and decode. Start reading here."""
+"""The tokenizer. Start reading here.
+
+`encode`: image -> N grid tokens, merged to K kept tokens (`merging.py`) -> K codes, and the source, which maps each grid
+cell to its kept token. `decode`: codes and source -> codes of all N cells -> image. Where the source is unknown, Source
+Recovery predicts it from the codes (`decode_indices`).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +38,7 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 
 @config
 class SummaryHeadConfig:
-    """The head that the teacher is matched at: `two` layers with LayerNorm (G) or `three` (G+R, R)."""
+    """The MLP on the summary token whose output is aligned with a teacher: two layers with LayerNorm (G) or three (G+R, R)."""
 
     layers: Literal[2, 3] = 3
     out: Count = 768
@@ -41,10 +46,10 @@ class SummaryHeadConfig:
 
 @config
 class TokenizerConfig:
-    """A MergeVQ tokenizer."""
+    """Sizes and parts of a MergeVQ tokenizer."""
 
     image_size: Count = 256
-    keep: Count  # how many tokens `encode` keeps unless told otherwise
+    keep: Count  # K of `encode` where it is not given
     encoder: EncoderConfig
     decoder: DecoderConfig
     quantizer: QuantizerConfig
@@ -75,18 +80,18 @@ class TokenizerConfig:
 
 
 class Encoded(NamedTuple):
-    """An image as codes, and all that decoding it needs. Kept tokens are ordered by their first raster cell."""
+    """Images as codes, with all that decoding needs. Kept tokens are ordered by their first raster cell."""
 
     indices: Tensor  # (B, K) int64
     codes: Tensor  # (B, K, G)
     source: Source  # assignment (B, N), size (B, K)
-    summary: Tensor  # (B, D), the [CLS] feature
+    summary: Tensor  # (B, D), the feature of the summary token [CLS]
     kept_tokens: Tensor  # (B, K, D), before quantization
     latents: Tensor  # (B, K, G), what is quantized
 
 
 class ForwardOutput(NamedTuple):
-    """What training needs of one pass."""
+    """The outputs of one training pass."""
 
     encoded: Encoded
     reconstruction: Tensor  # (B, 3, H, W)
@@ -96,7 +101,7 @@ class ForwardOutput(NamedTuple):
 
 
 class MergeVQ(nn.Module):
-    """Merged token representation and generation in one VQ model (arXiv 2504.00999)."""
+    """MergeVQ: merged token representation and generation in one VQ model (arXiv 2504.00999)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -114,30 +119,6 @@ class MergeVQ(nn.Module):
         )
         self.head = SummaryHead(config.head, width) if config.head else None
 
-    def compile(self, *args: Any, kept_counts: int = 1, **kwargs: Any) -> None:
-        """`torch.compile` the transformer blocks in place, the encoder's once per token count and merge.
-
-        Convolutions and quantization stay eager: they are libraries' kernels already. `kept_counts`: how many different
-        ones will come; PyTorch's limit of graphs is raised to what they need, where a block would otherwise go on
-        uncompiled with no more than a warning. Takes the arguments of `torch.compile`; `dynamic=False` unless given.
-        """
-        kwargs.setdefault("dynamic", False)
-        needed = self.config.encoder.depth * (kept_counts + 1)  # and one for each other view's size
-        limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, 2 * needed)
-        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * needed)
-        for block in (*self.encoder.blocks, *self.decoder.blocks):
-            block.compile(*args, **kwargs)
-
-    def recompute(self, recompute: bool = True) -> None:
-        """Whether the convolution stages compute their norms and activations again in the backward pass, see `ResBlock`."""
-        compute_again(self, recompute)
-
-    @property
-    def last_layer(self) -> Tensor:
-        """The decoder's last weight, where adaptive adversarial weights compare gradients."""
-        return self.decoder.last_layer
-
     @property
     def grid_tokens(self) -> int:
         """N at the configured resolution."""
@@ -147,9 +128,8 @@ class MergeVQ(nn.Module):
         """Images (B, 3, H, W) float in [-1, 1] -> `Encoded` with exactly `keep` tokens (default: the configured count).
 
         Raises `InputError` for another shape or dtype, a size that does not divide into cells, a count that the layers
-        cannot reach and, with `check_values`, for NaN and values beyond ±2: what resampling adds to [-1, 1] is let
-        through. That look waits for the device: leave it out within a training step. It is left out within a CUDA graph
-        or a compiled program.
+        cannot reach and, with `check_values`, for NaN and values beyond ±2, which no resampling of [-1, 1] reaches. The
+        check of values waits for the device: leave it out in a training step. CUDA graphs and compiled programs skip it.
         """
         if check_values:
             check_image_values(images, like=self.encoder.summary_token)
@@ -173,10 +153,10 @@ class MergeVQ(nn.Module):
         return self.decoder(rearrange(unmerge(codes, source.assignment), "b (h w) g -> b g h w", h=grid))
 
     def decode_indices(self, indices: Tensor, source: Source | None = None) -> Tensor:
-        """Indices (B, K) int64 in canonical order -> images; without a source, Source Recovery predicts it.
+        """Indices (B, K) int64 in canonical order -> images. Without a source, Source Recovery predicts it.
 
-        Raises `InputError` for other shapes and dtypes, indices outside the codebook, a source that does not belong to
-        them, or if the source is unknown and there is no recovery.
+        Raises `InputError` for other shapes and dtypes, indices outside the codebook, a source of other indices, and for
+        no source where the tokenizer has no Source Recovery.
         """
         check_index_layout(indices, like=self.decoder.conv_in.weight)
         check_indices(indices, self.config.quantizer.vocabulary)
@@ -187,7 +167,7 @@ class MergeVQ(nn.Module):
         return self.decode_codes(codes, source or self.recovered_source(codes))
 
     def recover(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, G) -> logits (B, N, K) of which kept token each cell went to (equation 8).
+        """Codes (B, K, G) -> logits (B, N, K) of each cell's kept token (equation 8).
 
         Raises `InputError` for other shapes and dtypes, and without a Source Recovery.
         """
@@ -222,9 +202,9 @@ class MergeVQ(nn.Module):
     def forward(
         self, images: Tensor, keep: int | None = None, *, detach_recovery: bool = False
     ) -> ForwardOutput:
-        """One training pass; gradients of recovery reach the encoder through the straight-through codes.
+        """One training pass. Gradients of recovery reach the encoder through the straight-through codes.
 
-        Looks at no value of `images`, so waits for no device; otherwise raises as `encode`.
+        Raises as `encode`, but does not check the values of `images` and never waits for the device.
         """
         encoded = self.encode(images, keep, check_values=False)
         codes = encoded.codes.detach() if detach_recovery else encoded.codes
@@ -235,6 +215,30 @@ class MergeVQ(nn.Module):
             encoded.latents,
             self.head(encoded.summary) if self.head is not None else None,
         )
+
+    def compile(self, *args: Any, kept_counts: int = 1, **kwargs: Any) -> None:
+        """`torch.compile` the transformer blocks in place, the encoder's once per token count and merge.
+
+        Convolutions and quantization stay eager: they are library kernels already. `kept_counts`: the number of different
+        kept counts to come; PyTorch's limit of graphs is raised to it, above which a block would stay uncompiled with
+        only a warning. Takes the arguments of `torch.compile`; `dynamic=False` unless given.
+        """
+        kwargs.setdefault("dynamic", False)
+        needed = self.config.encoder.depth * (kept_counts + 1)  # and one for each other view's size
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 2 * needed)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * needed)
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            block.compile(*args, **kwargs)
+
+    def recompute(self, recompute: bool = True) -> None:
+        """Set whether the convolution stages recompute norms and activations in the backward pass, see `ResBlock`."""
+        compute_again(self, recompute)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The decoder's last weight, at which the adaptive adversarial weight compares gradients."""
+        return self.decoder.last_layer
 
 
 class SummaryHead(nn.Module):

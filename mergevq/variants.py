@@ -1,4 +1,4 @@
-"""Which variant of a vision transformer a file of weights holds: timm would resample some differences in silence."""
+"""The variant of a vision transformer in a weights file: timm would resample some differences silently."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def facts(state: dict[str, Tensor]) -> Facts:
 
 
 def other_variant(state: dict[str, Tensor], model: Any, name: str) -> str | None:
-    """What tells the file's network from timm's `model` of that `name`, and what it looks like; None where nothing does."""
+    """The differences of the file's network from timm's `model` of that `name`, and the model it looks like; None without any."""
     wanted, found = facts(model.state_dict()), facts(state)
     differing = [fact for fact in wanted if fact in found and found[fact] != wanted[fact]]
     if not differing:

@@ -1,7 +1,7 @@
-"""Files of weights: the tensors in them, and the names that fit a network.
+"""Weights files: reading of their tensors, and loading into a network by strict names.
 
-A file is safetensors or PyTorch's, whatever it is called. Nothing in it is run. What wrappers add to names, and what
-training scripts nest a state dict in, is taken off.
+A file is safetensors or PyTorch's, whatever its name. Nothing in it is run. Prefixes of wrappers and the nesting of
+training scripts are removed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_tensors(path: str | Path, *, named: str) -> Any:
-    """What a file of weights holds, on the CPU: names and tensors, or for PyTorch's whatever it was saved with.
+    """The content of a weights file on the CPU: names and tensors, or for PyTorch's the saved object.
 
     Raises `InputError`, which calls the file `named`, for one that is damaged, or that is more than numbers and text.
     """
@@ -166,7 +166,7 @@ def misfit(
     allow_extra: Iterable[str] = (),
     among: str = "",
 ) -> str | None:
-    """In what `state` differs from the names and shapes `expected`, in words; None where it fits."""
+    """The differences of `state` from the names and shapes `expected`, in words; None where it fits."""
     missing = [name for name in expected if name not in state]
     extra = [
         name
@@ -186,7 +186,7 @@ def misfit(
 
 
 def unusable(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
-    """Of tensors that fit by name and shape, which do not hold the numbers that a network computes with, in words.
+    """The tensors that fit by name and shape but hold no finite plain floats, in words; None without any.
 
     Half precision becomes float32 as it is; what is quantized, complex or sparse does not, nor is NaN a weight.
     """

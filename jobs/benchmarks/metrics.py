@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved, peak_bytes
 from mergevq.metrics import CodeUsage, FeatureStatistics, Moments, frechet_distance
-from mergevq.metrics.probe import C_GRID, fit_logistic, standardised, uncorrelated
+from mergevq.metrics.logistic import fit_logistic
+from mergevq.metrics.probe import C_GRID, standardised, uncorrelated
 
 DIM = 2048  # the standard Inception's features
 
@@ -54,7 +55,7 @@ def statistics() -> list[str]:
     return [
         f"feature statistics, 10,000 x {DIM} in batches of 64: {times['ours']:.2f} s, np.cov {times['numpy']:.2f} s: "
         f"{times['numpy'] / times['ours']:.2f} x (target: 1)",
-        f"feature statistics, d = {DIM}: {small / MEBIBYTE:.0f} MiB extra at the peak for 4,096 pictures, "
+        f"feature statistics, d = {DIM}: {small / MEBIBYTE:.0f} MiB extra at the peak for 4,096 images, "
         f"{(large - small) / MEBIBYTE:.0f} MiB more for 32,768",
     ]
 

@@ -1,4 +1,4 @@
-"""The platform: what feeding pictures and running on Ray cost."""
+"""The platform: what feeding images and running on Ray cost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from benchmarks.timing import in_fresh_process
 
 
 def loader() -> list[str]:
-    """Pictures per second of one core with all three views, decoding included."""
-    from mergevq_platform.data import Deal, TrainStream, ViewsConfig, open_dataset, write_shapes
+    """Images per second of one core with all three views, decoding included."""
+    from mergevq_platform.data import BatchPartition, TrainStream, ViewsConfig, open_dataset, write_shapes
 
     lines = []
     for size, count in ((64, 1024), (256, 256)):
@@ -29,7 +29,7 @@ def loader() -> list[str]:
                 stream = TrainStream(
                     dataset,
                     views,
-                    deal=Deal(64, passes=1, workers=1),
+                    partition=BatchPartition(64, passes=1, workers=1),
                     seed=0,
                     rank=0,
                     world_size=1,
@@ -44,9 +44,7 @@ def loader() -> list[str]:
                     for _ in range(steps):
                         next(batches)
                     rates.append(steps * 64 / (time.process_time() - cpu))
-            lines.append(
-                f"loader, {size} px, three views: {statistics.median(rates):.0f} pictures/s per core"
-            )
+            lines.append(f"loader, {size} px, three views: {statistics.median(rates):.0f} images/s per core")
     return lines
 
 

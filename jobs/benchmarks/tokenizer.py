@@ -101,7 +101,7 @@ def unmerge() -> list[str]:
     )
     return [
         f"unmerge {batch} x {kept} -> {cells} x {width}: gather {times['gather'] * 1e3:.1f} ms, dense {times['dense'] * 1e3:.1f} ms: "
-        f"{times['dense'] / times['gather']:.1f} x; source kept as {cells * 8} bytes a picture, not {cells * kept * 4}"
+        f"{times['dense'] / times['gather']:.1f} x; source kept as {cells * 8} bytes an image, not {cells * kept * 4}"
     ]
 
 
@@ -137,7 +137,7 @@ def _timed_step(preset: str, batch: int, keep: int, way: str) -> tuple[float, in
     alignment = {"kind": "supervised", "classes": 1000} if way == "aligned" else {"kind": "none"}
     losses = {"alignment": alignment, "perceptual": {"kind": "none"}}
     training = build_training(losses, tokenizer).to(device())
-    one_step = _whole_step(training, _pictures(batch, size), keep)
+    one_step = _whole_step(training, _images(batch, size), keep)
     seconds = interleaved({"step": one_step}, rounds=3)["step"]
     peak = (
         torch.cuda.max_memory_allocated()
@@ -147,7 +147,7 @@ def _timed_step(preset: str, batch: int, keep: int, way: str) -> tuple[float, in
     return seconds, peak, 4 * sum(p.numel() * p.element_size() for p in training.parameters())
 
 
-def _pictures(batch: int, size: int) -> dict[str, Tensor]:
+def _images(batch: int, size: int) -> dict[str, Tensor]:
     return {
         "image": torch.rand(batch, 3, size, size, device=device()) * 2 - 1,
         "student": torch.rand(batch, 3, size, size, device=device()) * 2 - 1,
@@ -155,7 +155,7 @@ def _pictures(batch: int, size: int) -> dict[str, Tensor]:
     }
 
 
-def _whole_step(training: Training, pictures: dict[str, Tensor], keep: int) -> Callable[[], None]:
+def _whole_step(training: Training, images: dict[str, Tensor], keep: int) -> Callable[[], None]:
     """A step with both updates, at a time when the adversarial terms have begun."""
     optimizers = {
         name: torch.optim.AdamW(
@@ -167,7 +167,7 @@ def _whole_step(training: Training, pictures: dict[str, Tensor], keep: int) -> C
     def one_step() -> None:
         carry: dict[str, Tensor] = {}
         for name, phase in training.phases.items():
-            output = phase(pictures, carry, keep=keep, step=10**6)
+            output = phase(images, carry, keep=keep, step=10**6)
             output.total.backward()
             carry = output.carry
             optimizers[name].step()
@@ -177,7 +177,7 @@ def _whole_step(training: Training, pictures: dict[str, Tensor], keep: int) -> C
 
 
 def precision() -> list[str]:
-    """Pictures per second of a published tokenizer's training step in float32 and bfloat16."""
+    """Images per second of a published tokenizer's training step in float32 and bfloat16."""
     return _training_rates("float32", "bfloat16")
 
 
@@ -194,14 +194,14 @@ def _training_rates(*ways: str) -> list[str]:
     for way in ways:
         rates[way], peaks[way], first[way] = in_fresh_process(_training_rate, preset, batch, keep, way)
     return [
-        f"training step {preset}, batch {batch}, keep {keep}, {way}: {rates[way]:.0f} pictures/s "
+        f"training step {preset}, batch {batch}, keep {keep}, {way}: {rates[way]:.0f} images/s "
         f"({rates[way] / rates[ways[0]]:.2f} x), {peaks[way] / 1e9:.1f} GB at the peak; first step {first[way]:.0f} s"
         for way in ways
     ]
 
 
 def _training_rate(preset: str, batch: int, keep: int, way: str) -> tuple[float, int, float]:
-    """(pictures per second, bytes at the peak, seconds of the first step); float32's products are tf32, as in training."""
+    """(images per second, bytes at the peak, seconds of the first step); float32's products are tf32, as in training."""
     import mergevq
     from mergevq.training.tokenizer import build_training
 
@@ -213,7 +213,7 @@ def _training_rate(preset: str, batch: int, keep: int, way: str) -> tuple[float,
     training = build_training(losses, tokenizer).to(device()).to(memory_format=torch.channels_last)
     if way == "compiled":
         training.model().compile()
-    work = _whole_step(training, _pictures(batch, size), keep)
+    work = _whole_step(training, _images(batch, size), keep)
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=way != "float32")
 
     def one_step() -> None:

@@ -28,7 +28,7 @@ up() {
     on "$worker" "ray start --address=$address:$port ${MERGEVQ_WORKER_OPTIONS:-}" </dev/null
   done
   echo "up; from here: ssh -L $dashboard:localhost:$dashboard $head, then"
-  echo "RAY_AUTH_TOKEN=\$(ssh $head cat $token) mergevq submit --address http://127.0.0.1:$dashboard --home $home -- train RECIPE data.path=/SHARED/PICTURES"
+  echo "RAY_AUTH_TOKEN=\$(ssh $head cat $token) mergevq submit --address http://127.0.0.1:$dashboard --home $home -- train RECIPE data.path=/SHARED/IMAGES"
 }
 
 down() { # ends the Ray of these hosts; where several clusters share a host, MERGEVQ_DOWN says how to end this one

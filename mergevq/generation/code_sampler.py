@@ -77,7 +77,7 @@ def draw_sub_token(logits: Tensor, uniforms: Tensor, temperature: float, top_k: 
 
 
 def _possible(allowed: Tensor, allowed_parts: Tensor, drawn: list[Tensor], size: int) -> Tensor:
-    """Which values (R, V) of the next sub-token complete an allowed code; all of them in rows without any."""
+    """The values (R, V) bool of the next sub-token that complete an allowed code; all in rows without any."""
     matches = allowed >= 0
     for j, part in enumerate(drawn):
         matches = matches & (allowed_parts[..., j] == part[:, None])

@@ -16,7 +16,7 @@ from mergevq.generation.sampling_config import guided_steps
 
 
 def arccos_schedule(tokens: int, steps: int) -> list[int]:
-    """How many tokens each of `steps` passes decodes: few at first, many at the end, at least one each.
+    """The number of tokens that each of `steps` passes decodes: few at first, many at the end, at least one each.
 
     After pass t the share 1 - cos(pi/2 (t + 1) / steps) of the tokens is decoded, and one token more (RandAR).
     Raises `InputError` for more steps than tokens.

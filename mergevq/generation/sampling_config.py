@@ -1,4 +1,4 @@
-"""How codes are sampled: temperature, top-k and top-p of the sub-tokens, and classifier-free guidance on a schedule."""
+"""Sampling configurations: temperature, top-k, top-p, and classifier-free guidance on a schedule."""
 
 from __future__ import annotations
 

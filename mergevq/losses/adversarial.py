@@ -1,4 +1,4 @@
-"""The adversarial terms: the tokenizer against the patch discriminator, and its weight."""
+"""Adversarial losses of tokenizer and patch discriminator, LeCam regularisation, the adaptive weight."""
 
 from __future__ import annotations
 

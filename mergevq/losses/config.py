@@ -1,4 +1,4 @@
-"""Which terms train a tokenizer, with which weights; the published combinations."""
+"""The loss terms of a tokenizer's training and their weights; the published combinations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergevq.losses.reconstruction import ReconstructionConfig, RecoveryLossConf
 
 @config
 class AnnealingConfig:
-    """Take a weight linearly from `start_factor` times itself to itself over `steps` optimizer steps."""
+    """A linear schedule of a weight's factor, from `start_factor` to 1 over `steps` optimizer steps."""
 
     start_factor: pydantic.NonNegativeFloat = 1.0
     steps: pydantic.NonNegativeInt = 0
@@ -62,7 +62,7 @@ class TokenizerTrainingConfig:
 
 
 def loss_preset(name: Literal["release", "paper"], variant: Literal["g", "gr", "r"] = "gr") -> Tree:
-    """The tree of a published combination of losses, to lie under a recipe's own values.
+    """The tree of a published combination of losses, which a recipe's own values override.
 
     `release`: as in the official code (L1, LPIPS 1.0, fixed adversarial weight 0.1); `paper`: as in its Table
     A1 (L2, LPIPS 0.7, adaptive 0.8). `variant` decides the weights of recovery and alignment. The files of

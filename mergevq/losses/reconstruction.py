@@ -1,4 +1,4 @@
-"""Terms on pixels, and on the predicted source."""
+"""Reconstruction loss on pixels, and Source Recovery's loss on the predicted source."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RecoveryTerms(NamedTuple):
 
 
 def recovery_loss(term: RecoveryLossConfig, logits: Tensor, assignment: Tensor) -> RecoveryTerms:
-    """Judge the predicted source: logits (B, N, K) against the true assignment (B, N) int64 in [0, K).
+    """The loss of predicted logits (B, N, K) against the true assignment (B, N) int64 in [0, K).
 
     `baseline` is what guessing the most frequent kept token of each image for all its cells would score.
     """

@@ -1,18 +1,17 @@
 """Metrics as accumulators (update, merge, compute), and probes of features. PyTorch, NumPy and nothing of a cluster."""
 
 from mergevq.metrics.codes import ClassBalance, CodeUsage, bits_per_image
-from mergevq.metrics.extractors import (
+from mergevq.metrics.extractors import InceptionExtractor, extractor
+from mergevq.metrics.extrapolate import Extrapolated, extrapolated_distance
+from mergevq.metrics.features import (
     Extractor,
     FeaturesConfig,
-    InceptionExtractor,
     InceptionFeaturesConfig,
     RandomFeaturesConfig,
     TimmFeaturesConfig,
     distance_name,
-    extractor,
     score_name,
 )
-from mergevq.metrics.extrapolate import Extrapolated, extrapolated_distance
 from mergevq.metrics.frechet import FeatureStatistics, Moments, frechet_distance, require_same_identity
 from mergevq.metrics.inception_score import InceptionScore, InceptionScoreResult
 from mergevq.metrics.knn import KnnResult, Nearest, Votes, knn_classify, knn_votes, neighbour_counts

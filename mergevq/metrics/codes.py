@@ -1,4 +1,4 @@
-"""How much of the vocabulary a tokenizer uses, and how many bits an image takes."""
+"""Code usage and entropy, class balance, and bits per image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergevq.metrics.accumulate import Accumulator, added, percent
 
 
 class Counts(Accumulator):
-    """How often each of the integers 0 to size - 1 was seen, counted without waiting for the device."""
+    """Counts of the integers 0 to size - 1, taken without waiting for the device."""
 
     what = "values"
 
@@ -86,7 +86,7 @@ class CodeUsage(Counts):
 
 
 class ClassBalance(Counts):
-    """How evenly images, real or generated, are spread over the classes: a distance between sets depends on it."""
+    """The balance of classes in a set of images, real or generated; a distance between sets depends on it."""
 
     what = "class labels"
 
@@ -115,7 +115,7 @@ def entropy_bits(counts: Tensor) -> float:
 
 
 def bits_per_image(keep: int, grid_tokens: int, *, code_bits: float, entropy_bits: float) -> dict[str, float]:
-    """What an image of `keep` codes takes, in bits.
+    """The size in bits of an image of `keep` codes.
 
     `bits`: codes of `code_bits` each (log2 of the vocabulary); `bits_entropy`: if an ideal coder knew how often each
     code comes (`code_entropy_bits`); `bits_source`: to say which grid cell goes to which kept token, any assignment

@@ -1,4 +1,4 @@
-"""The Fréchet distance that infinitely many images would have (Chong & Forsyth 2020)."""
+"""The Fréchet distance extrapolated to infinitely many images (Chong & Forsyth 2020)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergevq.rng import seeded_permutation
 
 
 class Extrapolated(NamedTuple):
-    """A straight line through distances of ever more images, over 1 / N."""
+    """A line fitted to distances over 1 / N, N the number of images."""
 
     distance: float  # where the line meets 1 / N = 0; may be below zero, which is noise
     slope: float

@@ -1,4 +1,4 @@
-"""The Inception of the Fréchet inception distance (TensorFlow's of 2015-12-05), and what is done to images before it."""
+"""The Inception of the Fréchet inception distance (TensorFlow's of 2015-12-05) and its resizing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESIZES: dict[Resize, str] = {
 
 
 class InceptionOutputs(NamedTuple):
-    """What one pass gives, all float32."""
+    """Features and logits of one pass, float32."""
 
     pool: Tensor  # (B, 2048), what FID, precision and recall compare
     spatial: Tensor  # (B, 2023), 7 channels of a 17 x 17 map: what sFID compares (Nash et al. 2021)

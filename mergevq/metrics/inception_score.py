@@ -1,4 +1,4 @@
-"""The Inception score: sure of every image, undecided over all of them."""
+"""The Inception score (Salimans et al. 2016)."""
 
 from __future__ import annotations
 

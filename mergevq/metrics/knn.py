@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: what features know without any training (Wu et al. 2018; Caron et al. 2021)."""
+"""Weighted nearest-neighbour classification of features (Wu et al. 2018; Caron et al. 2021)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator
-from mergevq.metrics.probe import checked, class_numbers, held_out_part
+from mergevq.metrics.labelled import checked, class_numbers, held_out_part
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -86,7 +86,7 @@ class Nearest(Accumulator):
         return merged
 
     def right(self, answers: Tensor, ks: Sequence[int], num_classes: int, *, chunk: int = 1024) -> Tensor:
-        """How many queries are classified as `answers` (Q,) by k neighbours, each voting exp(cosine / 0.07): (len(ks),) int64.
+        """The number of queries classified as `answers` (Q,) by k neighbours, each voting exp(cosine / 0.07): (len(ks),) int64.
 
         Labels and answers are in [0, num_classes); an answer outside is never right. Raises `InputError` where
         fewer than k train features were seen.
@@ -115,7 +115,7 @@ class Nearest(Accumulator):
 
 
 class Votes(Accumulator):
-    """How many queries each number of neighbours answers right, over shares of the queries that add up exactly."""
+    """Correctly classified queries for each number of neighbours; shares of the queries merge by exact sums."""
 
     def __init__(self, ks: Sequence[int]) -> None:
         self.ks = list(ks)
@@ -186,7 +186,7 @@ def knn_classify(
 
 
 def neighbour_counts(train_images: int) -> list[int]:
-    """Those of `NEIGHBOURS` that so many train features have; all of them, where they are fewer than the least."""
+    """The counts of `NEIGHBOURS` up to `train_images`; `train_images` alone where it is below all of them."""
     return [k for k in NEIGHBOURS if k <= train_images] or [train_images]
 
 

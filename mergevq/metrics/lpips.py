@@ -1,4 +1,4 @@
-"""LPIPS as a metric: how different people would find two images, by VGG16 (Zhang et al. 2018, version 0.1)."""
+"""LPIPS on VGG16 as a metric (Zhang et al. 2018, version 0.1)."""
 
 from __future__ import annotations
 

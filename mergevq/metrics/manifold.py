@@ -1,4 +1,4 @@
-"""Precision and recall: which images lie on the other set's manifold (Kynkäänniemi et al. 2019)."""
+"""Improved precision and recall of generated images (Kynkäänniemi et al. 2019)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK = 4096
 
 
 class PrecisionRecall(NamedTuple):
-    """Fractions in [0, 1], and of how many images they are."""
+    """Precision and recall, fractions in [0, 1], with the numbers of images."""
 
     precision: float  # generated images that lie on the manifold of the reference
     recall: float  # reference images that lie on the manifold of the generated ones

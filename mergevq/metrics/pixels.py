@@ -1,4 +1,4 @@
-"""PSNR, SSIM and MS-SSIM as papers report them: on 8-bit images, per image, then the mean."""
+"""PSNR, SSIM and MS-SSIM of 8-bit images: the mean over images of each image's value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often the recovered source is the true one, next to what answering blindly would score."""
+"""Accuracy of the recovered source, with the accuracy of a constant answer as baseline."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from mergevq.metrics.frechet import Moments
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """What is known of reference images. Files from elsewhere do not say how many they were, nor who looked at them."""
+    """Feature statistics of reference images. Files of other tools hold no number of images and no extractor."""
 
     pool: Moments  # of the features that the Fréchet distance compares
     spatial: Moments | None = None  # of those that sFID compares

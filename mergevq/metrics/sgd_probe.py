@@ -1,4 +1,4 @@
-"""Linear probes as papers train them: stochastic gradients, many heads at once over learning rates."""
+"""Linear probes trained by SGD, AdamW or LARS on cached features, one head per learning rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mergevq.config import config
-from mergevq.metrics.probe import checked, class_numbers, held_out_part, wilson_interval
+from mergevq.metrics.labelled import checked, class_numbers, held_out_part, wilson_interval
 from mergevq.quantize import average_over_ranks
 from mergevq.rng import seeded_permutation
 from mergevq.schedules import CosineScheduleConfig, scale
@@ -156,7 +156,7 @@ def set_rates(
 
 
 class SgdProbeResult(NamedTuple):
-    """What the probe found. Percentages are of top-1 answers."""
+    """Top-1 accuracy of the probe in percent, with its interval and the chosen learning rate."""
 
     top1: float  # percent of the test images
     interval: tuple[float, float]  # 95% Wilson interval of `top1`, percent

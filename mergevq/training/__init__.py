@@ -1,1 +1,1 @@
-"""What a training loop drives, a file each task."""
+"""Trainings: a model with its losses, one file a task, for a loop to drive."""

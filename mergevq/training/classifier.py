@@ -39,7 +39,7 @@ class ClassifierPhase(nn.Module):
 
 
 class ClassifierTraining(Training):
-    """The training of a stand-in teacher, in one phase `classifier`; the kept count means nothing to it."""
+    """The training of a stand-in teacher, in one phase `classifier`; the loop's kept count is ignored."""
 
     def __init__(self, classifier: StandInClassifier, config: ClassifierTrainingConfig | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Full fine-tuning for classification: what an encoder's features can become (SimMIM's recipe, appendix A.4).
+"""Full fine-tuning of the encoder for classification (SimMIM's recipe, appendix A.4).
 
 The published setting is 100 epochs of AdamW (weight decay 0.05, batch 1,024, 20 epochs of warm-up, cosine) over strongly
 augmented views; those belong to the recipe. Here are the model, the mixing of images, the loss and the rates of layers.
@@ -41,7 +41,7 @@ class FineTunedConfig:
 
 @config
 class FineTuneConfig:
-    """The loss, and how much stands against overfitting; by default SimMIM's values for ViT-B."""
+    """Feature, regularisation and mixing; by default SimMIM's values for ViT-B."""
 
     feature: Literal["mean", "cls"] = "mean"
     keep: Annotated[int, pydantic.Field(ge=1)] | None = None  # none: all tokens, as appendix A.4
@@ -140,7 +140,7 @@ class FineTunePhase(nn.Module):
 
 
 class FineTuneTraining(Training):
-    """Fine-tuning in one phase `classifier`; the loop's kept count means nothing to it.
+    """Fine-tuning in one phase `classifier`; the loop's kept count is ignored.
 
     Raises `InputError` for fewer than two classes.
     """

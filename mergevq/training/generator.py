@@ -1,4 +1,4 @@
-"""Stage 2: a generator learns to predict a tokenizer's codes."""
+"""Training of a generator on a tokenizer's codes (stage 2)."""
 
 from __future__ import annotations
 

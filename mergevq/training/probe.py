@@ -22,7 +22,7 @@ FORMAT = "mergevq linear probe"
 
 @config
 class ProbeTrainingConfig:
-    """What is probed, and at which rates: one head each, at its part of the recipe's learning rate."""
+    """The probed feature and the heads: one per factor on the recipe's learning rate."""
 
     feature: Literal["cls", "mean"] = "cls"
     keep: Annotated[int, pydantic.Field(ge=1)] | None = None  # none: all tokens, as appendix A.4
@@ -33,7 +33,7 @@ class ProbeTrainingConfig:
 
 
 class FrozenFeatures(FrozenModule):
-    """A tokenizer whose features (B, D) of images (B, 3, H, W) in [-1, 1] are read; no part of a run's state."""
+    """Frozen features (B, D) of images (B, 3, H, W) in [-1, 1]; not part of a run's state."""
 
     def __init__(self, tokenizer: MergeVQ, settings: ProbeTrainingConfig) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ProbePhase(nn.Module):
 
 
 class ProbeTraining(Training):
-    """A linear probe in one phase `probe`; the loop's kept count means nothing to it.
+    """A linear probe in one phase `probe`; the loop's kept count is ignored.
 
     The average that a loop keeps of the heads is no part of the published recipes: read the heads themselves, or set
     its decay to 0. Which head answers is for held-out training images to say. Raises `InputError` for fewer than

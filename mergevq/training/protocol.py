@@ -1,4 +1,4 @@
-"""What a training loop drives: phases that turn a micro-batch into a loss, and the state to resume."""
+"""The interface of a training for the loop: phases (micro-batch -> loss), parameter groups, resumable state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mergevq.pretrained import FrozenModule
 
 @dataclass
 class Output:
-    """Of one phase on one micro-batch.
+    """Losses of one phase on one micro-batch.
 
     `total`: the scalar to run backward from. `losses`: named detached float32 scalars of this rank, for
     reporting. `carry`: detached tensors that the next phase reads.
@@ -65,23 +65,23 @@ class Training(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self, phase: str) -> list[ParameterGroup]:
-        """How the trainable parameters of a phase are optimised; each is in one group."""
+        """The optimizer's parameter groups of a phase; each trainable parameter is in one."""
         return decayed_and_not(self.phases[phase].parameters())
 
     def rests(self, phase: str, step: int) -> bool:
-        """Whether the parameters of a phase are to stay what they are at optimizer step `step`, weight decay included."""
+        """Whether optimizer step `step` leaves the parameters of a phase unchanged, weight decay included."""
         del phase, step
         return False
 
     def notes(self) -> list[str]:
-        """What to know of how this training was made that its configuration does not say, a sentence each."""
+        """Remarks on this training that its configuration does not tell, a sentence each."""
         return []
 
     def after_step(self, step: int) -> None:
-        """To be called on every rank after the optimizers' step `step`."""
+        """Update moving averages and teachers; called on every rank after the optimizers' step `step`."""
 
     def resume_state(self) -> dict[str, Tensor]:
-        """Everything trained or averaged, by name, not copied: `state_dict` without frozen networks."""
+        """The trained and averaged tensors by name, not copied: `state_dict` without frozen modules."""
         frozen = tuple(
             f"{name}." for name, module in self.named_modules() if isinstance(module, FrozenModule)
         )

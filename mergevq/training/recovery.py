@@ -1,8 +1,8 @@
 """Fine-tuning of Source Recovery after stage 2, the rest of the tokenizer frozen (appendix A.1, Table A2).
 
-True sources are known from encoding images. The paper tunes together with the learned generator and does not say how: here
-the generator, if there is one, writes a share of each image's codes anew, given the others, and the image's source stays
-the target. Recovery so meets the codes that it will have to place.
+The true source comes from encoding an image. The paper tunes together with the learned generator and does not say how:
+here the generator, if there is one, resamples a share of each image's codes, given the others, and the image's source
+stays the target. Recovery so sees the codes that it will have to place.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from mergevq.training.protocol import Output, Training
 
 @config
 class RecoveryTrainingConfig:
-    """The loss, as in stage 1 (`RecoveryLossConfig`), and how much a generator writes."""
+    """The loss, as in stage 1 (`RecoveryLossConfig`), and the share of codes that a generator resamples."""
 
     loss: Literal["categorical", "binary"] = "categorical"
     generated_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = (
-        0.25  # of an image's codes that a generator writes, at most: each batch draws its share below
+        0.25  # of an image's codes, at most: each batch draws its share below
     )
 
 
 class Rewriting(FrozenModule):
-    """A random-order generator that writes some codes of real images anew; no part of a run's state.
+    """A random-order generator that resamples some codes of real images; not part of a run's state.
 
     A batch's share is uniform between 0 and `fraction`; which codes, and what becomes of them, differs by image. They are
     drawn in one pass, each given the image's label and the codes that stay, without guidance, as the last passes of
@@ -100,7 +100,7 @@ class RecoveryPhase(nn.Module):
         """`batch`: image (B, 3, H, W) in [-1, 1], with a generator also label (B,) int64, -1 for none.
 
         Losses: `total`, `recovery_accuracy` and `recovery_baseline` as in stage 1 and, with a generator,
-        `changed_fraction`, the share of codes that it wrote otherwise.
+        `changed_fraction`, the share of codes that differ after resampling.
         """
         del carry, step
         images = batch["image"]

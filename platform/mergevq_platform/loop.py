@@ -92,7 +92,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
 
     def save() -> None:
         meter.flush()
-        state.bad_images = sorted(stream.met)
+        state.bad_images = sorted(stream.known_bad)
         host.at(state.step, "saving")
         if worker.rank == 0:
             host.save(

@@ -90,7 +90,7 @@ class Meter:
             share * torch.stack([part[name].detach().float() for name in names]) for share, part in losses
         ]
         extra = [norm.detach().float() for norm in norms.values()]
-        extra.append(parts[0].new_tensor(float(len(stream.unshared))))
+        extra.append(parts[0].new_tensor(float(len(stream.new_bad))))
         self.rows.append((step, keep, torch.cat([torch.stack(parts).sum(0), torch.stack(extra)])))
         if step % self.recipe.log_every == 0 or step == self.total_steps:
             self.flush()
@@ -137,16 +137,16 @@ class Meter:
         self.host.record(last, measured)
         self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
 
-    def _share_bad_images(self, values: Tensor) -> None:
-        """Count the bad images of all ranks since the run began, and tell every rank which they are."""
-        new, before = bool(values[-1, -1]), len(self.stream.met)
+    def _share_bad_pictures(self, values: Tensor) -> None:
+        """Count the bad pictures of all ranks since the run began, and tell every rank which they are."""
+        new, before = bool(values[-1, -1]), len(self.stream.known_bad)
         values[:, -1] += before
         if not new:
             return
-        found = [self.stream.unshared]
+        found = [self.stream.new_bad]
         if self.worker.world_size > 1:
             found = [[] for _ in range(self.worker.world_size)]
-            dist.all_gather_object(found, self.stream.unshared, group=self.control)
+            dist.all_gather_object(found, self.stream.new_bad, group=self.control)
         self.stream.share([item for rank in found for item in rank])
 
     def _check_finite(self, rows: list, values: Tensor) -> None:

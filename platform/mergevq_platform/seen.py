@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from mergevq.metrics import FeatureStatistics, InceptionExtractor, InceptionScore
-from mergevq.metrics.extractors import Extractor
+from mergevq.metrics.features import Extractor
 
 SPLITS = 10  # of the Inception score
 AnyParts = TypeVar("AnyParts", bound="Parts")

@@ -21,7 +21,7 @@ import aiohttp
 import psutil
 import pytest
 
-from mergevq_platform.tracking.links import artifact_link, curve_link
+from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.listing import find_run, list_runs
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import RunIdentity
@@ -36,6 +36,7 @@ pytestmark = [
 ]
 
 KEPT = (4, 9, 16, 25, 36, 64)
+QUERY = "workflowType=machine_learning"
 METRICS = ("psnr", "rfd_random_v1", "probe_top1_summary")
 
 
@@ -183,7 +184,7 @@ def test_the_link_we_print_opens_on_charts_of_the_curves_of_both_runs(
             lines=len(METRICS),
         )
         page.visit(
-            artifact_link(server.url, experiment, uniform.run_id, "curve/table.md"),
+            f"{server.url}/#/experiments/{experiment}/runs/{uniform.run_id}/artifacts/curve/table.md?{QUERY}",
             until=["curve/table.md", "psnr"],
             seconds=60,
             picture=pictures / "artifact.png",

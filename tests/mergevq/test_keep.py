@@ -18,11 +18,9 @@ from mergevq.keep import (
     ListedKeepConfig,
     UniformKeepConfig,
     draw,
-    merge_schedule,
     published,
-    reachable,
-    scaled_keep,
 )
+from mergevq.merge_schedule import merge_schedule, reachable, scaled_keep
 
 PUBLISHED = {
     (256, 196): (12, 6, 6, 5, 5, 5, 4, 4, 4, 3, 3, 3),

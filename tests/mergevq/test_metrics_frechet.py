@@ -22,7 +22,8 @@ from mergevq.metrics import (
     frechet_distance,
     require_same_identity,
 )
-from mergevq.metrics.extractors import RANDOM_V1_SHA256, random_v1_weights, safe_name, weights_sha256
+from mergevq.metrics.extractors import safe_name
+from mergevq.metrics.random_features import RANDOM_V1_SHA256, random_v1_weights, weights_sha256
 
 
 def statistics(features):

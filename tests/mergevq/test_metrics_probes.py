@@ -10,15 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from mergevq.errors import InputError
 from mergevq.metrics import knn_classify, knn_votes, linear_probe
 from mergevq.metrics.knn import TEMPERATURE
-from mergevq.metrics.probe import (
-    C_GRID,
-    fit_logistic,
-    held_out_part,
-    standardised,
-    uncorrelated,
-    unfit_labels,
-    wilson_interval,
-)
+from mergevq.metrics.labelled import held_out_part, unfit_labels, wilson_interval
+from mergevq.metrics.logistic import fit_logistic
+from mergevq.metrics.probe import C_GRID, standardised, uncorrelated
 from mergevq.metrics.sgd_probe import SgdProbeConfig, sgd_probe
 
 

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mergevq
 from mergevq.config import merged, parse
 from mergevq.errors import InputError
-from mergevq.keep import reachable
-from mergevq.losses.config import AnnealingConfig
+from mergevq.losses.config import AnnealingConfig, TokenizerTrainingConfig, loss_preset
+from mergevq.merge_schedule import reachable
 from mergevq.teachers.stand_in import StandInClassifier, StandInConfig, save_classifier
-from mergevq.training.tokenizer import TokenizerTrainingConfig, build_training, loss_preset
+from mergevq.training.tokenizer import build_training
 
 SMALL_GAN = {"kind": "patch", "discriminator": {"channels": 8, "num_layers": 2}}
 NAMES = {"reconstruction", "commitment", "sample_entropy", "codebook_entropy", "entropy_weight", "total"}

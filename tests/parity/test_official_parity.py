@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.keep import merge_schedule
+from mergevq.merge_schedule import merge_schedule
 from mergevq.merging import unmerge
 from mergevq.official import import_official
 

@@ -14,11 +14,12 @@ import undisturbed
 from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import Record, write_set
+from mergevq_platform.data.parquet.shards import ImageRecord, write_set
 from mergevq_platform.data.shapes import CLASSES, render
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.files import write_whole
 
 BAD = (3, 9, 10, 20, 27)
 
@@ -28,7 +29,7 @@ def damaged(small_recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A recipe of one epoch, four steps, over 32 images of which five are half a file."""
     pictures, labels = render(np.arange(32), "train", 16)
     records = [
-        Record(encode_png(picture)[: 150 if row in BAD else None], f"{row}.png", int(label))
+        ImageRecord(encode_png(picture)[: 150 if row in BAD else None], f"{row}.png", int(label))
         for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
     write_set(tmp_path / "set", {"train": records}, CLASSES, size=16, source={}, row_group_rows=8)
@@ -61,7 +62,7 @@ def test_the_limit_holds_for_all_ranks_together(
     world_size: int, damaged: dict[str, Any], tmp_path: Path
 ) -> None:
     damaged["data"]["bad_image_limit"] = len(BAD) - 1
-    with pytest.raises(Exception, match=r"5 bad pictures, more than data\.bad_image_limit 4.* row \d+ of "):
+    with pytest.raises(Exception, match=r"5 bad images, more than data\.bad_image_limit 4.* row \d+ of "):
         undisturbed.train(damaged, tmp_path / "run", world_size=world_size)
 
 
@@ -72,24 +73,19 @@ def test_a_restart_counts_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     assert parts + counts(alone(damaged, tmp_path / "parts")) == whole
     damaged["data"]["bad_image_limit"] = len(BAD) - 1
     alone(damaged | {"steps": 2}, tmp_path / "few")
-    with pytest.raises(InputError, match=r"5 bad pictures"):
+    with pytest.raises(InputError, match=r"5 bad images"):
         alone(damaged, tmp_path / "few")
-
-
-def changed_state(run: Path, change: Any) -> None:
-    """Change what the newest checkpoint of a run resumes from, as an earlier version would have written it."""
-    newest = Path(checkpoints.listed(str(run))[0])
-    state = torch.load(newest / "resume.pt", weights_only=True)
-    change(state)
-    torch.save(state, newest / "resume.pt")
-    about = checkpoints.about(newest)
-    about["sha256"]["resume.pt"] = checkpoints.sha256(newest / "resume.pt")
-    (newest / "checkpoint.json").write_text(json.dumps(about))
 
 
 def test_a_checkpoint_of_before_they_were_counted_goes_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     alone(damaged | {"steps": 2}, tmp_path / "run")
-    changed_state(tmp_path / "run", lambda state: state.pop("bad_pictures"))
+    (newest, *_) = checkpoints.listed(str(tmp_path / "run"))
+    state = torch.load(Path(newest) / "resume.pt", weights_only=True)
+    del state["bad_pictures"]
+    torch.save(state, Path(newest) / "resume.pt")
+    about = checkpoints.about(Path(newest))
+    about["sha256"]["resume.pt"] = checkpoints.sha256(Path(newest) / "resume.pt")
+    write_whole(Path(newest) / "checkpoint.json", json.dumps(about))
     assert counts(alone(damaged, tmp_path / "run"))[-1] > 0
 
 

@@ -160,7 +160,7 @@ def test_messages_name_the_options_of_columns_as_typed(
         said = refused([*verb, "--label-column", "Art"], capsys)
         assert "has no column 'Art', only image, Motiv: correct --label-column" in said
         assert "correct --image-column" in refused([*verb, "--image-column", "Bild"], capsys)
-    assert "--validation-fraction 0.01 of 4 pictures" in refused(
+    assert "--validation-fraction 0.01 of 4 images" in refused(
         [*pack, "--validation-fraction", "0.01"], capsys
     )
     assert cli.run(["data", "info", "set"]) == 0

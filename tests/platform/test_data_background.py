@@ -26,7 +26,7 @@ from mergevq_platform.data import (
     write_shapes,
 )
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.images.kinds import Kinds
+from mergevq_platform.data.images.kinds import FormatCounts
 
 SIDE = 16
 
@@ -173,7 +173,7 @@ def test_scaled_greys_are_counted_and_said(tmp_path: Path) -> None:
     text = describe(tmp_path / "set")
     assert "scaled to 8 bits: 1 of floats of 0 to 1; 1 of 32-bit integers of 0 to 255" in text
     assert "3.tif is a grey image of floats from -1 to 0" in text
-    assert manifest.splits["train"].kinds == Kinds(
+    assert manifest.splits["train"].kinds == FormatCounts(
         {"TIFF": 2}, 0, {"floats of 0 to 1": 1, "32-bit integers of 0 to 255": 1}
     )
     assert "formats   TIFF (2)" in text

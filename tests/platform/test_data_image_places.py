@@ -12,7 +12,7 @@ from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq_platform import cli, figures
-from mergevq_platform.data import contact_sheet, open_dataset, open_pictures, pack
+from mergevq_platform.data import contact_sheet, open_dataset, open_images, pack
 
 
 def put(root: Path, *names: str, side: int = 16) -> None:
@@ -27,7 +27,7 @@ def put(root: Path, *names: str, side: int = 16) -> None:
 
 def test_every_ending_that_pillow_opens_is_an_image(tmp_path: Path) -> None:
     put(tmp_path, "a.png", "b.tif", "c.JPG", "d.gif", "e.jfif", "f.avif", "g.webp", "h.bmp", "i.ppm")
-    assert open_pictures(str(tmp_path), 8).images == 9
+    assert open_images(str(tmp_path), 8).images == 9
 
 
 def test_links_to_folders_are_followed(tmp_path: Path) -> None:
@@ -35,45 +35,45 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "chosen").mkdir()
     for name in "ab":
         (tmp_path / "chosen" / name).symlink_to(Path("..", "all", name), target_is_directory=True)
-    assert open_pictures(str(tmp_path / "chosen"), 8).images == 6
+    assert open_images(str(tmp_path / "chosen"), 8).images == 6
     put(tmp_path, "chosen/c/0.png")
     (tmp_path / "chosen" / "c" / "back").symlink_to("..", target_is_directory=True)
-    opened = open_pictures(str(tmp_path / "chosen"), 8)
+    opened = open_images(str(tmp_path / "chosen"), 8)
     assert (opened.images, opened.classes) == (7, ("a", "b", "c"))
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     put(tmp_path, "a.png", "b.png", "notes.txt", "codes/0.npz", "codes/1.npz")
-    (said,) = open_pictures(str(tmp_path), 8).said
+    (said,) = open_images(str(tmp_path), 8).said
     assert said.endswith(
         "left out 3 files (2 .npz, 1 .txt: codes/0.npz, codes/1.npz, notes.txt), which are no images"
     )
-    with pytest.raises(InputError, match=r"holds no pictures; it holds 2 files \(2 \.npz: 0\.npz, 1\.npz\)"):
-        open_pictures(str(tmp_path / "codes"), 8)
+    with pytest.raises(InputError, match=r"holds no images; it holds 2 files \(2 \.npz: 0\.npz, 1\.npz\)"):
+        open_images(str(tmp_path / "codes"), 8)
 
 
 def test_our_own_sheets_and_figures_are_no_images(tmp_path: Path) -> None:
-    put(tmp_path / "made", *(f"pictures/{index:06d}.png" for index in range(12)))
+    put(tmp_path / "made", *(f"images/{index:06d}.png" for index in range(12)))
     put(tmp_path / "made", "contact_sheet.png", side=200)  # of a version that did not mark them
-    pack(tmp_path / "made" / "pictures", tmp_path / "packed", progress=False)
+    pack(tmp_path / "made" / "images", tmp_path / "packed", progress=False)
     contact_sheet(open_dataset(tmp_path / "packed", "train"), tmp_path / "made" / "overview.png")
     figures.save_png(
         figures.picture_rows({"a": [np.zeros((16, 16, 3), np.uint8)]}), tmp_path / "made" / "grid.png"
     )
-    opened = open_pictures(str(tmp_path / "made"), 8)
+    opened = open_images(str(tmp_path / "made"), 8)
     assert (opened.images, opened.size) == (12, 16)
     (said,) = opened.said
     for name in ("contact_sheet.png", "overview.png", "grid.png", "figures made by mergevq"):
         assert name in said
-    assert open_pictures(str(tmp_path / "made"), 8, size=8).images == 12
+    assert open_images(str(tmp_path / "made"), 8, size=8).images == 12
 
 
 def test_an_image_that_is_no_square_is_said_to_be_none(tmp_path: Path) -> None:
     for index in range(2):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{index}.png")
     with pytest.raises(InputError, match=r"0\.png has 30 x 20 pixels and is no square: --size S"):
-        open_pictures(str(tmp_path), 8)
-    opened = open_pictures(str(tmp_path), 8, size=16)
+        open_images(str(tmp_path), 8)
+    opened = open_images(str(tmp_path), 8, size=16)
     assert opened.said[0].endswith("2 of 2 images are no squares: their middle is judged")
 
 
@@ -82,7 +82,7 @@ def test_a_table_beside_image_files_does_not_hide_them(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"file": ["cat/0.png"], "caption": ["a cat"]}), tmp_path / "set" / "metadata.parquet"
     )
-    opened = open_pictures(str(tmp_path / "set"), 8)
+    opened = open_images(str(tmp_path / "set"), 8)
     assert (opened.images, opened.classes) == (2, ("cat", "dog"))
     assert "metadata.parquet" in opened.said[0]
 
@@ -94,14 +94,14 @@ def test_image_files_and_parquet_files_of_images_in_one_folder_are_refused(tmp_p
     with pytest.raises(
         InputError, match=r"both image files \(figure\.png.*Parquet files .*\(train-0\.parquet"
     ):
-        open_pictures(str(tmp_path / "set"), 8, size=16)
+        open_images(str(tmp_path / "set"), 8, size=16)
     (tmp_path / "set" / "figure.png").unlink()
-    assert open_pictures(str(tmp_path / "set"), 8, size=16).images == 1
+    assert open_images(str(tmp_path / "set"), 8, size=16).images == 1
 
 
 def test_transparent_images_are_judged_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "a.png")
-    opened = open_pictures(str(tmp_path), 8)
+    opened = open_images(str(tmp_path), 8)
     assert opened.batch(0)["image"].min() == 255
     assert opened.background == "white"
 
@@ -121,13 +121,13 @@ def test_transparent_images_are_judged_on_white(tmp_path: Path) -> None:
 def test_labels_of_an_npz_must_be_class_numbers(tmp_path: Path, labels: np.ndarray, found: str) -> None:
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros((12, 16, 16, 3), np.uint8), arr_1=labels)
     with pytest.raises(InputError, match=rf"arr_1 of .*samples\.npz .*{found}.*class numbers \(12,\)"):
-        open_pictures(str(tmp_path / "samples.npz"), 8)
+        open_images(str(tmp_path / "samples.npz"), 8)
 
 
 def test_an_npz_of_python_objects_is_refused_without_advice_to_load_them(tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", arr_0=np.array([{"image": 1}], dtype=object))
     with pytest.raises(InputError, match="it holds Python objects") as refused:
-        open_pictures(str(tmp_path / "samples.npz"), 8)
+        open_images(str(tmp_path / "samples.npz"), 8)
     assert "pickle" not in str(refused.value)
 
 
@@ -203,4 +203,4 @@ def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
 def test_a_size_that_is_none_is_refused(tmp_path: Path, size: int) -> None:
     put(tmp_path, "a.png")
     with pytest.raises(InputError, match=f"--size {size}: at least 1"):
-        open_pictures(str(tmp_path), 8, size=size)
+        open_images(str(tmp_path), 8, size=size)

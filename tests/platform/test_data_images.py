@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from mergevq_platform.data.images.decoding import BadPicture, decode, decoded
+from mergevq_platform.data.images.decoding import ImageDecodeError, decode, decoded
 
 
 def encoded(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -268,7 +268,7 @@ def test_white_is_zero_is_turned_round() -> None:
     ],
 )
 def test_a_grey_of_unknown_range_is_refused_with_its_values(values: np.ndarray, reason: str) -> None:
-    with pytest.raises(BadPicture, match=reason):
+    with pytest.raises(ImageDecodeError, match=reason):
         decode(encoded(values, "TIFF"))
 
 
@@ -284,5 +284,5 @@ def test_what_the_bytes_were_is_told() -> None:
 
 def test_no_other_program_is_asked_to_decode() -> None:
     page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
-    with pytest.raises(BadPicture, match="is not a picture that Pillow knows"):
+    with pytest.raises(ImageDecodeError, match="is not an image that Pillow knows"):
         decode(page)

@@ -1,4 +1,4 @@
-"""The description of a picture set and its contact sheet."""
+"""The description of an image set and its contact sheet."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mergevq_platform.data import (
     open_dataset,
     write_shapes,
 )
-from mergevq_platform.data.images.decoding import BadPicture, decode, encode_png
+from mergevq_platform.data.images.decoding import ImageDecodeError, decode, encode_png
 from mergevq_platform.data.pack import pack
-from mergevq_platform.data.parquet.shards import Record, write_set
+from mergevq_platform.data.parquet.shards import ImageRecord, write_set
 from mergevq_platform.data.sources.choices import Choices
 
 
@@ -35,8 +35,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_description_has_counts_classes_shards_and_fingerprints(shapes: Path) -> None:
     text = describe(shapes)
-    assert "train     150 pictures in 1 shard" in text
-    assert "val       30 pictures in 1 shard" in text
+    assert "train     150 images in 1 shard" in text
+    assert "val       30 images in 1 shard" in text
     assert "row groups of 22-128" in text
     counts = open_dataset(shapes, "train").class_images()
     assert (len(counts), sum(counts), min(counts)) == (12, 150, 12)
@@ -95,8 +95,8 @@ def test_a_file_beside_images_that_may_hold_labels_says_how_it_is_read(tmp_path:
 def test_the_first_split_with_labels_names_the_classes(tmp_path: Path) -> None:
     grey = encode_png(np.full((8, 8, 3), 128, dtype=np.uint8))
     splits = {
-        "test": [Record(grey, "a.png", -1)],
-        "train": [Record(grey, "b.png", 0), Record(grey, "c.png", 1)],
+        "test": [ImageRecord(grey, "a.png", -1)],
+        "train": [ImageRecord(grey, "b.png", 0), ImageRecord(grey, "c.png", 1)],
     }
     write_set(tmp_path / "set", splits, ("cat", "dog"), size=8, source={})
     (tmp_path / "set/manifest.json").unlink()
@@ -135,15 +135,15 @@ def test_the_contact_sheet_has_letters_beyond_english(tmp_path: Path) -> None:
     captions = []
     for number, name in enumerate("éčжλß"):
         out = tmp_path / f"{number}/set"
-        write_set(out, {"train": [Record(grey, "a.png", 0)]}, (name,), size=8, source={})
+        write_set(out, {"train": [ImageRecord(grey, "a.png", 0)]}, (name,), size=8, source={})
         contact_sheet(open_dataset(out, "train"), tmp_path / "sheet.png")
         captions.append(np.asarray(Image.open(tmp_path / "sheet.png"))[64 + 96 :].tobytes())
     assert len(set(captions)) == len(captions)  # a letter that a font lacks is a box, the same for each
 
 
-def test_a_sheet_shows_unlabelled_sets_and_marks_unreadable_pictures(tmp_path: Path) -> None:
+def test_a_sheet_shows_unlabelled_sets_and_marks_unreadable_images(tmp_path: Path) -> None:
     grey = np.full((8, 8, 3), 128, dtype=np.uint8)
-    records = [Record(encode_png(grey), "a.png", 0), Record(b"broken", "b.png", 0)]
+    records = [ImageRecord(encode_png(grey), "a.png", 0), ImageRecord(b"broken", "b.png", 0)]
     write_set(tmp_path / "set", {"train": records}, ("a",), size=8, source={})
     contact_sheet(open_dataset(tmp_path / "set", "train"), tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)
@@ -151,10 +151,10 @@ def test_a_sheet_shows_unlabelled_sets_and_marks_unreadable_pictures(tmp_path: P
     assert np.any(np.all(sheet == (0xB0, 0x00, 0x20), 1))
 
 
-def test_a_sheet_shows_the_middle_of_thin_pictures(tmp_path: Path) -> None:
+def test_a_sheet_shows_the_middle_of_thin_images(tmp_path: Path) -> None:
     thin = np.full((1, 1_000_000, 3), 128, dtype=np.uint8)
     long = np.full((8, 300_000, 3), 200, dtype=np.uint8)
-    records = [Record(encode_png(pixels), "a.png", 0) for pixels in (thin, long)]
+    records = [ImageRecord(encode_png(pixels), "a.png", 0) for pixels in (thin, long)]
     write_set(tmp_path / "set", {"train": records}, ("a",), size=8, source={})
     contact_sheet(open_dataset(tmp_path / "set", "train"), tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3)
@@ -162,23 +162,23 @@ def test_a_sheet_shows_the_middle_of_thin_pictures(tmp_path: Path) -> None:
         assert np.all(sheet == grey, 1).sum() >= 96 * 96
 
 
-def test_every_mode_of_picture_becomes_rgb() -> None:
+def test_every_mode_of_image_becomes_rgb() -> None:
     import io
 
-    def encoded(picture: Image.Image, kind: str) -> bytes:
+    def encoded(image: Image.Image, kind: str) -> bytes:
         stream = io.BytesIO()
-        picture.save(stream, kind)
+        image.save(stream, kind)
         return stream.getvalue()
 
     grey16 = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
-    for picture, kind, pixel in (
+    for image, kind, pixel in (
         (Image.new("L", (4, 4), 200), "PNG", (200, 200, 200)),
         (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "PNG", (128, 128, 129)),  # on white
         (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
         (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
         (grey16, "PNG", (128, 128, 128)),
     ):
-        decoded = decode(encoded(picture, kind))
+        decoded = decode(encoded(image, kind))
         assert decoded.mode == "RGB"
         assert decoded.getpixel((1, 1)) == pixel
 
@@ -188,12 +188,12 @@ def test_every_mode_of_picture_becomes_rgb() -> None:
     [
         (None, "no bytes"),
         (b"", "no bytes"),
-        (b"GIF89a", "cannot be decoded|not a picture"),
-        (b"hello", "not a picture"),
+        (b"GIF89a", "cannot be decoded|not an image"),
+        (b"hello", "not an image"),
     ],
 )
-def test_what_is_no_picture_is_a_bad_picture(data: bytes | None, reason: str) -> None:
-    with pytest.raises(BadPicture, match=reason):
+def test_what_is_no_image_is_a_bad_image(data: bytes | None, reason: str) -> None:
+    with pytest.raises(ImageDecodeError, match=reason):
         decode(data)
 
 
@@ -211,5 +211,5 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked() -> None:
         + chunk(b"IDAT", zlib.compress(bytes(1000)))
         + chunk(b"IEND", b"")
     )
-    with pytest.raises(BadPicture, match="more pixels than the limit"):
+    with pytest.raises(ImageDecodeError, match="more pixels than the limit"):
         decode(bomb)

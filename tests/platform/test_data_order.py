@@ -124,7 +124,7 @@ def test_what_one_worker_holds_in_memory_is_bounded() -> None:
         assert order.lanes * order.window_blocks * rows <= max(2 * ROWS_IN_FLIGHT, 16 * rows)
 
 
-def test_a_batch_mixes_pictures_from_all_over_sorted_data() -> None:
+def test_a_batch_mixes_images_from_all_over_sorted_data() -> None:
     order = imagenet()
     first, second = order.batch(0, 10), order.batch(0, 11)
     thirds = np.histogram(first, bins=3, range=(0, order.rows))[0]
@@ -151,5 +151,5 @@ def test_random_access_costs_the_window_and_not_the_epoch() -> None:
 
 
 def test_data_smaller_than_a_batch_is_refused_with_the_fix() -> None:
-    with pytest.raises(InputError, match=r"5 pictures, fewer than global_batch 8: lower global_batch"):
+    with pytest.raises(InputError, match=r"5 images, fewer than global_batch 8: lower global_batch"):
         SampleOrder([5], 8)

@@ -26,7 +26,7 @@ def pack(source: Path, directory: Path, **options: Any) -> Manifest:
     return pack_with_progress(source, directory, progress=False, **options)
 
 
-def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (12, 9)) -> bytes:
+def image(seed: int, kind: str = "JPEG", size: tuple[int, int] = (12, 9)) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind)
@@ -52,14 +52,14 @@ def tar(files: dict[str, bytes]) -> bytes:
 
 def imagefolder(classes: tuple[str, ...] = ("n01", "n02"), each: int = 12) -> dict[str, bytes]:
     return {
-        f"{name}/{index}.JPEG": picture(100 * number + index)
+        f"{name}/{index}.JPEG": image(100 * number + index)
         for number, name in enumerate(classes)
         for index in range(each)
     }
 
 
 def contents(dataset: Dataset) -> set[tuple[bytes | None, str | None]]:
-    """(bytes, class) of every picture."""
+    """(bytes, class) of every image."""
     rows = dataset.read(range(dataset.rows))
     return {(row.data, dataset.classes[row.label] if row.label >= 0 else None) for row in rows}
 
@@ -95,7 +95,7 @@ def test_row_groups_mix_the_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("above", ["", "flowers/", "train/", "data/train/"])
-def test_a_class_is_the_first_folder_that_tells_pictures_apart(tmp_path: Path, above: str) -> None:
+def test_a_class_is_the_first_folder_that_tells_images_apart(tmp_path: Path, above: str) -> None:
     files = imagefolder(each=3)
     source = tree(tmp_path / "src", {f"{above}{name}": data for name, data in files.items()})
     pack(source, tmp_path / "out")
@@ -104,7 +104,7 @@ def test_a_class_is_the_first_folder_that_tells_pictures_apart(tmp_path: Path, a
 
 def test_a_folder_without_classes_is_packed_without_labels(tmp_path: Path) -> None:
     pack(
-        tree(tmp_path / "src", {f"{index}.png": picture(index, "PNG") for index in range(5)}),
+        tree(tmp_path / "src", {f"{index}.png": image(index, "PNG") for index in range(5)}),
         tmp_path / "out",
     )
     dataset = open_dataset(tmp_path / "out", "train")
@@ -120,7 +120,7 @@ def test_imagenets_nested_tars_and_kaggles_label_file_are_read(tmp_path: Path) -
         )
         for name in ("n01", "n02")
     }
-    val = {f"ILSVRC2012_val_{index:08d}.JPEG": picture(index) for index in range(4)}
+    val = {f"ILSVRC2012_val_{index:08d}.JPEG": image(index) for index in range(4)}
     source = tree(
         tmp_path / "src", {"ILSVRC2012_img_train.tar": tar(by_class), "ILSVRC2012_img_val.tar": tar(val)}
     )
@@ -154,7 +154,7 @@ def test_labels_come_from_tar_names_or_from_folders_in_tars(tmp_path: Path) -> N
 
 
 def test_what_a_tar_should_not_hold_is_refused_and_listed(tmp_path: Path) -> None:
-    stream = io.BytesIO(tar({"a/1.jpg": picture(1), "../b/2.jpg": picture(2), "/etc/3.jpg": picture(3)}))
+    stream = io.BytesIO(tar({"a/1.jpg": image(1), "../b/2.jpg": image(2), "/etc/3.jpg": image(3)}))
     with tarfile.open(fileobj=stream, mode="a") as archive:
         link = tarfile.TarInfo("a/4.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -173,10 +173,10 @@ def test_what_a_tar_should_not_hold_is_refused_and_listed(tmp_path: Path) -> Non
 def test_bad_files_are_left_out_and_listed_with_the_reason(tmp_path: Path) -> None:
     files = imagefolder(each=6)
     bad = {
-        "n01/truncated.jpg": picture(1, size=(30, 30))[:900],
-        "n01/text.jpg": b"this is not a picture",
+        "n01/truncated.jpg": image(1, size=(30, 30))[:900],
+        "n01/text.jpg": b"this is not an image",
         "n02/empty.png": b"",
-        "n02/bomb.png": picture(2, "PNG", size=(40, 40)),
+        "n02/bomb.png": image(2, "PNG", size=(40, 40)),
     }
     source = tree(tmp_path / "src", {**files, **bad})
     manifest = pack(source, tmp_path / "out", max_pixels=1000)
@@ -184,7 +184,7 @@ def test_bad_files_are_left_out_and_listed_with_the_reason(tmp_path: Path) -> No
     reasons = {item.file: item.reason for item in manifest.splits["train"].skipped}
     assert set(reasons) == set(bad)
     assert "cannot be decoded" in reasons["n01/truncated.jpg"]
-    assert reasons["n01/text.jpg"] == "is not a picture that Pillow knows"
+    assert reasons["n01/text.jpg"] == "is not an image that Pillow knows"
     assert reasons["n02/empty.png"] == "holds no bytes"
     assert reasons["n02/bomb.png"] == "has 40 x 40 pixels, more than the limit of 1000"
     text = describe(tmp_path / "out")
@@ -193,15 +193,15 @@ def test_bad_files_are_left_out_and_listed_with_the_reason(tmp_path: Path) -> No
 
 
 def test_a_source_of_bad_files_only_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no usable picture: the first, a.jpg, is not a picture"):
+    with pytest.raises(InputError, match=r"has no usable image: the first, a.jpg, is not an image"):
         pack(tree(tmp_path / "src", {"a.jpg": b"x"}), tmp_path / "out")
 
 
-def test_pictures_shrink_to_the_shorter_side_and_never_grow(tmp_path: Path) -> None:
+def test_images_shrink_to_the_shorter_side_and_never_grow(tmp_path: Path) -> None:
     files = {
-        "big.jpg": picture(0, size=(64, 40)),
-        "tall.png": picture(1, "PNG", (40, 64)),
-        "small.jpg": picture(2, size=(12, 9)),
+        "big.jpg": image(0, size=(64, 40)),
+        "tall.png": image(1, "PNG", (40, 64)),
+        "small.jpg": image(2, size=(12, 9)),
     }
     pack(tree(tmp_path / "src", files), tmp_path / "out", size=16)
     dataset = open_dataset(tmp_path / "out", "train")
@@ -295,7 +295,7 @@ def test_a_pack_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     # Once it is whole, the same command does nothing, and another one is refused.
     pack(source, tmp_path / "out", shard_rows=5, map_jobs=counting)
     assert len(made) == 6
-    with pytest.raises(InputError, match="already holds another picture set"):
+    with pytest.raises(InputError, match="already holds another image set"):
         pack(source, tmp_path / "out", shard_rows=5, size=4)
 
 
@@ -342,19 +342,19 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("validation_fraction is 1.5", source, validation_fraction=1.5)
     expect("leaves nothing of one", source, validation_fraction=0.01)
     expect("no labels at", source, labels=tmp_path / "none.csv")
-    mixed = tree(tmp_path / "mixed", {**imagefolder(each=1), "3.jpg": picture(3)})
+    mixed = tree(tmp_path / "mixed", {**imagefolder(each=1), "3.jpg": image(3)})
     expect(
         r"'3.jpg' has no class but other images of 'train' have one \(1 of \d+ have none\): move it into",
         mixed,
     )
-    tree(mixed, {"4.jpg": picture(4)})
+    tree(mixed, {"4.jpg": image(4)})
     expect(r"'3.jpg' has no class .* have one \(2 of \d+ have none\): move them into class folders", mixed)
     expect("source and directory are the same, .*: name another directory", mixed, mixed)
     stray = {
-        "train/a/1.jpg": picture(1),
-        "train/b/1.jpg": picture(1),
-        "val/a/1.jpg": picture(2),
-        "val/c/1.jpg": picture(2),
+        "train/a/1.jpg": image(1),
+        "train/b/1.jpg": image(1),
+        "val/a/1.jpg": image(2),
+        "val/c/1.jpg": image(2),
     }
     other = tree(tmp_path / "other", stray)
     expect("'val' has the class 'c', 'train' has not", other)
@@ -369,7 +369,7 @@ def test_labels_that_there_are_are_kept_where_some_images_have_none(tmp_path: Pa
     labels.write_text(
         "".join(f"{index}.png,{'' if index % 3 == 2 else 'ab'[index % 2]}\n" for index in range(12))
     )
-    files = {f"{index}.png": picture(index, "PNG") for index in range(12)}
+    files = {f"{index}.png": image(index, "PNG") for index in range(12)}
     manifest = pack(tree(tmp_path / "src", files), tmp_path / "out", labels=labels, shard_rows=5)
     assert (manifest.splits["train"].labelled, manifest.splits["train"].unlabelled) == (True, 4)
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
@@ -389,13 +389,13 @@ def test_a_manifest_of_before_still_opens(tmp_path: Path) -> None:
     del stored["source"]["understood"], stored["background"]
     path.write_text(json.dumps(stored))
     assert contents(open_dataset(tmp_path / "out", "train")) == expected(imagefolder(each=2))
-    assert "4 pictures" in describe(tmp_path / "out")
+    assert "4 images" in describe(tmp_path / "out")
 
 
 def test_a_refused_source_leaves_nothing_behind(tmp_path: Path) -> None:
     source = tree(
         tmp_path / "src",
-        {"x.tar.gz": gzip.compress(tar({"pass/1.jpg": picture(1), "test/1.jpg": picture(2)}))},
+        {"x.tar.gz": gzip.compress(tar({"pass/1.jpg": image(1), "test/1.jpg": image(2)}))},
     )
     with pytest.raises(InputError, match="may be the split 'test'"):
         pack(source, tmp_path / "out")
@@ -418,5 +418,5 @@ def test_one_shard_is_a_function_of_its_job(tmp_path: Path) -> None:
     before = bytes_of(tmp_path / "out")
     part = pack_shard(jobs[0])
     assert part.shard is not None
-    assert (part.pictures, part.shard.rows) == (4, 4)
+    assert (part.images, part.shard.rows) == (4, 4)
     assert bytes_of(tmp_path / "out") == before

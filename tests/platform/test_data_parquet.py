@@ -14,12 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.data import Dataset, Deal, Reading, TrainStream, ViewsConfig, describe, open_dataset
+from mergevq_platform.data import (
+    BatchPartition,
+    Dataset,
+    Reading,
+    TrainStream,
+    ViewsConfig,
+    describe,
+    open_dataset,
+)
 from mergevq_platform.data import pack as pack_with_progress
 from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.data.info import describe_in_short
 from mergevq_platform.data.parquet.directory import split_names
-from mergevq_platform.data.parquet.shards import Manifest, Record, write_set
+from mergevq_platform.data.parquet.shards import ImageRecord, Manifest, write_set
 
 HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -230,7 +238,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, column: str) -> Non
 
 
 def test_a_packed_set_has_settled_its_columns(tmp_path: Path) -> None:
-    records = [Record(image(seed), f"{seed}.png", seed % 2) for seed in range(4)]
+    records = [ImageRecord(image(seed), f"{seed}.png", seed % 2) for seed in range(4)]
     write_set(tmp_path, {"train": records}, ("a", "b"), size=4, source={})
     refused(
         "is packed, and its label_column was settled then", tmp_path, reading=Reading(label_column="fine")
@@ -530,7 +538,7 @@ def test_a_share_that_is_not_held_out_is_said(tmp_path: Path) -> None:
 def test_files_of_train_are_known_in_any_case_and_without_a_name(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, {"image": images(2), "label": [0, 1]})
     assert split_names(tmp_path) == ["train"]
-    assert "train     2 pictures" in describe(tmp_path)
+    assert "train     2 images" in describe(tmp_path)
     assert open_dataset(tmp_path, "Train").rows == 2
     assert pack(tmp_path, tmp_path / "../packed" / name).splits["train"].rows == 2
 
@@ -630,7 +638,7 @@ def test_a_training_whose_row_groups_hold_no_bytes_does_not_advise_to_pack(tmp_p
     write(tmp_path / "train.parquet", {"image": column}, row_group_size=2)
     views = ViewsConfig(image_size=4)
     stream = TrainStream(
-        open_dataset(tmp_path, "train"), views, deal=Deal(4, 1, 1), seed=0, bad_image_limit=9
+        open_dataset(tmp_path, "train"), views, partition=BatchPartition(4, 1, 1), seed=0, bad_image_limit=9
     )
     with stream, pytest.raises(InputError, match=r"\(holds no bytes\): write the images' bytes into it"):
         next(iter(stream))
@@ -659,5 +667,5 @@ def test_info_pack_and_training_say_what_was_read(tmp_path: Path) -> None:
     chosen = describe_in_short(tmp_path / "set", "train", "val", Reading(label_column="fine_label"))
     assert "labels: column 'fine_label'" in chosen
     two_splits(tmp_path / "some", [0, -1, 1, None], [0, 1])
-    assert "train     4 pictures" in (text := describe(tmp_path / "some"))
+    assert "train     4 images" in (text := describe(tmp_path / "some"))
     assert "2 of them without a label" in text

@@ -1,4 +1,4 @@
-"""Opening picture sets: ours, and bare Hugging Face Parquet; what is said when they are not in order."""
+"""Opening image sets: ours, and bare Hugging Face Parquet; what is said when they are not in order."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from mergevq.errors import InputError
 from mergevq_platform.data import describe, open_dataset
 from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.data.parquet.directory import PARTS, split_names
-from mergevq_platform.data.parquet.shards import Record, write_set, write_shard
+from mergevq_platform.data.parquet.shards import ImageRecord, write_set, write_shard
 
 PICTURE = encode_png(np.zeros((4, 4, 3), dtype=np.uint8))
 
 
-def records(count: int, classes: int = 3) -> list[Record]:
+def records(count: int, classes: int = 3) -> list[ImageRecord]:
     colours = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-    return [Record(encode_png(colour), f"{row}.png", row % classes) for row, colour in enumerate(colours)]
+    return [
+        ImageRecord(encode_png(colour), f"{row}.png", row % classes) for row, colour in enumerate(colours)
+    ]
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_a_dataset_travels_to_other_processes(ours: Path) -> None:
     assert copy.read([6]) == dataset.read([6])
 
 
-def test_the_fingerprint_follows_the_pictures_and_not_the_place(ours: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_follows_the_images_and_not_the_place(ours: Path, tmp_path: Path) -> None:
     shutil.copytree(ours, tmp_path / "copy")
     assert open_dataset(tmp_path / "copy", "train").fingerprint == open_dataset(ours, "train").fingerprint
     write_set(tmp_path / "other", {"train": records(26)}, ("a", "b", "c"), size=4, source={})
@@ -160,7 +162,7 @@ def test_what_is_missing_is_named_with_the_fix(ours: Path, tmp_path: Path) -> No
     expect("has no split 'test', only train, val", ours, "test")
     expect("is a file: data.path is the directory", ours / "train-00000.parquet")
     (tmp_path / "empty").mkdir()
-    expect("holds no Parquet files: pack pictures", tmp_path / "empty")
+    expect("holds no Parquet files: pack images", tmp_path / "empty")
     expect("cannot be opened", "ftp3://somewhere/else")
     (tmp_path / "begun" / PARTS).mkdir(parents=True)
     expect("a pack that has not ended: run the same", tmp_path / "begun")
@@ -213,7 +215,7 @@ def test_verification_finds_a_changed_byte(ours: Path) -> None:
 
 
 def test_a_shard_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
-    def disk_full() -> Iterator[Record]:
+    def disk_full() -> Iterator[ImageRecord]:
         yield from records(9)
         raise OSError(28, "No space left on device")
 

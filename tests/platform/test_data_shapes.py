@@ -1,4 +1,4 @@
-"""The procedural pictures and the digits: what makes them a fair test."""
+"""The procedural images and the digits: what makes them a fair test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ridge(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_la
     return float(np.mean((test @ weights).argmax(1) == test_labels))
 
 
-def test_a_picture_is_a_function_of_seed_split_and_number() -> None:
+def test_a_image_is_a_function_of_seed_split_and_number() -> None:
     whole, labels = render(np.arange(40), "train", 16, seed=3)
     for chosen in ([7], [39, 0], list(range(20, 30))):
         part, part_labels = render(np.array(chosen), "train", 16, seed=3)
@@ -49,13 +49,13 @@ def test_there_are_at_least_ten_classes_equally_often(sample: tuple[np.ndarray, 
 
 
 def test_colour_does_not_tell_the_class(sample: tuple[np.ndarray, np.ndarray]) -> None:
-    pictures, labels = sample
-    colours = pictures.reshape(len(pictures), -1, 3).astype(float)
+    images, labels = sample
+    colours = images.reshape(len(images), -1, 3).astype(float)
     features = np.concatenate(
         [
             colours.mean(1),
             colours.std(1),
-            np.quantile(colours, [0.1, 0.5, 0.9], axis=1).transpose(1, 0, 2).reshape(len(pictures), -1),
+            np.quantile(colours, [0.1, 0.5, 0.9], axis=1).transpose(1, 0, 2).reshape(len(images), -1),
         ],
         1,
     )
@@ -66,13 +66,9 @@ def test_colour_does_not_tell_the_class(sample: tuple[np.ndarray, np.ndarray]) -
 
 
 def test_pixels_alone_give_little_away(sample: tuple[np.ndarray, np.ndarray]) -> None:
-    pictures, labels = sample
+    images, labels = sample
     grey = (
-        pictures.astype(float)
-        .mean(-1)
-        .reshape(len(pictures), 16, 2, 16, 2)
-        .mean((2, 4))
-        .reshape(len(pictures), -1)
+        images.astype(float).mean(-1).reshape(len(images), 16, 2, 16, 2).mean((2, 4)).reshape(len(images), -1)
     )
     assert ridge(grey[:1200], labels[:1200], grey[1200:], labels[1200:]) < 0.3
 
@@ -96,24 +92,24 @@ def test_every_shape_covers_the_same_area_and_is_told_apart_by_its_outline() -> 
 
 def test_shapes_stand_out_from_their_background() -> None:
     # The centre of a disc shows the shape's colour; the four corners show the background.
-    pictures, labels = render(np.arange(1200), "val", 32, seed=1)
-    discs = pictures[labels == CLASSES.index("disc")].astype(float)
+    images, labels = render(np.arange(1200), "val", 32, seed=1)
+    discs = images[labels == CLASSES.index("disc")].astype(float)
     spread = discs.reshape(len(discs), -1, 3).std(1).max(1)
     assert np.mean(spread > 25) > 0.98
 
 
-def test_written_pictures_are_the_rendered_ones_and_writing_again_changes_nothing(tmp_path: Path) -> None:
+def test_written_images_are_the_rendered_ones_and_writing_again_changes_nothing(tmp_path: Path) -> None:
     write_shapes(tmp_path / "set", images=150, val_images=20, size=16, seed=2)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
     write_shapes(tmp_path / "set", images=150, val_images=20, size=16, seed=2)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()} == before
     dataset = open_dataset(tmp_path / "set", "train")
-    pictures, labels = render(np.arange(150), "train", 16, seed=2)
+    images, labels = render(np.arange(150), "train", 16, seed=2)
     rows = dataset.read([0, 149, 77])
     assert [row.label for row in rows] == labels[[0, 149, 77]].tolist()
-    assert np.array_equal(np.asarray(decode(rows[2].data)), pictures[77])
+    assert np.array_equal(np.asarray(decode(rows[2].data)), images[77])
     assert open_dataset(tmp_path / "set", "val").rows == 20
-    with pytest.raises(InputError, match="already holds another picture set"):
+    with pytest.raises(InputError, match="already holds another image set"):
         write_shapes(tmp_path / "set", images=150, val_images=20, size=16, seed=3)
 
 
@@ -129,12 +125,12 @@ def test_the_digits_are_real_and_split_without_overlap(tmp_path: Path) -> None:
     write_digits(tmp_path / "digits", size=32)
     train, val = (open_dataset(tmp_path / "digits", split) for split in ("train", "val"))
     assert (train.rows, val.rows, train.num_classes) == (1500, 297, 10)
-    pictures = [np.asarray(decode(row.data)) for row in train.read(range(400))]
-    assert pictures[0].shape == (32, 32, 3)
+    images = [np.asarray(decode(row.data)) for row in train.read(range(400))]
+    assert images[0].shape == (32, 32, 3)
     labels = np.array([row.label for row in train.read(range(400))])
     others = np.array(
         [np.asarray(decode(row.data))[::4, ::4, 0].ravel() for row in val.read(range(297))], dtype=float
     )
-    small = np.array([picture[::4, ::4, 0].ravel() for picture in pictures], dtype=float)
+    small = np.array([image[::4, ::4, 0].ravel() for image in images], dtype=float)
     assert one_nearest(small, labels, others, np.array([row.label for row in val.read(range(297))])) > 0.85
-    assert not {picture.tobytes() for picture in small} & {picture.tobytes() for picture in others}
+    assert not {image.tobytes() for image in small} & {image.tobytes() for image in others}

@@ -13,7 +13,7 @@ import torch
 
 from mergevq.errors import InputError
 from mergevq_platform.data import (
-    Deal,
+    BatchPartition,
     EvalBatches,
     TrainStream,
     ViewsConfig,
@@ -23,7 +23,7 @@ from mergevq_platform.data import (
 )
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import Record, write_set
+from mergevq_platform.data.parquet.shards import ImageRecord, write_set
 from mergevq_platform.data.shapes import CLASSES, render
 from mergevq_platform.data.stream import Batch
 
@@ -37,11 +37,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def make(directory: Path, *, bad: tuple[int, ...], rows: int = 101) -> Dataset:
-    """101 pictures of 14 px in row groups of 8 and shards of 40; the `bad` rows hold half of a PNG."""
-    pictures, labels = render(np.arange(rows), "train", 14)
+    """101 images of 14 px in row groups of 8 and shards of 40; the `bad` rows hold half of a PNG."""
+    images, labels = render(np.arange(rows), "train", 14)
     records = [
-        Record(encode_png(picture), f"{row}.png", int(label))
-        for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        ImageRecord(encode_png(image), f"{row}.png", int(label))
+        for row, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
     records = [
         record._replace(data=record.data[:150]) if row in bad else record
@@ -60,7 +60,7 @@ def make(directory: Path, *, bad: tuple[int, ...], rows: int = 101) -> Dataset:
 
 
 def steps(dataset: Dataset, count: int, *, passes: int = 2, **options: object) -> list[list[Batch]]:
-    settings = {"deal": Deal(8, passes, workers=4), "seed": 1, "bad_image_limit": 0} | options
+    settings = {"partition": BatchPartition(8, passes, workers=4), "seed": 1, "bad_image_limit": 0} | options
     with TrainStream(dataset, VIEWS, **settings) as stream:  # type: ignore[arg-type]
         return list(islice(stream, count))
 
@@ -128,15 +128,15 @@ def test_loader_processes_yield_what_the_thread_yields(dataset: Dataset) -> None
     )
 
 
-def test_every_sample_comes_once_an_epoch_with_its_own_picture_and_label(dataset: Dataset) -> None:
+def test_every_sample_comes_once_an_epoch_with_its_own_image_and_label(dataset: Dataset) -> None:
     epoch = [joined(step) for step in steps(dataset, STEPS)]
     samples = torch.cat([batch["sample"] for batch in epoch]).tolist()
     assert len(samples) == len(set(samples)) == 96
-    pictures, labels = render(np.arange(101), "train", 14)
+    images, labels = render(np.arange(101), "train", 14)
     assert torch.cat([batch["label"] for batch in epoch]).tolist() == labels[samples].tolist()
     sample, image = samples[5], epoch[0]["image"][5].float()
     # 14 px shrunk to 12 without a crop: the mean colours stay.
-    assert image.mean((1, 2)).numpy() == pytest.approx(pictures[sample].reshape(-1, 3).mean(0), abs=2)
+    assert image.mean((1, 2)).numpy() == pytest.approx(images[sample].reshape(-1, 3).mean(0), abs=2)
 
 
 def test_augmentation_changes_from_epoch_to_epoch(dataset: Dataset) -> None:
@@ -160,7 +160,12 @@ def test_row_groups_are_read_as_often_as_computed_and_not_more(dataset: Dataset,
     reads, order = 0, None
     for rank in range(world_size):
         stream = TrainStream(
-            dataset, VIEWS, deal=Deal(8, 1, world_size), seed=1, rank=rank, world_size=world_size
+            dataset,
+            VIEWS,
+            partition=BatchPartition(8, 1, world_size),
+            seed=1,
+            rank=rank,
+            world_size=world_size,
         )
         order = stream.order
         list(islice(iter(stream._plan), order.steps_per_epoch))
@@ -171,17 +176,17 @@ def test_row_groups_are_read_as_often_as_computed_and_not_more(dataset: Dataset,
     assert reads <= 1.6 * max(1, world_size / order.lanes) * len(dataset.row_group_sizes)
 
 
-def test_bad_pictures_are_replaced_by_neighbours_counted_once_and_reported(
+def test_bad_images_are_replaced_by_neighbours_counted_once_and_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = make(tmp_path / "set", bad=(9, 10, 50))
     with (
         caplog.at_level(logging.WARNING),
-        TrainStream(dataset, VIEWS, deal=Deal(8, 2, 2), seed=1, bad_image_limit=3) as stream,
+        TrainStream(dataset, VIEWS, partition=BatchPartition(8, 2, 2), seed=1, bad_image_limit=3) as stream,
     ):
         counts, samples = [], []
         for step in islice(stream, 3 * STEPS):
-            counts.append(stream.bad_pictures)
+            counts.append(stream.bad_images)
             samples.append(joined(step)["sample"].tolist())
     assert counts[0] <= counts[-1] == 3
     assert counts == sorted(counts)
@@ -200,18 +205,18 @@ def test_bad_pictures_are_replaced_by_neighbours_counted_once_and_reported(
     assert both == [sorted(step) for step in samples[:STEPS]]
 
 
-def test_one_bad_picture_above_the_limit_is_an_error_with_its_place(tmp_path: Path) -> None:
+def test_one_bad_image_above_the_limit_is_an_error_with_its_place(tmp_path: Path) -> None:
     dataset = make(tmp_path / "set", bad=(9, 50))
     with pytest.raises(
         InputError,
-        match=r"2 bad pictures, more than data.bad_image_limit 1.*row \d+ of .*set cannot be decoded",
+        match=r"2 bad images, more than data.bad_image_limit 1.*row \d+ of .*set cannot be decoded",
     ):
         steps(dataset, 2 * STEPS, bad_image_limit=1)
 
 
-def test_a_row_group_without_any_usable_picture_is_an_error(tmp_path: Path) -> None:
+def test_a_row_group_without_any_usable_image_is_an_error(tmp_path: Path) -> None:
     dataset = make(tmp_path / "set", bad=tuple(range(16, 24)))
-    with pytest.raises(InputError, match="whole row group hold no usable picture"):
+    with pytest.raises(InputError, match="whole row group hold no usable image"):
         steps(dataset, 2 * STEPS, bad_image_limit=100)
 
 
@@ -226,13 +231,13 @@ def test_a_damaged_shard_is_an_error_that_names_it_also_from_a_loader_process(tm
             steps(dataset, STEPS, workers=workers, bad_image_limit=200)
 
 
-def test_pictures_above_the_pixel_limit_are_bad_pictures(dataset: Dataset) -> None:
+def test_images_above_the_pixel_limit_are_bad_images(dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"has 14 x 14 pixels, more than the limit of 100"):
         steps(dataset, 1, max_pixels=100, bad_image_limit=0)
 
 
 def test_closing_early_ends_the_thread(dataset: Dataset) -> None:
-    stream = TrainStream(dataset, VIEWS, deal=Deal(8, 1, 1), seed=0)
+    stream = TrainStream(dataset, VIEWS, partition=BatchPartition(8, 1, 1), seed=0)
     iterator: Iterator[list[Batch]] = iter(stream)
     next(iterator)
     thread = stream._thread
@@ -263,15 +268,15 @@ def test_evaluation_batches_are_the_same_samples_whoever_takes_them(dataset: Dat
     for world_size in (1, 2, 3, 10):
         taken = [index for rank in range(world_size) for index in batches.shard(rank, world_size)]
         assert sorted(taken) == list(range(7))
-    pictures, labels = render(np.arange(101), "train", 14)
+    images, labels = render(np.arange(101), "train", 14)
     last = batches.batch(6)
     assert last["image"].shape == (5, 3, 12, 12)
     assert last["label"].tolist() == labels[96:].tolist()
     again = EvalBatches(dataset, 14, 16).batch(6)["image"].permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(again, pictures[96:])
+    assert np.array_equal(again, images[96:])
 
 
-def test_an_evaluation_may_take_the_first_pictures_only(dataset: Dataset) -> None:
+def test_an_evaluation_may_take_the_first_images_only(dataset: Dataset) -> None:
     batches = EvalBatches(dataset, 12, 16, limit=20)
     assert (batches.images, batches.num_batches) == (20, 2)
     assert batches.batch(1)["sample"].tolist() == [16, 17, 18, 19]
@@ -279,15 +284,15 @@ def test_an_evaluation_may_take_the_first_pictures_only(dataset: Dataset) -> Non
         batches.batch(2)
 
 
-def test_evaluation_does_not_leave_out_bad_pictures_silently(tmp_path: Path) -> None:
+def test_evaluation_does_not_leave_out_bad_images_silently(tmp_path: Path) -> None:
     dataset = make(tmp_path / "set", bad=(41,), rows=60)
     batches = EvalBatches(dataset, 12, 16)
     batches.batch(1)
     with pytest.raises(
-        InputError, match=r"train-00001.parquet row 1 cannot be decoded.*evaluation needs every picture"
+        InputError, match=r"train-00001.parquet row 1 cannot be decoded.*evaluation needs every image"
     ):
         batches.batch(2)
 
 
-def test_the_stored_pictures_decode(dataset: Dataset) -> None:
+def test_the_stored_images_decode(dataset: Dataset) -> None:
     assert {decode(row.data).size for row in dataset.read(range(101))} == {(14, 14)}

@@ -1,4 +1,4 @@
-"""The three views of a training picture, and the one of evaluation."""
+"""The three views of a training image, and the one of evaluation."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def ramp(height: int, width: int) -> np.ndarray:
     """Red grows to the right, green downwards: tells where a crop came from and whether it was flipped."""
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
-    picture[..., 0] = np.linspace(0, 255, width)[None]
-    picture[..., 1] = np.linspace(0, 255, height)[:, None]
-    return picture
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[..., 0] = np.linspace(0, 255, width)[None]
+    image[..., 1] = np.linspace(0, 255, height)[:, None]
+    return image
 
 
 ALL = ViewsConfig(image_size=32, student_size=24, teacher_size=28)
@@ -35,7 +35,7 @@ ALL = ViewsConfig(image_size=32, student_size=24, teacher_size=28)
 
 @given(height=st.integers(1, 90), width=st.integers(1, 90), sample=st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
-def test_views_have_their_sizes_whatever_the_picture(height: int, width: int, sample: int) -> None:
+def test_views_have_their_sizes_whatever_the_image(height: int, width: int, sample: int) -> None:
     views = make_views(noise(height, width), ALL, seed=0, epoch=0, sample=sample)
     assert {name: view.shape for name, view in views.items()} == {
         "image": (32, 32, 3),
@@ -47,10 +47,10 @@ def test_views_have_their_sizes_whatever_the_picture(height: int, width: int, sa
 
 
 def test_views_are_a_function_of_seed_epoch_and_sample() -> None:
-    picture = noise(60, 80)
+    image = noise(60, 80)
 
     def views(**key: int) -> dict[str, bytes]:
-        return {name: view.tobytes() for name, view in make_views(picture, ALL, **key).items()}
+        return {name: view.tobytes() for name, view in make_views(image, ALL, **key).items()}
 
     base = views(seed=0, epoch=0, sample=5)
     assert views(seed=0, epoch=0, sample=5) == base
@@ -60,10 +60,10 @@ def test_views_are_a_function_of_seed_epoch_and_sample() -> None:
 
 
 def test_asking_for_more_views_does_not_change_the_others() -> None:
-    picture = noise(60, 80)
-    alone = make_views(picture, ViewsConfig(image_size=32), seed=3, epoch=1, sample=2)
+    image = noise(60, 80)
+    alone = make_views(image, ViewsConfig(image_size=32), seed=3, epoch=1, sample=2)
     assert set(alone) == {"image"}
-    assert np.array_equal(alone["image"], make_views(picture, ALL, seed=3, epoch=1, sample=2)["image"])
+    assert np.array_equal(alone["image"], make_views(image, ALL, seed=3, epoch=1, sample=2)["image"])
 
 
 def test_the_reconstruction_and_teacher_views_are_random_crops_never_flipped() -> None:
@@ -80,10 +80,10 @@ def test_the_reconstruction_and_teacher_views_are_random_crops_never_flipped() -
     assert max(lefts) > 110
 
 
-def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
-    picture = noise(32, 32)
-    assert np.array_equal(make_views(picture, ALL, seed=0, epoch=0, sample=0)["image"], picture)
-    assert np.array_equal(evaluation_view(picture, 32), picture)
+def test_a_image_of_the_right_size_is_left_as_it_is() -> None:
+    image = noise(32, 32)
+    assert np.array_equal(make_views(image, ALL, seed=0, epoch=0, sample=0)["image"], image)
+    assert np.array_equal(evaluation_view(image, 32), image)
 
 
 def test_the_student_is_flipped_half_of_the_time_and_its_crops_fill_their_range() -> None:
@@ -117,23 +117,21 @@ def test_a_higher_least_scale_keeps_small_shapes_whole() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1_000_000), (1_000_000, 1), (3, 400_000)])
-def test_a_thin_picture_costs_no_more_than_its_views(height: int, width: int) -> None:
-    picture = np.full((height, width, 3), 77, np.uint8)  # enlarged whole it would be 200 GB
+def test_a_thin_image_costs_no_more_than_its_views(height: int, width: int) -> None:
+    image = np.full((height, width, 3), 77, np.uint8)  # enlarged whole it would be 200 GB
     sizes = ViewsConfig(image_size=256, student_size=224, teacher_size=224)
-    views = make_views(picture, sizes, seed=0, epoch=0, sample=0)
-    for view, size in ((evaluation_view(picture, 256), 256), *((v, len(v)) for v in views.values())):
+    views = make_views(image, sizes, seed=0, epoch=0, sample=0)
+    for view, size in ((evaluation_view(image, 256), 256), *((v, len(v)) for v in views.values())):
         assert view.shape == (size, size, 3)
         assert np.all(view == 77)
 
 
 @given(thin=st.integers(1, 7), long=st.integers(70, 200), size=st.integers(16, 64), sample=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_the_part_of_a_thin_picture_is_that_of_the_whole(
-    thin: int, long: int, size: int, sample: int
-) -> None:
+def test_the_part_of_a_thin_image_is_that_of_the_whole(thin: int, long: int, size: int, sample: int) -> None:
     random = np.random.default_rng(sample)
-    picture = random.integers(90, 166, (thin, long, 3), dtype=np.uint8)  # no pass overshoots and is clipped
-    for pixels in (picture, picture.transpose(1, 0, 2)):
+    image = random.integers(90, 166, (thin, long, 3), dtype=np.uint8)  # no pass overshoots and is clipped
+    for pixels in (image, image.transpose(1, 0, 2)):
         height, width = at_shorter_side(pixels, size)
         whole = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         top, left = (height - size) // 2, (width - size) // 2
@@ -141,24 +139,24 @@ def test_the_part_of_a_thin_picture_is_that_of_the_whole(
         assert np.abs(evaluation_view(pixels, size) - middle).max() <= 2
 
 
-def test_pictures_up_to_sixteen_times_as_long_as_wide_are_resized_whole_as_ever() -> None:
+def test_images_up_to_sixteen_times_as_long_as_wide_are_resized_whole_as_ever() -> None:
     for height, width in ((4, 64), (64, 4), (30, 44), (500, 20), (20, 2000)):
-        picture = noise(height, width)
+        image = noise(height, width)
         size = 32 if min(height, width) < 20 else 8
-        tall, broad = at_shorter_side(picture, size)
-        tensor = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+        tall, broad = at_shorter_side(image, size)
+        tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
         whole = torch.nn.functional.interpolate(tensor, size=(tall, broad), mode="bicubic", antialias=True)
         top, left = (tall - size) // 2, (broad - size) // 2
         expected = whole[0].permute(1, 2, 0).numpy()[top : top + size, left : left + size]
-        assert np.array_equal(evaluation_view(picture, size), expected)
+        assert np.array_equal(evaluation_view(image, size), expected)
 
 
 def test_resampling_is_pillows_bicubic_to_one_grey_level() -> None:
-    picture = noise(97, 131)
-    pillow = Image.fromarray(picture).resize((round(131 * 32 / 97), 32), Image.Resampling.BICUBIC)
+    image = noise(97, 131)
+    pillow = Image.fromarray(image).resize((round(131 * 32 / 97), 32), Image.Resampling.BICUBIC)
     left = (pillow.width - 32) // 2
     expected = np.asarray(pillow.crop((left, 0, left + 32, 32))).astype(int)
-    assert np.abs(evaluation_view(picture, 32).astype(int) - expected).max() <= 1
+    assert np.abs(evaluation_view(image, 32).astype(int) - expected).max() <= 1
 
 
 def test_the_longer_side_rounds() -> None:
@@ -171,7 +169,7 @@ def test_the_longer_side_rounds() -> None:
 def test_every_operation_of_randaugment_is_timms(
     place: int, way: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = Image.fromarray(noise(30, 44, seed=3))
+    image = Image.fromarray(noise(30, 44, seed=3))
     name = auto_augment._RAND_INCREASING_TRANSFORMS[place]
     monkeypatch.setattr(auto_augment.random, "random", lambda: 0.1 if way == 1 else 0.9)  # timm's coin
     for magnitude in (0.0, 1.0, 4.7, 9.0, 9.9 if name == "PosterizeIncreasing" else 10.0):
@@ -181,8 +179,8 @@ def test_every_operation_of_randaugment_is_timms(
             magnitude=magnitude,
             hparams={"img_mean": GREY, "interpolation": Image.Resampling.BICUBIC},
         )
-        ours = OPERATIONS[place](picture, magnitude / 10, way)
-        assert np.array_equal(np.asarray(ours), np.asarray(theirs(picture))), (name, magnitude)
+        ours = OPERATIONS[place](image, magnitude / 10, way)
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs(image))), (name, magnitude)
 
 
 def test_posterizing_at_the_greatest_strength_leaves_one_bit() -> None:
@@ -193,7 +191,7 @@ def test_posterizing_at_the_greatest_strength_leaves_one_bit() -> None:
 
 
 def test_randaugment_follows_its_numbers_alone() -> None:
-    picture = noise(20, 20)
+    image = noise(20, 20)
     settings = RandAugmentConfig(operations=2, magnitude=9.0, magnitude_std=0.5)
 
     def place(index: int) -> float:
@@ -201,22 +199,22 @@ def test_randaugment_follows_its_numbers_alone() -> None:
 
     invert, rotate = 2, 3
     numbers = np.array([place(invert), 0.49, 0.5, 0.0, place(rotate), 0.51, 0.5, 0.0])
-    assert np.array_equal(rand_augmented(picture, settings, numbers), 255 - picture)  # the second stays away
+    assert np.array_equal(rand_augmented(image, settings, numbers), 255 - image)  # the second stays away
     numbers[5] = 0.0
     numbers[6] = 0.975  # a strength of 1.96 standard deviations more
-    rotated = OPERATIONS[rotate](Image.fromarray(255 - picture), (9 + 0.5 * 1.95996) / 10, 1)
-    assert np.array_equal(rand_augmented(picture, settings, numbers), np.asarray(rotated))
+    rotated = OPERATIONS[rotate](Image.fromarray(255 - image), (9 + 0.5 * 1.95996) / 10, 1)
+    assert np.array_equal(rand_augmented(image, settings, numbers), np.asarray(rotated))
 
 
 def test_a_classifiers_views_are_augmented_and_erased_by_seed_epoch_and_sample_alone() -> None:
-    picture = noise(60, 80)
+    image = noise(60, 80)
     plain = ViewsConfig(image_size=32)
     augmented = parse(
         ViewsConfig, {"image_size": 32, "image_augment": {"probability": 1.0}, "image_erase": 1.0}
     )
 
     def view(config: ViewsConfig, **key: int) -> np.ndarray:
-        return make_views(picture, config, **{"seed": 0, "epoch": 0, "sample": 5, **key})["image"]
+        return make_views(image, config, **{"seed": 0, "epoch": 0, "sample": 5, **key})["image"]
 
     again = view(augmented)
     assert np.array_equal(view(augmented), again)

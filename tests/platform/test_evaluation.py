@@ -15,8 +15,8 @@ from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
-from mergevq_platform.tracking.curve import read_curve
 from mergevq_platform.tracking.listing import list_runs
+from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
 
 
@@ -105,7 +105,7 @@ def test_evaluating_writes_files_and_never_a_second_point_at_the_same_step(
     assert names >= {"curve.json", "table.md", "table.csv", "tradeoff.png", "tradeoff.html", "clusters.png"}
     assert "reconstructions.png" in names
 
-    assert sorted(read_curve(run.directory)["psnr"]) == [4, 9, 16]
+    assert sorted(read_metrics(run.directory / JOURNAL_NAME, "curve/")["curve/psnr"]) == [4, 9, 16]
     client = Store.at(home).client()
     found = list_runs(Store.at(home))
     assert len(found) == 2, "the training's run, and a linked one for the second evaluation"

@@ -16,9 +16,9 @@ from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, precision_recall
-from mergevq.metrics.extractors import RandomFeaturesConfig
+from mergevq.metrics.features import RandomFeaturesConfig
 from mergevq_platform import cli, evaluation
-from mergevq_platform.data import EvalBatches, open_dataset, open_pictures, to_unit_range
+from mergevq_platform.data import EvalBatches, open_dataset, open_images, to_unit_range
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_what_cannot_be_judged_is_said_in_one_line(
     (at_home / "broken" / "a.png").write_bytes(b"no picture")
     np.savez("wrong.npz", a=np.zeros(3))
     for arguments, message in (
-        (["--images", "empty"], "empty holds no pictures"),
+        (["--images", "empty"], "empty holds no images"),
         (["--images", "nowhere"], "nowhere"),
         (["--images", "mixed"], "b.png has 20 x 16 pixels, a.png 16 x 16.*--size"),
         (["--images", "broken"], "a.png cannot be read"),
@@ -235,8 +235,8 @@ def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:
     (at_home / "cut").mkdir()
     data = Path("whole.png").read_bytes()
     Path("cut/a.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"a\.png .*a metric needs every picture"):
-        open_pictures("cut", 8).batch(0)
+    with pytest.raises(InputError, match=r"a\.png .*a metric needs every image"):
+        open_images("cut", 8).batch(0)
 
 
 def test_weight_files_named_without_a_folder_are_looked_for_in_one(tmp_path: Path) -> None:

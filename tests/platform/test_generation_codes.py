@@ -15,8 +15,8 @@ from mergevq.errors import InputError
 from mergevq.keep import ListedKeepConfig, UniformKeepConfig
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, tokenize
 from mergevq_platform.codes.tokenizing import Worker
-from mergevq_platform.data import Deal, EvalBatches, open_dataset, to_unit_range
-from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer
+from mergevq_platform.data import BatchPartition, EvalBatches, open_dataset, to_unit_range
+from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer
 
 KEEPS = (4, 9, 16)
 
@@ -141,7 +141,7 @@ def test_one_kept_count_a_step_the_same_rows_for_any_number_of_workers(training:
         stream = CodeStream(
             training,
             counts,
-            deal=Deal(24, passes=3, workers=2),
+            partition=BatchPartition(24, passes=3, workers=2),
             seed=3,
             rank=rank,
             world_size=world,
@@ -164,7 +164,9 @@ def test_one_kept_count_a_step_the_same_rows_for_any_number_of_workers(training:
 
 
 def test_an_epoch_shows_every_view_once_whatever_was_drawn(training: CodeSet) -> None:
-    stream = CodeStream(training, lambda step: KEEPS[step % 3], deal=Deal(24, passes=1, workers=1), seed=0)
+    stream = CodeStream(
+        training, lambda step: KEEPS[step % 3], partition=BatchPartition(24, passes=1, workers=1), seed=0
+    )
     groups, order = stream._order(4)
     rows = np.concatenate([stream._order(KEEPS[step % 3])[1].batch(0, step) for step in range(16)])
     assert sorted(rows) == list(range(384))

@@ -14,7 +14,7 @@ from mergevq_platform import cli
 from mergevq_platform.storage.lookup import find
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.models import fetch_model
-from mergevq_platform.tracking.store import Store, Unanswered
+from mergevq_platform.tracking.store import Store, StoreUnavailable
 
 ANSWERS = {
     "another server": (404, b"<html>404 page not found</html>", "answers 404, as no MLflow server does"),
@@ -68,7 +68,7 @@ def test_what_answers_in_the_place_of_a_store_is_said_by_every_verb(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", answering)
     store = Store.at(tmp_path, answering)
     with pytest.raises(
-        Unanswered, match=f"^tracking store {answering}: it .*{ANSWERS[kind][2]}|{ANSWERS[kind][2]}"
+        StoreUnavailable, match=f"^tracking store {answering}: it .*{ANSWERS[kind][2]}|{ANSWERS[kind][2]}"
     ):
         list_runs(store)
     for verb in (
@@ -85,7 +85,7 @@ def test_what_answers_in_the_place_of_a_store_is_said_by_every_verb(
     # Neither a run nor a model is said to be missing where nobody could tell.
     with pytest.raises(InputError, match=f"^no run 'x' in {tmp_path}.*; and tracking store {answering}: "):
         find("x", home=tmp_path, store=store)
-    with pytest.raises(Unanswered):
+    with pytest.raises(StoreUnavailable):
         fetch_model(store, "models:/m@champion", tmp_path / "models")
 
 
@@ -96,11 +96,13 @@ def test_a_server_without_tls_is_told_from_one_that_is_away(tmp_path: Path) -> N
 
     server = HTTPServer(("127.0.0.1", 0), Plain)
     Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.raises(Unanswered, match="by https: its certificate is not trusted here, or it speaks http"):
+    with pytest.raises(
+        StoreUnavailable, match="by https: its certificate is not trusted here, or it speaks http"
+    ):
         list_runs(Store.at(tmp_path, f"https://127.0.0.1:{server.server_port}"))
     server.shutdown()
     server.server_close()
-    with pytest.raises(Unanswered, match="cannot be reached: connection refused"):
+    with pytest.raises(StoreUnavailable, match="cannot be reached: connection refused"):
         list_runs(Store.at(tmp_path, f"http://127.0.0.1:{server.server_port}"))
 
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from mergevq.errors import InputError
 from mergevq_platform.storage.settings import default_home, read_settings
-from mergevq_platform.tracking.curve import append_curve, curve_records, open_for_curve, read_curve
-from mergevq_platform.tracking.journal import Held, Journal
-from mergevq_platform.tracking.links import artifact_link, curve_link
+from mergevq_platform.tracking.curve import append_curve, curve_records, open_for_curve
+from mergevq_platform.tracking.journal import Journal, JournalHeld
+from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import (
     JOURNAL_NAME,
@@ -119,7 +119,7 @@ def test_points_of_a_curve_come_in_any_order_but_each_once(path: Path) -> None:
     with Journal(path) as journal:
         assert journal.append_metrics(36, {"curve/psnr": 99.0}) == 0
         assert journal.append_metrics(9, {"curve/psnr": 17.0}) == 1
-    assert read_curve(path.parent) == {"psnr": {4: 15.0, 9: 17.0, 36: 20.0}}
+    assert read_metrics(path, "curve/") == {"curve/psnr": {9: 17.0, 4: 15.0, 36: 20.0}}
 
 
 def test_a_parameter_stands_and_a_changed_one_becomes_a_tag(path: Path) -> None:
@@ -142,7 +142,7 @@ def test_tags_already_so_are_not_written_again(path: Path) -> None:
 
 
 def test_only_one_process_writes_a_run(path: Path) -> None:
-    with Journal(path, identity()), pytest.raises(Held, match="another process is writing this run"):
+    with Journal(path, identity()), pytest.raises(JournalHeld, match="another process is writing this run"):
         Journal(path)
     Journal(path).close()
 
@@ -158,7 +158,7 @@ def test_a_forked_child_that_outlives_the_run_does_not_hold_its_journal(path: Pa
     child = fork.Process(target=_linger, args=(release,))
     child.start()
     try:
-        with pytest.raises(Held):
+        with pytest.raises(JournalHeld):
             Journal(path)  # the fork did not let go of the parent's lock either
         journal.close()
         deadline = time.monotonic() + 5
@@ -166,7 +166,7 @@ def test_a_forked_child_that_outlives_the_run_does_not_hold_its_journal(path: Pa
             try:
                 Journal(path).close()
                 break
-            except Held:  # until the child has run its first line
+            except JournalHeld:  # until the child has run its first line
                 assert time.monotonic() < deadline, "the child still holds the journal"
                 time.sleep(0.01)
         assert child.is_alive()
@@ -261,8 +261,8 @@ def test_evaluating_again_makes_a_linked_run_and_never_a_second_point(path: Path
         assert again.identity.evaluates == own.identity.uid
         assert again.identity.experiment == own.identity.experiment
         append_curve(again, {4: {"psnr": 15.5}})
-    assert read_curve(path.parent) == {"psnr": {4: 15.0}}
-    assert read_curve(again.run_dir) == {"psnr": {4: 15.5}}
+    assert read_metrics(path, "curve/") == {"curve/psnr": {4: 15.0}}
+    assert read_metrics(again.path, "curve/") == {"curve/psnr": {4: 15.5}}
 
 
 def test_the_curve_of_a_run_still_in_training_goes_to_a_linked_run(path: Path) -> None:
@@ -296,9 +296,6 @@ def test_links_lead_past_the_landing_page_to_the_charts() -> None:
     )
     assert curve_link("http://host:5000", "7", "abc").endswith(
         "/#/experiments/7/runs/abc/model-metrics?workflowType=machine_learning"
-    )
-    assert artifact_link("http://host", "7", "abc", "curve/tradeoff.png") == (
-        "http://host/#/experiments/7/runs/abc/artifacts/curve/tradeoff.png?workflowType=machine_learning"
     )
 
 

@@ -25,7 +25,7 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.curve import open_for_curve
-from mergevq_platform.tracking.delivery import Busy, Delivery
+from mergevq_platform.tracking.delivery import Delivery, DeliveryHeld
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import find_run, list_runs, remove_run, stored_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -410,7 +410,7 @@ def test_closing_while_a_server_hangs_takes_no_longer_than_allowed_and_sync_deli
         try:
             assert sync(run_dir, remote).complete
             break
-        except Busy:  # the writer's thread is still in its call
+        except DeliveryHeld:  # the writer's thread is still in its call
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert history(store, me.uid)["train/total"] == Counter([0])
@@ -422,7 +422,7 @@ def test_syncing_to_a_server_that_is_away_says_that_nothing_is_lost(run_dir: Pat
         journal.append_status("FINISHED")
     with (
         contextlib.closing(Delivery(run_dir / JOURNAL_NAME, Store.at(run_dir))),
-        pytest.raises(Busy, match="another process is delivering this run"),
+        pytest.raises(DeliveryHeld, match="another process is delivering this run"),
     ):
         sync(run_dir, Store.at(run_dir))
     with pytest.raises(InputError, match="nothing is lost, sync again later"):
@@ -666,9 +666,9 @@ def test_what_the_user_has_set_about_mlflow_stays(monkeypatch: pytest.MonkeyPatc
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "20"
 
 
-def test_importing_the_tracking_room_does_not_import_mlflow() -> None:
+def test_importing_the_tracking_package_does_not_import_mlflow() -> None:
     code = (
-        "import sys, mergevq_platform.places, mergevq_platform.tracking.recorder;"
+        "import sys, mergevq_platform.storage.settings, mergevq_platform.tracking.recorder;"
         "import mergevq_platform.tracking.ui, mergevq_platform.tracking.system;"
         "assert 'mlflow' not in sys.modules"
     )

@@ -19,7 +19,7 @@ from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import last_line
+from mergevq_platform.tracking.ui import closing_line
 from mergevq_platform.tracking.undelivered import belonging, lacking
 
 
@@ -59,7 +59,7 @@ def recorded(home: Path, store: Store, *, name: str = "run", experiment: str = "
 
 
 def said(recorder: LocalRecorder) -> str:
-    return last_line(recorder, recorder.identity.experiment, sync=recorder.identity.name)
+    return closing_line(recorder, recorder.identity.experiment, sync=recorder.identity.name)
 
 
 def test_a_run_in_a_deleted_experiment_says_so_and_is_delivered_once_that_is_back(

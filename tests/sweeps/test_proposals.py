@@ -28,6 +28,7 @@ from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.objectives import UntrainedPoint
 from mergevq_platform.sweeps.renamed import RENAMED, know_former_names
 from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.sweeps.terminal import Watch
 
 SPACE: dict[str, Any] = {
     "rate": log_uniform(1e-5, 1e-1),
@@ -111,3 +112,7 @@ def test_what_earlier_versions_pickled_is_found_by_its_former_name() -> None:
     )
     assert former != text
     assert pickle.loads(former) == settings
+    watch = Watch.__new__(Watch)
+    watch.__setstate__({"place": settings})
+    assert watch.settings == settings
+    assert pickle.loads(pickle.dumps(watch)).settings == settings

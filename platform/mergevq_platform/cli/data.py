@@ -1,4 +1,4 @@
-"""`mergevq data`: make, pack and inspect picture sets."""
+"""`mergevq data`: make, pack and inspect image sets."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LAYOUTS = (
 
 def add(verbs: Any) -> None:
     """Add the verbs of this room to the command line's."""
-    data = verbs.add_parser("data", help="make, pack and inspect picture sets").add_subparsers(
+    data = verbs.add_parser("data", help="make, pack and inspect image sets").add_subparsers(
         required=True, metavar="WHAT"
     )
-    shapes = data.add_parser("shapes", help="procedural labelled pictures as Parquet shards")
+    shapes = data.add_parser("shapes", help="procedural labelled images as Parquet shards")
     shapes.add_argument("directory", type=user_path)
-    shapes.add_argument("--images", type=count, default=6000, help="training pictures (default 6000)")
+    shapes.add_argument("--images", type=count, default=6000, help="training images (default 6000)")
     shapes.add_argument(
-        "--validation-images", type=count, default=1000, help="validation pictures (default 1000)"
+        "--validation-images", type=count, default=1000, help="validation images (default 1000)"
     )
     shapes.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     shapes.add_argument("--seed", type=int, default=0)
@@ -46,7 +46,7 @@ def add(verbs: Any) -> None:
         type=float,
         default=0.0,
         metavar="F",
-        help="hold out this share of the training pictures where the source has no validation split",
+        help="hold out this share of the training images where the source has no validation split",
     )
     _add_choices(pack)
     pack.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")

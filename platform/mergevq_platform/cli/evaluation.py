@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.in_use import found
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
-from mergevq_platform.cli.where import found
 from mergevq_platform.storage.settings import read_settings
 
 

@@ -10,9 +10,9 @@ import yaml
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistributionConfig
+from mergevq_platform.cli.in_use import found
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.cli.where import found
 from mergevq_platform.storage.settings import read_settings
 
 OPTIONS = {  # keys of sampling and guidance -> as they are typed

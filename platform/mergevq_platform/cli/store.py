@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mergevq_platform.cli.in_use import store_in_use
 from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     runs = verbs.add_parser("runs", help="the runs of the store").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -67,12 +68,11 @@ def _runs_list(options: argparse.Namespace) -> None:
 
     from mergevq_platform.tables import table_console
     from mergevq_platform.tracking.listing import list_runs
-    from mergevq_platform.tracking.store import Store
 
     table = Table()
     for title in ("run", "kind", "state", "curve", "began"):
         table.add_column(title, no_wrap=title != "run", overflow="fold")
-    for run in list_runs(Store.at(read_settings().home, read_settings().tracking_uri), options.experiment):
+    for run in list_runs(store_in_use(), options.experiment):
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
         table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)
     table_console().print(table)
@@ -80,9 +80,8 @@ def _runs_list(options: argparse.Namespace) -> None:
 
 def _runs_show(options: argparse.Namespace) -> None:
     from mergevq_platform.tracking.listing import find_run, stored_curve
-    from mergevq_platform.tracking.store import Store
 
-    store = Store.at(read_settings().home, read_settings().tracking_uri)
+    store = store_in_use()
     run = find_run(store, options.run)
     print(f"{run.name}  {run.kind}  {run.status.lower()}  experiment {run.experiment}  id {run.run_id}")
     for key, value in sorted(run.params.items()):
@@ -95,10 +94,9 @@ def _runs_rm(options: argparse.Namespace) -> None:
     import shutil
 
     from mergevq_platform.tracking.listing import find_run, remove_run
-    from mergevq_platform.tracking.store import Store
 
     home = read_settings().home
-    store = Store.at(home, read_settings().tracking_uri)
+    store = store_in_use()
     for run in [find_run(store, name) for name in options.runs]:
         remove_run(store, run)
         print(f"{run.name}: in the store's trash")
@@ -133,21 +131,17 @@ def _cache(options: argparse.Namespace) -> None:
 
 def _sync(options: argparse.Namespace) -> None:
     from mergevq_platform.storage.runs import Run
-    from mergevq_platform.tracking.store import Store
     from mergevq_platform.tracking.undelivered import directory_of, sync_all
 
     home = read_settings().home
     directory = directory_of(options.run, home) or Run.find(options.run, home=home).directory
-    for report in sync_all(directory, Store.at(home, read_settings().tracking_uri)):
+    for report in sync_all(directory, store_in_use()):
         print(report)
 
 
 def _ui(options: argparse.Namespace) -> None:
-    from mergevq_platform.tracking.store import Store
     from mergevq_platform.tracking.ui import serve_ui
 
-    status = serve_ui(
-        Store.at(read_settings().home, read_settings().tracking_uri), host=options.host, port=options.port
-    )
+    status = serve_ui(store_in_use(), host=options.host, port=options.port)
     if status:
         raise RuntimeError("MLflow's server ended by itself")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.settings import read_settings
 
@@ -104,7 +104,7 @@ def _sweep(options: argparse.Namespace) -> int:
         print(f"failed: {trial}: {reason}", file=sys.stderr)
     if not outcome.complete:
         print(f"stopped before its end; go on with: mergevq sweep --resume {name}")
-    print(outcome.undelivered or where_to_look(outcome.experiment, outcome.settings.name))
+    print(outcome.undelivered or tracking_link(outcome.experiment, outcome.settings.name))
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
     return 0 if outcome.complete else INTERRUPTED

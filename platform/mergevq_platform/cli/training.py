@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.cli.where import where_to_look
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.storage.settings import read_settings
@@ -114,7 +114,7 @@ def _train(options: argparse.Namespace) -> int:
         print(f"registered: {made.uri}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
-    print(outcome.undelivered or where_to_look(outcome.experiment))
+    print(outcome.undelivered or tracking_link(outcome.experiment))
     return INTERRUPTED if outcome.stopped else 0
 
 

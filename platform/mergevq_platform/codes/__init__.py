@@ -1,4 +1,4 @@
-"""Stage-2 data: pictures tokenized once into code sets, and the stream that trains a generator from them."""
+"""Stage-2 data: images tokenized once into code sets, and the stream that trains a generator from them."""
 
 from mergevq_platform.codes.codeset import CodeManifest, Codes, CodeSet, open_codes, read_manifest
 from mergevq_platform.codes.stream import CodeStream

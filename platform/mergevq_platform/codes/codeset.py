@@ -1,8 +1,8 @@
-"""Code sets: pictures as a frozen tokenizer sees them, as Parquet shards with a manifest.
+"""Code sets: images as a frozen tokenizer sees them, as Parquet shards with a manifest.
 
 Columns: `indices` list<int32> (K codes in canonical order), `assignment` list<int16> (N slots), `label`, `sample` (the
-picture's row in its own set), `crop` (see `views`), `keep` (K). Every row group holds one kept count, so that a batch has one.
-The manifest holds counts, checksums, and the identity of the tokenizer and of the pictures.
+image's row in its own set), `crop` (see `views`), `keep` (K). Every row group holds one kept count, so that a batch has one.
+The manifest holds counts, checksums, and the identity of the tokenizer and of the images.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class CodeShard:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeManifest:
-    """What a code set holds. `views`: of each split, pictures times crops; `plan`: how it was made."""
+    """What a code set holds. `views`: of each split, images times crops; `plan`: how it was made."""
 
     tokenizer: TokenizerRef
     classes: tuple[str, ...]
@@ -84,7 +84,7 @@ class CodeManifest:
     views: dict[str, int]
     keeps: tuple[int, ...]
     plan: dict[str, Any]
-    skipped: tuple[str, ...] = field(default=())  # pictures that could not be decoded
+    skipped: tuple[str, ...] = field(default=())  # images that could not be decoded
 
     def to_json(self) -> str:
         """The manifest file's text."""
@@ -128,7 +128,7 @@ class CodeSet:
 
     @property
     def rows(self) -> int:
-        """Views: pictures times crops, however many kept counts are stored of each."""
+        """Views: images times crops, however many kept counts are stored of each."""
         return self.manifest.views[self.split]
 
     @property

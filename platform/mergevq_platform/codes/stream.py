@@ -1,7 +1,7 @@
 """The endless stream of training codes of one rank: which rows a step sees is a pure function of (seed, step).
 
 The kept count of a step is given by `keep(step)`, the same on all ranks; the rows come from the row groups of that count, in
-the order of `SampleOrder`. Where every picture is stored at every count, the orders of all counts are one, so that an epoch
+the order of `SampleOrder`. Where every image is stored at every count, the orders of all counts are one, so that an epoch
 shows each view once whatever was drawn.
 """
 
@@ -17,38 +17,38 @@ import torch
 
 from mergevq.errors import InputError
 from mergevq_platform.codes.codeset import Codes, CodeSet
-from mergevq_platform.data import Batch, Deal, SampleOrder
+from mergevq_platform.data import Batch, BatchPartition, SampleOrder
 from mergevq_platform.data.order import WINDOW_BLOCKS
-from mergevq_platform.data.stream import STEPS_AHEAD, Bad
+from mergevq_platform.data.stream import STEPS_AHEAD, ReplacedImage
 
 
 class CodeStream:
     """The micro-batches of one rank, step by step, from `start_step` on, without end.
 
     Iterating yields for each optimizer step the list of this rank's micro-batches: `indices` (b, K), `assignment` (b, N) and
-    `label` (b,), all int64; one for each pass of `deal`, in which ranks may differ in b by one.
+    `label` (b,), all int64; one for each pass of `partition`, in which ranks may differ in b by one.
     """
 
-    bad_pictures = 0  # pictures that could not be decoded were left out when the set was made
-    met: Collection[int] = ()
-    unshared: Sequence[Bad] = ()
+    bad_images = 0  # images that could not be decoded were left out when the set was made
+    known_bad: Collection[int] = ()
+    new_bad: Sequence[ReplacedImage] = ()
 
     def __init__(
         self,
         codes: CodeSet,
         keep: Callable[[int], int],
         *,
-        deal: Deal,
+        partition: BatchPartition,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
         window_blocks: int = WINDOW_BLOCKS,
     ) -> None:
-        assert world_size <= deal.workers
+        assert world_size <= partition.workers
         self.codes, self.keep, self.seed, self.start_step = codes, keep, seed, start_step
-        self.global_batch, self.window_blocks = deal.global_batch, window_blocks
-        self.passes = [deal.positions(number, rank, world_size) for number in range(deal.passes)]
+        self.global_batch, self.window_blocks = partition.global_batch, window_blocks
+        self.passes = [partition.positions(number, rank, world_size) for number in range(partition.passes)]
         self._orders: dict[int, tuple[list[int], SampleOrder]] = {}
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -64,7 +64,7 @@ class CodeStream:
     def __exit__(self, *_: object) -> None:
         """Nothing is held: the reading thread ends with the iteration."""
 
-    def share(self, bad: Sequence[Bad]) -> None:
+    def share(self, bad: Sequence[ReplacedImage]) -> None:
         """There are none."""
 
     def step(self, step: int) -> list[Batch]:

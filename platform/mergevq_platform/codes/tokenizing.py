@@ -1,7 +1,7 @@
-"""Tokenizing a picture set once, for stage 2: in parallel, resumable, each shard whole or absent.
+"""Tokenizing an image set once, for stage 2: in parallel, resumable, each shard whole or absent.
 
 What every shard holds is planned before anything is written, so any number of workers gives the same files. Views of a
-training picture come in pairs, as the generators' papers train on: crop 0 is the evaluation view (resized, cut in the middle),
+training image come in pairs, as the generators' papers train on: crop 0 is the evaluation view (resized, cut in the middle),
 crop 1 its mirror image; crops 2 and 3 are a random crop, keyed by (seed, crop, sample), and its mirror image; and so on.
 Splits other than the training split get crop 0 alone.
 """
@@ -24,14 +24,15 @@ import torch
 from mergevq import keep as kept
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.keep import KeepDistributionConfig, reachable
+from mergevq.keep import KeepDistributionConfig
+from mergevq.merge_schedule import reachable
 from mergevq.serialization import read_config
 from mergevq_platform.codes.codeset import CodeManifest, Codes, CodeShard, read_manifest, write_shard
 from mergevq_platform.data import (
-    BadPicture,
     Dataset,
+    ImageDecodeError,
+    ImageRow,
     Reading,
-    Row,
     ViewsConfig,
     evaluation_view,
     make_views,
@@ -46,13 +47,13 @@ from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 GROUP_ROWS = 256
-SHARD_GROUPS = 4  # blocks of pictures in a shard
+SHARD_GROUPS = 4  # blocks of images in a shard
 ENCODE_BATCH = 32  # fixed: codes near a sign change may depend on it
 DECODING_THREADS = 8
 
 
 class Block(NamedTuple):
-    """Pictures `start` .. `stop` of a split, at these kept counts."""
+    """Images `start` .. `stop` of a split, at these kept counts."""
 
     start: int
     stop: int
@@ -117,9 +118,9 @@ class Worker:
         skipped: list[str] = []
         views = 0
         for block in job.blocks:
-            pictures, rows = self._views(dataset, block, job.crop, skipped)
+            images, rows = self._views(dataset, block, job.crop, skipped)
             views += len(rows)
-            groups += [(keep, self._codes(pictures, rows, job.crop, keep)) for keep in block.keeps if rows]
+            groups += [(keep, self._codes(images, rows, job.crop, keep)) for keep in block.keeps if rows]
         shard = write_shard(Path(self.subject.directory), job.file, groups) if groups else None
         tree = {
             "key": self.subject.key(job),
@@ -132,13 +133,13 @@ class Worker:
 
     def _views(
         self, dataset: Dataset, block: Block, crop: int, skipped: list[str]
-    ) -> tuple[np.ndarray, list[Row]]:
-        def view(row: Row) -> np.ndarray | str:
+    ) -> tuple[np.ndarray, list[ImageRow]]:
+        def view(row: ImageRow) -> np.ndarray | str:
             try:
                 return view_of(
                     dataset.image(row), self.subject.tokenizer.image_size, self.subject.seed, row.sample, crop
                 )
-            except BadPicture as error:
+            except ImageDecodeError as error:
                 return f"{dataset.place(row.sample)} {error}"
 
         rows = dataset.read(range(block.start, block.stop))
@@ -146,13 +147,13 @@ class Worker:
             made = list(pool.map(view, rows))
         skipped += [reason for reason in made if isinstance(reason, str)]
         usable = [(item, row) for item, row in zip(made, rows, strict=True) if not isinstance(item, str)]
-        pictures = [item for item, _ in usable]
-        return np.stack(pictures) if pictures else np.empty(0), [row for _, row in usable]
+        images = [item for item, _ in usable]
+        return np.stack(images) if images else np.empty(0), [row for _, row in usable]
 
-    def _codes(self, pictures: np.ndarray, rows: list[Row], crop: int, keep: int) -> Codes:
+    def _codes(self, views: np.ndarray, rows: list[ImageRow], crop: int, keep: int) -> Codes:
         indices, assignment = [], []
-        for start in range(0, len(pictures), ENCODE_BATCH):
-            batch = torch.from_numpy(pictures[start : start + ENCODE_BATCH]).to(self.subject.device)
+        for start in range(0, len(views), ENCODE_BATCH):
+            batch = torch.from_numpy(views[start : start + ENCODE_BATCH]).to(self.subject.device)
             images = batch.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
             encoded = self.tokenizer.encode(images, keep)
             indices.append(encoded.indices.cpu().numpy())
@@ -166,13 +167,13 @@ class Worker:
         )
 
 
-def view_of(picture: Any, size: int, seed: int, sample: int, crop: int) -> np.ndarray:
-    """A view of an RGB picture, uint8 (S, S, 3); see the module's docstring."""
+def view_of(image: Any, size: int, seed: int, sample: int, crop: int) -> np.ndarray:
+    """A view of an RGB image, uint8 (S, S, 3); see the module's docstring."""
     pair, mirrored = divmod(crop, 2)
     if pair == 0:
-        pixels = evaluation_view(picture, size)
+        pixels = evaluation_view(image, size)
     else:
-        pixels = make_views(picture, ViewsConfig(image_size=size), seed=seed, epoch=pair, sample=sample)[
+        pixels = make_views(image, ViewsConfig(image_size=size), seed=seed, epoch=pair, sample=sample)[
             "image"
         ]
     return pixels[:, ::-1] if mirrored else pixels
@@ -193,11 +194,11 @@ def tokenize(
     progress: bool = True,
     reading: Reading | None = None,
 ) -> CodeManifest:
-    """Tokenize a picture set into `directory`; returns the manifest. `workers` Ray actors, or this process for 0.
+    """Tokenize an image set into `directory`; returns the manifest. `workers` Ray actors, or this process for 0.
 
-    `keep`: counts, at each of which every view is stored; or a distribution, from which every block of pictures draws the one
-    that it is stored at. `crops`: views of each picture of `train_split`. Run again after an interruption, it goes on; run again after
-    its end, it does nothing. Pictures that cannot be decoded are left out and listed. Raises `InputError` for counts that the
+    `keep`: counts, at each of which every view is stored; or a distribution, from which every block of images draws the one
+    that it is stored at. `crops`: views of each image of `train_split`. Run again after an interruption, it goes on; run again after
+    its end, it does nothing. Images that cannot be decoded are left out and listed. Raises `InputError` for counts that the
     tokenizer cannot reach, and for a directory that holds something else. Every node must see both places.
     """
     directory = Path(directory).expanduser().absolute()
@@ -265,7 +266,7 @@ def tokenize(
 
 
 def planned(split: str, rows: int, crops: int, stored: Callable[[int], tuple[int, ...]]) -> Iterator[Job]:
-    """The shards of a split: a file for every few blocks of pictures and every crop; `stored(block)` are its kept counts."""
+    """The shards of a split: a file for every few blocks of images and every crop; `stored(block)` are its kept counts."""
     starts = range(0, rows, GROUP_ROWS)
     for crop in range(crops):
         for shard, first in enumerate(range(0, len(starts), SHARD_GROUPS)):
@@ -291,7 +292,7 @@ def _manifest(
         splits[name] = tuple(part.shard for part in mine if part.shard)
         views[name] = sum(part.views for part in mine)
         if not views[name]:
-            raise InputError(f"{plan['data']} has no usable picture in split '{name}': pack it again")
+            raise InputError(f"{plan['data']} has no usable image in split '{name}': pack it again")
     stored = {group.keep for shards in splits.values() for shard in shards for group in shard.groups}
     return CodeManifest(
         tokenizer=tokenizer,
@@ -306,13 +307,13 @@ def _manifest(
 
 def _all_parts(subject: Subject, jobs: list[Job], done: Answers, progress: bool) -> list[Part]:
     found = {job.file: part for job in jobs if (part := _finished(subject, job))}
-    pictures = {job.file: sum(block.stop - block.start for block in job.blocks) for job in jobs}
-    with counted("tokenizing", "views", sum(pictures.values()), shown=progress) as advance:
-        advance(sum(pictures[file] for file in found))
+    images = {job.file: sum(block.stop - block.start for block in job.blocks) for job in jobs}
+    with counted("tokenizing", "views", sum(images.values()), shown=progress) as advance:
+        advance(sum(images[file] for file in found))
         missing = [job for job in jobs if job.file not in found]
         for job, part in zip(missing, done(missing), strict=True):
             found[job.file] = part
-            advance(pictures[job.file])
+            advance(images[job.file])
     return [found[job.file] for job in jobs]
 
 

@@ -1,12 +1,12 @@
-"""Pictures as Parquet shards: make, pack, read, order, augment. See `shards` for the layout and `order` for the order."""
+"""Images as Parquet shards: make, pack, read, order, augment. See `shards` for the layout and `order` for the order."""
 
-from mergevq_platform.data.batch_partition import Deal
+from mergevq_platform.data.batch_partition import BatchPartition
 from mergevq_platform.data.contact_sheet import contact_sheet
-from mergevq_platform.data.dataset import Dataset, Row
+from mergevq_platform.data.dataset import Dataset, ImageRow
 from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import BadImage, EvalBatches
-from mergevq_platform.data.image_sets import Pictures, open_pictures
-from mergevq_platform.data.images.decoding import BadPicture, decode
+from mergevq_platform.data.image_sets import ImageSet, open_images
+from mergevq_platform.data.images.decoding import ImageDecodeError, decode
 from mergevq_platform.data.info import describe, describe_in_short, open_and_describe
 from mergevq_platform.data.order import SampleOrder
 from mergevq_platform.data.pack import pack
@@ -19,15 +19,15 @@ from mergevq_platform.data.views import ViewsConfig, evaluation_view, make_views
 
 __all__ = [
     "BadImage",
-    "BadPicture",
     "Batch",
+    "BatchPartition",
     "Choices",
     "Dataset",
-    "Deal",
     "EvalBatches",
-    "Pictures",
+    "ImageDecodeError",
+    "ImageRow",
+    "ImageSet",
     "Reading",
-    "Row",
     "SampleOrder",
     "TrainStream",
     "ViewsConfig",
@@ -39,7 +39,7 @@ __all__ = [
     "make_views",
     "open_and_describe",
     "open_dataset",
-    "open_pictures",
+    "open_images",
     "pack",
     "to_unit_range",
     "write_digits",

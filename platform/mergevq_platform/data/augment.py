@@ -18,7 +18,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mergevq.config import config
 
-GREY = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)  # fills what a moved picture leaves open
+GREY = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)  # fills what a moved image leaves open
 STRONGEST = 10.0
 NUMBERS = 4  # random numbers of one operation: which, whether, how strong, which way
 
@@ -84,7 +84,7 @@ def _inner(random: np.ndarray) -> np.ndarray:
     return np.clip(random, 2.0**-54, None)
 
 
-# An operation takes the picture, its strength in [0, 1] and a direction, 1 or -1.
+# An operation takes the image, its strength in [0, 1] and a direction, 1 or -1.
 Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
@@ -111,9 +111,7 @@ OPERATIONS: tuple[Operation, ...] = (
     lambda image, share, way: image.rotate(
         30 * way * share, resample=Image.Resampling.BICUBIC, fillcolor=GREY
     ),
-    lambda image, share, way: ImageOps.posterize(
-        image, max(1, 4 - int(4 * share))
-    ),  # no bit: a black picture
+    lambda image, share, way: ImageOps.posterize(image, max(1, 4 - int(4 * share))),  # no bit: a black image
     lambda image, share, way: ImageOps.solarize(image, 256 - min(256, int(256 * share))),
     _solarize_add,
     _enhanced(ImageEnhance.Color),

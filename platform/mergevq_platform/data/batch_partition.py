@@ -1,4 +1,4 @@
-"""Who takes which pictures of a step: the global batch is cut into passes, and each pass is dealt to the ranks."""
+"""Who takes which images of a step: the global batch is cut into passes, and each pass is dealt to the ranks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mergevq.errors import InputError
 
 
 @dataclass(frozen=True)
-class Deal:
+class BatchPartition:
     """The cut of `global_batch` positions into `passes` forward passes, for at most `workers` ranks.
 
     A pass holds the same positions however many ranks share it, so that a loss which averages over a pass (the codebook
-    entropy) does not depend on their number. All ranks take part in every pass, with pictures whose counts differ by
+    entropy) does not depend on their number. All ranks take part in every pass, with images whose counts differ by
     one at most. A rank's positions are neighbours where `workers` ranks share: they lie in few lanes of the order.
     """
 
@@ -25,10 +25,12 @@ class Deal:
     workers: int
 
     @classmethod
-    def of(cls, global_batch: int, micro_batch: int, workers: int, least: int | None = None) -> Deal:
-        """As few passes as leave every one of `least` ranks (by default `workers`) `micro_batch` pictures at most.
+    def of(
+        cls, global_batch: int, micro_batch: int, workers: int, least: int | None = None
+    ) -> BatchPartition:
+        """As few passes as leave every one of `least` ranks (by default `workers`) `micro_batch` images at most.
 
-        Raises `InputError` where a pass would hold fewer pictures than there are workers.
+        Raises `InputError` where a pass would hold fewer images than there are workers.
         """
         least = least or workers
         passes = -(-global_batch // (micro_batch * least))
@@ -39,7 +41,7 @@ class Deal:
                 if global_batch // -(-global_batch // (m * least)) >= workers
             )
             raise InputError(
-                f"micro_batch {micro_batch} cuts global_batch {global_batch} into {passes} passes, too few pictures in each for "
+                f"micro_batch {micro_batch} cuts global_batch {global_batch} into {passes} passes, too few images in each for "
                 f"{workers} workers: raise micro_batch to {enough}"
             )
         return cls(global_batch, passes, workers)

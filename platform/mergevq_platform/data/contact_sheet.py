@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from mergevq_platform.data.dataset import Dataset
-from mergevq_platform.data.images.decoding import FIGURE, BadPicture
+from mergevq_platform.data.images.decoding import FIGURE, ImageDecodeError
 from mergevq_platform.data.parquet.shards import whole_file
 from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
 
@@ -18,7 +18,7 @@ COLUMNS, ROWS = 12, 6
 
 
 def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS, rows: int = ROWS) -> None:
-    """Write a PNG with a labelled grid of pictures, spread over the split and over its classes."""
+    """Write a PNG with a labelled grid of images, spread over the split and over its classes."""
     chosen = _spread(dataset, columns * rows)
     side = 96 if (dataset.size or 256) <= 96 else 144
     gap, caption, margin, head = 10, 20, 24, 64
@@ -31,7 +31,7 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
     title, small = _font(18), _font(11)
     name = Path(str(dataset.path).rstrip("/")).name
     draw.text((margin, 18), f"{name} / {dataset.split}", fill="#1a1a1a", font=title)
-    facts = f"{dataset.rows:,} pictures" + (
+    facts = f"{dataset.rows:,} images" + (
         f", {dataset.num_classes} classes" if dataset.labelled else ", no labels"
     )
     draw.text((width - margin, 24), facts, fill="#666666", font=small, anchor="ra")
@@ -39,7 +39,7 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
         left, top = margin + place % columns * (side + gap), head + place // columns * (side + caption + gap)
         try:
             page.paste(_thumbnail(dataset.image(row), side, dataset.size), (left, top))
-        except BadPicture:
+        except ImageDecodeError:
             draw.rectangle((left, top, left + side, top + side), outline="#b00020")
             draw.text((left + 6, top + 6), "unreadable", fill="#b00020", font=small)
         label = dataset.classes[row.label] if dataset.labelled and row.label >= 0 else f"{row.sample}"
@@ -76,13 +76,13 @@ def _spread(dataset: Dataset, count: int) -> list[int]:
     return [sample for _, _, sample in sorted(order)[:count]]
 
 
-def _thumbnail(picture: Image.Image, side: int, size: int | None) -> Image.Image:
-    if size and size < side:  # small pictures are shown pixel by pixel, not blurred
-        if max(picture.size) > MOST_VIEWS * min(picture.size):
-            picture = ImageOps.fit(picture, (min(picture.size),) * 2, Image.Resampling.NEAREST)  # the middle
+def _thumbnail(image: Image.Image, side: int, size: int | None) -> Image.Image:
+    if size and size < side:  # small images are shown pixel by pixel, not blurred
+        if max(image.size) > MOST_VIEWS * min(image.size):
+            image = ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)  # the middle
         factor = -(-side // size)
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    return Image.fromarray(evaluation_view(picture, side))
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return Image.fromarray(evaluation_view(image, side))
 
 
 def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

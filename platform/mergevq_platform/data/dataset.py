@@ -1,4 +1,4 @@
-"""A split of a picture set: rows by number, out of Parquet row groups."""
+"""A split of an image set: rows by number, out of Parquet row groups."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SLICE_BYTES = 64 << 20  # images of a row group beyond which `Dataset.read` take
 WHOLE_BYTES = 1 << 30  # images of the largest row group that is read whole
 
 
-class Row(NamedTuple):
-    """One picture as stored."""
+class ImageRow(NamedTuple):
+    """One image as stored."""
 
     data: bytes | None
     label: int
@@ -46,14 +46,14 @@ class RowGroup:
         """Whether a global row number lies in this group."""
         return self.first_row <= row_id < self.first_row + len(self.labels)
 
-    def row(self, row_id: int) -> Row:
-        """The picture of a global row number that lies in this group."""
+    def row(self, row_id: int) -> ImageRow:
+        """The image of a global row number that lies in this group."""
         index = row_id - self.first_row
-        return Row(self.images[index].as_py(), int(self.labels[index]), row_id)
+        return ImageRow(self.images[index].as_py(), int(self.labels[index]), row_id)
 
 
 @dataclass
-class _Walk:
+class PartialRead:
     """A large row group on its way past, piece by piece."""
 
     group: int
@@ -105,11 +105,11 @@ class Dataset:
         self.slice_bytes, self.whole_bytes, self.recent_bytes = SLICE_BYTES, WHOLE_BYTES, RECENT_BYTES
         self._files = ShardFiles(path, shards, columns)
         self._recent: OrderedDict[int, RowGroup] = OrderedDict()  # by the first row
-        self._walk: _Walk | None = None
+        self._walk: PartialRead | None = None
 
     @property
     def rows(self) -> int:
-        """Pictures of the split."""
+        """Images of the split."""
         return int(self.row_group_starts[-1])
 
     @property
@@ -151,7 +151,7 @@ class Dataset:
         if self._files.image_bytes(*self._places[longest]) > self.whole_bytes:
             self.row_group(longest)
 
-    def read(self, row_ids: Iterable[int]) -> list[Row]:
+    def read(self, row_ids: Iterable[int]) -> list[ImageRow]:
         """Rows by number, in the order asked for.
 
         Keeps the last few row groups in memory, of large ones only pieces: rows of these are best asked for in their order.
@@ -180,7 +180,7 @@ class Dataset:
         if self._files.image_bytes(shard, index) <= self.slice_bytes:
             return self.row_group(group)
         if self._walk is None or self._walk.group != group or self._walk.next_row > row_id:
-            self._walk = _Walk(group, int(self.row_group_starts[group]), self._pieces(group))
+            self._walk = PartialRead(group, int(self.row_group_starts[group]), self._pieces(group))
         for piece in self._walk.pieces:
             self._walk.next_row = piece.first_row + len(piece.labels)
             if piece.holds(row_id):
@@ -229,8 +229,8 @@ class Dataset:
             counts += np.bincount(labels[labels >= 0], minlength=self.num_classes)
         return tuple(counts.tolist())
 
-    def image(self, row: Row, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The decoded RGB image of a row, on the set's background. Raises `BadPicture` as `decode` does."""
+    def image(self, row: ImageRow, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """The decoded RGB image of a row, on the set's background. Raises `ImageDecodeError` as `decode` does."""
         return decode(row.data, max_pixels=max_pixels, background=self.background)
 
     def verify(self) -> None:

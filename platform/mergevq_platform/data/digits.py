@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits, a small set of real pictures that needs no network."""
+"""scikit-learn's bundled handwritten digits, a small set of real images that needs no network."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq.rng import Stream, permutation
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import Manifest, Record, write_set
+from mergevq_platform.data.parquet.shards import ImageRecord, Manifest, write_set
 
 VALIDATION_IMAGES = 297
 
 
 def write_digits(directory: str | Path, size: int = 32) -> Manifest:
-    """Write the 1,797 digits (8 x 8 grey, UCI test set), upsampled to `size`: 1,500 train and 297 val pictures.
+    """Write the 1,797 digits (8 x 8 grey, UCI test set), upsampled to `size`: 1,500 train and 297 val images.
 
     Raises `InputError` where scikit-learn is not installed, or for a directory that holds something else.
     """
@@ -32,7 +32,7 @@ def write_digits(directory: str | Path, size: int = 32) -> Manifest:
     splits = {"train": order[VALIDATION_IMAGES:], "val": order[:VALIDATION_IMAGES]}
     records = {
         split: [
-            Record(
+            ImageRecord(
                 _upsampled(grey[index], size),
                 f"{split}/{digits.target[index]}/{index:04d}.png",
                 int(digits.target[index]),
@@ -48,5 +48,5 @@ def write_digits(directory: str | Path, size: int = 32) -> Manifest:
 
 
 def _upsampled(grey: np.ndarray, size: int) -> bytes:
-    picture = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
-    return encode_png(np.asarray(picture.convert("RGB")))
+    image = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
+    return encode_png(np.asarray(image.convert("RGB")))

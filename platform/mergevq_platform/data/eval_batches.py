@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mergevq.errors import InputError
-from mergevq_platform.data.dataset import Dataset, Row
-from mergevq_platform.data.images.decoding import MAX_PIXELS, BadPicture
+from mergevq_platform.data.dataset import Dataset, ImageRow
+from mergevq_platform.data.images.decoding import MAX_PIXELS, ImageDecodeError
 from mergevq_platform.data.stream import Batch
 from mergevq_platform.data.views import evaluation_view
 
@@ -23,9 +23,9 @@ class BadImage(InputError):
 
 
 class EvalBatches:
-    """A split as fixed batches of `batch` pictures, resized to `size` and cropped in the middle.
+    """A split as fixed batches of `batch` images, resized to `size` and cropped in the middle.
 
-    `limit` takes only the first pictures of the split. The last batch may be smaller. A picture that cannot be decoded
+    `limit` takes only the first images of the split. The last batch may be smaller. An image that cannot be decoded
     is a `BadImage` naming shard and row: leaving it out would silently change what a metric means. Whoever says so may
     leave out the rows `left_out` of these; positions then count the others.
     """
@@ -69,9 +69,9 @@ class EvalBatches:
         with ThreadPoolExecutor(
             min(DECODING_THREADS, os.cpu_count() or 1)
         ) as pool:  # Pillow works outside the GIL
-            pictures = list(pool.map(self._view, rows))
+            images = list(pool.map(self._view, rows))
         return {
-            "image": torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2),
+            "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
             "label": torch.tensor([row.label for row in rows], dtype=torch.int64),
             "sample": torch.tensor([row.sample for row in rows], dtype=torch.int64),
         }
@@ -113,18 +113,18 @@ class EvalBatches:
             )
         return left
 
-    def _reason(self, row: Row) -> str | None:
+    def _reason(self, row: ImageRow) -> str | None:
         try:
             self._view(row)
         except BadImage as error:
             return str(error)
         return None
 
-    def _view(self, row: Row) -> np.ndarray:
+    def _view(self, row: ImageRow) -> np.ndarray:
         try:
             return evaluation_view(self.dataset.image(row, max_pixels=self.max_pixels), self.size)
-        except BadPicture as error:
+        except ImageDecodeError as error:
             place = f"{self.dataset.path}/{self.dataset.place(row.sample)}"
             raise BadImage(
-                f"{place} {error}: evaluation needs every picture; pack the data again, without it"
+                f"{place} {error}: evaluation needs every image; pack the data again, without it"
             ) from None

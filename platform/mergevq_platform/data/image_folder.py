@@ -15,7 +15,7 @@ from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq_platform.data.eval_batches import DECODING_THREADS
-from mergevq_platform.data.images.decoding import FIGURE, BadPicture, Decoded, decoded
+from mergevq_platform.data.images.decoding import FIGURE, Decoded, ImageDecodeError, decoded
 from mergevq_platform.data.images.endings import FORMATS, ending, is_image
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.reading import Background
@@ -23,7 +23,7 @@ from mergevq_platform.data.sources.listing import listed, readable
 from mergevq_platform.data.stream import Batch
 from mergevq_platform.data.views import evaluation_view
 
-SHEET = "contact_sheet.png"  # what `mergevq generate` leaves beside its pictures; older ones bear no mark
+SHEET = "contact_sheet.png"  # what `mergevq generate` leaves beside its images; older ones bear no mark
 NAMES_SHOWN = 3
 
 
@@ -36,13 +36,13 @@ class Files(NamedTuple):
     others: list[str]
 
 
-class FolderPictures:
-    """Picture files below a folder, in order of their paths; classes are the folders directly below it, where every
+class ImageFolder:
+    """Image files below a folder, in order of their paths; classes are the folders directly below it, where every
     file lies in one. Transparent pixels are put on white.
 
     Without `size` they must all be squares of one size; with it the shorter side is brought to it and the middle kept.
     Figures and sheets of our own are none of them. Links are followed. `said` tells what was left out. Raises `InputError`
-    naming the file, for a folder without pictures, pictures of several sizes, and broken ones.
+    naming the file, for a folder without images, images of several sizes, and broken ones.
     """
 
     background: Background = WHITE
@@ -56,7 +56,7 @@ class FolderPictures:
             holds = (
                 f"; it holds {_listed(found.figures + found.others)}" if found.figures + found.others else ""
             )
-            raise InputError(f"{folder} holds no pictures{holds}: name the folder that does")
+            raise InputError(f"{folder} holds no images{holds}: name the folder that does")
         self.files = [self.folder / name for name in found.images]
         self.images = len(self.files)
         self.size = size or _one_size(self.files, found.shapes)
@@ -75,30 +75,28 @@ class FolderPictures:
         return -(-self.images // self.batch_size)
 
     def batch(self, index: int) -> Batch:
-        """Batch `index`; see `Pictures`."""
+        """Batch `index`; see `ImageSet`."""
         chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            pictures = list(pool.map(self._view, self.files[chosen]))
+            images = list(pool.map(self._view, self.files[chosen]))
         return {
-            "image": torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2),
+            "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
             "label": torch.tensor(self.labels[chosen], dtype=torch.int64),
         }
 
     def _view(self, path: Path) -> np.ndarray:
         try:
             return evaluation_view(read_image(path, self.background).image, self.size)
-        except BadPicture as error:
-            raise InputError(
-                f"{path} {error}: a metric needs every picture; mend it or take it away"
-            ) from None
+        except ImageDecodeError as error:
+            raise InputError(f"{path} {error}: a metric needs every image; mend it or take it away") from None
 
 
 def read_image(path: Path, background: Background = WHITE) -> Decoded:
-    """The image of a file. Raises `BadPicture` with the reason, for a file that cannot be read as well."""
+    """The image of a file. Raises `ImageDecodeError` with the reason, for a file that cannot be read as well."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadPicture(f"cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise ImageDecodeError(f"cannot be read ({(error.strerror or str(error)).lower()})") from None
     return decoded(data, background=background)
 
 
@@ -128,10 +126,10 @@ def _header(path: Path) -> _Header | None:
     if not is_image(path):
         return None
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            return _Header(picture.size, picture.info.get("Software") == FIGURE)
+        with Image.open(path, formats=FORMATS) as image:
+            return _Header(image.size, image.info.get("Software") == FIGURE)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}): mend it or take it away") from None
+        raise InputError(f"{path} cannot be read as an image ({error}): mend it or take it away") from None
 
 
 def _one_size(files: Sequence[Path], shapes: Sequence[tuple[int, int]]) -> int:
@@ -139,11 +137,11 @@ def _one_size(files: Sequence[Path], shapes: Sequence[tuple[int, int]]) -> int:
         if (width, height) != shapes[0]:
             raise InputError(
                 f"{path} has {width} x {height} pixels, {files[0].name} {shapes[0][0]} x {shapes[0][1]}: "
-                "pictures must be squares of one size; --size S makes them so"
+                "images must be squares of one size; --size S makes them so"
             )
         if width != height:
             raise InputError(
-                f"{path} has {width} x {height} pixels and is no square: --size S takes the middle of each picture"
+                f"{path} has {width} x {height} pixels and is no square: --size S takes the middle of each image"
             )
     return shapes[0][0]
 

@@ -7,16 +7,16 @@ from typing import Protocol
 
 from mergevq.errors import InputError
 from mergevq_platform.data.eval_batches import EvalBatches
-from mergevq_platform.data.image_folder import FolderPictures, files_of
+from mergevq_platform.data.image_folder import ImageFolder, files_of
 from mergevq_platform.data.images.endings import ending
-from mergevq_platform.data.npz_images import SAMPLES, STATISTICS, ArrayPictures
+from mergevq_platform.data.npz_images import SAMPLES, STATISTICS, NpzImages
 from mergevq_platform.data.parquet.directory import open_dataset, read_manifest, split_names
 from mergevq_platform.data.reading import Background
 from mergevq_platform.data.stream import Batch
 
 
-class Pictures(Protocol):
-    """A set of pictures of one size in fixed batches."""
+class ImageSet(Protocol):
+    """A set of images of one size in fixed batches."""
 
     images: int
     size: int
@@ -45,8 +45,8 @@ class Pictures(Protocol):
         """Batch `index`: `image` uint8 (b, 3, S, S) and `label` int64 (b,), -1 without labels."""
 
 
-class PackedPictures(EvalBatches):
-    """A split of a picture set in Parquet as `Pictures`."""
+class PackedImages(EvalBatches):
+    """A split of an image set in Parquet as `ImageSet`."""
 
     said: tuple[str, ...] = ()
 
@@ -66,10 +66,10 @@ class PackedPictures(EvalBatches):
         return self.dataset.classes if self.dataset.labelled else ()
 
 
-def open_pictures(
+def open_images(
     place: str, batch: int, *, size: int | None = None, split: str | None = None, option: str = "--images"
-) -> FolderPictures | ArrayPictures | PackedPictures:
-    """The pictures at `place`: a folder of files, a picture set in Parquet (of which `split`), or an npz of samples.
+) -> ImageFolder | NpzImages | PackedImages:
+    """The images at `place`: a folder of files, an image set in Parquet (of which `split`), or an npz of samples.
 
     Raises `InputError` for a place that holds none, and where size or split must be said; `option` is how it was asked for.
     """
@@ -79,7 +79,7 @@ def open_pictures(
     if "://" not in place:
         _check_exists(place, option)
         if path.is_file():
-            return ArrayPictures(path, batch, option=option)
+            return NpzImages(path, batch, option=option)
         if read_manifest(place) is None:
             files = files_of(path)
             parquet = [name for name in files.others if ending(name) == ".parquet"]
@@ -89,14 +89,14 @@ def open_pictures(
                     f"({parquet[0]}, …): name a folder that holds one of them"
                 )
             if files.images or not parquet:
-                return FolderPictures(path, batch, size=size, files=files)
+                return ImageFolder(path, batch, size=size, files=files)
     names = split_names(place)
     if split is None and len(names) > 1:
         raise InputError(f"{place} has the splits {', '.join(names)}: say which with --split")
     dataset = open_dataset(place, split or names[0])
     if size is None and dataset.size is None:
-        raise InputError(f"{place} does not say how large its pictures are: give --size S")
-    return PackedPictures(dataset, size or dataset.size or 0, batch)
+        raise InputError(f"{place} does not say how large its images are: give --size S")
+    return PackedImages(dataset, size or dataset.size or 0, batch)
 
 
 def _check_exists(place: str, option: str) -> None:

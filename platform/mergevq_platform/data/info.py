@@ -19,7 +19,7 @@ from mergevq_platform.data.sources.choices import Choices
 from mergevq_platform.data.sources.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
 from mergevq_platform.data.sources.source import find_source, first_labelled
 from mergevq_platform.data.sources.summary import (
-    Understood,
+    SourceSummary,
     class_names,
     classes_with_images,
     counted,
@@ -39,7 +39,7 @@ def describe(
     """Rows, classes, shards and files not used of an image set, as text of several lines; of images that are not packed,
     what packing them would understand.
 
-    `sheet` names a PNG that gets a labelled grid of pictures; `verify` compares every shard with its checksum. `choices`
+    `sheet` names a PNG that gets a labelled grid of images; `verify` compares every shard with its checksum. `choices`
     decide where the files leave a choice. Raises `InputError` for a set that cannot be opened or does not match its checksums.
     """
     choices = choices or Choices()
@@ -58,7 +58,7 @@ def describe(
         *(_split_line(split, dataset) for split, dataset in datasets.items()),
     ]
     size = f"{shown.size} px (shorter side)" if shown.size else "as stored"
-    lines.append(f"  pictures  {size}, {_stored(shown)}")
+    lines.append(f"  images    {size}, {_stored(shown)}")
     classes = shown.classes if shown.labelled else ()
     images = shown.class_images() if "://" not in str(directory) else ()  # one read of each shard
     lines.append(f"  classes   {classes_with_images(classes, images)}")
@@ -128,10 +128,10 @@ def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Cont
     return contents_of(root, labels)
 
 
-def _kept(manifest: Manifest | None) -> Understood | None:
+def _kept(manifest: Manifest | None) -> SourceSummary | None:
     """What a manifest keeps of the source."""
     kept = manifest.source.get("understood") if manifest else None
-    return Understood.from_tree(kept) if kept else None
+    return SourceSummary.from_tree(kept) if kept else None
 
 
 def _unpacked(directory: str | Path, choices: Choices) -> str:
@@ -152,7 +152,7 @@ def _split_line(split: str, dataset: Dataset) -> str:
     groups = f"row groups of {_range(dataset.row_group_sizes.tolist())}"
     shards = f"{len(dataset.shards)} shard{'s' if len(dataset.shards) > 1 else ''}"
     labels = _unlabelled(dataset)
-    return f"  {split:<9} {dataset.rows:,} pictures in {shards}, {_bytes(size)}, {groups}{labels}; fingerprint {dataset.fingerprint[:12]}"
+    return f"  {split:<9} {dataset.rows:,} images in {shards}, {_bytes(size)}, {groups}{labels}; fingerprint {dataset.fingerprint[:12]}"
 
 
 def _unlabelled(dataset: Dataset) -> str:

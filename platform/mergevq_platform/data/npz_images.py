@@ -17,8 +17,8 @@ SAMPLES = "arr_0 (N, S, S, 3) uint8, and class numbers arr_1 (N,) if there are s
 STATISTICS = "mu and sigma"
 
 
-class ArrayPictures:
-    """The pictures `arr_0` (N, S, S, 3) uint8 of an npz; labels `arr_1`, class numbers (N,), where it has them.
+class NpzImages:
+    """The images `arr_0` (N, S, S, 3) uint8 of an npz; labels `arr_1`, class numbers (N,), where it has them.
 
     Raises `InputError` for a file that holds something else, naming what it holds; `option` is how it was asked for.
     """
@@ -28,23 +28,23 @@ class ArrayPictures:
 
     def __init__(self, file: str | Path, batch: int, *, option: str = "--images") -> None:
         self.batch_size = batch
-        pictures, labels = _read(file, option)
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not len(pictures):
+        pixels, labels = _read(file, option)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
             raise InputError(
-                f"{option}: arr_0 of {file} is {pictures.dtype} {pictures.shape}: it must be uint8 (N, S, S, 3)"
+                f"{option}: arr_0 of {file} is {pixels.dtype} {pixels.shape}: it must be uint8 (N, S, S, 3)"
             )
-        if pictures.shape[1] != pictures.shape[2]:
+        if pixels.shape[1] != pixels.shape[2]:
             raise InputError(
-                f"{option}: the pictures of {file} are {pictures.shape[1]} x {pictures.shape[2]}: they must be squares"
+                f"{option}: the images of {file} are {pixels.shape[1]} x {pixels.shape[2]}: they must be squares"
             )
         if labels is not None:
-            _check_labels(file, labels, len(pictures), option)
-        self.pictures, self.images, self.size = pictures, len(pictures), pictures.shape[1]
-        self.labels = np.full(len(pictures), -1) if labels is None else labels
+            _check_labels(file, labels, len(pixels), option)
+        self.pixels, self.images, self.size = pixels, len(pixels), pixels.shape[1]
+        self.labels = np.full(len(pixels), -1) if labels is None else labels
         self.classes: tuple[str, ...] = (
             () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
         )
-        self.fingerprint = hashlib.sha256(pictures.tobytes()).hexdigest()
+        self.fingerprint = hashlib.sha256(pixels.tobytes()).hexdigest()
 
     @property
     def num_batches(self) -> int:
@@ -52,10 +52,10 @@ class ArrayPictures:
         return -(-self.images // self.batch_size)
 
     def batch(self, index: int) -> Batch:
-        """Batch `index`; see `Pictures`."""
+        """Batch `index`; see `ImageSet`."""
         chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
         return {
-            "image": torch.from_numpy(self.pictures[chosen]).permute(0, 3, 1, 2),
+            "image": torch.from_numpy(self.pixels[chosen]).permute(0, 3, 1, 2),
             "label": torch.from_numpy(self.labels[chosen].astype(np.int64)),
         }
 
@@ -71,9 +71,9 @@ def _read(file: str | Path, option: str) -> tuple[np.ndarray, np.ndarray | None]
     except ValueError as error:
         # NumPy's own text of pickled arrays says how to load them unsafely.
         reason = "it holds Python objects" if "allow_pickle" in str(error) else error
-        raise InputError(f"{option}: {file} is no npz with pictures in arr_0 ({reason})") from None
+        raise InputError(f"{option}: {file} is no npz with images in arr_0 ({reason})") from None
     except (OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"{option}: {file} is no npz with pictures in arr_0 ({error})") from None
+        raise InputError(f"{option}: {file} is no npz with images in arr_0 ({error})") from None
 
 
 def _other_names(file: str | Path, option: str, names: list[str]) -> str:

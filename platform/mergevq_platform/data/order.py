@@ -3,7 +3,7 @@
 The row groups of an epoch are put in a seeded order and laid end to end. That line is cut into *lanes*, and every lane
 feeds its own few positions of each global batch; inside a lane, windows of whole row groups are shuffled. A rank owns
 neighbouring positions, so it reads the row groups of its lanes and hardly any other, while each batch still mixes
-pictures from all lanes: all over the data.
+images from all lanes: all over the data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mergevq.errors import InputError
 from mergevq.rng import Stream, permutation
 
 WINDOW_BLOCKS = 16
-ROWS_IN_FLIGHT = 16_384  # bounds what a single worker holds in memory: encoded pictures of all lanes' windows
+ROWS_IN_FLIGHT = 16_384  # bounds what a single worker holds in memory: encoded images of all lanes' windows
 GROUPS_PER_LANE = 4  # a lane shares the row groups at its two ends: at most 1 in 4 is read twice for that
 
 
@@ -41,7 +41,7 @@ class SampleOrder:
         self.steps_per_epoch = self.rows // global_batch
         if not self.steps_per_epoch:
             raise InputError(
-                f"the data has {self.rows} pictures, fewer than global_batch {global_batch}: lower global_batch"
+                f"the data has {self.rows} images, fewer than global_batch {global_batch}: lower global_batch"
             )
         self.lanes = _lanes(self.sizes, global_batch)
         self.window_blocks = -(-window_blocks // self.lanes)

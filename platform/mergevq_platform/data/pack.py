@@ -1,6 +1,6 @@
 """Packing folders, tars and Parquet into shards: shuffled by seed, in parallel, resumable, bad files listed.
 
-A shard's pictures are fixed before anything is written, so any number of processes in any order give the same files. Each
+A shard's images are fixed before anything is written, so any number of processes in any order give the same files. Each
 finished shard leaves a part file with its checksum; a pack that is run again keeps those shards.
 """
 
@@ -23,7 +23,7 @@ from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq.rng import Stream, permutation
 from mergevq_platform.data.images.decoding import MAX_PIXELS
-from mergevq_platform.data.images.kinds import Kinds
+from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.pack_shard import Job, Part, finished, pack_shard
 from mergevq_platform.data.parquet.directory import PARTS, read_manifest
@@ -39,7 +39,7 @@ from mergevq_platform.data.parquet.shards import (
 )
 from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.sources.choices import Choices, Layout
-from mergevq_platform.data.sources.source import Item, Source, find_source
+from mergevq_platform.data.sources.source import ImageSource, Item, find_source
 from mergevq_platform.data.sources.summary import named
 
 MapJobs = Callable[[Callable[[Job], Part], list[Job]], Iterable[Part]]
@@ -67,17 +67,17 @@ def pack(
     label_column: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Pack the pictures of `source` into shards under `directory`; returns the manifest, which lists skipped files.
+    """Pack the images of `source` into shards under `directory`; returns the manifest, which lists skipped files.
 
-    `size` shrinks pictures to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
+    `size` shrinks images to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
     connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
     `class_depth` and the columns choose where the source leaves a choice, see `Choices` and `Reading`; `say` is told what was understood.
     `validation_fraction` holds that share of `train` out as `val`; where the source has a `val`, that is said instead. Run again after an
-    interruption, it goes on; run again after its end, it does nothing. Every picture is decoded once to prove it whole.
-    Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where a picture is
+    interruption, it goes on; run again after its end, it does nothing. Every image is decoded once to prove it whole.
+    Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where an image is
     resized they are so from then on, else whenever it is read.
 
-    Raises `InputError` for a source without usable pictures or a directory that holds something else.
+    Raises `InputError` for a source without usable images or a directory that holds something else.
     """
     directory = Path(directory).expanduser().absolute()
     if size is not None and size < 1:
@@ -134,7 +134,7 @@ def pack(
             shutil.rmtree(directory / PARTS, ignore_errors=True)
             return existing
         raise InputError(
-            f"{directory} already holds another picture set: name another directory, or delete it first"
+            f"{directory} already holds another image set: name another directory, or delete it first"
         )
     (directory / PARTS).mkdir(parents=True, exist_ok=True)
 
@@ -142,10 +142,10 @@ def pack(
     run = map_jobs or (on_ray if parallel else map)
     with _bar(progress) as bar:
         task = bar.add_task("packing", total=sum(len(job.items) for job in jobs))
-        bar.advance(task, sum(part.pictures for part in parts.values()))
+        bar.advance(task, sum(part.images for part in parts.values()))
         for part in run(pack_shard, [job for job in jobs if job.file not in parts]):
             parts[part.file] = part
-            bar.advance(task, part.pictures)
+            bar.advance(task, part.images)
 
     description: dict[str, Any] = {
         "kind": "pack",
@@ -163,14 +163,14 @@ def pack(
     manifest = _manifest(found, splits, [parts[job.file] for job in jobs], size, description, background)
     if not any(split.rows for split in manifest.splits.values()):
         first = next(item for split in manifest.splits.values() for item in split.skipped)
-        raise InputError(f"{source} has no usable picture: the first, {first.file}, {first.reason}")
+        raise InputError(f"{source} has no usable image: the first, {first.file}, {first.reason}")
     _remove_leftovers(directory, {job.file for job in jobs})
     write_text(directory / MANIFEST, manifest.to_json())
     shutil.rmtree(directory / PARTS)
     return manifest
 
 
-def _found(source: str | Path, choices: Choices, directory: Path) -> Source:
+def _found(source: str | Path, choices: Choices, directory: Path) -> ImageSource:
     """What there is to pack; a source that is refused leaves nothing behind."""
     scratch = directory / PARTS
     before, made = scratch.exists(), not directory.exists()
@@ -204,14 +204,14 @@ def on_ray(function: Callable[[Job], Part], jobs: list[Job]) -> Iterator[Part]:
 
 
 def _shuffled(
-    found: Source, seed: int, shard_rows: int, validation_fraction: float
+    found: ImageSource, seed: int, shard_rows: int, validation_fraction: float
 ) -> dict[str, list[list[Item]]]:
-    """The pictures of each split in seeded order, cut into shards."""
+    """The images of each split in seeded order, cut into shards."""
     splits: dict[str, list[Item]] = {}
     for split, items in found.splits.items():
         code = zlib.crc32(split.encode())
         if split in found.blocks:
-            # Whole row groups change places, and pictures only within a shard: so the source is read once, in big pieces.
+            # Whole row groups change places, and images only within a shard: so the source is read once, in big pieces.
             edges = np.concatenate([[0], np.cumsum(found.blocks[split])]).tolist()
             order = permutation(len(edges) - 1, seed, Stream.PACK_ORDER, code).tolist()
             splits[split] = [item for block in order for item in items[edges[block] : edges[block + 1]]]
@@ -228,7 +228,7 @@ def _shuffled(
         held_out = round(len(splits["train"]) * validation_fraction)
         if not 0 < held_out < len(splits["train"]):
             raise InputError(
-                f"validation_fraction {validation_fraction} of {len(splits['train'])} pictures leaves nothing of one: change it"
+                f"validation_fraction {validation_fraction} of {len(splits['train'])} images leaves nothing of one: change it"
             )
         splits["val"], splits["train"] = splits["train"][:held_out], splits["train"][held_out:]
     shards: dict[str, list[list[Item]]] = {}
@@ -243,7 +243,7 @@ def _shuffled(
     return shards
 
 
-def _only_held_out(found: Source, splits: dict[str, list[list[Item]]]) -> str | None:
+def _only_held_out(found: ImageSource, splits: dict[str, list[list[Item]]]) -> str | None:
     """A line where classes are in `val` alone because all their images were held out."""
     if "val" in found.splits or "val" not in splits:
         return None
@@ -257,7 +257,7 @@ def _only_held_out(found: Source, splits: dict[str, list[list[Item]]]) -> str | 
 def _background_of(source: str | Path) -> Background | None:
     """What a source is read with: white, or the background of a set that is packed already.
 
-    One whose alpha was dropped when its pictures were resized keeps that: none.
+    One whose alpha was dropped when its images were resized keeps that: none.
     """
     manifest = read_manifest(source) if Path(source).is_dir() else None
     if manifest is None or (manifest.background is None and manifest.size is None):
@@ -266,7 +266,7 @@ def _background_of(source: str | Path) -> Background | None:
 
 
 def _manifest(
-    found: Source,
+    found: ImageSource,
     splits: dict[str, list[list[Item]]],
     parts: list[Part],
     size: int | None,
@@ -284,7 +284,7 @@ def _manifest(
             labelled=labelled,
             skipped=tuple(item for part in mine for item in part.skipped),
             unlabelled=unlabelled if labelled else 0,
-            kinds=Kinds.sum(part.kinds for part in mine),
+            kinds=FormatCounts.sum(part.kinds for part in mine),
         )
     if found.refused:
         first = next(iter(done))
@@ -306,7 +306,7 @@ def _bar(shown: bool) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("pictures"),
+        TextColumn("images"),
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)

@@ -11,25 +11,38 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from mergevq_platform.data.dataset import Dataset, Row
-from mergevq_platform.data.images.decoding import BadPicture, Look, decoded, encode_like, resize_shorter
-from mergevq_platform.data.images.kinds import Kinds
+from mergevq_platform.data.dataset import Dataset, ImageRow
+from mergevq_platform.data.images.decoding import (
+    ImageDecodeError,
+    ImageTraits,
+    decoded,
+    encode_like,
+    resize_shorter,
+)
+from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.directory import PARTS, open_dataset
-from mergevq_platform.data.parquet.shards import Record, Shard, Skipped, shard_from, write_shard, write_text
+from mergevq_platform.data.parquet.shards import (
+    ImageRecord,
+    Shard,
+    Skipped,
+    shard_from,
+    write_shard,
+    write_text,
+)
 from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.sources.source import Item, read_item
 
 
 class Part(NamedTuple):
-    """What became of one planned shard; no shard where none of its pictures was usable."""
+    """What became of one planned shard; no shard where none of its images was usable."""
 
     file: str
-    pictures: int  # looked at
+    images: int  # looked at
     shard: Shard | None
     unlabelled: int  # of those packed
     skipped: tuple[Skipped, ...]
-    kinds: Kinds
+    kinds: FormatCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,25 +89,25 @@ def pack_shard(job: Job) -> Part:
     """Write one shard and, after it, the part file that says so."""
     skipped: list[Skipped] = []
     unlabelled = 0
-    looks: list[Look] = []
+    traits: list[ImageTraits] = []
 
-    def usable() -> Iterator[Record]:
+    def usable() -> Iterator[ImageRecord]:
         nonlocal unlabelled
         for item, data, label in _contents(job):
             try:
                 if isinstance(data, OSError):
-                    raise BadPicture(f"cannot be read ({(data.strerror or str(data)).lower()})")
-                picture, look = decoded(data, max_pixels=job.max_pixels, background=job.background)
-                yield Record(_fitted(picture, data, job.size), item.name, label)
+                    raise ImageDecodeError(f"cannot be read ({(data.strerror or str(data)).lower()})")
+                image, look = decoded(data, max_pixels=job.max_pixels, background=job.background)
+                yield ImageRecord(_fitted(image, data, job.size), item.name, label)
                 unlabelled += label < 0
-                looks.append(look)
-            except BadPicture as error:
+                traits.append(look)
+            except ImageDecodeError as error:
                 skipped.append(Skipped(item.name, str(error)))
 
     shard = write_shard(
         Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
     )
-    part = Part(job.file, len(job.items), shard, unlabelled, tuple(skipped), Kinds.of(looks))
+    part = Part(job.file, len(job.items), shard, unlabelled, tuple(skipped), FormatCounts.of(traits))
     tree = {
         "key": job.key,
         "shard": asdict(shard) if shard else None,
@@ -112,7 +125,7 @@ def finished(job: Job) -> Part | None:
         tree = json.loads(part_path(job).read_text())
     except (FileNotFoundError, ValueError):
         return None
-    kinds = Kinds.from_tree(tree.get("kinds"))
+    kinds = FormatCounts.from_tree(tree.get("kinds"))
     if tree["key"] != job.key or kinds is None or "unlabelled" not in tree:
         return None
     shard = shard_from(tree["shard"]) if tree["shard"] else None
@@ -134,9 +147,9 @@ def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
             except OSError as error:
                 yield item, error, item.label
         return
-    # A row's split is the source's own: pictures held out for validation still lie in its `train`.
+    # A row's split is the source's own: images held out for validation still lie in its `train`.
     by_split: dict[str, Dataset] = {}
-    rows: dict[Item, Row] = {}
+    rows: dict[Item, ImageRow] = {}
     for item in sorted(job.items, key=lambda item: item.offset):
         split = item.name.split("/")[0]
         dataset = by_split.setdefault(split, open_dataset(item.file, split, job.reading))
@@ -145,10 +158,10 @@ def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
         yield item, rows[item].data or b"", rows[item].label
 
 
-def _fitted(picture: Image.Image, data: bytes, size: int | None) -> bytes:
-    if size is None or min(picture.size) <= size:
+def _fitted(image: Image.Image, data: bytes, size: int | None) -> bytes:
+    if size is None or min(image.size) <= size:
         return data
-    return encode_like(resize_shorter(picture, size), data)
+    return encode_like(resize_shorter(image, size), data)
 
 
 def part_path(job: Job) -> Path:

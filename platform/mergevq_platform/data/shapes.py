@@ -1,6 +1,6 @@
-"""Procedural labelled pictures: the class is a shape; colour, size, angle, place and background tell nothing about it.
+"""Procedural labelled images: the class is a shape; colour, size, angle, place and background tell nothing about it.
 
-Every shape covers the same area at the same size, so counting pixels does not give the class away either. Picture i of a
+Every shape covers the same area at the same size, so counting pixels does not give the class away either. Image i of a
 split is a pure function of (seed, split, size, i).
 """
 
@@ -17,11 +17,11 @@ import numpy as np
 from mergevq.errors import InputError
 from mergevq.rng import MASK, Stream, permutation
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import Manifest, Record, write_set
+from mergevq_platform.data.parquet.shards import ImageRecord, Manifest, write_set
 
 Array = np.ndarray
 CHUNK_PIXELS = 2**18
-AREA = (0.13, 0.28)  # share of the picture that the shape covers
+AREA = (0.13, 0.28)  # share of the image that the shape covers
 TILT = np.pi / 4  # a shape is turned by at most this, either way
 SPECKS = 4
 NOISE_CELLS = 6
@@ -109,7 +109,7 @@ CLASSES = tuple(name.replace("_", "-") for name in SHAPES)
 def write_shapes(
     directory: str | Path, images: int = 6000, size: int = 32, seed: int = 0, *, val_images: int = 1000
 ) -> Manifest:
-    """Write `images` training and `val_images` validation pictures of `size` pixels as PNG in Parquet shards.
+    """Write `images` training and `val_images` validation images of `size` pixels as PNG in Parquet shards.
 
     A directory that already holds exactly these is left alone. Raises `InputError` for senseless numbers, or a directory
     that holds something else.
@@ -134,16 +134,16 @@ def write_shapes(
     return write_set(Path(directory), splits, CLASSES, size=size, source=source)
 
 
-def _records(split: str, images: int, size: int, seed: int) -> Iterator[Record]:
+def _records(split: str, images: int, size: int, seed: int) -> Iterator[ImageRecord]:
     chunk = max(1, CHUNK_PIXELS // size**2)
     for start in range(0, images, chunk):
-        pictures, labels = render(np.arange(start, min(start + chunk, images)), split, size, seed)
-        for index, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True), start):
-            yield Record(encode_png(picture), f"{split}/{CLASSES[label]}/{index:07d}.png", label)
+        rendered, labels = render(np.arange(start, min(start + chunk, images)), split, size, seed)
+        for index, (pixels, label) in enumerate(zip(rendered, labels.tolist(), strict=True), start):
+            yield ImageRecord(encode_png(pixels), f"{split}/{CLASSES[label]}/{index:07d}.png", label)
 
 
 def render(indices: Array, split: str, size: int, seed: int = 0) -> tuple[Array, Array]:
-    """Pictures uint8 (n, size, size, 3) and labels int64 (n,) of the numbers `indices` of a split."""
+    """Images uint8 (n, size, size, 3) and labels int64 (n,) of the numbers `indices` of a split."""
     indices = np.asarray(indices)
     random = _Uniforms(indices, split, seed)
     labels = _labels(indices, split, seed)
@@ -153,12 +153,12 @@ def render(indices: Array, split: str, size: int, seed: int = 0) -> tuple[Array,
     canvas = _background(random, x[None], y[None], colours)
     canvas = _specks(random, x[None], y[None], canvas, size)
     canvas = _shape(random, x[None], y[None], canvas, labels, colours, size)
-    canvas += (random(size, size)[..., None] - 0.5) * 0.06  # grain: no two pictures share a flat patch
+    canvas += (random(size, size)[..., None] - 0.5) * 0.06  # grain: no two images share a flat patch
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8), labels
 
 
 def _labels(indices: Array, split: str, seed: int) -> Array:
-    # Every run of twelve pictures holds each class once, in a random order.
+    # Every run of twelve images holds each class once, in a random order.
     count, code = len(CLASSES), zlib.crc32(split.encode())
     orders = {
         block: permutation(count, seed, Stream.SPLIT, code, block)
@@ -168,7 +168,7 @@ def _labels(indices: Array, split: str, seed: int) -> Array:
 
 
 class _Uniforms:
-    """Uniform numbers in [0, 1) of each picture, in the order of asking: hashes of (seed, split, picture, counter)."""
+    """Uniform numbers in [0, 1) of each image, in the order of asking: hashes of (seed, split, image, counter)."""
 
     def __init__(self, indices: Array, split: str, seed: int) -> None:
         self.keys = _mixed(
@@ -214,7 +214,7 @@ def _background(random: _Uniforms, x: Array, y: Array, colours: Array) -> Array:
 
 
 def _soft_noise(grid: Array, x: Array, y: Array) -> Array:
-    """Random values (n, c, c) interpolated smoothly over the picture."""
+    """Random values (n, c, c) interpolated smoothly over the image."""
     cells = grid.shape[1] - 1
 
     def corners(at: Array) -> tuple[Array, Array]:
@@ -301,5 +301,5 @@ def _polygon(x: Array, y: Array, corners: list[tuple[float, float]]) -> Array:
 
 
 def _each(values: Array) -> Array:
-    """One value per picture, ready to meet (n, S, S)."""
+    """One value per image, ready to meet (n, S, S)."""
     return np.asarray(values)[:, None, None]

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mergevq.errors import InputError
-from mergevq_platform.data.batch_partition import Deal
-from mergevq_platform.data.dataset import Dataset, Row, RowGroup
-from mergevq_platform.data.images.decoding import MAX_PIXELS, BadPicture
+from mergevq_platform.data.batch_partition import BatchPartition
+from mergevq_platform.data.dataset import Dataset, ImageRow, RowGroup
+from mergevq_platform.data.images.decoding import MAX_PIXELS, ImageDecodeError
 from mergevq_platform.data.order import WINDOW_BLOCKS, SampleOrder
 from mergevq_platform.data.views import ViewsConfig, make_views
 
@@ -32,8 +32,8 @@ STEPS_AHEAD = 2
 log = logging.getLogger(__name__)
 
 
-class Bad(NamedTuple):
-    """A picture that could not be used, and the row that took its place."""
+class ReplacedImage(NamedTuple):
+    """An image that could not be used, and the row that took its place."""
 
     row: int
     place: str
@@ -41,25 +41,25 @@ class Bad(NamedTuple):
     replacement: int
 
 
-class Part(NamedTuple):
+class BatchPiece(NamedTuple):
     """A piece of a micro-batch, as one loader process makes it."""
 
     batch: Batch
-    bad: tuple[Bad, ...]
+    bad: tuple[ReplacedImage, ...]
     error: str | None = None
 
 
 class TrainStream:
     """The micro-batches of one rank, step by step, from `start_step` on, without end.
 
-    Iterating yields for each optimizer step the list of this rank's micro-batches, one for each pass of `deal`: `image`,
+    Iterating yields for each optimizer step the list of this rank's micro-batches, one for each pass of `partition`: `image`,
     and `student` and `teacher` where `views` asks for them, uint8 (b, 3, S, S) in channels-last memory; `label` int64 (b,),
     -1 for none; `sample` int64 (b,), the row number. The ranks of a pass may differ in b by one.
 
-    `workers` loader processes decode (0: a thread of this process does). A picture that cannot be decoded is logged with
+    `workers` loader processes decode (0: a thread of this process does). An image that cannot be decoded is logged with
     shard and row and replaced by the next good row of its row group; when more than `bad_image_limit` different
-    ones have been met, by all ranks since the run began, iterating or `share` raises `InputError`: `met` are the rows of before,
-    and ranks tell each other what `unshared` holds. Use it as a context manager, or `close` it.
+    ones have been met, by all ranks since the run began, iterating or `share` raises `InputError`: `known_bad` are the rows of before,
+    and ranks tell each other what `new_bad` holds. Use it as a context manager, or `close` it.
     """
 
     def __init__(
@@ -67,29 +67,29 @@ class TrainStream:
         dataset: Dataset,
         views: ViewsConfig,
         *,
-        deal: Deal,
+        partition: BatchPartition,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
         workers: int = 0,
         bad_image_limit: int = 0,
-        met: Collection[int] = (),
+        known_bad: Collection[int] = (),
         window_blocks: int = WINDOW_BLOCKS,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        assert world_size <= deal.workers
-        self.order = SampleOrder(dataset.row_group_sizes, deal.global_batch, seed, window_blocks)
-        self.bad: dict[int, Bad] = {}  # met by this rank
-        self.met = set(met)  # by the whole run, as far as was shared
+        assert world_size <= partition.workers
+        self.order = SampleOrder(dataset.row_group_sizes, partition.global_batch, seed, window_blocks)
+        self.bad: dict[int, ReplacedImage] = {}  # met by this rank
+        self.known_bad = set(known_bad)  # by the whole run, as far as was shared
         self._dataset, self._limit, self._workers = dataset, bad_image_limit, workers
-        self._plan = _Plan(
+        self._plan = PieceLoader(
             dataset=dataset,
             order=self.order,
             views=views,
             seed=seed,
             start_step=start_step,
-            deal=deal,
+            partition=partition,
             rank=rank,
             world_size=world_size,
             max_pixels=max_pixels,
@@ -101,18 +101,18 @@ class TrainStream:
         self._thread: threading.Thread | None = None
 
     @property
-    def bad_pictures(self) -> int:
-        """Different bad pictures met in the steps yielded so far, on this rank."""
+    def bad_images(self) -> int:
+        """Different bad images met in the steps yielded so far, on this rank."""
         return len(self.bad)
 
     @property
-    def unshared(self) -> list[Bad]:
-        """Bad pictures that this rank has met and no other knows of."""
-        return [item for row, item in self.bad.items() if row not in self.met]
+    def new_bad(self) -> list[ReplacedImage]:
+        """Bad images that this rank has met and no other knows of."""
+        return [item for row, item in self.bad.items() if row not in self.known_bad]
 
-    def share(self, bad: Sequence[Bad]) -> None:
+    def share(self, bad: Sequence[ReplacedImage]) -> None:
         """Take note of what all ranks have met. Raises `InputError` where that makes too many."""
-        self.met |= {item.row for item in bad}
+        self.known_bad |= {item.row for item in bad}
         self._check_limit(bad)
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -142,32 +142,32 @@ class TrainStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _account(self, bad: list[Bad]) -> None:
+    def _account(self, bad: list[ReplacedImage]) -> None:
         for item in bad:
-            if item.row not in self.bad and item.row not in self.met:
-                log.warning("bad picture, replaced: %s %s", item.place, item.reason)
+            if item.row not in self.bad and item.row not in self.known_bad:
+                log.warning("bad image, replaced: %s %s", item.place, item.reason)
             self.bad[item.row] = item
         self._check_limit(bad)
 
-    def _check_limit(self, bad: Sequence[Bad]) -> None:
-        count = len(self.met | self.bad.keys())
+    def _check_limit(self, bad: Sequence[ReplacedImage]) -> None:
+        count = len(self.known_bad | self.bad.keys())
         if bad and count > self._limit:
             last = bad[-1]
             raise InputError(
-                f"{count} bad pictures, more than data.bad_image_limit {self._limit}; the last: {last.place} of "
+                f"{count} bad images, more than data.bad_image_limit {self._limit}; the last: {last.place} of "
                 f"{self._dataset.path} {last.reason}. Pack the data again, or raise the limit"
             )
 
     def _fill(self) -> None:
-        parts: Iterator[Part] | None = None
+        parts: Iterator[BatchPiece] | None = None
         try:
             if self._device is not None:
                 torch.cuda.set_device(self._device)
             parts = self._parts()
             while not self._stopping.is_set():
                 step: list[Batch] = []
-                bad: list[Bad] = []
-                for _ in range(self._plan.deal.passes):
+                bad: list[ReplacedImage] = []
+                for _ in range(self._plan.partition.passes):
                     pieces = [next(parts) for _ in range(max(1, self._workers))]
                     for piece in pieces:
                         if piece.error:
@@ -180,7 +180,7 @@ class TrainStream:
         finally:
             parts = None  # ends the loader processes now: an error's traceback would keep them
 
-    def _parts(self) -> Iterator[Part]:
+    def _parts(self) -> Iterator[BatchPiece]:
         if not self._workers:
             return iter(self._plan)
         # A forked child would inherit locks of Ray's, gloo's and Arrow's threads in whatever state they are.
@@ -216,7 +216,7 @@ class TrainStream:
 
 
 @dataclass
-class _Plan(IterableDataset):
+class PieceLoader(IterableDataset):
     """What a loader process does: its piece of each of the rank's micro-batches, in order.
 
     Every process has the same places in each batch, so that it alone reads the row groups of these places.
@@ -227,21 +227,21 @@ class _Plan(IterableDataset):
     views: ViewsConfig
     seed: int
     start_step: int
-    deal: Deal
+    partition: BatchPartition
     rank: int
     world_size: int
     max_pixels: int
     held: dict[int, RowGroup] = field(default_factory=dict)
     reads: int = 0
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[BatchPiece]:
         info = get_worker_info()
         index, count = (info.id, info.num_workers) if info else (0, 1)
         if info:
             torch.set_num_threads(1)
         passes = [
-            self.deal.positions(number, self.rank, self.world_size, index, count)
-            for number in range(self.deal.passes)
+            self.partition.positions(number, self.rank, self.world_size, index, count)
+            for number in range(self.partition.passes)
         ]
         step = self.start_step
         while True:
@@ -251,15 +251,15 @@ class _Plan(IterableDataset):
                 try:
                     yield self._part(epoch, step_in_epoch, runs)
                 except InputError as error:
-                    yield Part({}, (), str(error))
+                    yield BatchPiece({}, (), str(error))
                 for start, stop in runs:
                     live |= self.order.live_groups(epoch, step_in_epoch, start, stop)
             self.held = {group: held for group, held in self.held.items() if group in live}
             step += 1
 
-    def _part(self, epoch: int, step: int, runs: list[tuple[int, int]]) -> Part:
-        rows: list[Row] = []
-        bad: list[Bad] = []
+    def _part(self, epoch: int, step: int, runs: list[tuple[int, int]]) -> BatchPiece:
+        rows: list[ImageRow] = []
+        bad: list[ReplacedImage] = []
         views: list[dict[str, np.ndarray]] = []
         for start, stop in runs:
             for row_id in self.order.batch(epoch, step, start, stop).tolist():
@@ -267,13 +267,15 @@ class _Plan(IterableDataset):
                 rows.append(row)
                 bad += found
         if not rows:
-            return Part({}, ())
+            return BatchPiece({}, ())
         batch = {name: _stacked([view[name] for view in views]) for name in views[0]}
         batch["label"] = torch.tensor([row.label for row in rows], dtype=torch.int64)
         batch["sample"] = torch.tensor([row.sample for row in rows], dtype=torch.int64)
-        return Part(batch, tuple(bad))
+        return BatchPiece(batch, tuple(bad))
 
-    def _usable(self, row_id: int, epoch: int, views: list[dict[str, np.ndarray]]) -> tuple[Row, list[Bad]]:
+    def _usable(
+        self, row_id: int, epoch: int, views: list[dict[str, np.ndarray]]
+    ) -> tuple[ImageRow, list[ReplacedImage]]:
         """The row, or the next good one of its row group; its views are appended to `views`."""
         number = int(self.dataset.group_of(row_id))
         group = self._group(number)
@@ -282,16 +284,18 @@ class _Plan(IterableDataset):
         for ahead in range(size):
             row = group.row(group.first_row + (row_id - group.first_row + ahead) % size)
             try:
-                picture = self.dataset.image(row, max_pixels=self.max_pixels)
-            except BadPicture as error:
+                image = self.dataset.image(row, max_pixels=self.max_pixels)
+            except ImageDecodeError as error:
                 reasons.append((row.sample, str(error)))
                 continue
-            views.append(make_views(picture, self.views, seed=self.seed, epoch=epoch, sample=row.sample))
-            return row, [Bad(bad, self.dataset.place(bad), reason, row.sample) for bad, reason in reasons]
+            views.append(make_views(image, self.views, seed=self.seed, epoch=epoch, sample=row.sample))
+            return row, [
+                ReplacedImage(bad, self.dataset.place(bad), reason, row.sample) for bad, reason in reasons
+            ]
         # What is not in the files cannot be packed from them either.
         fix = "write the images' bytes into it" if group.images.null_count == size else "pack the data again"
         raise InputError(
-            f"{self.dataset.path}/{self.dataset.place(row_id)} and its whole row group hold no usable picture "
+            f"{self.dataset.path}/{self.dataset.place(row_id)} and its whole row group hold no usable image "
             f"({reasons[0][1]}): {fix}"
         )
 
@@ -303,7 +307,7 @@ class _Plan(IterableDataset):
 
 
 def to_unit_range(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on `device`: pictures as float32 in [-1, 1], contiguous (B, 3, H, W); labels and samples as they are."""
+    """The batch on `device`: images as float32 in [-1, 1], contiguous (B, 3, H, W); labels and samples as they are."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     return {
         name: tensor.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
@@ -313,6 +317,6 @@ def to_unit_range(batch: Batch, device: torch.device | str) -> Batch:
     }
 
 
-def _stacked(pictures: list[np.ndarray]) -> Tensor:
+def _stacked(images: list[np.ndarray]) -> Tensor:
     """uint8 (B, 3, H, W) in channels-last memory, of (H, W, 3) arrays."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The views of a picture that a training step reads, keyed by (seed, epoch, sample) alone.
+"""The views of an image that a training step reads, keyed by (seed, epoch, sample) alone.
 
 Three views after the official release (`data/base.py`): the reconstruction view, resized and cropped at random, never
 flipped (a classifier's recipe may say otherwise, and have it augmented and erased); the teacher's, likewise at its own
@@ -33,7 +33,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 RESIZING = "antialiased bicubic, the longer side rounded to whole pixels (640 x 427 at 256: 384 x 256)"
 MOST_VIEWS = (
-    16  # times a view's pixels: what an enlarged picture may have, so that memory is bounded by the view
+    16  # times a view's pixels: what an enlarged image may have, so that memory is bounded by the view
 )
 
 
@@ -50,7 +50,7 @@ class ViewsConfig:
     )
     image_augment: RandAugmentConfig | None = None  # for classifiers; none: no RandAugment
     image_erase: Fraction = 0.0  # how often a part is erased, for classifiers
-    student_scale: tuple[Positive, Positive] = (0.08, 1.0)  # share of the picture's area that a crop covers
+    student_scale: tuple[Positive, Positive] = (0.08, 1.0)  # share of the image's area that a crop covers
     student_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)  # width over height of a crop
     student_flip: Fraction = 0.5
 
@@ -63,24 +63,24 @@ class ViewsConfig:
                 raise ValueError(f"{name} is [{low}, {high}]: give the lower bound first")
         for name, scale in scales.items():
             if scale[1] > 1:
-                raise ValueError(f"{name} is {list(scale)}: a crop cannot cover more than 1 of the picture")
+                raise ValueError(f"{name} is {list(scale)}: a crop cannot cover more than 1 of the image")
 
 
 def make_views(
-    picture: Image.Image | np.ndarray, config: ViewsConfig, *, seed: int, epoch: int, sample: int
+    image: Image.Image | np.ndarray, config: ViewsConfig, *, seed: int, epoch: int, sample: int
 ) -> dict[str, np.ndarray]:
-    """The views of an RGB picture (uint8 (H, W, 3)), each uint8 (S, S, 3): `image`, and `student`, `teacher` where
+    """The views of an RGB image (uint8 (H, W, 3)), each uint8 (S, S, 3): `image`, and `student`, `teacher` where
     the configuration gives their sizes."""
-    pixels = np.array(picture)
+    pixels = np.array(image)
     if config.image_scale is None:
-        image = uniforms(3, seed, Stream.IMAGE_VIEW, epoch, sample)
-        view = _random_crop(pixels, config.image_size, image)
+        drawn = uniforms(3, seed, Stream.IMAGE_VIEW, epoch, sample)
+        view = _random_crop(pixels, config.image_size, drawn)
     else:
-        image = uniforms(2 * CROP_TRIES + 3, seed, Stream.IMAGE_VIEW, epoch, sample)
+        drawn = uniforms(2 * CROP_TRIES + 3, seed, Stream.IMAGE_VIEW, epoch, sample)
         view = _random_resized_crop(
-            pixels, config.image_size, config.image_scale, config.student_ratio, image
+            pixels, config.image_size, config.image_scale, config.student_ratio, drawn
         )
-    view = _flipped(view, image[-1] < config.image_flip)
+    view = _flipped(view, drawn[-1] < config.image_flip)
     if (augment := config.image_augment) is not None:
         random = uniforms(augment.operations * NUMBERS, seed, Stream.AUGMENT, epoch, sample)
         view = rand_augmented(view, augment, random)
@@ -100,9 +100,9 @@ def make_views(
     return views
 
 
-def evaluation_view(picture: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """The picture resized to a shorter side of `size` (bicubic) and cropped in the middle: uint8 (size, size, 3)."""
-    pixels = np.array(picture)
+def evaluation_view(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """The image resized to a shorter side of `size` (bicubic) and cropped in the middle: uint8 (size, size, 3)."""
+    pixels = np.array(image)
     height, width = at_shorter_side(pixels, size)
     return _part(pixels, (height, width), (height - size) // 2, (width - size) // 2, size)
 
@@ -132,9 +132,9 @@ def at_shorter_side(pixels: np.ndarray, size: int) -> tuple[int, int]:
 
 
 def _part(pixels: np.ndarray, whole: tuple[int, int], top: int, left: int, size: int) -> np.ndarray:
-    """The square of `size` at (top, left) of the picture resized to (height, width) `whole`.
+    """The square of `size` at (top, left) of the image resized to (height, width) `whole`.
 
-    A picture so thin that enlarging it would make more than `MOST_VIEWS` times the view, and more than there is, is resized
+    An image so thin that enlarging it would make more than `MOST_VIEWS` times the view, and more than there is, is resized
     in this part alone; what lies around it counts for its edges. The values are those of the whole, but for rounding and
     clipping between the two passes.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergevq.metrics import Mean
-from mergevq.metrics.probe import wilson_interval
+from mergevq.metrics.labelled import wilson_interval
 from mergevq.training.finetune import load_fine_tuned
 from mergevq.training.probe import load_probe
 from mergevq_platform.data import EvalBatches, to_unit_range

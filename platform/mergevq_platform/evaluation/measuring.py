@@ -19,11 +19,11 @@ import torch
 import mergevq
 from mergevq.config import to_tree
 from mergevq.metrics import bits_per_image, distance_name, extractor, frechet_distance, score_name
-from mergevq.metrics.extractors import Extractor
+from mergevq.metrics.features import Extractor
+from mergevq.metrics.labelled import unfit_labels
 from mergevq.metrics.lpips import LpipsDistance, LpipsFilesConfig
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.pixels import WINDOW
-from mergevq.metrics.probe import unfit_labels
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import BadImage, EvalBatches

@@ -33,9 +33,9 @@ from mergevq.metrics import (
     score_name,
 )
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
-from mergevq_platform.data import Pictures, open_pictures, to_unit_range
-from mergevq_platform.data.image_sets import PackedPictures
-from mergevq_platform.data.npz_images import ArrayPictures
+from mergevq_platform.data import ImageSet, open_images, to_unit_range
+from mergevq_platform.data.image_sets import PackedImages
+from mergevq_platform.data.npz_images import NpzImages
 from mergevq_platform.evaluation.answers import merge
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.measuring import BATCHES_PER_JOB, JOBS_PER_PASS, averaged
@@ -58,10 +58,10 @@ class PictureTask:
     size: int | None = None
     split: str | None = None
 
-    def open(self, which: Literal["images", "reference"]) -> Pictures:
+    def open(self, which: Literal["images", "reference"]) -> ImageSet:
         """The pictures, or those that they are compared with."""
         place = getattr(self, which)
-        return open_pictures(place, self.batch, size=self.size, split=self.split, option=f"--{which}")
+        return open_images(place, self.batch, size=self.size, split=self.split, option=f"--{which}")
 
     @property
     def settings(self) -> FeaturesConfig:
@@ -82,7 +82,7 @@ class PictureEvaluator:
     def __init__(self, task: PictureTask) -> None:
         self.task, self.device = task, torch.device(task.device)
         self.network = extractor(task.settings, key="--extractor").to(self.device)
-        self.opened: dict[str, Pictures] = {}
+        self.opened: dict[str, ImageSet] = {}
 
     def answer(self, job: PictureJob) -> dict[str, np.ndarray]:
         """Do one job."""
@@ -216,12 +216,12 @@ class PictureMeasurement:
         return values
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def pictures(self) -> ImageSet:
         """Those that are judged."""
         return self._opened("images")
 
     @cached_property
-    def others(self) -> Pictures | None:
+    def others(self) -> ImageSet | None:
         """Those that they are compared with; none without a reference, or where it is statistics alone."""
         if self.task.reference is None or _is_statistics(self.task.reference):
             return None
@@ -239,7 +239,7 @@ class PictureMeasurement:
         if other is None:
             return None
         if other.size != self.pictures.size:
-            fixed = next((p.size for p in (self.pictures, other) if isinstance(p, ArrayPictures)), "S")
+            fixed = next((p.size for p in (self.pictures, other) if isinstance(p, NpzImages)), "S")
             raise InputError(
                 f"{self.task.images} has pictures of {self.pictures.size} px, {self.task.reference} of {other.size}: "
                 f"--size {fixed} brings both to one size"
@@ -266,13 +266,13 @@ class PictureMeasurement:
     def _require_split(self) -> None:
         # A set without splits would be taken whole.
         if self.task.split is not None and not any(
-            isinstance(opened, PackedPictures) for opened in (self.pictures, self.others)
+            isinstance(opened, PackedImages) for opened in (self.pictures, self.others)
         ):
             raise InputError(
                 f"--split {self.task.split}: {self.task.images} is no packed set and has no splits: leave it out"
             )
 
-    def _opened(self, which: Literal["images", "reference"]) -> Pictures:
+    def _opened(self, which: Literal["images", "reference"]) -> ImageSet:
         opened = self.task.open(which)
         if self.task.size is not None and opened.size != self.task.size:
             raise InputError(
@@ -287,7 +287,7 @@ class PictureMeasurement:
         spatial = _moments(found["spatial"]) if "spatial" in found else None
         return ReferenceStatistics(_moments(found["pool"]), spatial, self.identity)
 
-    def _features(self, which: Literal["images", "reference"], pictures: Pictures) -> dict[str, np.ndarray]:
+    def _features(self, which: Literal["images", "reference"], pictures: ImageSet) -> dict[str, np.ndarray]:
         size = max(BATCHES_PER_JOB, math.ceil(pictures.num_batches / JOBS_PER_PASS))
         every = range(pictures.num_batches)
         jobs = [PictureJob(which, tuple(every[start : start + size])) for start in every[::size]]

@@ -13,7 +13,7 @@ import torch
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
-from mergevq.keep import reachable
+from mergevq.merge_schedule import reachable
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.curves import six_counts
 from mergevq_platform.data import Dataset, EvalBatches, Reading, open_dataset

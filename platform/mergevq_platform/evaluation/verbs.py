@@ -17,7 +17,7 @@ from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq.serialization import read_config
 from mergevq_platform.curves import Curve, tuned_curve
-from mergevq_platform.data import BadPicture, evaluation_view
+from mergevq_platform.data import ImageDecodeError, evaluation_view
 from mergevq_platform.data.image_folder import read_image
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.directory import stated_background
@@ -46,7 +46,7 @@ from mergevq_platform.tracking.models import Registered, check_target, register_
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import last_line
+from mergevq_platform.tracking.ui import closing_line
 
 
 def evaluate(
@@ -95,7 +95,7 @@ def evaluate(
         with until_recorded(recorder):
             record(curve, files, recorder)
         name = found.run.name if found.run else str(journal.run_dir)
-        print(last_line(recorder, settings.experiment, sync=name))
+        print(closing_line(recorder, settings.experiment, sync=name))
     return curve
 
 
@@ -220,7 +220,7 @@ def _views(files: Sequence[Path], size: int, background: Background) -> list[np.
     for path in files:
         try:
             image, look = read_image(path, background)
-        except BadPicture as error:
+        except ImageDecodeError as error:
             bad.append(f"{path} {error}")
             continue
         views.append(evaluation_view(image, size))

@@ -27,7 +27,7 @@ from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
 from mergevq_platform.tracking.records import SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import last_line
+from mergevq_platform.tracking.ui import closing_line
 
 SHOWN_CLASSES, SHOWN_NEIGHBOURS = 12, 4
 NOTE = "cfg_curve: the charts' x axis (Step) is 100 times the guidance scale; 100 is no guidance."
@@ -91,7 +91,7 @@ def evaluate(
         with until_recorded(recorder):
             record(report, files, recorder, recipe)
         name = found.run.name if found.run else str(journal.run_dir)
-        print(last_line(recorder, recipe.experiment, sync=name))
+        print(closing_line(recorder, recipe.experiment, sync=name))
     return report
 
 

@@ -29,8 +29,9 @@ from mergevq.metrics import (
     score_name,
     to_uint8,
 )
+from mergevq.metrics.labelled import unfit_labels
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
-from mergevq.metrics.probe import FittedProbe, fit_probe, unfit_labels
+from mergevq.metrics.probe import FittedProbe, fit_probe
 from mergevq.rng import Stream, uniforms
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import BadImage, EvalBatches, Reading, open_dataset, to_unit_range

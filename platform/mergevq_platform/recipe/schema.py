@@ -8,7 +8,7 @@ from pydantic import Field, InstanceOf, PlainSerializer
 
 from mergevq.config import config, to_tree
 from mergevq.errors import InputError
-from mergevq_platform.data import Deal
+from mergevq_platform.data import BatchPartition
 from mergevq_platform.recipe.sections import (
     ClusterConfig,
     Count,
@@ -82,9 +82,9 @@ class Recipe:
         return self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
 
     @property
-    def deal(self) -> Deal:
+    def deal(self) -> BatchPartition:
         """How the images of a step are dealt to passes and ranks."""
-        return Deal.of(
+        return BatchPartition.of(
             self.global_batch, self.largest_micro_batch, self.cluster.workers, self.cluster.least_workers
         )
 

@@ -18,7 +18,8 @@ from mergevq.generation import (
     generator_preset,
 )
 from mergevq.initialisation import select_weights
-from mergevq.keep import KeepDistributionConfig, merge_schedule
+from mergevq.keep import KeepDistributionConfig
+from mergevq.merge_schedule import merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.paths import WeightsPath
 from mergevq.presets import preset

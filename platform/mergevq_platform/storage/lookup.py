@@ -20,7 +20,7 @@ from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import TrackedRun, find_run
 from mergevq_platform.tracking.models import SCHEME, Fetched, fetch_model
 from mergevq_platform.tracking.records import JOURNAL_NAME
-from mergevq_platform.tracking.store import Store, Unanswered
+from mergevq_platform.tracking.store import Store, StoreUnavailable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def _found(name: str, *, home: Path, store: Store, storage: str | None) -> Found
     except InputError as error:
         try:
             tracked = _tracked(name, store)
-        except Unanswered as unknown:
+        except StoreUnavailable as unknown:
             raise InputError(f"{error}; and {unknown}") from None
         if tracked is None:
             raise InputError(f"{error}; and none of that name or id in {store.public_uri}") from None
@@ -161,7 +161,7 @@ def _tracked(name: str, store: Store) -> TrackedRun | None:
         found = find_run(store, name)
         if found.evaluates is not None:  # an evaluation of it was named
             found = find_run(store, found.evaluates)
-    except Unanswered:
+    except StoreUnavailable:
         raise
     except InputError:
         return None

@@ -19,8 +19,8 @@ from mergevq_platform.sweeps.space import (
     Domain,
     Integer,
     Params,
+    RealRange,
     Space,
-    Uniform,
     Value,
     labels,
     walked,
@@ -66,7 +66,7 @@ def logarithmic(space: Space) -> set[str]:
     found: set[str] = set()
 
     def values(name: str, domain: Domain) -> Sequence[Value]:
-        if isinstance(domain, Uniform) and domain.log:
+        if isinstance(domain, RealRange) and domain.log:
             found.add(name)
         return _ends(name, domain)
 
@@ -108,14 +108,17 @@ def _every_value(name: str, domain: Domain) -> Sequence[Value]:
             return labels(domain)
         case Integer(low, high):
             return range(low, high + 1)
-        case Uniform():
+        case RealRange():
             raise InputError(
                 f"a grid needs choices, but '{name}' is a range: list values, or use random or TPE search"
             )
 
 
 def _ends(name: str, domain: Domain) -> Sequence[Value]:
-    return labels(domain) if isinstance(domain, Choice) else (domain.low, domain.high)
+    if not isinstance(domain, Choice):
+        return domain.low, domain.high
+    first, *rest = labels(domain)
+    return first, *reversed(rest)  # the order in which a sweep's tables name the parameters of its options
 
 
 def _drawn(domain: Domain, generator: np.random.Generator) -> Value:
@@ -123,7 +126,7 @@ def _drawn(domain: Domain, generator: np.random.Generator) -> Value:
         case Choice():
             names = labels(domain)
             return names[int(generator.integers(len(names)))]
-        case Uniform(low, high, log):
+        case RealRange(low, high, log):
             if log:
                 return math.exp(generator.uniform(math.log(low), math.log(high)))
             return float(generator.uniform(low, high))

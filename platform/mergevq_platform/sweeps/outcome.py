@@ -14,7 +14,7 @@ from mergevq_platform.distributed.failures import one_line
 from mergevq_platform.sweeps.definition import Sweep
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.trial import RECORD, STOPPED, Finished, chosen
-from mergevq_platform.tracking.journal import Held, Journal
+from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.records import JOURNAL_NAME, Status
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.writer import sync
@@ -80,7 +80,7 @@ def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str])
         return
     try:
         journal = Journal(path)
-    except Held:
+    except JournalHeld:
         return
     journal.append_tags(tags)
     journal.append_status(status)

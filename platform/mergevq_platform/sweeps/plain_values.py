@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq_platform.sweeps.space import Choice, Integer, Uniform
+from mergevq_platform.sweeps.space import Choice, Integer, RealRange
 
 
 def plain(value: Any, key: str) -> Any:
@@ -23,8 +23,8 @@ def plain(value: Any, key: str) -> Any:
     match value:
         case Choice(options):
             return Choice(tuple(plain(option, key) for option in options))
-        case Uniform(low, high, log):
-            return Uniform(_number(low, key), _number(high, key), log=bool(log))
+        case RealRange(low, high, log):
+            return RealRange(_number(low, key), _number(high, key), log=bool(log))
         case Integer(low, high):
             return Integer(_whole(low, key), _whole(high, key))
         case Mapping():

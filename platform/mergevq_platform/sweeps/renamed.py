@@ -13,6 +13,7 @@ RENAMED = {
     "mergevq_platform.sweeps.driver:_label": "mergevq_platform.sweeps.tuning:_label",
     "mergevq_platform.sweeps.driver:_suggested": "mergevq_platform.sweeps.tuning:_suggested",
     "mergevq_platform.sweeps.objectives:Reference": "mergevq_platform.sweeps.objectives:UntrainedPoint",
+    "mergevq_platform.sweeps.space:Uniform": "mergevq_platform.sweeps.space:RealRange",
     "mergevq_platform.sweeps.trial:Place": "mergevq_platform.sweeps.stored:SweepSettings",
 }
 

@@ -30,7 +30,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class RealRange:
     """A real number in [low, high], evenly or, with `log`, evenly in its logarithm."""
 
     low: float
@@ -46,7 +46,7 @@ class Integer:
     high: int
 
 
-Domain = Choice | Uniform | Integer
+Domain = Choice | RealRange | Integer
 Space = Mapping[str, Domain | Mapping[str, Any]]  # Any: whatever a recipe holds, domains in it
 Decide = Callable[[str, Domain], Value]  # (parameter name, domain) -> label or number
 
@@ -56,14 +56,14 @@ def choice(*options: Any) -> Choice:
     return Choice(options)
 
 
-def uniform(low: float, high: float) -> Uniform:
+def uniform(low: float, high: float) -> RealRange:
     """A real number in [low, high]."""
-    return Uniform(low, high)
+    return RealRange(low, high)
 
 
-def log_uniform(low: float, high: float) -> Uniform:
+def log_uniform(low: float, high: float) -> RealRange:
     """A positive number in [low, high], evenly in its logarithm."""
-    return Uniform(low, high, log=True)
+    return RealRange(low, high, log=True)
 
 
 def integer(low: int, high: int) -> Integer:
@@ -81,7 +81,7 @@ def walked(space: Space, decide: Decide) -> tuple[dict[str, Any], Params]:
                 label = params[name] = decide(name, value)
                 option = options[labels(value).index(str(label))]
                 return resolved(f"{name}.{label}", option) if isinstance(option, Mapping) else option
-            case Uniform() | Integer():
+            case RealRange() | Integer():
                 params[name] = decide(name, value)
                 return params[name]
             case Mapping():
@@ -103,7 +103,7 @@ def suggested(trial: BaseTrial) -> Decide:
         match domain:
             case Choice():
                 return str(trial.suggest_categorical(name, labels(domain)))
-            case Uniform(low, high, log):
+            case RealRange(low, high, log):
                 return trial.suggest_float(name, low, high, log=log)
             case Integer(low, high):
                 return trial.suggest_int(name, low, high)
@@ -134,7 +134,7 @@ def encoded(value: Any) -> Any:
     match value:
         case Choice(options):
             return {"!choice": [encoded(option) for option in options]}
-        case Uniform(low, high, log):
+        case RealRange(low, high, log):
             return {"!log_uniform" if log else "!uniform": [low, high]}
         case Integer(low, high):
             return {"!integer": [low, high]}
@@ -161,7 +161,7 @@ def _check(key: str, value: Any) -> None:
             for option in options:
                 if isinstance(option, Mapping):
                     _check(key, option)
-        case Uniform(low, high, log):
+        case RealRange(low, high, log):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise InputError(f"the range of '{key}' is {low} to {high}: it must rise")
             if log and low <= 0:

@@ -25,8 +25,8 @@ _boards: dict[str, Board] = {}  # by sweep; Tune pickles its callbacks, a termin
 
 
 @dataclass
-class Row:
-    """A trial as last heard of."""
+class TrialRow:
+    """A trial by its last report."""
 
     state: str = "waiting"
     step: int = 0
@@ -41,7 +41,7 @@ class Board:
         self.sweep, self.name, self.expected = sweep, name, expected
         self.console = Console(file=sys.stderr)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, TrialRow] = {}
         self.began = time.monotonic()
 
     def __enter__(self) -> Board:
@@ -59,26 +59,26 @@ class Board:
         if self.live:
             self.live.stop()
 
-    def heard(self, trial: str, state: str, result: dict[str, Any] | None, choice: str) -> None:
+    def update(self, trial: str, state: str, result: dict[str, Any] | None, choice: str) -> None:
         """A trial started, reported or ended."""
-        row = self.rows.setdefault(trial, Row())
+        row = self.rows.setdefault(trial, TrialRow())
         row.state, row.choice = state, choice or row.choice
         if result and "step" in result:
             row.step = int(result["step"])
-            told = {o.name: float(result.get(o.name, math.nan)) for o in self.sweep.objectives}
-            row.values = {name: value for name, value in told.items() if not math.isnan(value)}
+            values = {o.name: float(result.get(o.name, math.nan)) for o in self.sweep.objectives}
+            row.values = {name: value for name, value in values.items() if not math.isnan(value)}
         if self.live:
             self.live.update(Group(self.table(), self.time_left()), refresh=True)
         else:
-            values = "  ".join(f"{name} {value:.4g}" for name, value in row.values.items())
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in row.values.items())
             self.console.print(
-                f"{trial}  {row.state}  step {row.step}  {values}  ({row.choice})",
+                f"{trial}  {row.state}  step {row.step}  {shown}  ({row.choice})",
                 highlight=False,
                 soft_wrap=True,
             )
 
     def table(self) -> Table:
-        """All trials heard of."""
+        """All trials that have started."""
         table = Table()
         for title in ("trial", "state", "step", *(o.name for o in self.sweep.objectives), "choice"):
             table.add_column(
@@ -109,15 +109,19 @@ class Watch(tune.Callback):
     def __init__(self, settings: SweepSettings) -> None:
         self.settings = settings
 
+    def __setstate__(self, state: dict[str, SweepSettings]) -> None:
+        # A sweep that an earlier version stored calls them `place`.
+        self.settings = state.get("settings") or state["place"]
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or goes on."""
-        self._tell(trial, "running", trial.last_result)
+        self._update(trial, "running", trial.last_result)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial measured its objectives."""
-        self._tell(trial, "running", result)
+        self._update(trial, "running", result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself or was stopped by the scheduler."""
@@ -127,15 +131,15 @@ class Watch(tune.Callback):
             directory = self.settings.run(str(trial)).directory
             directory.mkdir(parents=True, exist_ok=True)
             write_whole(directory / STOPPED, json.dumps({"step": int(result.get("step", 0))}))
-        self._tell(trial, "finished" if finished else "stopped early", trial.last_result)
+        self._update(trial, "finished" if finished else "stopped early", trial.last_result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed; it starts again while it may."""
-        self._tell(trial, "failed", trial.last_result)
+        self._update(trial, "failed", trial.last_result)
 
-    def _tell(self, trial: Any, state: str, result: dict[str, Any] | None) -> None:
+    def _update(self, trial: Any, state: str, result: dict[str, Any] | None) -> None:
         if board := _boards.get(self.settings.name):
             choice = trial.config.get("trial", {}).get("params") or {
                 key: value for key, value in trial.config.items() if key not in ("number", "trial")
             }
-            board.heard(str(trial), state, result, described(choice))
+            board.update(str(trial), state, result, described(choice))

@@ -35,9 +35,9 @@ class EncodedImageFeed:
         """The frozen tokenizer on the worker's device."""
         return tokenizer_of(self.recipe).load(self.worker.device)
 
-    def stream(self, start_step: int, met: Collection[int] = ()) -> TrainStream:
+    def stream(self, start_step: int, known_bad: Collection[int] = ()) -> TrainStream:
         """See `Feed.stream`."""
-        return ImageFeed(self.recipe, self.samples, self.worker, measure_generator).stream(start_step, met)
+        return ImageFeed(self.recipe, self.samples, self.worker, measure_generator).stream(start_step, known_bad)
 
     @torch.no_grad()
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
@@ -73,14 +73,14 @@ class CodeFeed:
         """None: the codes are there."""
         return None
 
-    def stream(self, start_step: int, met: Collection[int] = ()) -> CodeStream:
+    def stream(self, start_step: int, known_bad: Collection[int] = ()) -> CodeStream:
         """See `Feed.stream`."""
-        del met
+        del known_bad
         recipe = self.recipe
         return CodeStream(
             self.samples,
             _keep_of_step(recipe),
-            deal=recipe.deal,
+            partition=recipe.deal,
             seed=recipe.seed,
             rank=self.worker.rank,
             world_size=self.worker.world_size,

@@ -35,20 +35,20 @@ class ImageFeed:
         """None: the model takes images."""
         return None
 
-    def stream(self, start_step: int, met: Collection[int] = ()) -> TrainStream:
+    def stream(self, start_step: int, known_bad: Collection[int] = ()) -> TrainStream:
         """See `Feed.stream`."""
         recipe = self.recipe
         return TrainStream(
             self.samples,
             recipe.data.views,
-            deal=recipe.deal,
+            partition=recipe.deal,
             seed=recipe.seed,
             rank=self.worker.rank,
             world_size=self.worker.world_size,
             start_step=start_step,
             workers=recipe.data.loader_workers,
             bad_image_limit=recipe.data.bad_image_limit,
-            met=met,
+            known_bad=known_bad,
             window_blocks=recipe.data.window_blocks,
         )
 

@@ -66,8 +66,8 @@ class Feed(Protocol):
     def encoder(self) -> nn.Module | None:
         """The frozen model that makes batches from images on the worker's device, if there is one."""
 
-    def stream(self, start_step: int, met: Collection[int] = ()) -> AbstractContextManager[Any]:
-        """This rank's micro-batches, a list for each optimizer step from `start_step` on; see `TrainStream` for `met`."""
+    def stream(self, start_step: int, known_bad: Collection[int] = ()) -> AbstractContextManager[Any]:
+        """This rank's micro-batches, a list for each optimizer step from `start_step` on; see `TrainStream` for `known_bad`."""
 
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
         """A micro-batch as the model takes it, on the worker's device."""

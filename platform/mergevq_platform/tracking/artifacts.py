@@ -16,7 +16,7 @@ def fetch_curve_files(store: Store, run: TrackedRun, folder: Path) -> list[Path]
     again = [found for found in list_runs(store, run.experiment) if found.evaluates == run.uid]
     files = []
     for measured in sorted([run, *again], key=lambda found: found.ended_ms or found.started_ms):
-        with store.asked() as client:
+        with store.session() as client:
             for name in CURVE_FILES:
                 kind = name.partition("/")[0]
                 if name not in [file.path for file in client.list_artifacts(measured.run_id, kind)]:

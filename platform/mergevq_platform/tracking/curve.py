@@ -10,20 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergevq_platform.tracking.journal import Held, Journal
+from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.records import (
     CURVE_PREFIX,
     JOURNAL_NAME,
     RunIdentity,
     new_uid,
     read_identity,
-    read_metrics,
 )
 
 if TYPE_CHECKING:
     from mergevq_platform.tracking.listing import TrackedRun
-
-Curve = dict[str, dict[int, float]]
 
 
 def append_curve(journal: Journal, rows: Mapping[int, Mapping[str, float]]) -> int:
@@ -39,12 +36,6 @@ def curve_records(rows: Mapping[int, Mapping[str, float]]) -> list[tuple[int, di
     return [
         (kept, {f"{CURVE_PREFIX}{key}": value for key, value in rows[kept].items()}) for kept in sorted(rows)
     ]
-
-
-def read_curve(run_dir: Path) -> Curve:
-    """The curve of the run in `run_dir`: key -> kept tokens -> value, sorted; empty where there is none."""
-    found = read_metrics(Path(run_dir) / JOURNAL_NAME, CURVE_PREFIX)
-    return {key.removeprefix(CURVE_PREFIX): dict(sorted(found[key].items())) for key in sorted(found)}
 
 
 def open_for_curve(run_dir: Path, *, fresh: bool = False) -> Journal:
@@ -99,5 +90,5 @@ def _linked(
 def _unless_held(path: Path) -> Journal | None:
     try:
         return Journal(path)
-    except Held:
+    except JournalHeld:
         return None

@@ -33,13 +33,13 @@ from mergevq_platform.tracking.records import (
     read_journal,
 )
 
-__all__ = ["JOURNAL_NAME", "Held", "Journal", "RunIdentity", "Status", "read_identity", "read_journal"]
+__all__ = ["JOURNAL_NAME", "Journal", "JournalHeld", "RunIdentity", "Status", "read_identity", "read_journal"]
 
 # MLflow's own rule for names, checked here so that no record can be refused later.
 _KEY = re.compile(r"[/\w.\- :]{1,250}")
 
 
-class Held(InputError):
+class JournalHeld(InputError):
     """Another process is writing this journal."""
 
 
@@ -203,7 +203,7 @@ class Journal:
         try:
             return ExclusiveLock(self.path.with_suffix(".lock"))
         except BlockingIOError:
-            raise Held(
+            raise JournalHeld(
                 f"{self.path}: another process is writing this run; stop it, or start a run of another name"
             ) from None
 

@@ -14,9 +14,3 @@ def curve_link(base_url: str, experiment_id: str, run_id: str | None = None) -> 
     if run_id is not None:
         return f"{page}/{run_id}/model-metrics?{_TRAINING}"
     return f"{page}?{_TRAINING}&compareRunsMode=CHART"
-
-
-def artifact_link(base_url: str, experiment_id: str, run_id: str, path: str) -> str:
-    """The page that shows one artifact of a run, such as `curve/tradeoff.png`."""
-    page = f"{base_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-    return f"{page}/artifacts/{path}?{_TRAINING}"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergevq.errors import InputError
-from mergevq_platform.tracking.curve import Curve
 from mergevq_platform.tracking.delivery import EVALUATES_TAG, KIND_TAG, PARENT_TAG, UID_TAG
 from mergevq_platform.tracking.records import CURVE_PREFIX, SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
@@ -47,7 +46,7 @@ class TrackedRun:
 
 def list_runs(store: Store, experiment: str | None = None) -> list[TrackedRun]:
     """The runs of ours in `store`, newest first; of one experiment, or of all."""
-    with store.asked() as client:
+    with store.session() as client:
         return _listed(client, experiment)
 
 
@@ -93,10 +92,10 @@ def find_run(store: Store, key: str) -> TrackedRun:
     return found[0]
 
 
-def stored_curve(store: Store, run: TrackedRun) -> Curve:
+def stored_curve(store: Store, run: TrackedRun) -> dict[str, dict[int, float]]:
     """The curve of `run` from the store's history: key -> kept tokens -> value, sorted."""
-    curve: Curve = {}
-    with store.asked() as client:
+    curve: dict[str, dict[int, float]] = {}
+    with store.session() as client:
         for key in sorted(run.metrics):
             if key.startswith(CURVE_PREFIX):
                 # The history comes in order of time, and points may have been measured in any order.
@@ -108,7 +107,7 @@ def stored_curve(store: Store, run: TrackedRun) -> Curve:
 
 def remove_run(store: Store, run: TrackedRun) -> None:
     """Move `run` to the store's trash, from where MLflow can restore it."""
-    with store.asked() as client:
+    with store.session() as client:
         client.delete_run(run.run_id)
 
 

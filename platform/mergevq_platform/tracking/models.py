@@ -108,7 +108,7 @@ def register_model(
     before anything is uploaded, for a name or alias that cannot be.
     """
     check_target(name, alias)
-    with store.asked() as client:
+    with store.session() as client:
         from mlflow.entities import LoggedModelOutput, Metric
 
         model = _uploaded(client, run, directory, name=name, step=step, image_size=image_size)
@@ -167,7 +167,7 @@ def fetch_model(store: Store, uri: str, folder: Path) -> Fetched:
     name = uri.removeprefix(SCHEME)
     if not name.strip("/.@"):
         raise InputError(f"'{uri}' names no model: write models:/NAME@alias")
-    with store.asked() as client, _named(uri, store):
+    with store.session() as client, _named(uri, store):
         if "@" in name:
             version = client.get_model_version_by_alias(*name.rsplit("@", 1))
         elif "/" in name:

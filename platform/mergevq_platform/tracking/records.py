@@ -43,7 +43,7 @@ class RunIdentity:
 
 
 @dataclass(frozen=True)
-class Record:
+class JournalRecord:
     """One line of a journal; `end` is the byte offset just after it."""
 
     seq: int
@@ -53,7 +53,7 @@ class Record:
     end: int
 
 
-def read_journal(path: Path, offset: int = 0, seq: int = 0) -> Iterator[Record]:
+def read_journal(path: Path, offset: int = 0, seq: int = 0) -> Iterator[JournalRecord]:
     """The complete records of a journal from byte `offset`, where record number `seq` begins.
 
     Safe beside a process that is appending: a line still without its end is not read. Damage at the very end
@@ -67,7 +67,7 @@ def read_journal(path: Path, offset: int = 0, seq: int = 0) -> Iterator[Record]:
             offset += len(line)
             try:
                 raw = json.loads(line)
-                record = Record(raw["seq"], raw["time_ms"], raw["kind"], raw["data"], offset)
+                record = JournalRecord(raw["seq"], raw["time_ms"], raw["kind"], raw["data"], offset)
             except (ValueError, KeyError, TypeError):
                 record = None
             if record is None or record.seq != seq:

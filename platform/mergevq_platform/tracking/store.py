@@ -26,7 +26,7 @@ _SQLITE = "sqlite:///"
 _ready: set[str] = set()
 
 
-class Unanswered(InputError):
+class StoreUnavailable(InputError):
     """A store that could not be asked, or did not do what it was asked: nothing is known of what it holds."""
 
 
@@ -138,15 +138,15 @@ class Store:
         return import_mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     @contextlib.contextmanager
-    def asked(self) -> Iterator[MlflowClient]:
-        """A client for a few questions; where the store does not answer them, `Unanswered` says why in one line."""
+    def session(self) -> Iterator[MlflowClient]:
+        """A client for a few questions; where the store does not answer them, `StoreUnavailable` says why in one line."""
         import_mlflow()
         from mlflow.exceptions import MlflowException
 
         try:
             yield self.client()
         except (MlflowException, ImportError) as error:  # a database's driver may not be installed
-            raise Unanswered(
+            raise StoreUnavailable(
                 f"{self.failure(error)}; correct MLFLOW_TRACKING_URI, or ask again when it answers"
             ) from error
 

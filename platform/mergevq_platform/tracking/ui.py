@@ -166,7 +166,7 @@ def serve_ui(
             signal.signal(sign, handler)
 
 
-def where_to_look(store: Store, experiment: str, run: str | None = None) -> str:
+def tracking_link(store: Store, experiment: str, run: str | None = None) -> str:
     """One line: the command that shows an experiment's curves (or one run's pages), and the address it will have."""
     if store.is_server:  # not asked: it may be out of reach, and the end of a run must not wait for it
         return f"see it in MLflow: {store.public_uri}"
@@ -178,12 +178,12 @@ def where_to_look(store: Store, experiment: str, run: str | None = None) -> str:
     return f"see it in MLflow: mergevq ui, then {link}"
 
 
-def last_line(recorder: LocalRecorder, experiment: str, *, sync: str) -> str:
+def closing_line(recorder: LocalRecorder, experiment: str, *, sync: str) -> str:
     """What a verb that has closed its recorder ends with: where to look or, where the store lacks records, how to deliver them."""
     assert recorder.store is not None
     reason = recorder.report.error if recorder.report else None
     undelivered = lacking(recorder.store, [recorder.journal.run_dir], sync=sync, reason=reason)
-    return undelivered or where_to_look(recorder.store, experiment)
+    return undelivered or tracking_link(recorder.store, experiment)
 
 
 def describe(store: Store, base_url: str) -> list[str]:

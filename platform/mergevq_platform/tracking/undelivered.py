@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mergevq_platform.tracking.delivery import acknowledged
+from mergevq_platform.tracking.acknowledged import is_delivered
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.writer import SyncReport, sync
@@ -46,7 +46,7 @@ def lacking(store: Store, directories: Sequence[Path], *, sync: str, reason: str
     names = [
         read_identity(place / JOURNAL_NAME).name
         for place in directories
-        if (place / JOURNAL_NAME).is_file() and not acknowledged(place / JOURNAL_NAME, store)
+        if (place / JOURNAL_NAME).is_file() and not is_delivered(place / JOURNAL_NAME, store)
     ]
     if not names:
         return None

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergevq.errors import InputError
-from mergevq_platform.tracking.delivery import Delivery, Position
-from mergevq_platform.tracking.journal import Held, Journal
+from mergevq_platform.tracking.delivery import Delivery
+from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.proxies import through
 from mergevq_platform.tracking.records import JOURNAL_NAME
 from mergevq_platform.tracking.store import Store, import_mlflow, reason_of
@@ -163,7 +163,7 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
 def _record_death(path: Path) -> None:
     try:
         journal = Journal(path)
-    except Held:
+    except JournalHeld:
         return  # alive: its own writer, or the next sync, delivers its end
     with journal:
         if journal.status in (None, "RUNNING"):
@@ -171,13 +171,13 @@ def _record_death(path: Path) -> None:
 
 
 def _report(path: Path, store: Store, delivery: Delivery | None, error: str | None) -> SyncReport:
-    position: Position | None = delivery.position if delivery else None
+    position = delivery.position if delivery else None
     return SyncReport(
         store=store.public_uri,
         run_id=position.run_id if position else None,
         experiment_id=position.experiment_id if position else None,
-        sent_metrics=delivery.sent_metrics if delivery else 0,
+        sent_metrics=delivery.sender.sent_metrics if delivery else 0,
         pending_bytes=delivery.pending_bytes if delivery else path.stat().st_size,
-        missing_artifacts=tuple(delivery.missing_artifacts) if delivery else (),
+        missing_artifacts=tuple(delivery.sender.missing_artifacts) if delivery else (),
         error=error,
     )

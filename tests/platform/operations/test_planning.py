@@ -19,7 +19,7 @@ from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.generation import build_generator
 from mergevq_platform import cli, loop, recipe
-from mergevq_platform.data import Deal, open_dataset
+from mergevq_platform.data import BatchPartition, open_dataset
 from mergevq_platform.distributed import local
 from mergevq_platform.operations import planning
 from mergevq_platform.operations.planning.activations import saved_for_backward
@@ -195,10 +195,10 @@ def test_a_batch_is_dealt_as_training_deals_it(small: recipe.Recipe) -> None:
     )  # seven each: two passes of four at the most
     assert (seven.accumulation, seven.micro_batch) == (2, 4)
     for workers in range(1, 9):
-        deal = Deal.of(8, 4, workers)
+        partition = BatchPartition.of(8, 4, workers)
         most = [
-            max(sum(b - a for a, b in deal.positions(i, rank, workers)) for rank in range(workers))
-            for i in range(deal.passes)
+            max(sum(b - a for a, b in partition.positions(i, rank, workers)) for rank in range(workers))
+            for i in range(partition.passes)
         ]
         row = of(small, workers, 1)
         assert (row.accumulation, row.micro_batch) == (len(most), max(most))

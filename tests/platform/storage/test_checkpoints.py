@@ -115,6 +115,16 @@ def test_what_is_not_read_is_not_checked_and_what_is_read_is(run: Path, tmp_path
         assert checkpoints.step_of(str(found)) == 4
 
 
+def test_a_checkpoint_is_found_by_its_step_until_it_is_dropped(run: Path, tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        checkpoints.keep(written(tmp_path / "local", step), str(run), most=2)
+    assert checkpoints.at_step(str(run), 8) == str(run / checkpoints.directory_name(8))
+    with pytest.raises(InputError, match="no checkpoint of step 4 any more"):
+        checkpoints.at_step(str(run), 4)
+    renamed = (run / checkpoints.directory_name(8)).rename(tmp_path / "exported")
+    assert checkpoints.at_step(str(renamed), 8) == str(renamed)
+
+
 def test_a_run_is_published_in_a_storage_directory_that_is_new(tmp_path: Path) -> None:
     run = Run("new", tmp_path / "home", str(tmp_path / "shared"))
     run.directory.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Encoded pictures in, RGB out; refuses what is corrupt, truncated or a decompression bomb."""
+"""Encoded images in, RGB out; refuses what is corrupt, truncated or a decompression bomb."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ MAX_PIXELS = 178_956_970  # Pillow's own hard limit: 512 MiB of RGB
 FIGURE = "mergevq figure"  # under Software in PNG files that we draw: they are no images of a set
 
 
-class BadPicture(ValueError):
-    """A picture that cannot be decoded; the message is the reason."""
+class ImageDecodeError(ValueError):
+    """An image that cannot be decoded; the message is the reason."""
 
 
-class Look(NamedTuple):
+class ImageTraits(NamedTuple):
     """What the bytes of an image were."""
 
     format: str  # Pillow's name of the file's format
@@ -42,18 +42,18 @@ class Decoded(NamedTuple):
     """An image in mode RGB, and what it was before."""
 
     image: Image.Image
-    look: Look
+    look: ImageTraits
 
 
 def decode(
     data: bytes | None, *, max_pixels: int = MAX_PIXELS, background: Background | None = WHITE
 ) -> Image.Image:
-    """The RGB picture of encoded bytes, decoded in full. EXIF orientation is ignored, as ImageNet's users do.
+    """The RGB image of encoded bytes, decoded in full. EXIF orientation is ignored, as ImageNet's users do.
 
     Transparent pixels are put on `background`; greys of more than 8 bits are scaled, see `greys.as_8_bits`. Without a
     background it is read as sets were that are packed before there was one: alpha is dropped, 32-bit greys are clipped.
 
-    Raises `BadPicture` for bytes that are missing, not a picture, truncated, larger than `max_pixels`, or grey of a range
+    Raises `ImageDecodeError` for bytes that are missing, not an image, truncated, larger than `max_pixels`, or grey of a range
     that nobody can tell.
     """
     return decoded(data, max_pixels=max_pixels, background=background).image
@@ -64,55 +64,55 @@ def decoded(
 ) -> Decoded:
     """`decode`, with what the bytes were. Without a background nothing is known of transparency and range."""
     if not data:
-        raise BadPicture("holds no bytes")
+        raise ImageDecodeError("holds no bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked below
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = picture.size
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = opened.size
         if width * height > max_pixels:
-            raise BadPicture(f"has {width} x {height} pixels, more than the limit of {max_pixels}")
-        kind = picture.format or "unknown"
+            raise ImageDecodeError(f"has {width} x {height} pixels, more than the limit of {max_pixels}")
+        kind = opened.format or "unknown"
         if background is not None:
-            settle_colour_key(picture)
-        picture.load()
+            settle_colour_key(opened)
+        opened.load()
         if background is None:
-            return Decoded(_without_background(picture), Look(kind, False, None))
-        if is_deep(picture):
-            grey, scaled = as_8_bits(picture)
-            image, transparent = grey_on_background(grey, has_value_of_key(picture), background)
-            return Decoded(image, Look(kind, transparent, scaled))
-        image, transparent = on_background(picture, background)
-        return Decoded(image, Look(kind, transparent, None))
-    except BadPicture:
+            return Decoded(_without_background(opened), ImageTraits(kind, False, None))
+        if is_deep(opened):
+            grey, scaled = as_8_bits(opened)
+            image, transparent = grey_on_background(grey, has_value_of_key(opened), background)
+            return Decoded(image, ImageTraits(kind, transparent, scaled))
+        image, transparent = on_background(opened, background)
+        return Decoded(image, ImageTraits(kind, transparent, None))
+    except ImageDecodeError:
         raise
     except UnknownRange as error:
-        raise BadPicture(str(error)) from None
+        raise ImageDecodeError(str(error)) from None
     except Image.DecompressionBombError:
-        raise BadPicture(f"has more pixels than the limit of {min(max_pixels, MAX_PIXELS)}") from None
+        raise ImageDecodeError(f"has more pixels than the limit of {min(max_pixels, MAX_PIXELS)}") from None
     except Image.UnidentifiedImageError:
-        raise BadPicture("is not a picture that Pillow knows") from None
+        raise ImageDecodeError("is not an image that Pillow knows") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's format plugins raise whatever the broken bytes lead them to
-        raise BadPicture(
+        raise ImageDecodeError(
             f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
         ) from None
 
 
-def _without_background(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255 instead of scaling it
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+def _without_background(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to 255 instead of scaling it
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize_shorter(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with its shorter side at `size` (bicubic, antialiased); the longer one rounds to whole pixels."""
-    width, height = picture.size
+def resize_shorter(image: Image.Image, size: int) -> Image.Image:
+    """The image with its shorter side at `size` (bicubic, antialiased); the longer one rounds to whole pixels."""
+    width, height = image.size
     if min(width, height) == size:
-        return picture
+        return image
     scale = size / min(width, height)
-    return picture.resize(
+    return image.resize(
         (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
     )
 
@@ -122,14 +122,14 @@ def encode_png(array: np.ndarray) -> bytes:
     return _encoded(Image.fromarray(array), "PNG")
 
 
-def encode_like(picture: Image.Image, original: bytes) -> bytes:
-    """The picture as JPEG (quality 95, no chroma subsampling) where `original` is a JPEG, else as PNG."""
+def encode_like(image: Image.Image, original: bytes) -> bytes:
+    """The image as JPEG (quality 95, no chroma subsampling) where `original` is a JPEG, else as PNG."""
     if original[:2] == b"\xff\xd8":
-        return _encoded(picture, "JPEG", quality=95, subsampling=0)
-    return _encoded(picture, "PNG")
+        return _encoded(image, "JPEG", quality=95, subsampling=0)
+    return _encoded(image, "PNG")
 
 
-def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()

@@ -13,12 +13,12 @@ class UnknownRange(ValueError):
     """A grey of which nobody can tell what is white; the message is the reason."""
 
 
-def is_deep(picture: Image.Image) -> bool:
+def is_deep(image: Image.Image) -> bool:
     """Whether the image is one channel of 16-bit or 32-bit integers, or of floats."""
-    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def as_8_bits(picture: Image.Image) -> tuple[Image.Image, str | None]:
+def as_8_bits(image: Image.Image) -> tuple[Image.Image, str | None]:
     """A deep grey image in mode L, and what was taken as its range where its kind leaves that open.
 
     16 bits (PNG, PGM, TIFF, JPEG 2000) are of 0 to 65,535, 12 bits of a TIFF of 0 to 4,095. Nothing says what is white in
@@ -26,14 +26,14 @@ def as_8_bits(picture: Image.Image) -> tuple[Image.Image, str | None]:
     `UnknownRange` for negative values, larger ones, and such that are no numbers; and for floats that reach less than twice
     as far as a range, which are likelier to overshoot it than to belong to the next.
     """
-    values = np.asarray(picture)
-    tags = getattr(picture, "tag_v2", {})
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
     inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     taken = None
-    if picture.mode.startswith("I;16"):
+    if image.mode.startswith("I;16"):
         bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
         grey = values >> (bits - 8)
-    elif picture.mode == "I" and picture.format in ("PPM", "PNG"):  # Pillow has scaled them to 16 bits
+    elif image.mode == "I" and image.format in ("PPM", "PNG"):  # Pillow has scaled them to 16 bits
         grey = values >> 8
     else:
         grey, taken = _by_content(values)

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mergevq_platform.data.images.decoding import Look
+from mergevq_platform.data.images.decoding import ImageTraits
 
 
 @dataclass(frozen=True)
-class Kinds:
+class FormatCounts:
     """How many images are of which format, have transparent pixels, or were scaled from which range of greys."""
 
     formats: dict[str, int]  # Pillow's names
@@ -19,19 +19,19 @@ class Kinds:
     scaled: dict[str, int]  # 32-bit and float greys, by the range that was taken
 
     @classmethod
-    def of(cls, looks: Iterable[Look]) -> Kinds:
+    def of(cls, traits: Iterable[ImageTraits]) -> FormatCounts:
         """Of some images."""
         formats: Counter[str] = Counter()
         scaled: Counter[str] = Counter()
         transparent = 0
-        for look in looks:
-            formats[look.format] += 1
-            transparent += look.transparent
-            scaled.update([look.scaled] if look.scaled else [])
+        for each in traits:
+            formats[each.format] += 1
+            transparent += each.transparent
+            scaled.update([each.scaled] if each.scaled else [])
         return cls(dict(formats), transparent, dict(scaled))
 
     @classmethod
-    def sum(cls, several: Iterable[Kinds]) -> Kinds:
+    def sum(cls, several: Iterable[FormatCounts]) -> FormatCounts:
         """Of all together; most frequent first."""
         several = list(several)
         formats: Counter[str] = Counter()
@@ -46,7 +46,7 @@ class Kinds:
         )
 
     @classmethod
-    def from_tree(cls, tree: dict[str, Any] | None) -> Kinds | None:
+    def from_tree(cls, tree: dict[str, Any] | None) -> FormatCounts | None:
         """Of a manifest's JSON; None for one from before they were counted."""
         return None if tree is None else cls(tree["formats"], tree["transparent"], tree["scaled"])
 

@@ -21,18 +21,18 @@ def colour(background: Background) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def on_background(picture: Image.Image, background: Background) -> tuple[Image.Image, bool]:
+def on_background(image: Image.Image, background: Background) -> tuple[Image.Image, bool]:
     """The image in mode RGB without transparency, and whether a pixel of it was transparent, if only in part.
 
     Alpha channels, palettes with transparent entries, and colour keys. What is opaque throughout keeps its pixels.
     """
-    if not picture.has_transparency_data:
-        return _rgb(picture), False
-    whole = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    if not image.has_transparency_data:
+        return _rgb(image), False
+    whole = image if image.mode == "RGBA" else image.convert("RGBA")
     alpha = whole.getchannel("A")
     if alpha.getextrema()[0] == OPAQUE:
-        picture.info.pop("transparency", None)
-        return _rgb(picture), False
+        image.info.pop("transparency", None)
+        return _rgb(image), False
     return _composited(whole.convert("RGB"), alpha, background), True
 
 
@@ -46,25 +46,25 @@ def grey_on_background(
     return _composited(grey.convert("RGB"), alpha, background), True
 
 
-def settle_colour_key(picture: Image.Image) -> None:
+def settle_colour_key(image: Image.Image) -> None:
     """Bring the transparent colour of a PNG, said in the file's own depth, to that of the opened image; before its loading.
 
     Of 16-bit colours Pillow keeps the upper 8 bits: colours that share them with the key become transparent with it.
     """
-    key = picture.info.get("transparency")
-    if not isinstance(picture, ImageFile.ImageFile) or picture.format != "PNG" or not picture.tile:
+    key = image.info.get("transparency")
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "PNG" or not image.tile:
         return
-    rawmode = str(picture.tile[0].args)
+    rawmode = str(image.tile[0].args)
     if isinstance(key, tuple) and rawmode == "RGB;16B":
-        picture.info["transparency"] = tuple(part >> 8 for part in key)
+        image.info["transparency"] = tuple(part >> 8 for part in key)
     elif isinstance(key, int) and rawmode in FEWER_BITS:
-        picture.info["transparency"] = key * FEWER_BITS[rawmode]
+        image.info["transparency"] = key * FEWER_BITS[rawmode]
 
 
-def has_value_of_key(picture: Image.Image) -> np.ndarray | None:
+def has_value_of_key(image: Image.Image) -> np.ndarray | None:
     """Where a grey image of 16 bits has its transparent value, bool (H, W); None without one."""
-    key = picture.info.get("transparency")
-    return np.asarray(picture) == key if isinstance(key, int) else None
+    key = image.info.get("transparency")
+    return np.asarray(image) == key if isinstance(key, int) else None
 
 
 def _composited(rgb: Image.Image, alpha: Image.Image, background: Background) -> Image.Image:
@@ -73,5 +73,5 @@ def _composited(rgb: Image.Image, alpha: Image.Image, background: Background) ->
     return page
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")

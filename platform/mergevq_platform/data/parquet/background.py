@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergevq.errors import InputError
-from mergevq_platform.data.images.kinds import Kinds
+from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE, colour
 from mergevq_platform.data.parquet.shards import Manifest, Split
 from mergevq_platform.data.reading import Background
@@ -53,7 +53,7 @@ def described(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.source.get("kind") != "pack":
         return []
     lines = []
-    kinds = Kinds.sum(split.kinds for split in manifest.splits.values() if split.kinds)
+    kinds = FormatCounts.sum(split.kinds for split in manifest.splits.values() if split.kinds)
     images = sum(split.rows for split in manifest.splits.values())
     if kinds.formats:
         lines.append(("formats", ", ".join(f"{name} ({count:,})" for name, count in kinds.formats.items())))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.parquet import background
-from mergevq_platform.data.parquet.classes import Classes, Part, read_classes
+from mergevq_platform.data.parquet.classes import Classes, SplitFiles, read_classes
 from mergevq_platform.data.parquet.columns import NO_LABELS, Columns, choose, class_names
 from mergevq_platform.data.parquet.footers import Footer, Footers
 from mergevq_platform.data.parquet.label_values import NoClass, first_value
@@ -45,7 +45,7 @@ def open_parquet(
             f"{name}: no file of its split '{wanted}' holds any rows: write it again, or ask for another"
         )
     tree = _Set(footers, files, reading)
-    part = Part(mine, _one_choice(name, mine, reading))
+    part = SplitFiles(mine, _one_choice(name, mine, reading))
     notes = [*said, *about_empty(footers, files, split)]
     unlabelled = reading.label_column == NO_LABELS and NO_LABELS not in (
         *mine[0].schema.names,
@@ -60,7 +60,7 @@ def open_parquet(
         if reading.label_column or part.columns.label == "label":
             raise
         notes.append(f"'{part.columns.label}' is not read as labels: {error}")
-        part = Part(mine, replace(part.columns, label=None, folders=False))
+        part = SplitFiles(mine, replace(part.columns, label=None, folders=False))
         classes = read_classes(footers, part, list, ())
     missing = _without_bytes(footers, part)
     notes = [
@@ -94,27 +94,27 @@ class _Set:
         self.footers, self.files, self.reading = footers, files, reading
 
     @cached_property
-    def first(self) -> dict[str, Part]:
+    def first(self) -> dict[str, SplitFiles]:
         """The first file of each split that has rows and the columns to be read."""
         found = {}
         for split, files in self.files.items():
             footer = self.footers.first(files)
             try:
                 if footer is not None:
-                    found[split] = Part([footer], _choice(self.footers.name, footer, self.reading))
+                    found[split] = SplitFiles([footer], _choice(self.footers.name, footer, self.reading))
             except InputError:
                 continue  # said where that split itself is asked for
         return found
 
-    def others(self, split: str) -> list[Part]:
+    def others(self, split: str) -> list[SplitFiles]:
         """The other splits, whole."""
         return [
-            Part(self.footers.of(self.files[other]), part.columns)
+            SplitFiles(self.footers.of(self.files[other]), part.columns)
             for other, part in self.first.items()
             if other != split
         ]
 
-    def names(self, split: str, mine: Part) -> tuple[str, ...]:
+    def names(self, split: str, mine: SplitFiles) -> tuple[str, ...]:
         """The names of the classes that the metadata of the splits give: the longest list, of which the others are beginnings."""
         if mine.columns.label is None:
             return ()
@@ -164,7 +164,7 @@ def _shard(footer: Footer) -> Shard:
     return Shard(file=footer.file, rows=footer.rows, bytes=footer.bytes, row_groups=groups)
 
 
-def _fingerprint(part: Part, classes: Classes, reading: Reading) -> str:
+def _fingerprint(part: SplitFiles, classes: Classes, reading: Reading) -> str:
     identity: list[object] = [[footer.file, footer.bytes, footer.digest] for footer in part.footers]
     # What is read in another way than `image` and numbers in `label` is another content of the same files.
     if part.columns.label not in (None, "label") or part.columns.folders:
@@ -179,14 +179,14 @@ def _fingerprint(part: Part, classes: Classes, reading: Reading) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _default_image(part: Part) -> str | None:
+def _default_image(part: SplitFiles) -> str | None:
     try:
         return choose("", part.footers[0].schema, (), None, None).image
     except InputError:
         return None
 
 
-def _without_bytes(footers: Footers, part: Part) -> int:
+def _without_bytes(footers: Footers, part: SplitFiles) -> int:
     """Rows whose image is a null. Raises `InputError` where every row's is."""
     missing = 0
     for footer in part.footers:

@@ -30,7 +30,7 @@ from mergevq_platform.data.parquet.splits import folder_values
 WHOLE = re.compile(r"[+-]?\d+")
 
 
-class Part(NamedTuple):
+class SplitFiles(NamedTuple):
     """The files of a split that hold rows, and their columns."""
 
     footers: list[Footer]
@@ -60,7 +60,7 @@ class _Labels:
 
 
 def read_classes(
-    footers: Footers, mine: Part, others: Callable[[], list[Part]], names: tuple[str, ...]
+    footers: Footers, mine: SplitFiles, others: Callable[[], list[SplitFiles]], names: tuple[str, ...]
 ) -> Classes:
     """The classes of `mine`. `names` are those that metadata give; without them, `others` are read, too.
 
@@ -96,7 +96,7 @@ def read_classes(
     return Classes(names, unlabelled < rows, unlabelled, of_files is None, of_files)
 
 
-def _labels(footers: Footers, part: Part) -> _Labels:
+def _labels(footers: Footers, part: SplitFiles) -> _Labels:
     column = part.columns.label
     if column is None:
         return _Labels()
@@ -155,18 +155,18 @@ def _stated(kind: pa.DataType, chunk: pq.ColumnChunkMetaData) -> tuple[int, int]
     return int(statistics.max), int(statistics.null_count)
 
 
-def _folders(part: Part) -> list[str | None]:
+def _folders(part: SplitFiles) -> list[str | None]:
     return [folder_values(footer.file)[part.columns.label or ""] or None for footer in part.footers]
 
 
-def _of_folders(footers: Footers, part: Part) -> _Labels:
+def _of_folders(footers: Footers, part: SplitFiles) -> _Labels:
     found = _Labels(named=True, where=f"{footers.name}: folders '{part.columns.label}=…'")
     for footer, value in zip(part.footers, _folders(part), strict=True):
         found.texts[value] += footer.rows
     return found
 
 
-def _numbered_folders(part: Part, said: set[str], names: tuple[str, ...], rows: int) -> Classes:
+def _numbered_folders(part: SplitFiles, said: set[str], names: tuple[str, ...], rows: int) -> Classes:
     """Folders label=0, label=1, …: the numbers are the classes, as they were when they still stood in a column."""
     where = f"folders '{part.columns.label}=…'"
     highest = max((int(text) for text in said), default=-1)

@@ -39,7 +39,7 @@ def open_dataset(path: str | Path, split: str, reading: Reading | None = None) -
 
 
 def split_names(path: str | Path) -> list[str]:
-    """The splits of a picture set that hold rows. Raises `InputError` for a missing directory, and where no split does."""
+    """The splits of an image set that hold rows. Raises `InputError` for a missing directory, and where no split does."""
     location, name = _existing(path)
     if (manifest := read_manifest(path, location)) is not None:
         return list(manifest.splits)
@@ -60,7 +60,7 @@ def _may_hold_images(footer: Footer) -> bool:
 
 
 def read_manifest(path: str | Path, location: Location | None = None) -> Manifest | None:
-    """The manifest of a picture set, None for bare Parquet. Raises `InputError` for a damaged one."""
+    """The manifest of an image set, None for bare Parquet. Raises `InputError` for a damaged one."""
     location = location or Location.of(path)
     text = location.text(MANIFEST)
     return Manifest.from_json(text, f"{path}/{MANIFEST}") if text is not None else None
@@ -132,7 +132,7 @@ def _check_shards(name: str, location: Location, split: Split) -> None:
                 f"{name}/{shard.file} has {sizes[shard.file]} bytes, {MANIFEST} says {shard.bytes}: copy or pack the data again"
             )
     if not split.rows:
-        raise InputError(f"{name}: the split holds no pictures: pack it again from a source that has some")
+        raise InputError(f"{name}: the split holds no images: pack it again from a source that has some")
 
 
 def _from_footers(name: str, location: Location, wanted: str, reading: Reading) -> Dataset:
@@ -144,7 +144,7 @@ def _from_footers(name: str, location: Location, wanted: str, reading: Reading) 
     found = files_by_split(name, sizes)
     if not found:
         raise InputError(
-            f"{name} holds no Parquet files: pack pictures with `mergevq data pack {shlex.quote(name)} DIR` and use DIR"
+            f"{name} holds no Parquet files: pack images with `mergevq data pack {shlex.quote(name)} DIR` and use DIR"
         )
     split = wanted if wanted in found else canonical(wanted)
     if (unnamed := shared_name(sizes)) in (wanted, split):

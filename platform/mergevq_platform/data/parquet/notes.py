@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from mergevq.errors import InputError
-from mergevq_platform.data.parquet.classes import Classes, Part
+from mergevq_platform.data.parquet.classes import Classes, SplitFiles
 from mergevq_platform.data.parquet.columns import label_columns
 from mergevq_platform.data.parquet.footers import Footers
 from mergevq_platform.data.parquet.label_values import kind_of
@@ -29,7 +29,7 @@ NO_CLASSES = {
 }
 
 
-def about_columns(part: Part, folders: Sequence[str], *, looked_for: bool) -> list[str]:
+def about_columns(part: SplitFiles, folders: Sequence[str], *, looked_for: bool) -> list[str]:
     """Which columns are read, and, where nobody chose, which others look like labels."""
     columns = part.columns
     where = f"folders '{columns.label}=…'" if columns.folders else f"column '{columns.label}'"
@@ -91,7 +91,7 @@ def about_empty(footers: Footers, files: dict[str, list[str]], split: str) -> li
     return lines
 
 
-def _numbered(part: Part) -> list[str]:
+def _numbered(part: SplitFiles) -> list[str]:
     """Columns of whole numbers from 0 (or -1) on that repeat, as far as the footers say."""
     rows = sum(footer.rows for footer in part.footers)
     found = []

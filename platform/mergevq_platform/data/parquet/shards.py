@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
-from mergevq_platform.data.images.kinds import Kinds
+from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.reading import Background
 
@@ -29,8 +29,8 @@ ROW_GROUP_ROWS = 128
 SHARD_ROWS = 4096
 
 
-class Record(NamedTuple):
-    """One picture to be written."""
+class ImageRecord(NamedTuple):
+    """One image to be written."""
 
     data: bytes
     path: str
@@ -50,7 +50,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that was not packed, and why."""
+    """An image that was not packed, and why."""
 
     file: str
     reason: str
@@ -64,11 +64,11 @@ class Split:
     labelled: bool
     skipped: tuple[Skipped, ...] = ()
     unlabelled: int = 0  # images without a label, of a split that has labels
-    kinds: Kinds | None = None  # none: packed before they were counted
+    kinds: FormatCounts | None = None  # none: packed before they were counted
 
     @property
     def rows(self) -> int:
-        """Pictures of the split."""
+        """Images of the split."""
         return sum(shard.rows for shard in self.shards)
 
 
@@ -112,7 +112,7 @@ class Manifest:
                     labelled=split["labelled"],
                     skipped=tuple(Skipped(**entry) for entry in split["skipped"]),
                     unlabelled=split.get("unlabelled", 0),
-                    kinds=Kinds.from_tree(split.get("kinds")),
+                    kinds=FormatCounts.from_tree(split.get("kinds")),
                 )
                 for name, split in tree["splits"].items()
             }
@@ -151,7 +151,7 @@ def schema(classes: Sequence[str]) -> pa.Schema:
 def write_shard(
     directory: Path,
     file: str,
-    records: Iterable[Record],
+    records: Iterable[ImageRecord],
     classes: Sequence[str],
     *,
     row_group_rows: int = ROW_GROUP_ROWS,
@@ -164,7 +164,7 @@ def write_shard(
     groups: list[int] = []
     layout = schema(classes)
     with whole_file(target) as temporary:
-        # Pictures are compressed already, and a dictionary of them would only cost memory.
+        # Images are compressed already, and a dictionary of them would only cost memory.
         options: dict[str, Any] = {
             "compression": "none",
             "use_dictionary": False,
@@ -218,7 +218,7 @@ def sha256_of(path: Path) -> str:
 
 def write_set(
     directory: Path | str,
-    splits: Mapping[str, Iterable[Record]],
+    splits: Mapping[str, Iterable[ImageRecord]],
     classes: Sequence[str],
     *,
     size: int,
@@ -226,7 +226,7 @@ def write_set(
     shard_rows: int = SHARD_ROWS,
     row_group_rows: int = ROW_GROUP_ROWS,
 ) -> Manifest:
-    """Write labelled splits of opaque PNG pictures. A directory that already holds the same `source` is left as it is.
+    """Write labelled splits of opaque PNG images. A directory that already holds the same `source` is left as it is.
 
     Raises `InputError` if the directory holds anything else.
     """
@@ -235,7 +235,7 @@ def write_set(
         if existing.source == source:
             return existing
         raise InputError(
-            f"{directory} already holds another picture set: name another directory, or delete it first"
+            f"{directory} already holds another image set: name another directory, or delete it first"
         )
     refuse_foreign_files(directory)
     done: dict[str, Split] = {}
@@ -248,7 +248,7 @@ def write_set(
             )
             assert shard is not None
             shards.append(shard)
-        kinds = Kinds({"PNG": sum(shard.rows for shard in shards)}, 0, {})
+        kinds = FormatCounts({"PNG": sum(shard.rows for shard in shards)}, 0, {})
         done[name] = Split(shards=tuple(shards), labelled=True, kinds=kinds)
     manifest = Manifest(splits=done, classes=tuple(classes), size=size, source=source, background=WHITE)
     write_text(directory / MANIFEST, manifest.to_json())
@@ -262,7 +262,7 @@ def existing_manifest(directory: Path) -> Manifest | None:
 
 
 def refuse_foreign_files(directory: Path) -> None:
-    """Raise `InputError` if pictures would be written among Parquet files that are not ours, or onto a file."""
+    """Raise `InputError` if images would be written among Parquet files that are not ours, or onto a file."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: name a directory")
     if any(directory.glob("**/*.parquet")):

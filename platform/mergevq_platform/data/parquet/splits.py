@@ -25,7 +25,7 @@ NUMBERED = re.compile(r"\d+(?:-of-\d+)?")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark call the folder of a null
 
 
-class Place(NamedTuple):
+class SplitPath(NamedTuple):
     """What the name of a file says; `folder` is what lies above the split: a configuration, where there are several."""
 
     split: str
@@ -50,7 +50,7 @@ def folder_values(file: str) -> dict[str, str | None]:
     return {key: None if value == NO_VALUE else unquote(value) for key, _, value in pairs}
 
 
-def place_of(file: str) -> Place:
+def place_of(file: str) -> SplitPath:
     """The split of a file and the folder above it: train-00000-of-00010.parquet, train/0000.parquet, train.parquet."""
     path = PurePosixPath(file)
     parents = path.parent.parts
@@ -61,12 +61,12 @@ def place_of(file: str) -> Place:
             if key.lower() != "split":
                 continue
         if match := NAMED.fullmatch(part):
-            return Place(canonical(match[1]), _without_values(parents[:depth]), True)
+            return SplitPath(canonical(match[1]), _without_values(parents[:depth]), True)
     if folder_values(file):
-        return Place("train", _without_values(parents), True)
+        return SplitPath("train", _without_values(parents), True)
     # Files that are only numbered, 0000.parquet, are parts of one split, as the folder train/ of a set on the Hub holds them.
     split = "train" if NUMBERED.fullmatch(path.stem) else re.split(r"[-_.]\d", path.stem)[0]
-    return Place(split, _without_values(parents), False)
+    return SplitPath(split, _without_values(parents), False)
 
 
 def shared_name(files: Iterable[str]) -> str | None:

@@ -12,17 +12,17 @@ from mergevq.errors import InputError
 from mergevq_platform.data.images.endings import ending
 from mergevq_platform.data.parquet.columns import NO_LABELS
 from mergevq_platform.data.sources.archives import Member, Report, members
-from mergevq_platform.data.sources.choices import Choices, Found, Gathered
+from mergevq_platform.data.sources.choices import Choices, SourceImage, SourceImages
 from mergevq_platform.data.sources.folder_levels import NO_SPLITS, Folders, split_in, split_named
 from mergevq_platform.data.sources.listing import readable
 from mergevq_platform.data.sources.summary import counted
 from mergevq_platform.data.sources.unpacking import ARCHIVE_ENDINGS
-from mergevq_platform.data.sources.webdataset import are_numbers, gather, says_webdataset
+from mergevq_platform.data.sources.webdataset import are_numbers, sample_images, says_webdataset
 
 _SHARD = re.compile(r"\d{5,}|.*[-_]\d{4,}")
 
 
-def in_archives(archives: Sequence[tuple[Path, str]], choices: Choices, scratch: Path) -> Gathered:
+def in_archives(archives: Sequence[tuple[Path, str]], choices: Choices, scratch: Path) -> SourceImages:
     """The images of archives, each given with its name from the source's root. Compressed ones are copied to `scratch`.
 
     Raises `InputError` for archives that are damaged, or hold the same under two endings.
@@ -31,14 +31,14 @@ def in_archives(archives: Sequence[tuple[Path, str]], choices: Choices, scratch:
     _refuse_twins([name for _, name in archives])
     report = Report()
     contents = [list(members(path, name, scratch, report)) for path, name in archives]
-    gathered = Gathered("", [], left_out=report.left_out, refused=report.refused, kind="tar")
+    collected = SourceImages("", [], left_out=report.left_out, refused=report.refused, kind="tar")
     for name, size in report.unpacked:
-        gathered.notes.append(
+        collected.notes.append(
             ("unpacked", f"{name}: a plain copy of {size / 1e6:,.1f} MB while it is packed")
         )
     if report.refused:
         first = report.refused[0]
-        gathered.notes.append(
+        collected.notes.append(
             ("refused", f"{counted(len(report.refused), 'member')} ({first.file} {first.reason})")
         )
     everything = [member for content in contents for member in content]
@@ -51,45 +51,47 @@ def in_archives(archives: Sequence[tuple[Path, str]], choices: Choices, scratch:
         )
     )
     if web:
-        _webdataset(archives, contents, choices, gathered)
+        _webdataset(archives, contents, choices, collected)
     else:
-        _class_folders(archives, contents, choices, gathered)
-    return gathered
+        _class_folders(archives, contents, choices, collected)
+    return collected
 
 
 def _webdataset(
     archives: Sequence[tuple[Path, str]],
     contents: Sequence[list[Member]],
     choices: Choices,
-    gathered: Gathered,
+    collected: SourceImages,
 ) -> None:
-    gathered.layout = "WebDataset archives"
+    collected.layout = "WebDataset archives"
     column = choices.reading.label_column
     for (_, name), content in zip(archives, contents, strict=True):
         place = PurePosixPath(name)
         split = [] if choices.splits == (NO_SPLITS,) else [split_in(_stem(place.name))]
         folders = (*place.parent.parts, *(word for word in split if word))
-        gathered.found += [found._replace(folders=folders) for found in gather(content, column, gathered)]
-    classes = [found.told_class for found in gathered.found]
-    gathered.numbers = are_numbers(classes)
-    bare = [found.name for found in gathered.found if found.told_class is None]
+        collected.images += [
+            found._replace(folders=folders) for found in sample_images(content, column, collected)
+        ]
+    classes = [found.own_class for found in collected.images]
+    collected.numbers = are_numbers(classes)
+    bare = [found.name for found in collected.images if found.own_class is None]
     told = f"'{column}' of the .json members" if column not in (None, "cls") else "the .cls members"
     if len(bare) == len(classes):
         if column not in (None, NO_LABELS) and classes:
             raise InputError(f"no member holds a label '{column}' beside an image: correct --label-column")
-        gathered.notes.append(("labels", "none" if column == NO_LABELS else "none: no .cls members"))
+        collected.notes.append(("labels", "none" if column == NO_LABELS else "none: no .cls members"))
     else:
         lacking = f"; {counted(len(bare), 'image')} without one ({bare[0]})" if bare else ""
-        gathered.notes.append(("labels", f"{told}{lacking}"))
+        collected.notes.append(("labels", f"{told}{lacking}"))
 
 
 def _class_folders(
     archives: Sequence[tuple[Path, str]],
     contents: Sequence[list[Member]],
     choices: Choices,
-    gathered: Gathered,
+    collected: SourceImages,
 ) -> None:
-    gathered.layout = "archives of class folders"
+    collected.layout = "archives of class folders"
     alone = len(archives) == 1
     levels = [
         _levels(name, content, alone, choices) for (_, name), content in zip(archives, contents, strict=True)
@@ -111,17 +113,17 @@ def _class_folders(
         told_within = bool(within) and (len(inner[above]) > 1 or len(stems[above]) == 1)
         kept = () if told_within or above in shards else names
         if kept:
-            gathered.layout = "an archive for each class"
+            collected.layout = "an archive for each class"
         elif above in shards and not within:
-            gathered.layout = "numbered archives of images without classes (--layout archives: each a class)"
+            collected.layout = "numbered archives of images without classes (--layout archives: each a class)"
         folders = (*above, *kept, *within)
-        gathered.found.append(
-            Found(folders, member.whole_name, member.name, member.file, member.offset, member.size)
+        collected.images.append(
+            SourceImage(folders, member.whole_name, member.name, member.file, member.offset, member.size)
         )
     for content in contents:
         for member in content:
             if not member.image:
-                gathered.left_out.by_ending(member.whole_name)
+                collected.left_out.by_ending(member.whole_name)
 
 
 class _Levels(NamedTuple):

@@ -41,7 +41,7 @@ class Choices:
         return "".join(f" {shlex.quote(str(word))}" for word in words)
 
 
-class Found(NamedTuple):
+class SourceImage(NamedTuple):
     """An image; `folders` are the names above it that may mean a split or a class, those of archives among them."""
 
     folders: tuple[str, ...]
@@ -50,16 +50,16 @@ class Found(NamedTuple):
     file: str
     offset: int = -1
     size: int = -1
-    told: bool = False  # whether its class was told apart from the folders, as in WebDataset
-    told_class: str | None = None
+    has_own_class: bool = False  # whether its class was told apart from the folders, as in WebDataset
+    own_class: str | None = None
 
 
 @dataclass
-class Gathered:
+class SourceImages:
     """The images of a source and what is said of them."""
 
     layout: str  # for people
-    found: list[Found]
+    images: list[SourceImage]
     notes: list[tuple[str, str]] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
     refused: list[Skipped] = field(default_factory=list)

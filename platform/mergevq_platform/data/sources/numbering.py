@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergevq.errors import InputError
-from mergevq_platform.data.sources.choices import Choices, Found, Gathered
+from mergevq_platform.data.sources.choices import Choices, SourceImage, SourceImages
 from mergevq_platform.data.sources.folder_levels import (
     Folders,
     SplitLevel,
@@ -24,26 +24,26 @@ HIGHEST = 1_000_000  # more classes than this are no classes
 
 
 @dataclass(frozen=True)
-class Numbered:
+class LabelledImages:
     """The images of each split and their labels, -1 for none."""
 
-    splits: dict[str, list[Found]]
+    splits: dict[str, list[SourceImage]]
     labels: dict[str, list[int]]
     classes: tuple[str, ...]
     notes: list[tuple[str, str]]
     by_folder: bool  # whether folders told a class
 
 
-def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
+def number_classes(root: str, collected: SourceImages, choices: Choices) -> LabelledImages:
     """Decide what the folders mean, once for all images, and number the classes.
 
     Raises `InputError` where a folder may be a split or a class, a split has images with and without a class, or a class is
     only in a later split.
     """
     notes: list[tuple[str, str]] = []
-    splits, folders, above = _by_split(root, gathered, choices)
+    splits, folders, above = _by_split(root, collected, choices)
     given = _labels(root, splits, choices, notes)
-    told = gathered.found[0].told
+    told = collected.images[0].has_own_class
     level = (
         None if told or choices.layout == "flat" else class_level(root, folders, choices.class_depth, above)
     )
@@ -53,7 +53,7 @@ def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
         if any(found.name in given for found in entries):
             groups[split] = _from_file(root, split, entries, given, choices)
         elif told:
-            groups[split] = [found.told_class for found in entries]
+            groups[split] = [found.own_class for found in entries]
         else:
             groups[split] = _from_folders(root, split, entries, folders, level, groups)
             by_folder = by_folder or any(group is not None for group in groups[split])
@@ -62,31 +62,31 @@ def numbered(root: str, gathered: Gathered, choices: Choices) -> Numbered:
     if level is not None and by_folder:
         notes.insert(0, ("class at", _where(splits, folders, level, above)))
     names = {group for each in groups.values() for group in each if group is not None}
-    if gathered.numbers and not given:
+    if collected.numbers and not given:
         return _whole_numbers(root, splits, groups, notes, by_folder)
     classes = tuple(sorted(names) if by_folder else in_order(names))
     numbers: dict[str | None, int] = {None: -1, **{name: index for index, name in enumerate(classes)}}
     labels = {split: [numbers[group] for group in each] for split, each in groups.items()}
     _check_classes(root, labels, classes)
-    return Numbered(splits, labels, classes, notes, by_folder)
+    return LabelledImages(splits, labels, classes, notes, by_folder)
 
 
 def _by_split(
-    root: str, gathered: Gathered, choices: Choices
-) -> tuple[dict[str, list[Found]], dict[str, list[Folders]], SplitLevel | None]:
+    root: str, collected: SourceImages, choices: Choices
+) -> tuple[dict[str, list[SourceImage]], dict[str, list[Folders]], SplitLevel | None]:
     """The images of each split and the folders above them, without the split's, composed as names are compared."""
-    entries = sorted(gathered.found, key=lambda found: found.name)
+    entries = sorted(collected.images, key=lambda found: found.name)
     above = [tuple(map(same_name, found.folders)) for found in entries]
     chosen = [same_name(name) for name in choices.splits] if choices.splits is not None else None
     level = split_level(root, [(f, e.name) for f, e in zip(above, entries, strict=True)], chosen)
-    splits: dict[str, list[Found]] = {}
+    splits: dict[str, list[SourceImage]] = {}
     folders: dict[str, list[Folders]] = {}
     for found, path in zip(entries, above, strict=True):
         split = "train"
         if level is not None:
             name = path[level.depth] if len(path) > level.depth else None
             if name is None or (chosen and name not in chosen):
-                gathered.left_out.add("images outside of the splits' folders", found.name)
+                collected.left_out.add("images outside of the splits' folders", found.name)
                 continue
             split = split_named(name) or name
             path = level.without(path)
@@ -97,7 +97,7 @@ def _by_split(
 
 def _labels(
     root: str,
-    splits: dict[str, list[Found]],
+    splits: dict[str, list[SourceImage]],
     choices: Choices,
     notes: list[tuple[str, str]],
 ) -> dict[str, str | None]:
@@ -120,7 +120,7 @@ def _folder_of(file: Path, root: str) -> str:
 
 
 def _from_file(
-    root: str, split: str, entries: Sequence[Found], given: dict[str, str | None], choices: Choices
+    root: str, split: str, entries: Sequence[SourceImage], given: dict[str, str | None], choices: Choices
 ) -> list[str | None]:
     bare = [found.name for found in entries if found.name not in given]
     if bare:
@@ -134,7 +134,7 @@ def _from_file(
 def _from_folders(
     root: str,
     split: str,
-    entries: Sequence[Found],
+    entries: Sequence[SourceImage],
     folders: dict[str, list[Folders]],
     level: int | None,
     groups: dict[str, list[str | None]],
@@ -157,14 +157,17 @@ def _from_folders(
     return classes
 
 
-def _other_names(splits: dict[str, list[Found]], depth: int) -> str:
+def _other_names(splits: dict[str, list[SourceImage]], depth: int) -> str:
     """The folders of splits that are called otherwise."""
     names = {split: entries[0].folders[depth] for split, entries in splits.items()}
     return ", ".join(f"{split} is {name}" for split, name in names.items() if split != name)
 
 
 def _where(
-    splits: dict[str, list[Found]], folders: dict[str, list[Folders]], level: int, above: SplitLevel | None
+    splits: dict[str, list[SourceImage]],
+    folders: dict[str, list[Folders]],
+    level: int,
+    above: SplitLevel | None,
 ) -> str:
     split = "train" if "train" in folders else next(iter(folders))
     number = next((n for n, path in enumerate(folders[split]) if len(path) > level), None)
@@ -181,11 +184,11 @@ def _where(
 
 def _whole_numbers(
     root: str,
-    splits: dict[str, list[Found]],
+    splits: dict[str, list[SourceImage]],
     groups: dict[str, list[str | None]],
     notes: list[tuple[str, str]],
     by_folder: bool,
-) -> Numbered:
+) -> LabelledImages:
     """Classes that are numbers keep them."""
     labels = {split: [-1 if text is None else int(text) for text in each] for split, each in groups.items()}
     highest = max(label for each in labels.values() for label in each)
@@ -194,7 +197,9 @@ def _whole_numbers(
         raise InputError(
             f"{root}: '{splits[split][place].name}' has the class {highest}: it must be below {HIGHEST}"
         )
-    return Numbered(splits, labels, tuple(str(number) for number in range(highest + 1)), notes, by_folder)
+    return LabelledImages(
+        splits, labels, tuple(str(number) for number in range(highest + 1)), notes, by_folder
+    )
 
 
 def _check_classes(root: str, labels: dict[str, list[int]], classes: tuple[str, ...]) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mergevq_platform.data.parquet.directory import open_dataset, split_names
 from mergevq_platform.data.reading import Reading
-from mergevq_platform.data.sources.source import Item, Source
+from mergevq_platform.data.sources.source import ImageSource, Item
 
 
-def from_parquet(root: Path, reading: Reading) -> Source:
+def from_parquet(root: Path, reading: Reading) -> ImageSource:
     """The rows of every split at `root`. Raises `InputError` as `open_dataset` does."""
     splits: dict[str, list[Item]] = {}
     blocks: dict[str, list[int]] = {}
@@ -21,4 +21,4 @@ def from_parquet(root: Path, reading: Reading) -> Source:
         classes = max(classes, dataset.classes, key=len)  # of one numbering: `open_dataset` sees to that
         splits[split] = [Item(f"{split}/{row:09d}", -1, str(root), row) for row in range(dataset.rows)]
         blocks[split] = dataset.row_group_sizes.tolist()
-    return Source(kind="parquet", splits=splits, classes=classes, blocks=blocks, identity=identity)
+    return ImageSource(kind="parquet", splits=splits, classes=classes, blocks=blocks, identity=identity)

@@ -16,11 +16,11 @@ from mergevq_platform.data.parquet.directory import open_dataset
 from mergevq_platform.data.parquet.notes import noted
 from mergevq_platform.data.parquet.shards import Skipped
 from mergevq_platform.data.sources.archive_images import in_archives
-from mergevq_platform.data.sources.choices import Choices, Found, Gathered
+from mergevq_platform.data.sources.choices import Choices, SourceImage, SourceImages
 from mergevq_platform.data.sources.layouts import Contents, contents_of, is_packed, layout_of
 from mergevq_platform.data.sources.listing import readable
-from mergevq_platform.data.sources.numbering import Numbered, numbered
-from mergevq_platform.data.sources.summary import SplitCount, Understood, counted, reason_of
+from mergevq_platform.data.sources.numbering import LabelledImages, number_classes
+from mergevq_platform.data.sources.summary import SourceSummary, SplitCount, counted, reason_of
 
 LABELS_ENDINGS = {".csv", ".tsv", ".txt"}
 NO_LABELS = re.compile(r"readme|licen[cs]e|notice|requirements", re.IGNORECASE)
@@ -28,9 +28,9 @@ FEW = 10  # files of one ending, of which one may hold the labels
 
 
 class Item(NamedTuple):
-    """One picture of a source. `offset` -1: the whole file; of Parquet sources it is the row of the split."""
+    """One image of a source. `offset` -1: the whole file; of Parquet sources it is the row of the split."""
 
-    name: str  # relative to the source; kept in the shard as the picture's path
+    name: str  # relative to the source; kept in the shard as the image's path
     label: int
     file: str
     offset: int = -1
@@ -38,7 +38,7 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ImageSource:
     """The images of each split, in an order that does not depend on the file system."""
 
     kind: str
@@ -48,10 +48,10 @@ class Source:
     refused: list[Skipped] = field(default_factory=list)  # members of archives that were not looked at
     identity: str = ""  # of Parquet splits: their fingerprints
     ignored: int = 0  # files that are not used; hidden ones are not counted
-    understood: Understood | None = None  # what is said of it
+    understood: SourceSummary | None = None  # what is said of it
 
 
-def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Source:
+def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> ImageSource:
     """What there is to pack at `source`: image files in folders, archives of them, or a tree of Parquet files.
 
     How it is laid out is decided once, for all of it; `choices` decide where two readings are possible. Compressed archives
@@ -72,27 +72,27 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Sourc
     _refuse_column(layout, choices)
     if layout == "archives":
         archives = [(root / name if root.is_dir() else root, name) for name in contents.archives]
-        gathered = in_archives(archives, choices, scratch)
+        collected = in_archives(archives, choices, scratch)
     else:
-        gathered = _in_folders(root, contents.images)
+        collected = _in_folders(root, contents.images)
     for item in contents.left_out.unused():
-        gathered.left_out.add(item.reason, item.example, item.count)
-    if not gathered.found:
+        collected.left_out.add(item.reason, item.example, item.count)
+    if not collected.images:
         raise InputError(
             f"{source} holds no images in its {counted(len(contents.archives), 'archive')} ({next(iter(contents.archives))}): "
             "name a source that does"
         )
-    decided = numbered(str(root), gathered, choices)
+    decided = number_classes(str(root), collected, choices)
     if layout == "folders" and not decided.by_folder:
-        gathered.layout = (
+        collected.layout = (
             "image files with a labels file" if choices.labels else "image files without class folders"
         )
     if not decided.classes and choices.labels is None:
         tables = [name for name in contents.others if ending(name) in {".csv", ".tsv"}]
         if tables:
             likely = min(tables, key=lambda name: "train" not in name.lower())
-            gathered.notes.append(("labels", f"none; --labels reads a CSV, {likely} perhaps"))
-    found = _source(decided, gathered)
+            collected.notes.append(("labels", f"none; --labels reads a CSV, {likely} perhaps"))
+    found = _source(decided, collected)
     if choices.labels is None and found.understood is not None:
         understood = replace(found.understood, perhaps_labels=_perhaps_labels(contents.others))
         found = replace(found, understood=understood)
@@ -118,12 +118,14 @@ def read_item(item: Item) -> bytes:
         return stream.read(item.size)
 
 
-def _in_folders(root: Path, images: Sequence[str]) -> Gathered:
+def _in_folders(root: Path, images: Sequence[str]) -> SourceImages:
     found = []
     for file in images:
         name = readable(file)
-        found.append(Found(tuple(name.split("/")[:-1]), name, name, str(root / file), -1, _size(root / file)))
-    return Gathered("class folders", found)
+        found.append(
+            SourceImage(tuple(name.split("/")[:-1]), name, name, str(root / file), -1, _size(root / file))
+        )
+    return SourceImages("class folders", found)
 
 
 def _size(path: Path) -> int:
@@ -133,7 +135,7 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _source(decided: Numbered, gathered: Gathered) -> Source:
+def _source(decided: LabelledImages, collected: SourceImages) -> ImageSource:
     splits = {
         split: [
             Item(found.name, label, found.file, found.offset, found.size)
@@ -141,22 +143,22 @@ def _source(decided: Numbered, gathered: Gathered) -> Source:
         ]
         for split, entries in decided.splits.items()
     }
-    return Source(
-        kind=gathered.kind,
+    return ImageSource(
+        kind=collected.kind,
         splits=splits,
         classes=decided.classes,
-        refused=gathered.refused,
-        ignored=gathered.left_out.files,
-        understood=_understood(splits, decided.classes, gathered, decided.notes),
+        refused=collected.refused,
+        ignored=collected.left_out.files,
+        understood=_understood(splits, decided.classes, collected, decided.notes),
     )
 
 
 def _understood(
     splits: dict[str, list[Item]],
     classes: tuple[str, ...],
-    gathered: Gathered,
+    collected: SourceImages,
     notes: Sequence[tuple[str, str]],
-) -> Understood:
+) -> SourceSummary:
     labels = {split: [item.label for item in items] for split, items in splits.items()}
     order = sorted(labels, key=lambda split: split != "train")
     first = next((labels[split] for split in order if any(label >= 0 for label in labels[split])), [])
@@ -164,13 +166,13 @@ def _understood(
     for label in first:
         if label >= 0:
             images[label] += 1
-    return Understood(
-        layout=gathered.layout,
+    return SourceSummary(
+        layout=collected.layout,
         splits={split: SplitCount(len(each), each.count(-1)) for split, each in labels.items()},
         classes=classes,
         class_images=tuple(images),
-        notes=(*gathered.notes, *notes),
-        unused=gathered.left_out.unused(),
+        notes=(*collected.notes, *notes),
+        unused=collected.left_out.unused(),
     )
 
 
@@ -186,7 +188,7 @@ def _refuse_column(layout: str, choices: Choices) -> None:
         )
 
 
-def _parquet(root: Path, contents: Contents, choices: Choices) -> Source:
+def _parquet(root: Path, contents: Contents, choices: Choices) -> ImageSource:
     from mergevq_platform.data.sources.parquet_rows import from_parquet  # it imports this file
 
     for option, value, instead in (
@@ -200,7 +202,7 @@ def _parquet(root: Path, contents: Contents, choices: Choices) -> Source:
             )
     found = from_parquet(root, choices.reading)
     datasets = {split: open_dataset(root, split, choices.reading) for split in found.splits}
-    understood = Understood(
+    understood = SourceSummary(
         layout="a packed set" if is_packed(root) else "Parquet files",
         splits={split: SplitCount(dataset.rows, dataset.unlabelled) for split, dataset in datasets.items()},
         class_images=_class_images(found.classes, datasets.values()),

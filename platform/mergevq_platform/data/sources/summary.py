@@ -65,7 +65,7 @@ class SplitCount(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Understood:
+class SourceSummary:
     """How a source is laid out. What is in the manifest anyway is not kept twice: see `to_tree`."""
 
     layout: str  # "class folders"
@@ -99,7 +99,7 @@ class Understood:
         }
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> Understood:
+    def from_tree(cls, tree: Mapping[str, Any]) -> SourceSummary:
         """What a manifest kept."""
         return cls(
             layout=str(tree["layout"]),

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from mergevq.errors import InputError
 from mergevq_platform.data.parquet.columns import NO_LABELS
 from mergevq_platform.data.sources.archives import Member
-from mergevq_platform.data.sources.choices import Found, Gathered
+from mergevq_platform.data.sources.choices import SourceImage, SourceImages
 from mergevq_platform.data.sources.image_names import same_name
 from mergevq_platform.data.sources.labels_file import LABEL_NAMES
 
@@ -52,7 +52,9 @@ def samples(members: Sequence[Member]) -> Iterator[tuple[str, Sample]]:
     yield from found.items()
 
 
-def gather(members: Sequence[Member], column: str | None, gathered: Gathered) -> Iterator[Found]:
+def sample_images(
+    members: Sequence[Member], column: str | None, collected: SourceImages
+) -> Iterator[SourceImage]:
     """The images of one archive with their classes; what has none, or no image, is counted.
 
     `column` is the field of the classes in the .json members; none, or "cls": the .cls members are. Raises `InputError` for a
@@ -64,7 +66,7 @@ def gather(members: Sequence[Member], column: str | None, gathered: Gathered) ->
         where = next(iter(sample.values())).where
         if not images:
             for field, member in sample.items():
-                gathered.left_out.add(
+                collected.left_out.add(
                     f".{field.rpartition('.')[2]} members without an image", member.whole_name
                 )
             continue
@@ -73,7 +75,7 @@ def gather(members: Sequence[Member], column: str | None, gathered: Gathered) ->
         fields = set() if looked else _label_fields(sample)
         looked = True
         if fields:
-            gathered.notes.append(
+            collected.notes.append(
                 (
                     "labels",
                     f"{where}: .json members hold {' and '.join(map(repr, sorted(fields)))}, which is not read: "
@@ -83,8 +85,10 @@ def gather(members: Sequence[Member], column: str | None, gathered: Gathered) ->
         for field, other in sample.items():
             read = other is member or (column in (None, "cls") and field.rpartition(".")[2] == "cls")
             if not read and not (column and field.rpartition(".")[2] == "json"):
-                gathered.left_out.by_ending(other.whole_name)
-        yield Found((), member.whole_name, member.name, member.file, member.offset, member.size, True, text)
+                collected.left_out.by_ending(other.whole_name)
+        yield SourceImage(
+            (), member.whole_name, member.name, member.file, member.offset, member.size, True, text
+        )
 
 
 def are_numbers(texts: Iterable[str | None]) -> bool:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mergevq.errors import InputError
-from mergevq_platform.data import Deal
+from mergevq_platform.data import BatchPartition
 from mergevq_platform.operations.planning.measuring import StepMeasurement
 from mergevq_platform.recipe import Recipe
 
@@ -77,7 +77,9 @@ def predict(
             f"global_batch {recipe.global_batch} has fewer images than there are workers, {workers}: lower --nodes or --gpus, or "
             "raise the batch"
         )
-    accumulation = Deal.of(recipe.global_batch, recipe.micro_batch or measured.micro_batch, workers).passes
+    accumulation = BatchPartition.of(
+        recipe.global_batch, recipe.micro_batch or measured.micro_batch, workers
+    ).passes
     micro = -(-recipe.global_batch // (accumulation * workers))
     share = -(-recipe.global_batch // workers)
     micro_seconds = measured.call_seconds + measured.image_seconds * micro

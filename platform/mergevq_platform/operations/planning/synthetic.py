@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mergevq.config import to_tree
 from mergevq_platform.data import (
+    BatchPartition,
     Dataset,
-    Deal,
     TrainStream,
     make_views,
     open_dataset,
@@ -65,7 +65,10 @@ def micro_batches(
     if not task.reads_images:
         return [task.random_batch(micro_batch, keep, seed) for seed in range(2)]
     stream = TrainStream(
-        dataset, recipe.data.views, deal=Deal(micro_batch, passes=1, workers=1), seed=recipe.seed
+        dataset,
+        recipe.data.views,
+        partition=BatchPartition(micro_batch, passes=1, workers=1),
+        seed=recipe.seed,
     )
     with stream:
         source = iter(stream)

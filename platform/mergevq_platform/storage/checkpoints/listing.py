@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow.fs
 
+from mergevq.errors import InputError
 from mergevq_platform.storage.locations import inside, open_storage
 
 PREFIX = "checkpoint_"
@@ -30,8 +31,12 @@ def listed(run: str) -> list[str]:
 
 
 def at_step(run: str, step: int) -> str:
-    """The location of the whole checkpoint after `step` optimizer steps; of a checkpoint, itself."""
-    return next(place for place in listed(run) if directory_name(step) in place)
+    """The location of the whole checkpoint after `step` optimizer steps; of a checkpoint, itself. Raises `InputError` if gone."""
+    for location in listed(run):
+        name = location.partition("?")[0].rpartition("/")[2]
+        if name == directory_name(step) or not name.startswith(PREFIX):  # a checkpoint may have been renamed
+            return location
+    raise InputError(f"'{run}' has no checkpoint of step {step} any more: name a later one")
 
 
 def candidates(filesystem: pyarrow.fs.FileSystem, root: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tokenize pictures: `ray job submit --working-dir . -- python jobs/tokenize_pictures.py TOKENIZER OUT …` (PYTHONPATH=platform)."""
+"""Tokenize images: `ray job submit --working-dir . -- python jobs/tokenize_images.py TOKENIZER OUT …` (PYTHONPATH=platform)."""
 
 # Not called tokenize.py: beside it, that would shadow the standard library's module.
 
