@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mergevq.paths import WeightsPath
 from mergevq.config import config
 from mergevq.metrics.inception import (
     Resize,
 )
 from mergevq.metrics.pixels import to_uint8
+from mergevq.paths import WeightsPath
 
 
 @config

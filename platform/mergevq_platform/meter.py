@@ -137,8 +137,8 @@ class Meter:
         self.host.record(last, measured)
         self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
 
-    def _share_bad_pictures(self, values: Tensor) -> None:
-        """Count the bad pictures of all ranks since the run began, and tell every rank which they are."""
+    def _share_bad_images(self, values: Tensor) -> None:
+        """Count the bad images of all ranks since the run began, and tell every rank which they are."""
         new, before = bool(values[-1, -1]), len(self.stream.known_bad)
         values[:, -1] += before
         if not new:

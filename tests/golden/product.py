@@ -19,6 +19,8 @@ import optuna
 import ray
 import torch
 import yaml
+from mergevq_platform.feeding import open_feed, open_samples, pinned
+from mergevq_platform.frozen_tokenizer import find_tokenizer
 from torch import Tensor
 
 import mergevq
@@ -56,8 +58,6 @@ from mergevq_platform.evaluation.classifying import (
     classify,
     classify_by_probe,
 )
-from mergevq_platform.feeding import open_feed, open_samples, pinned
-from mergevq_platform.frozen_tokenizer import find_tokenizer
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.sweeps import (
     Grid,

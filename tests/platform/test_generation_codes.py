@@ -16,7 +16,7 @@ from mergevq.keep import ListedKeepConfig, UniformKeepConfig
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, tokenize
 from mergevq_platform.codes.tokenizing import Worker
 from mergevq_platform.data import BatchPartition, EvalBatches, open_dataset, to_unit_range
-from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer
 
 KEEPS = (4, 9, 16)
 

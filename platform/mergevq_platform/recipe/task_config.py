@@ -19,8 +19,8 @@ from mergevq.generation import (
 )
 from mergevq.initialisation import select_weights
 from mergevq.keep import KeepDistributionConfig
-from mergevq.merge_schedule import merge_schedule
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
+from mergevq.merge_schedule import merge_schedule
 from mergevq.paths import WeightsPath
 from mergevq.presets import preset
 from mergevq.tokenizer import MergeVQ, TokenizerConfig

@@ -37,7 +37,9 @@ class EncodedImageFeed:
 
     def stream(self, start_step: int, known_bad: Collection[int] = ()) -> TrainStream:
         """See `Feed.stream`."""
-        return ImageFeed(self.recipe, self.samples, self.worker, measure_generator).stream(start_step, known_bad)
+        return ImageFeed(self.recipe, self.samples, self.worker, measure_generator).stream(
+            start_step, known_bad
+        )
 
     @torch.no_grad()
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
