@@ -90,7 +90,7 @@ MISTAKES = {
     ),
     "passes too small for the workers": (
         "cluster={workers: 8, min_workers: 1}",
-        r"2 passes, too few pictures in each for 8 workers: raise micro_batch to 8",
+        r"2 passes, too few images in each for 8 workers: raise micro_batch to 8",
     ),
     "more workers at least than at most": (
         "cluster.min_workers=2",
