@@ -1,4 +1,4 @@
-"""How many kept tokens should a random-order generator write? Fewer are fewer to predict, and paint less.
+"""How many kept tokens should a random-order generator write? Fewer are fewer to predict, and carry less of the image.
 
 Each count alone and both together, measured at the most often trained, on the codes of `make demo-generate`:
 

@@ -1,6 +1,6 @@
 """Does a sweep work on this machine? Eight short trials of four families, the hopeless stopped early.
 
-Minutes on two cores; needs the demo's pictures (`mergevq data shapes runs/data/shapes`, or `make demo`):
+Minutes on two cores; needs the demo's images (`mergevq data shapes runs/data/shapes`, or `make demo`):
 
     mergevq sweep sweeps/smoke.py
 """

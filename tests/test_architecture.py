@@ -20,9 +20,8 @@ PRODUCT = MODEL + PLATFORM + JOBS + SWEEPS
 SHAPELESS = {"utils.py", "util.py", "common.py", "base.py", "helpers.py", "misc.py"}
 
 # Being renamed.
-NOT_YET_UNIQUE = {"Job", "Part", "Record", "Refused", "Row", "Source", "Subject", "Worker"}
+NOT_YET_UNIQUE = {"Job", "Part", "Subject", "Worker"}
 KNOWN_CYCLES = {
-    ("mergevq_platform.tracking.curve", "mergevq_platform.tracking.listing"),
     ("mergevq_platform.data.sources.parquet_rows", "mergevq_platform.data.sources.source"),
 }
 

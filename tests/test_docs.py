@@ -31,7 +31,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[(?:[^][]|\[[^]]*\])*\]\(([^)\s]+)\)|!\[[^]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 FOLDERS = ("mergevq", "platform", "jobs", "sweeps", "tests", "docs", "findings")
-ARRIVING = ("tests/golden", "platform/mergevq_platform/tasks", "platform/mergevq_platform/recipe")
+ARRIVING = ("tests/golden",)
 PLACEHOLDER = re.compile(r"^[A-Z_]+$")  # RUN, NAME, DIR: what a reader puts there
 
 

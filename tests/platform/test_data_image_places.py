@@ -58,7 +58,7 @@ def test_our_own_sheets_and_figures_are_no_images(tmp_path: Path) -> None:
     pack(tmp_path / "made" / "images", tmp_path / "packed", progress=False)
     contact_sheet(open_dataset(tmp_path / "packed", "train"), tmp_path / "made" / "overview.png")
     figures.save_png(
-        figures.picture_rows({"a": [np.zeros((16, 16, 3), np.uint8)]}), tmp_path / "made" / "grid.png"
+        figures.image_rows({"a": [np.zeros((16, 16, 3), np.uint8)]}), tmp_path / "made" / "grid.png"
     )
     opened = open_images(str(tmp_path / "made"), 8)
     assert (opened.images, opened.size) == (12, 16)

@@ -1,4 +1,4 @@
-"""The figures of a curve: what they say, that they draw the numbers they were given, and that pictures stay exact."""
+"""The figures of a curve: what they say, that they draw the numbers they were given, and that images stay exact."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def pixels(figure: Figure, path: Path) -> np.ndarray:
 
 
 def tiles(image: np.ndarray, rows: int, columns: int, size: int) -> list[list[np.ndarray]]:
-    """The pictures of a grid whose pictures are `size` px high and wide."""
+    """The images of a grid whose images are `size` px high and wide."""
     return [
         [image[30 + r * (size + 8) :, 12 + c * (size + 8) :][:size, :size] for c in range(columns)]
         for r in range(rows)
@@ -170,15 +170,15 @@ def test_the_trade_off_calls_the_distance_by_its_true_name_and_repeats_the_cavea
     said = words(figures.tradeoff_figure(curve()))
     assert f"Fréchet distance, {TRUE_NAME}" in said
     assert CAVEAT in said
-    assert "1,000 pictures of 'val', data 'shapes' 0123456789ab; EMA weights of step 1,200" in said
-    assert "6,000 training pictures" in said
+    assert "1,000 images of 'val', data 'shapes' 0123456789ab; EMA weights of step 1,200" in said
+    assert "6,000 training images" in said
     assert not re.search(r"\brfid\b", said, re.IGNORECASE)
     page = drawing(figures.tradeoff_html(curve()))
     assert "distillation" in page
     assert "not ImageNet FID" in page
 
 
-def test_too_few_pictures_for_the_distance_are_said() -> None:
+def test_too_few_images_for_the_distance_are_said() -> None:
     few, enough = curve(), curve()
     few.protocol["extractor"]["dim"], enough.protocol["extractor"]["dim"] = 1000, 999
     assert "biased upwards" in words(figures.tradeoff_figure(few))
@@ -208,7 +208,7 @@ def test_without_labels_the_right_axis_shows_psnr_and_says_so() -> None:
     ],
     ids=["usual", "one point", "no labels", "long caveat", "crowded counts", "long name"],
 )
-def test_no_text_of_the_trade_off_covers_another_or_leaves_the_picture(shown: Curve) -> None:
+def test_no_text_of_the_trade_off_covers_another_or_leaves_the_figure(shown: Curve) -> None:
     assert overlaps(figures.tradeoff_figure(shown)) == []
 
 
@@ -287,15 +287,15 @@ def test_reconstructions_are_drawn_pixel_for_pixel_most_tokens_first(tmp_path: P
     figure = figures.reconstruction_grid(originals, {9: few, 64: many})
     grid = tiles(pixels(figure, tmp_path / "grid.png"), rows=2, columns=3, size=128)
     for row in range(2):
-        for column, pictures in enumerate((originals, many, few)):
-            expected = ((pictures[row] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        for column, images in enumerate((originals, many, few)):
+            expected = ((images[row] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
             expected = expected.repeat(4, 0).repeat(4, 1)
             np.testing.assert_array_equal(grid[row][column], expected)
     assert [text.get_text() for text in figure.texts] == ["original", "64 kept", "9 kept"]
 
 
 @pytest.mark.parametrize("size", [8, 32, 60, 88, 95, 96])
-def test_small_pictures_are_enlarged_to_96_px_or_more_by_a_whole_factor(size: int, tmp_path: Path) -> None:
+def test_small_images_are_enlarged_to_96_px_or_more_by_a_whole_factor(size: int, tmp_path: Path) -> None:
     originals = torch.zeros(1, 3, size, size)
     image = pixels(figures.reconstruction_grid(originals, {4: originals}), tmp_path / "grid.png")
     side = (image.shape[1] - 2 * 12 - 8) // 2
@@ -303,7 +303,7 @@ def test_small_pictures_are_enlarged_to_96_px_or_more_by_a_whole_factor(size: in
     assert side % size == 0
 
 
-def test_large_pictures_are_not_enlarged(tmp_path: Path) -> None:
+def test_large_images_are_not_enlarged(tmp_path: Path) -> None:
     originals = torch.zeros(1, 3, 256, 256)
     image = pixels(figures.reconstruction_grid(originals, {64: originals}), tmp_path / "grid.png")
     assert image.shape[1] == 2 * 12 + 2 * 256 + 8
@@ -330,10 +330,10 @@ def test_cells_of_one_cluster_share_a_colour_and_clusters_differ(tmp_path: Path)
     assert len(np.unique(colours, axis=0)) == 4
 
 
-def test_cells_that_were_not_merged_show_the_picture_in_grey(tmp_path: Path) -> None:
-    picture = torch.zeros(1, 3, 32, 32)
-    picture[:, 0] = 1
-    figure = figures.cluster_grid(picture, {16: torch.arange(16)[None]})
+def test_cells_that_were_not_merged_show_the_image_in_grey(tmp_path: Path) -> None:
+    image = torch.zeros(1, 3, 32, 32)
+    image[:, 0] = 1
+    figure = figures.cluster_grid(image, {16: torch.arange(16)[None]})
     tile = tiles(pixels(figure, tmp_path / "map.png"), rows=1, columns=2, size=128)[0][1]
     colours = interiors(tile, 4)
     assert (colours == colours[..., :1]).all()
@@ -348,7 +348,7 @@ def test_a_border_runs_between_clusters_and_nowhere_else(tmp_path: Path) -> None
     assert white.sum() == 128
 
 
-def test_pictures_that_are_not_square_get_their_own_grid(tmp_path: Path) -> None:
+def test_images_that_are_not_square_get_their_own_grid(tmp_path: Path) -> None:
     assignment = torch.tensor([[0, 0, 1, 1, 0, 0, 1, 1]])
     figure = figures.cluster_grid(torch.zeros(1, 3, 32, 64), {2: assignment})
     assert pixels(figure, tmp_path / "map.png").shape[1] == 2 * 12 + 2 * 128 + 8
@@ -361,7 +361,7 @@ def test_pictures_that_are_not_square_get_their_own_grid(tmp_path: Path) -> None
         (torch.zeros(2, 16, dtype=torch.long), "must be \\(1, N\\)"),
     ],
 )
-def test_assignments_that_do_not_fit_the_pictures_are_refused(assignment: torch.Tensor, message: str) -> None:
+def test_assignments_that_do_not_fit_the_images_are_refused(assignment: torch.Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         figures.cluster_grid(torch.zeros(1, 3, 32, 32), {4: assignment})
 

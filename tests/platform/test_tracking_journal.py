@@ -228,20 +228,20 @@ def test_a_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Path) ->
 
 
 def test_an_artifact_from_elsewhere_is_kept_with_the_run(path: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "tradeoff.png"
-    picture.write_bytes(b"picture")
+    image = tmp_path / "tradeoff.png"
+    image.write_bytes(b"image")
     with Journal(path, identity()) as journal:
-        journal.append_artifact(picture, "curve")
+        journal.append_artifact(image, "curve")
         (path.parent / "own.txt").write_text("own")
         journal.append_artifact(path.parent / "own.txt")
         with pytest.raises(InputError, match="no such file"):
             journal.append_artifact(tmp_path / "absent.png")
         with pytest.raises(InputError, match="relative path"):
-            journal.append_artifact(picture, "../curve")
-    picture.unlink()
+            journal.append_artifact(image, "../curve")
+    image.unlink()
     first, second = (record.data for record in list(read_journal(path))[1:])
     assert first == {"file": "artifacts/curve/tradeoff.png", "directory": "curve"}
-    assert (path.parent / first["file"]).read_bytes() == b"picture"
+    assert (path.parent / first["file"]).read_bytes() == b"image"
     assert second == {"file": "own.txt", "directory": ""}
 
 

@@ -137,7 +137,7 @@ def test_without_any_number_there_is_no_winner_and_everything_else(tmp_path: Pat
         ),
     ],
 )
-def test_curves_that_do_not_go_together_cost_the_pictures_alone(
+def test_curves_that_do_not_go_together_cost_the_figures_alone(
     tmp_path: Path, other: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trials = finished(tmp_path, [1.0, 2.0], [curve(), other])

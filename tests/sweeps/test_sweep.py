@@ -75,10 +75,10 @@ def made(base: Path, **changes: Any) -> Sweep:
     return Sweep(**(given | changes))
 
 
-def test_a_sweep_ends_in_one_picture_with_its_trials_below_it_in_mlflow(
+def test_a_sweep_ends_in_one_figure_with_its_trials_below_it_in_mlflow(
     base: Path, ray_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Recipe and pictures are named as a person does who stands in a folder; trials run in others.
+    # Recipe and data are named as a person does who stands in a folder; trials run in others.
     monkeypatch.chdir(tmp_path)
     tree = yaml.safe_load(base.read_text())
     pictures = tree["data"]["path"]
@@ -119,7 +119,7 @@ def test_a_sweep_ends_in_one_picture_with_its_trials_below_it_in_mlflow(
     assert all(path.stat().st_size > 1000 for path in files.values() if path.suffix == ".png")
 
 
-def test_a_sweep_over_generators_ends_in_their_picture_over_guidance_scales(
+def test_a_sweep_over_generators_ends_in_their_figure_over_guidance_scales(
     small_recipe: dict[str, Any], ray_home: Path, tmp_path: Path
 ) -> None:
     small_recipe["cluster"] = {"workers": 1, "device": "cpu"}
@@ -161,7 +161,7 @@ def test_a_sweep_over_generators_ends_in_their_picture_over_guidance_scales(
         assert trial.objectives["sample_class_top1_best"] == max(row["class_top1"] for row in report.rows)
         directory = ray_home / "ray" / trial.name
         rungs = read_metrics(directory / "journal.jsonl", "rung/")
-        assert list(rungs["rung/sample_frechet_at_1"]) == [2, 4]  # on fewer pictures than the last
+        assert list(rungs["rung/sample_frechet_at_1"]) == [2, 4]  # on fewer images than the last
         assert report.protocol["images"] == 48
         assert (directory / "generation" / "samples.png").stat().st_size > 1000
         assert trial.recipe["task"]["tokenizer_sha256"] == report.protocol["tokenizer"]["sha256"]

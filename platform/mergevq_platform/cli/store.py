@@ -56,7 +56,7 @@ def add(verbs: Any) -> None:
         "--host",
         default="127.0.0.1",
         help="default 127.0.0.1; 0.0.0.0: all addresses of this machine. The pages have no login; MLFLOW_SERVER_ALLOWED_HOSTS "
-        "names further names that they may be asked by",
+        "names further names that they answer to",
     )
     ui.set_defaults(function=_ui)
 

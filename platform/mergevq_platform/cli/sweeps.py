@@ -1,4 +1,4 @@
-"""`mergevq sweep` and `compare`: many trainings, one picture."""
+"""`mergevq sweep` and `compare`: many trainings, one figure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     sweep = verbs.add_parser(
         "sweep",
-        help="many trainings that differ in one question; ends with their Pareto picture",
+        help="many trainings that differ in one question; ends with their Pareto front",
         description="Run a sweep file (sweeps/*.py), or vary a recipe's keys from here with --over. "
         "Ctrl-C leaves a resumable sweep.",
     )
@@ -95,7 +95,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if outcome.finished:
         report.show(outcome.definition, outcome.finished)
         if "pareto.png" in outcome.files:
-            print(f"pictures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
+            print(f"figures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
         if "winner.yaml" in outcome.files:
             print(f"winner: mergevq train {outcome.files['winner.yaml']}")
     if outcome.stopped_early:

@@ -1,9 +1,9 @@
-"""The figures: a tokenizer's trade-off, what it repaints and merges; what a generator paints."""
+"""The figures: a tokenizer's trade-off, its reconstructions and merged cells; a generator's samples."""
 
 from mergevq_platform.figures.codes import code_usage_figure
 from mergevq_platform.figures.compared import Entry
 from mergevq_platform.figures.front import pareto_figure
-from mergevq_platform.figures.generated import guidance_figure, picture_rows
+from mergevq_platform.figures.generated import guidance_figure, image_rows
 from mergevq_platform.figures.grids import cluster_grid, neighbour_grid, reconstruction_grid, worst_grid
 from mergevq_platform.figures.interactive import tradeoff_html
 from mergevq_platform.figures.series import probed
@@ -14,9 +14,9 @@ __all__ = [
     "cluster_grid",
     "code_usage_figure",
     "guidance_figure",
+    "image_rows",
     "neighbour_grid",
     "pareto_figure",
-    "picture_rows",
     "probed",
     "reconstruction_grid",
     "save_png",

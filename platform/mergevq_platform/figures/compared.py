@@ -15,7 +15,7 @@ import numpy as np
 
 from mergevq.errors import InputError
 from mergevq_platform.curves import Curve, lacking_sentences
-from mergevq_platform.figures.series import few_pictures, notes, probed
+from mergevq_platform.figures.series import few_images, notes, probed
 from mergevq_platform.generator_report import GeneratorReport
 
 Evaluation = Curve | GeneratorReport
@@ -155,18 +155,18 @@ def judged_notes(curve: Evaluation) -> list[str]:
         return notes(curve)
     p = curve.protocol
     said = [
-        f"{p['images']:,} pictures a point, classes in turn, against {p['reference']['images']:,} real ones of "
+        f"{p['images']:,} images a point, classes in turn, against {p['reference']['images']:,} real ones of "
         f"'{p['reference']['split']}', data '{PurePath(p['data']).name}' {p['data_fingerprint'][:12]}; EMA weights; "
         f"{p['guidance']['schedule']} guidance"
     ]
     if comparison_axes(curve).gain_key == "class_top1":
         probe = p["class_probe"]
         said.append(
-            f"Class: {probe['kind']}; {probe['train_images']:,} training pictures; real pictures {probe['real_top1']:.1f}%, "
+            f"Class: {probe['kind']}; {probe['train_images']:,} training images; real images {probe['real_top1']:.1f}%, "
             f"chance {p['chance_top1']:.1f}%"
         )
     if (dim := p["extractor"].get("dim", 0)) >= p["images"]:
-        said.append(few_pictures(dim))
+        said.append(few_images(dim))
     return said
 
 

@@ -1,4 +1,4 @@
-"""Generated pictures: rows of them, each beside its nearest training pictures, and metrics over guidance scales."""
+"""Generated images: rows of them, each beside its nearest training images, and metrics over guidance scales."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from matplotlib.figure import Figure
 
 from mergevq_platform.generator_report import NAMES, GeneratorReport
 
-CELL = 64  # screen pixels that a small picture is enlarged to, about: the factor is whole
+CELL = 64  # screen pixels that a small image is enlarged to, about: the factor is whole
 GAP, MARGIN, LINE = 4, 12, 17  # screen pixels
 DPI = 100
 LEFT, RIGHT, GREY = "#0072b2", "#d55e00", "#8a8a8a"
 
 
-def picture_rows(
+def image_rows(
     rows: Mapping[str, Sequence[np.ndarray]],
     *,
     heads: Sequence[str] = (),
     below: Mapping[str, Sequence[str]] | None = None,
     foot: str = "",
 ) -> Figure:
-    """Pictures (H, W, 3) uint8 in labelled rows, enlarged by a whole factor; `heads` over columns, `below` under pictures."""
-    side = max(max(picture.shape[:2]) for pictures in rows.values() for picture in pictures)
+    """Images (H, W, 3) uint8 in labelled rows, enlarged by a whole factor; `heads` over columns, `below` under images."""
+    side = max(max(image.shape[:2]) for images in rows.values() for image in images)
     factor = max(1, round(CELL / side))
-    cell, columns = side * factor, max(len(pictures) for pictures in rows.values())
+    cell, columns = side * factor, max(len(images) for images in rows.values())
     note = 14 if below else 0
     left = MARGIN + 7 * max(map(len, rows))
     width = left + columns * (cell + GAP) - GAP + MARGIN
@@ -41,14 +41,14 @@ def picture_rows(
     for column, head in enumerate(heads):
         x = left + column * (cell + GAP) + cell / 2
         figure.text(x / width, 1 - (top - 4) / height, head, ha="center", va="bottom", size=8, **plain)
-    for row, (label, pictures) in enumerate(rows.items()):
+    for row, (label, images) in enumerate(rows.items()):
         y = top + row * (cell + GAP + note)
         figure.text(
             (left - 8) / width, 1 - (y + cell / 2) / height, label, ha="right", va="center", size=8.5, **plain
         )
-        for column, picture in enumerate(pictures):
+        for column, image in enumerate(images):
             x = left + column * (cell + GAP)
-            large = picture.repeat(factor, 0).repeat(factor, 1)
+            large = image.repeat(factor, 0).repeat(factor, 1)
             canvas[y : y + large.shape[0], x : x + large.shape[1]] = large
         for column, text in enumerate((below or {}).get(label, ())):
             x = left + column * (cell + GAP) + cell / 2
@@ -95,7 +95,7 @@ def guidance_figure(report: GeneratorReport) -> Figure:
     if "class_probe" in p:
         real = p["class_probe"]["real_top1"]
         handles.append(
-            right.axhline(real, color=RIGHT, linestyle="--", linewidth=1.2, label="class of real pictures")
+            right.axhline(real, color=RIGHT, linestyle="--", linewidth=1.2, label="class of real images")
         )
         handles.append(
             right.axhline(p["chance_top1"], color=RIGHT, linestyle=":", linewidth=1.4, label="chance")
@@ -110,7 +110,7 @@ def guidance_figure(report: GeneratorReport) -> Figure:
     left.set_xticks(scales, [f"{scale:g}" for scale in scales])
     left.set_xlabel("guidance scale (1: no guidance)")
     left.set_ylabel(f"{key}, lower is better", color=LEFT)
-    right.set_ylabel("pictures whose class a probe recognises, %", color=RIGHT)
+    right.set_ylabel("images whose class a probe recognises, %", color=RIGHT)
     left.grid(color="#e6e6e6", linewidth=0.8)
     for axes in (left, right):
         axes.spines["top"].set_visible(False)

@@ -1,4 +1,4 @@
-"""Pictures over kept counts: what is repainted (the paper's Figure 3) and which cells are merged (Figure 4)."""
+"""Images over kept counts: reconstructions (the paper's Figure 3) and merged cells (Figure 4)."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from torch import Tensor
 from mergevq.errors import InputError
 from mergevq.metrics import to_uint8
 
-CELL = 128  # screen pixels that a small picture is enlarged to, about: the factor is whole
-LEAST = 96  # screen pixels that a picture has at least
-GAP = 8  # screen pixels between pictures
+CELL = 128  # screen pixels that a small image is enlarged to, about: the factor is whole
+LEAST = 96  # screen pixels that an image has at least
+GAP = 8  # screen pixels between images
 LETTER = 6.2  # screen pixels of a letter below the grid
-CAPTION = 14  # screen pixels of a line under a picture
+CAPTION = 14  # screen pixels of a line under an image
 HEAD, FOOT, SIDE = 30, 12, 12  # screen pixels around them
-TINT = 0.5  # share of the cluster's colour over the grey picture
+TINT = 0.5  # share of the cluster's colour over the grey image
 DPI = 100
 
 
-def reconstruction_grid(originals: Tensor, painted: Mapping[int, Tensor]) -> Figure:
-    """A row per picture: the original, then its reconstructions, most kept tokens first.
+def reconstruction_grid(originals: Tensor, reconstructed: Mapping[int, Tensor]) -> Figure:
+    """A row per image: the original, then its reconstructions, most kept tokens first.
 
-    Pictures (B, 3, H, W) in [-1, 1], the same for every kept count. Raises `InputError` where shapes differ.
+    Images (B, 3, H, W) in [-1, 1], the same for every kept count. Raises `InputError` where shapes differ.
     """
-    for keep, pictures in painted.items():
-        if pictures.shape != originals.shape:
+    for keep, images in reconstructed.items():
+        if images.shape != originals.shape:
             raise InputError(
-                f"reconstructions at {keep} kept tokens are {tuple(pictures.shape)}, the originals {tuple(originals.shape)}"
+                f"reconstructions at {keep} kept tokens are {tuple(images.shape)}, the originals {tuple(originals.shape)}"
             )
     columns = {"original": _screen(originals)}
-    columns |= {_label(keep): _screen(painted[keep]) for keep in sorted(painted, reverse=True)}
+    columns |= {_label(keep): _screen(reconstructed[keep]) for keep in sorted(reconstructed, reverse=True)}
     return _grid(columns)
 
 
 def cluster_grid(originals: Tensor, assigned: Mapping[int, Tensor]) -> Figure:
-    """A row per picture: the original, then its clusters of merged cells, most kept tokens first.
+    """A row per image: the original, then its clusters of merged cells, most kept tokens first.
 
-    Cells of one colour are one kept token; cells that stayed alone show the picture in grey. Pictures (B, 3, H, W) in
+    Cells of one colour are one kept token; cells that stayed alone show the image in grey. Images (B, 3, H, W) in
     [-1, 1], assignments (B, N) int64. Raises `InputError` where they do not go together.
     """
     screen = _screen(originals)
@@ -56,29 +56,32 @@ def cluster_grid(originals: Tensor, assigned: Mapping[int, Tensor]) -> Figure:
         shape = _grid_shape(assignment.shape[1], *originals.shape[-2:])
         maps = assignment.cpu().numpy().reshape(-1, *shape)
         columns[_label(keep)] = np.stack(
-            [_tinted(picture, cells) for picture, cells in zip(screen, maps, strict=True)]
+            [_tinted(image, cells) for image, cells in zip(screen, maps, strict=True)]
         )
     return _grid(columns, foot="Cells of one colour are one kept token; cells in grey were not merged.")
 
 
 def worst_grid(
-    originals: Tensor, painted: Mapping[int, Tensor], rows: Sequence[int], psnr: Mapping[int, np.ndarray]
+    originals: Tensor,
+    reconstructed: Mapping[int, Tensor],
+    rows: Sequence[int],
+    psnr: Mapping[int, np.ndarray],
 ) -> Figure:
-    """`reconstruction_grid` of the pictures that come out worst, their PSNR under each; `rows` number them in the split."""
+    """`reconstruction_grid` of the images that come out worst, their PSNR under each; `rows` number them in the split."""
     columns = {"original": _screen(originals)}
     captions = {"original": [f"row {row}" for row in rows]}
-    for keep in sorted(painted, reverse=True):
-        columns[_label(keep)] = _screen(painted[keep])
+    for keep in sorted(reconstructed, reverse=True):
+        columns[_label(keep)] = _screen(reconstructed[keep])
         captions[_label(keep)] = [f"{value:.1f} dB" for value in psnr[keep]]
-    foot = f"The lowest PSNR of the split at {max(painted)} kept tokens, lowest first."
+    foot = f"The lowest PSNR of the split at {max(reconstructed)} kept tokens, lowest first."
     return _grid(columns, foot=foot, captions=captions)
 
 
 def neighbour_grid(queries: Tensor, found: Tensor, keep: int) -> Figure:
-    """A row per picture of the evaluation split (B, 3, H, W): itself, then its nearest training pictures (B, k, …)."""
-    columns = {"picture": _screen(queries)}
+    """A row per image of the evaluation split (B, 3, H, W): itself, then its nearest training images (B, k, …)."""
+    columns = {"image": _screen(queries)}
     columns |= {f"nearest {rank + 1}": _screen(found[:, rank]) for rank in range(found.shape[1])}
-    foot = f"Training pictures whose [CLS] feature has the largest cosine with the picture's, {keep} kept tokens."
+    foot = f"Training images whose [CLS] feature has the largest cosine with the image's, {keep} kept tokens."
     return _grid(columns, foot=foot)
 
 
@@ -86,11 +89,11 @@ def _label(keep: int) -> str:
     return f"{keep} kept"
 
 
-def _screen(pictures: Tensor) -> np.ndarray:
+def _screen(images: Tensor) -> np.ndarray:
     # (B, H, W, 3) uint8, enlarged by a whole factor so that every pixel stays a square.
-    if pictures.ndim != 4 or pictures.shape[1] != 3 or not len(pictures):
-        raise InputError(f"pictures are {tuple(pictures.shape)}: they must be (B, 3, H, W), B at least 1")
-    array = to_uint8(pictures).permute(0, 2, 3, 1).cpu().numpy()
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise InputError(f"images are {tuple(images.shape)}: they must be (B, 3, H, W), B at least 1")
+    array = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
     side = max(array.shape[1:3])
     factor = max(1, round(CELL / side), math.ceil(LEAST / side))
     return array.repeat(factor, 1).repeat(factor, 2)
@@ -100,18 +103,18 @@ def _grid(
     columns: Mapping[str, np.ndarray], foot: str = "", captions: Mapping[str, Sequence[str]] | None = None
 ) -> Figure:
     rows, height, width = next(iter(columns.values())).shape[:3]
-    gap = GAP + (CAPTION if captions else 0)  # below each picture
+    gap = GAP + (CAPTION if captions else 0)  # below each image
     total_width = 2 * SIDE + len(columns) * (width + GAP) - GAP
     said = textwrap.wrap(foot, int((total_width - 2 * SIDE) / LETTER)) if foot else []
     foot_height = FOOT + (4 + 14 * len(said) if said else 0)
     total_height = HEAD + rows * (height + gap) - GAP + foot_height
     canvas = np.full((total_height, total_width, 3), 255, np.uint8)
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
-    for column, (label, pictures) in enumerate(columns.items()):
+    for column, (label, images) in enumerate(columns.items()):
         x = SIDE + column * (width + GAP)
-        for row, picture in enumerate(pictures):
+        for row, image in enumerate(images):
             y = HEAD + row * (height + gap)
-            canvas[y : y + height, x : x + width] = picture
+            canvas[y : y + height, x : x + width] = image
             if captions:
                 place = (x + width / 2) / total_width, 1 - (y + height + 3) / total_height
                 figure.text(*place, captions[label][row], ha="center", va="top", size=8.5, color="#333333")
@@ -129,14 +132,14 @@ def _grid_shape(cells: int, height: int, width: int) -> tuple[int, int]:
     patch = math.sqrt(height * width / cells)
     rows, columns = round(height / patch), round(width / patch)
     if rows * columns != cells or height % rows or width % columns:
-        raise InputError(f"{cells} cells do not tile a picture of {height} x {width} px with squares")
+        raise InputError(f"{cells} cells do not tile an image of {height} x {width} px with squares")
     return rows, columns
 
 
-def _tinted(picture: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    # One picture (h, w, 3) uint8 at screen size with its clusters (rows, columns) over it.
-    height, width = picture.shape[:2]
-    grey = picture.astype(np.float64) @ (0.299, 0.587, 0.114)
+def _tinted(image: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    # One image (h, w, 3) uint8 at screen size with its clusters (rows, columns) over it.
+    height, width = image.shape[:2]
+    grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
     grey = np.repeat((0.25 * 255 + 0.6 * grey)[..., None], 3, 2)  # dimmed towards a middle tone
     slots, sizes = np.unique(cells, return_counts=True)
     merged = slots[sizes > 1][np.argsort(-sizes[sizes > 1], kind="stable")]

@@ -52,7 +52,7 @@ def tradeoff_html(curve: Curve) -> str:
     figure.update_layout(
         template="plotly_white",
         title={
-            "text": f"<b>What every kept token buys: {escape(curve.run)}</b>",
+            "text": f"<b>Trade-off over kept tokens: {escape(curve.run)}</b>",
             "subtitle": {"text": "<br>".join(said)},
             "x": 0.06,
             "y": 1 - 34 / HEIGHT,

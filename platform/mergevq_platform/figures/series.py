@@ -76,7 +76,7 @@ def tradeoff_series(curve: Curve) -> list[Series]:
 
 
 def probed(curve: Curve) -> bool:
-    """Whether the curve holds a probe: it does where the pictures have labels."""
+    """Whether the curve holds a probe: it does where the images have labels."""
     return any("probe_top1_cls" in row for row in curve.rows)
 
 
@@ -127,9 +127,9 @@ def logarithmic_values(values: list[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) > LOG_FROM * min(values)
 
 
-def few_pictures(dim: int) -> str:
-    """What must be said where pictures are no more than features."""
-    return f"No more pictures than the {dim} features: the Fréchet distance is strongly biased upwards"
+def few_images(dim: int) -> str:
+    """What must be said where images are no more than features."""
+    return f"No more images than the {dim} features: the Fréchet distance is strongly biased upwards"
 
 
 def notes(curve: Curve) -> list[str]:
@@ -137,12 +137,12 @@ def notes(curve: Curve) -> list[str]:
     p = curve.protocol
     source = f"'{PurePath(p['data']).name}' " if p.get("data") else ""
     said = [
-        f"{p['images']:,} pictures of '{p['split']}', data {source}{p['data_fingerprint'][:12]}; "
+        f"{p['images']:,} images of '{p['split']}', data {source}{p['data_fingerprint'][:12]}; "
         f"{curve.weights()}"
     ]
     if probed(curve):
         trained = p.get("probe", {}).get("train_images")
-        learned = f" learned from {trained:,} training pictures;" if trained else ""
+        learned = f" learned from {trained:,} training images;" if trained else ""
         said.append(f"Probe:{learned} bands and bars are 95% Wilson intervals")
     else:
         why = p.get("lacking", {}).get("probe", "no labels")
@@ -151,7 +151,7 @@ def notes(curve: Curve) -> list[str]:
         said.append(f"{why[0].upper()}{why[1:]}, so no probe: PSNR is shown in its place")
     dim = p["extractor"].get("dim", 0)
     if p["images"] <= dim:
-        said.append(few_pictures(dim))
+        said.append(few_images(dim))
     if p.get("caveat"):
         said.append(p["caveat"])
     return said

@@ -1,4 +1,4 @@
-"""The picture of the trade-off: what reconstruction loses and the probe gains as tokens are merged."""
+"""The trade-off curve: Fréchet distance and probe accuracy over kept tokens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tradeoff_figure(curve: Curve) -> Figure:
     """
     keeps, lines = kept_counts(curve), tradeoff_series(curve)
     said = [line for note in notes(curve) for line in textwrap.wrap(note, 112, break_on_hyphens=False)]
-    title = textwrap.wrap(f"What every kept token buys: {curve.run}", 72)
+    title = textwrap.wrap(f"Trade-off over kept tokens: {curve.run}", 72)
     heading = 0.25 + 0.25 * len(title)  # inches down to the notes
     above, below = heading + 0.12 + 0.225 * len(said), 0.98 + 0.13 * (len(lines) + len(lines) % 2)
     width, height = 9.6, 4.3 + above + below

@@ -148,7 +148,7 @@ def samples_figure(report: GeneratorReport, pictures: dict[str, Measured], class
             blank = np.full_like(pictures[key].first[0], 255)  # so that every column stays one class
             rows[label] = [blank if picture is None else picture for picture in of_class]
     foot = f"{report.run}: {report.kept()}; the first picture of each class, not chosen; guidance 1 is no guidance."
-    return figures.picture_rows(rows, heads=[classes[c] for c in shown], foot=foot)
+    return figures.image_rows(rows, heads=[classes[c] for c in shown], foot=foot)
 
 
 def neighbours_figure(
@@ -178,7 +178,7 @@ def neighbours_figure(
         f"Generated at guidance {best:g}, with the nearest training pictures (or their mirror images); below them the root mean "
         "square distance in grey levels. A copied picture would stand beside its original."
     )
-    return figures.picture_rows(rows, heads=heads, below=below, foot=foot)
+    return figures.image_rows(rows, heads=heads, below=below, foot=foot)
 
 
 def _first_of(part: Measured, label: int) -> np.ndarray | None:

@@ -160,7 +160,7 @@ def sheet(order: Order) -> Any:
         samples = range(place, order.num, len(order.classes))[:SHEET_EACH]
         if samples:
             rows[order.names[label]] = [np.asarray(Image.open(order.picture(s, label))) for s in samples]
-    return figures.picture_rows(rows)
+    return figures.image_rows(rows)
 
 
 def safe(name: str) -> str:

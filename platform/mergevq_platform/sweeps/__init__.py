@@ -1,4 +1,4 @@
-"""Sweeps: Ray Tune over any keys of a recipe, above all over how kept-token counts are drawn; down to one Pareto picture.
+"""Sweeps: Ray Tune over any keys of a recipe, above all over how kept-token counts are drawn; and their Pareto front.
 
 A sweep file in `sweeps/` imports its words from here.
 """

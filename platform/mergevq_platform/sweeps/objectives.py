@@ -81,12 +81,12 @@ def hypervolume(keeps: Sequence[int] | None = None) -> Objective:
 
 
 def sample_frechet(scale: float | None = 1.0) -> Objective:
-    """Fréchet distance of a generator's pictures at a guidance scale (1: without guidance; none: the best); lower is better."""
+    """Fréchet distance of a generator's images at a guidance scale (1: without guidance; none: the best); lower is better."""
     return _of_samples("sample_frechet", "min", scale, lambda report: report.frechet_key)
 
 
 def sample_class_top1(scale: float | None = 1.0) -> Objective:
-    """How often a probe of real pictures recognises the class asked for, percent, at a scale (none: the best); higher is
+    """How often a probe of real images recognises the class that was sampled, percent, at a scale (none: the best); higher is
     better."""
     return _of_samples("sample_class_top1", "max", scale, lambda report: "class_top1")
 
@@ -127,6 +127,6 @@ def values(curve: Curve, key: str, keeps: Sequence[int] | None = None) -> list[f
         have = ", ".join(f"{row['keep']:.0f}" for row in curve.rows)
         raise InputError(f"an objective asks for kept counts {list(keeps or ())}, but the curve has {have}")
     if any(key not in row for row in rows):
-        reasons = "; ".join(lacking_sentences(curve.protocol)) or "probes need labelled pictures"
+        reasons = "; ".join(lacking_sentences(curve.protocol)) or "probes need labelled images"
         raise InputError(f"the curve has no '{key}': {reasons}")
     return [row[key] for row in rows]

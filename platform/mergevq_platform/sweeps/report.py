@@ -1,4 +1,4 @@
-"""What a sweep found: overlaid curves, the Pareto picture, tables, what mattered, and the winner as a recipe."""
+"""What a sweep found: overlaid curves, the Pareto front, tables, what mattered, and the winner as a recipe."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _score(objective: Objective, value: float) -> float:
     return objective.sign * value if math.isfinite(value) else -math.inf
 
 
-def not_in_one_picture(finished: Sequence[Finished]) -> str | None:
+def not_comparable(finished: Sequence[Finished]) -> str | None:
     """Why the trials' curves cannot be laid over each other, None where they can: a space may change how they are measured."""
     try:
         require_one_identity([trial.evaluation() for trial in finished])
@@ -75,7 +75,7 @@ def table(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
     first = definition.objectives[0]
     ordered = sorted(finished, key=lambda t: -_score(first, t.objectives[first.name]))
     names = [objective.name for objective in definition.objectives]
-    shared = [] if "hypervolume" in names or not_in_one_picture(finished) else ["hypervolume"]
+    shared = [] if "hypervolume" in names or not_comparable(finished) else ["hypervolume"]
     volumes = hypervolumes(finished) if shared else {}
     rows = [["trial", "family", *names, *shared, "steps", "minutes", "choice"]]
     for trial in ordered:
@@ -128,18 +128,20 @@ def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dic
     logarithmic = choosers.logarithmic(definition.space)
     found = {}
     for objective in definition.objectives:
-        told = [trial for trial in finished if math.isfinite(trial.objectives[objective.name])]
-        if len(told) < MIN_FOR_IMPORTANCE:
+        ranked = [trial for trial in finished if math.isfinite(trial.objectives[objective.name])]
+        if len(ranked) < MIN_FOR_IMPORTANCE:
             continue
         parameters = {
             key: [
                 math.log(float(trial.params[key])) if key in logarithmic else trial.params[key]
-                for trial in told
+                for trial in ranked
             ]
-            for key in told[0].params
-            if all(key in trial.params for trial in told)
+            for key in ranked[0].params
+            if all(key in trial.params for trial in ranked)
         }
-        found[objective.name] = main_effects(parameters, [trial.objectives[objective.name] for trial in told])
+        found[objective.name] = main_effects(
+            parameters, [trial.objectives[objective.name] for trial in ranked]
+        )
     return {name: shares for name, shares in found.items() if shares}
 
 
@@ -152,7 +154,7 @@ def write(definition: Sweep, name: str, finished: Sequence[Finished], folder: Pa
         files[name] = folder / name
         files[name].write_text(content)
 
-    if not not_in_one_picture(finished):
+    if not not_comparable(finished):
         some, family, title = entries(definition, finished), definition.family_key, definition.question
         for name, figure in (("curves.png", overlay_figure), ("pareto.png", pareto_figure)):
             files[name] = folder / name
@@ -171,23 +173,23 @@ def write(definition: Sweep, name: str, finished: Sequence[Finished], folder: Pa
     return files
 
 
-def unsaid(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
+def omissions(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
     """What a report cannot say, a line for each: trials without a finite objective, curves that do not go together."""
     lines = []
     for objective in definition.objectives:
         without = [trial.name for trial in finished if not math.isfinite(trial.objectives[objective.name])]
         if without:
             lines.append(f"{objective.name} is no finite number of {', '.join(without)}: not ranked by it")
-    if reason := not_in_one_picture(finished):
-        lines.append(f"no picture of all trials: {reason}")
+    if reason := not_comparable(finished):
+        lines.append(f"no figure of all trials: {reason}")
     return lines
 
 
 def markdown(definition: Sweep, name: str, finished: Sequence[Finished]) -> str:
     """The sweep's findings as Markdown."""
     parts = [f"# {name}", definition.question, "## Trials", _markdown(table(definition, finished))]
-    parts += unsaid(definition, finished)
-    if not not_in_one_picture(finished):
+    parts += omissions(definition, finished)
+    if not not_comparable(finished):
         parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
     for name, shares in importance(definition, finished).items():
         rows = [
@@ -211,7 +213,7 @@ def record(
             {"mergevq.winner": winner.name, "mergevq.winner_choice": described(winner.params)[:500]}
         )
         values = {f"best/{name}": value for name, value in winner.objectives.items()}
-    if not not_in_one_picture(finished):
+    if not not_comparable(finished):
         values["sweep/best_hypervolume"] = max(hypervolumes(finished).values())
     recorder.metrics(len(finished), values)
 
@@ -221,7 +223,7 @@ def show(definition: Sweep, finished: Sequence[Finished]) -> None:
     console = table_console()
     prefix = f"{finished[0].name.rpartition('-')[0]}-"  # the sweep's name, the same in every row
     shown = [("trials, best first", table(definition, finished))]
-    if not not_in_one_picture(finished):
+    if not not_comparable(finished):
         shown.append(("the Pareto front", pareto_rows(definition, finished)))
     for title, rows in shown:
         printed = Table(title=title)
@@ -230,7 +232,7 @@ def show(definition: Sweep, finished: Sequence[Finished]) -> None:
         for row in rows[1:]:
             printed.add_row(*(cell.removeprefix(prefix) for cell in row))
         console.print(printed)
-    for line in unsaid(definition, finished):
+    for line in omissions(definition, finished):
         print(line)
 
 

@@ -1,7 +1,7 @@
-"""Search spaces over recipe keys, define-by-run: a space is data, and walking it asks for one value after the other.
+"""Search spaces over recipe keys, define-by-run: a space is data, and a walk through it takes one value after the other.
 
 A space maps dotted recipe keys to domains. An option of a `choice` may be a tree that holds domains itself: then those
-are only asked for where that option was chosen (the sigma of a Gaussian means nothing to a uniform distribution).
+are only taken where that option was chosen (the sigma of a Gaussian means nothing to a uniform distribution).
 """
 
 from __future__ import annotations

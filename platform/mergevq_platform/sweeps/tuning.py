@@ -94,15 +94,15 @@ def resources(base: Recipe, device: str, gpus_per_trial: float) -> tune.Placemen
     return tune.PlacementGroupFactory([share])
 
 
-def trials_at_once(base: Recipe, device: str, asked: int | None) -> int | None:
-    """How many trials may run together so that every group of workers finds room; None: Tune's resources bound it."""
+def trials_at_once(base: Recipe, device: str, limit: int | None) -> int | None:
+    """How many trials may run together so that every group of workers finds its resources; None: Tune's resources bound it."""
     if base.cluster.workers == 1:
-        return asked
+        return limit
     per_worker = {"CPU": base.cluster.cpus_per_worker} | ({"GPU": 1} if device == "cuda" else {})
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(min(int(node.get(kind, 0) // amount) for kind, amount in per_worker.items()) for node in nodes)
-    fits = max(1, room // base.cluster.workers)
-    return min(fits, asked) if asked else fits
+    free = sum(min(int(node.get(kind, 0) // amount) for kind, amount in per_worker.items()) for node in nodes)
+    fits = max(1, free // base.cluster.workers)
+    return min(fits, limit) if limit else fits
 
 
 def tpe_sampler(seed: int) -> TPESampler:

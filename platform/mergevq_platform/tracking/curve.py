@@ -1,4 +1,4 @@
-"""Curves in a journal: metrics over kept-token counts, written so that MLflow draws them unasked.
+"""Curves in a journal: metrics over kept-token counts, written so that MLflow draws them by itself.
 
 `curve/<key>` is logged with step = kept tokens. The part before the slash becomes a section of the chart
 page, and the step its x axis: one chart per metric, one line per run.

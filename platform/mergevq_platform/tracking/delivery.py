@@ -77,7 +77,7 @@ class Delivery:
             self._acknowledge(reached)
             return True
         except Exception:
-            self._position = None  # what the server has taken is in doubt: ask it again
+            self._position = None  # what the server has taken is in doubt: find it out again
             raise
 
     def close(self) -> None:

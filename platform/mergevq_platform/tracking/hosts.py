@@ -1,4 +1,4 @@
-"""Under which names MLflow's server is asked, and which of them it has to be told to answer to."""
+"""The names under which MLflow's server is reached, and those that it must be configured to answer to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 HOSTS_VARIABLE = "MLFLOW_SERVER_ALLOWED_HOSTS"
 ORIGINS_VARIABLE = "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"
 _FAMILIES = {"0.0.0.0": (socket.AF_INET,), "::": (socket.AF_INET6,)}  # a server at `::` takes no IPv4
-# What MLflow answers to where it is told nothing: this machine, and private networks.
+# What MLflow answers to by default: this machine, and private networks.
 _LOOPBACK = ["localhost", "127.0.0.1", "[::1]", "0.0.0.0"]
 _PRIVATE = ["192.168.*", "10.*", *(f"172.{second}.*" for second in range(16, 32)), "fc00:*", "fd00:*"]
 
@@ -22,7 +22,7 @@ def is_any(host: str) -> bool:
 
 
 def names(host: str) -> list[str]:
-    """The names under which a server at `host` is asked, the one to print first; IPv6 addresses in brackets."""
+    """The names under which a server at `host` is reached, the one to print first; IPv6 addresses in brackets."""
     if not is_any(host):
         return [_in_url(host)]
     families = _FAMILIES.get(host.strip("[]"), (socket.AF_INET, socket.AF_INET6))

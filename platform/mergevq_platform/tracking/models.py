@@ -228,7 +228,7 @@ def _write(folder: Path, tokenizer: Path, origin: dict[str, Any], image_size: in
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, files / name)
     (files / ORIGIN).write_text(json.dumps(origin, indent=1))
-    pictures = TensorSpec(np.dtype("uint8"), (-1, image_size, image_size, 3))
+    images = TensorSpec(np.dtype("uint8"), (-1, image_size, image_size, 3))
     outputs: list[ColSpec | TensorSpec] = [
         TensorSpec(np.dtype("int64"), (-1, -1), "indices"),
         TensorSpec(np.dtype("int64"), (-1, -1), "source"),
@@ -243,6 +243,6 @@ def _write(folder: Path, tokenizer: Path, origin: dict[str, Any], image_size: in
             mlflow_model=Model(model_id=model_id),
             loader_module=LOADER,
             data_path=str(files),
-            signature=ModelSignature(Schema([pictures]), Schema(outputs), parameters),
+            signature=ModelSignature(Schema([images]), Schema(outputs), parameters),
             pip_requirements=[f"mergevq=={mergevq.__version__}"],
         )

@@ -12,7 +12,7 @@ _NEVER = (*LOOPBACK, "[::1]")
 
 
 def spare_loopback(environ: MutableMapping[str, str] | None = None) -> None:
-    """Have no proxy asked for this machine's own addresses, by any library and any process that is started from here."""
+    """Use no proxy for this machine's own addresses, by any library and any process that is started from here."""
     environ = os.environ if environ is None else environ
     if not any(
         environ.get(name)
@@ -30,7 +30,7 @@ def spare_loopback(environ: MutableMapping[str, str] | None = None) -> None:
 
 
 def through(url: str) -> str:
-    """What to add to a message about `url` that does not answer: the variable of the proxy it was asked through, if one was."""
+    """What to add to a message about `url` that does not answer: the variable of the proxy that the request went through, if one did."""
     parts = urllib.parse.urlsplit(url)
     proxies = urllib.request.getproxies_environment()
     host = parts.hostname or ""

@@ -29,7 +29,7 @@ class Recorder(Protocol):
         """Facts that may change: commit, variant, fingerprints."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Values at an optimizer step; a step told twice keeps its first value."""
+        """Values at an optimizer step; a step recorded twice keeps its first value."""
 
     def artifact(self, file: Path, directory: str = "") -> None:
         """A file of the run."""

@@ -24,7 +24,7 @@ def _load_pyfunc(path: str) -> ServedTokenizer:  # MLflow's name for it
 
 
 class ServedTokenizer:
-    """A tokenizer that takes pictures (B, H, W, 3) uint8 of its own size and answers with arrays by name."""
+    """A tokenizer that takes images (B, H, W, 3) uint8 of its own size and answers with arrays by name."""
 
     def __init__(self, path: str | Path) -> None:
         self.tokenizer = mergevq.load(path)
@@ -32,8 +32,8 @@ class ServedTokenizer:
             self.tokenizer.cuda()
 
     @torch.inference_mode()
-    def predict(self, pictures: np.ndarray, params: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """What `params` asks for of pictures (B, H, W, 3) uint8.
+    def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """What `params` asks for of images (B, H, W, 3) uint8.
 
         `keep`: kept tokens, 0 for all; `output`: one of `OUTPUTS`, several with commas between, or `all`. Answers:
         `indices` (B, K) int64; `source` (B, N) int64, the kept token of each grid cell; `features` (B, D) float32, the
@@ -42,15 +42,15 @@ class ServedTokenizer:
         config, params = self.tokenizer.config, params or {}
         wanted = _outputs(params.get("output", "indices"))
         keep = int(params.get("keep", KEEP_ALL)) or config.grid_tokens
-        pictures = np.asarray(pictures)
+        images = np.asarray(images)
         size = config.image_size
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (size, size, 3):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise InputError(
-                f"pictures are {pictures.dtype} {pictures.shape}: this tokenizer takes uint8 (B, {size}, {size}, 3)"
+                f"images are {images.dtype} {images.shape}: this tokenizer takes uint8 (B, {size}, {size}, 3)"
             )
         device = next(self.tokenizer.parameters()).device
-        images = torch.from_numpy(pictures.copy()).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        encoded = self.tokenizer.encode(images, keep)
+        pixels = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        encoded = self.tokenizer.encode(pixels, keep)
         answer = {}
         for name in wanted:
             match name:

@@ -27,7 +27,7 @@ _ready: set[str] = set()
 
 
 class StoreUnavailable(InputError):
-    """A store that could not be asked, or did not do what it was asked: nothing is known of what it holds."""
+    """A store that cannot be reached or that fails a request: nothing is known of what it holds."""
 
 
 def import_mlflow() -> Any:
@@ -151,11 +151,11 @@ class Store:
             ) from error
 
     def failure(self, error: BaseException) -> str:
-        """That this store did not do what it was asked, and why."""
+        """That a request to this store failed, and why."""
         return f"tracking store {self.public_uri}: {reason_of(error)}{through(self.uri)}"
 
     def experiment_id(self, client: MlflowClient, name: str) -> str:
-        """The id of the experiment `name`, created if need be; any number of processes may ask at once."""
+        """The id of the experiment `name`, created if need be; any number of processes may call this at once."""
         from mlflow.exceptions import MlflowException
 
         found = client.get_experiment_by_name(name)

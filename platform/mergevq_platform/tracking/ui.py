@@ -51,7 +51,7 @@ class UiServer:
         self.port = _choose_port(host, port)
         self.url = f"http://{hosts.names(host)[0]}:{self.port}"
         here = LOOPBACK if host == "0.0.0.0" else "[::1]" if hosts.is_any(host) else hosts.names(host)[0]
-        self._asked = f"http://{here}:{self.port}"
+        self._local_url = f"http://{here}:{self.port}"
         self._output = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
             _command(store, host, self.port),
@@ -117,7 +117,7 @@ class UiServer:
                 raise RuntimeError(f"MLflow's server ended at once:\n{self.output()}")
             with (
                 contextlib.suppress(OSError),
-                _DIRECTLY.open(f"{self._asked}/health", timeout=2) as answer,
+                _DIRECTLY.open(f"{self._local_url}/health", timeout=2) as answer,
             ):
                 if answer.status == 200:
                     return
@@ -168,7 +168,7 @@ def serve_ui(
 
 def tracking_link(store: Store, experiment: str, run: str | None = None) -> str:
     """One line: the command that shows an experiment's curves (or one run's pages), and the address it will have."""
-    if store.is_server:  # not asked: it may be out of reach, and the end of a run must not wait for it
+    if store.is_server:  # no request: it may be out of reach, and the end of a run must not wait for it
         return f"see it in MLflow: {store.public_uri}"
     runs = list_runs(store, experiment)
     if not runs:
