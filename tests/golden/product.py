@@ -30,7 +30,7 @@ from mergevq.generation import (
     generator_preset,
 )
 from mergevq.generation import sample as sample_codes
-from mergevq.keep import merge_schedule
+from mergevq.merge_schedule import merge_schedule
 from mergevq.rng import step_seed
 from mergevq.serialization import load_generator
 from mergevq_platform import evaluation, generation, loop
@@ -38,7 +38,7 @@ from mergevq_platform import recipe as recipes
 from mergevq_platform.codes import open_codes, tokenize
 from mergevq_platform.curves import Curve
 from mergevq_platform.data import (
-    Deal,
+    BatchPartition,
     EvalBatches,
     SampleOrder,
     ViewsConfig,
@@ -184,7 +184,7 @@ def order(sizes: Sequence[int], global_batch: int, seed: int, window: int, epoch
 
 def deal(global_batch: int, micro_batch: int, workers: int, present: int) -> list[list[Any]]:
     """Of every pass and rank, the positions of the global batch, where `present` of `workers` are there."""
-    cut = Deal.of(global_batch, micro_batch, workers, present)
+    cut = BatchPartition.of(global_batch, micro_batch, workers, present)
     return [
         [list(map(list, cut.positions(index, rank, present))) for rank in range(present)]
         for index in range(cut.passes)

@@ -210,3 +210,25 @@ def test_opaque_images_are_packed_byte_for_byte_as_before(tmp_path: Path) -> Non
     (row,) = dataset.read([0])
     small = Image.fromarray(pixels).resize((36, 24), Image.Resampling.BICUBIC)
     assert row.data == encode_png(np.asarray(small))
+
+
+def test_images_of_several_frames_are_counted_and_said(tmp_path: Path) -> None:
+    folder = tmp_path / "src" / "train" / "a"
+    folder.mkdir(parents=True)
+    frames = [Image.new("RGB", (SIDE, SIDE), (shade, 0, 0)) for shade in (10, 200)]
+    frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "pages.tiff", save_all=True, append_images=frames[1:])
+    for kind in ("gif", "tiff", "png"):
+        frames[0].save(folder / f"one.{kind}")
+    manifest = pack(tmp_path / "src", tmp_path / "set", progress=False)
+    kinds = manifest.splits["train"].kinds
+    assert kinds is not None
+    assert kinds.several_frames == 2
+    assert "frames    2 images of several frames or pages: the first is read" in describe(tmp_path / "set")
+    assert open_dataset(tmp_path / "set", "train").image(
+        open_dataset(tmp_path / "set", "train").read([0])[0]
+    ).getpixel((0, 0)) == (10, 0, 0)
+    for path in (folder / "film.gif", folder / "pages.tiff"):
+        path.unlink()
+    pack(tmp_path / "src", tmp_path / "plain", progress=False)
+    assert '"several_frames"' not in (tmp_path / "plain" / "manifest.json").read_text(), "as it was before"

@@ -17,9 +17,9 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq_platform.data import Dataset, decode, describe, open_dataset
 from mergevq_platform.data import pack as pack_with_progress
-from mergevq_platform.data.pack_shard import Job, Part, pack_shard
-from mergevq_platform.data.parquet.directory import PARTS
+from mergevq_platform.data.pack_shard import PackedShard, PackJob, pack_shard
 from mergevq_platform.data.parquet.shards import Manifest
+from mergevq_platform.distributed.sharded_map import RECORDS
 
 
 def pack(source: Path, directory: Path, **options: Any) -> Manifest:
@@ -83,7 +83,7 @@ def test_an_imagenet_tree_becomes_shards_with_its_classes(tmp_path: Path) -> Non
     assert contents(val) == expected(files, "val/")
     assert [len(shard.row_groups) for shard in train.shards] == [3, 3, 1]
     assert manifest.source["ignored"] == 1
-    assert not (tmp_path / "out" / PARTS).exists()
+    assert not (tmp_path / "out" / RECORDS).exists()
     train.verify()
 
 
@@ -248,8 +248,8 @@ def test_classes_that_are_held_out_whole_are_said(tmp_path: Path) -> None:
 def test_the_files_are_the_same_in_whatever_order_shards_are_made(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", imagefolder())
 
-    def backwards(function: Callable[[Job], Part], jobs: list[Job]) -> Iterator[Part]:
-        yield from map(function, reversed(jobs))
+    def backwards(function: Callable[[PackJob], PackedShard], jobs: list[PackJob]) -> Iterator[PackedShard]:
+        yield from reversed([function(job) for job in reversed(jobs)])
 
     pack(source, tmp_path / "one", shard_rows=5)
     pack(source, tmp_path / "two", shard_rows=5, map_jobs=backwards)
@@ -267,12 +267,12 @@ def test_a_pack_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", {**imagefolder(), "n01/bad.jpg": b"x"})
     made: list[str] = []
 
-    def counting(function: Callable[[Job], Part], jobs: list[Job]) -> Iterator[Part]:
+    def counting(function: Callable[[PackJob], PackedShard], jobs: list[PackJob]) -> Iterator[PackedShard]:
         for job in jobs:
             made.append(job.file)
             yield function(job)
 
-    def cut_off(function: Callable[[Job], Part], jobs: list[Job]) -> Iterable[Part]:
+    def cut_off(function: Callable[[PackJob], PackedShard], jobs: list[PackJob]) -> Iterable[PackedShard]:
         for number, part in enumerate(counting(function, jobs)):
             yield part
             if number == 2:
@@ -302,7 +302,7 @@ def test_a_pack_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_pack_that_goes_on_with_other_settings_starts_over(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", imagefolder())
 
-    def only_first(function: Callable[[Job], Part], jobs: list[Job]) -> Iterator[Part]:
+    def only_first(function: Callable[[PackJob], PackedShard], jobs: list[PackJob]) -> Iterator[PackedShard]:
         yield from map(function, jobs)
         raise KeyboardInterrupt
 
@@ -408,9 +408,9 @@ def test_a_refused_source_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_one_shard_is_a_function_of_its_job(tmp_path: Path) -> None:
     source = tree(tmp_path / "src", imagefolder(each=2))
-    jobs: list[Job] = []
+    jobs: list[PackJob] = []
 
-    def remember(function: Callable[[Job], Part], given: list[Job]) -> Iterator[Part]:
+    def remember(function: Callable[[PackJob], PackedShard], given: list[PackJob]) -> Iterator[PackedShard]:
         jobs.extend(given)
         yield from map(function, given)
 

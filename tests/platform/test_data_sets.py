@@ -17,8 +17,9 @@ import pytest
 from mergevq.errors import InputError
 from mergevq_platform.data import describe, open_dataset
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.directory import PARTS, split_names
+from mergevq_platform.data.parquet.directory import split_names
 from mergevq_platform.data.parquet.shards import ImageRecord, write_set, write_shard
+from mergevq_platform.distributed.sharded_map import RECORDS
 
 PICTURE = encode_png(np.zeros((4, 4, 3), dtype=np.uint8))
 
@@ -164,7 +165,7 @@ def test_what_is_missing_is_named_with_the_fix(ours: Path, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     expect("holds no Parquet files: pack images", tmp_path / "empty")
     expect("cannot be opened", "ftp3://somewhere/else")
-    (tmp_path / "begun" / PARTS).mkdir(parents=True)
+    (tmp_path / "begun" / RECORDS).mkdir(parents=True)
     expect("a pack that has not ended: run the same", tmp_path / "begun")
 
 

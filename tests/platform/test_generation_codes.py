@@ -7,14 +7,16 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import mergevq
 from mergevq.errors import InputError
 from mergevq.keep import ListedKeepConfig, UniformKeepConfig
+from mergevq_platform import cli
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, tokenize
-from mergevq_platform.codes.tokenizing import Worker
+from mergevq_platform.codes.tokenizing import TokenizeWorker
 from mergevq_platform.data import BatchPartition, EvalBatches, open_dataset, to_unit_range
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer
 
@@ -79,22 +81,24 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_files(
     tokenizer: TokenizerRef, pictures: Path, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    answer = Worker.answer
+    answer = TokenizeWorker.answer
 
-    def failing(self: Worker, job: object) -> object:
+    def failing(self: TokenizeWorker, job: object) -> object:
         if len(done) == 1:
             raise RuntimeError("the machine went away")
         done.append(job.file)  # type: ignore[attr-defined]
         return answer(self, job)  # type: ignore[arg-type]
 
     options = {"data": str(pictures), "keep": KEEPS, "crops": 2, "progress": False}
-    monkeypatch.setattr(Worker, "answer", failing)
+    monkeypatch.setattr(TokenizeWorker, "answer", failing)
     with pytest.raises(RuntimeError, match="went away"):
         tokenize(tokenizer, tmp_path / "set", **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the same command goes on"):
         open_codes(tmp_path / "set", "train")
     done.clear()
-    monkeypatch.setattr(Worker, "answer", lambda self, job: (done.append(job.file), answer(self, job))[1])
+    monkeypatch.setattr(
+        TokenizeWorker, "answer", lambda self, job: (done.append(job.file), answer(self, job))[1]
+    )
     tokenize(tokenizer, tmp_path / "set", **options)  # type: ignore[arg-type]
     assert len(done) == 2, "the shard that was whole is not made again"
     assert files(tmp_path / "set") == files(codes)
@@ -273,3 +277,23 @@ def test_a_test_split_without_labels_takes_no_classes_away(
     train, test = (open_codes(tmp_path / "set", split) for split in ("train", "test"))
     assert train.num_classes == open_dataset(tmp_path / "data", "train").num_classes > 1
     assert set(test.group(0).label.tolist()) == {-1}
+
+
+def test_the_column_of_classes_may_be_chosen_on_the_command_line(
+    pictures: Path, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(next(pictures.glob("val-*.parquet")))
+    for name in ("fine", "coarse"):
+        table = table.append_column(f"{name}_label", table["label"])
+    (tmp_path / "bare").mkdir()
+    pq.write_table(
+        table.drop_columns(["label"]).replace_schema_metadata(None), tmp_path / "bare" / "train.parquet"
+    )
+
+    def classes(out: str, *options: str) -> tuple[str, ...]:
+        words = ["tokenize", str(tokenizer_directory), str(tmp_path / out), "--data", str(tmp_path / "bare")]
+        assert cli.run([*words, "--keep", "4", "--crops", "1", *options]) == 0, capsys.readouterr().err
+        return open_codes(tmp_path / out, "train").manifest.classes
+
+    assert classes("unsure") == ()
+    assert len(classes("chosen", "--label-column", "fine_label")) == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -38,7 +39,10 @@ def add(verbs: Any) -> None:
         "tokenizer", help="a run's name, its directory, a checkpoint, or an imported tokenizer"
     )
     tokenize.add_argument("out", type=user_path, help="directory of the code set")
-    tokenize.add_argument("--data", help="picture set (default: the tokenizer's own)")
+    tokenize.add_argument("--data", help="image set (default: the tokenizer's own)")
+    tokenize.add_argument(
+        "--label-column", metavar="NAME", help="the column of classes, of Parquet ('none': no labels)"
+    )
     tokenize.add_argument(
         "--keep",
         nargs="+",
@@ -123,6 +127,7 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import codes
+    from mergevq_platform.data import Reading
     from mergevq_platform.evaluation.subject import reading_of
     from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
@@ -139,6 +144,8 @@ def _tokenize(options: argparse.Namespace) -> None:
         keep = (
             _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)
         )
+    if options.label_column is not None:
+        reading = replace(reading or Reading(), label_column=options.label_column)
     workers, device = _device(options)
     manifest = codes.tokenize(
         tokenizer,

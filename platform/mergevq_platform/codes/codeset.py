@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
+from mergevq.weights_file import file_sha256
 from mergevq_platform.data.parquet.location import Location
-from mergevq_platform.data.parquet.shards import MANIFEST, sha256_of, whole_file
+from mergevq_platform.data.parquet.shards import MANIFEST
 from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
+from mergevq_platform.storage.files import whole_file
 
 FORMAT = "mergevq-codes/1"
 HELD_BYTES = 256 * 1024**2  # row groups that a reader keeps in memory
@@ -181,11 +183,7 @@ class CodeSet:
     def verify(self) -> None:
         """Compare every shard with its checksum. Raises `InputError` naming the first that differs."""
         for shard in self.shards:
-            with self._location.filesystem.open_input_stream(self._location.join(shard.file)) as stream:
-                digest = hashlib.sha256()
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != shard.sha256:
+            if self._location.sha256(shard.file) != shard.sha256:
                 raise InputError(f"{self.path}/{shard.file} does not match its checksum: tokenize again")
 
     @cached_property
@@ -264,7 +262,7 @@ def write_shard(directory: Path, file: str, groups: Sequence[tuple[int, Codes]])
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             for keep, codes in groups:
                 writer.write_table(_table(keep, codes), row_group_size=len(codes.label))
-        size, checksum = temporary.stat().st_size, sha256_of(temporary)
+        size, checksum = temporary.stat().st_size, file_sha256(temporary)
     return CodeShard(file, size, checksum, tuple(Group(len(codes.label), keep) for keep, codes in groups))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -38,13 +37,14 @@ from mergevq_platform.data import (
     make_views,
     open_dataset,
 )
-from mergevq_platform.data.parquet.directory import PARTS, split_names
-from mergevq_platform.data.parquet.shards import MANIFEST, refuse_foreign_files, write_text
+from mergevq_platform.data.parquet.directory import split_names
+from mergevq_platform.data.parquet.shards import MANIFEST, refuse_foreign_files
 from mergevq_platform.data.parquet.splits import same_split
-from mergevq_platform.distributed.ordered_map import Answers, answers
-from mergevq_platform.distributed.progress import counted
-from mergevq_platform.storage import checkpoints
+from mergevq_platform.distributed.ordered_map import answers
+from mergevq_platform.distributed.sharded_map import ShardRecords, plan_digest, resumed_map
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.files import write_whole
 
 GROUP_ROWS = 256
 SHARD_GROUPS = 4  # blocks of images in a shard
@@ -52,7 +52,7 @@ ENCODE_BATCH = 32  # fixed: codes near a sign change may depend on it
 DECODING_THREADS = 8
 
 
-class Block(NamedTuple):
+class ImageRange(NamedTuple):
     """Images `start` .. `stop` of a split, at these kept counts."""
 
     start: int
@@ -61,17 +61,17 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class CodeShardJob:
     """One shard to be written."""
 
     split: str
     file: str
     crop: int
-    blocks: tuple[Block, ...]
+    blocks: tuple[ImageRange, ...]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Tokenization:
     """What is tokenized into what, in a form that travels to workers."""
 
     tokenizer: TokenizerRef
@@ -82,17 +82,18 @@ class Subject:
     device: Literal["cpu", "cuda"]
     reading: Reading | None = None
 
-    def key(self, job: Job) -> str:
+    def key(self, job: CodeShardJob) -> str:
         """Digest of everything that decides a shard's content."""
         settings = [self.tokenizer.sha256, self.fingerprints[job.split], self.seed, asdict(job)]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
-    def part(self, job: Job) -> Path:
-        """The file that tells of a finished shard."""
-        return Path(self.directory, PARTS, f"{job.file}.json")
+    @property
+    def records(self) -> ShardRecords:
+        """Which shards are finished."""
+        return ShardRecords(Path(self.directory))
 
 
-class Part(NamedTuple):
+class TokenizedShard(NamedTuple):
     """What became of a planned shard."""
 
     shard: CodeShard | None
@@ -100,17 +101,17 @@ class Part(NamedTuple):
     skipped: tuple[str, ...]
 
 
-class Worker:
+class TokenizeWorker:
     """One process with the tokenizer; writes shards."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Tokenization) -> None:
         self.subject = subject
         self.tokenizer = subject.tokenizer.load(subject.device)
         self.datasets: dict[str, Dataset] = {}
 
     @torch.inference_mode()
-    def answer(self, job: Job) -> Part:
-        """Write one shard and, after it, the part file that says so."""
+    def answer(self, job: CodeShardJob) -> TokenizedShard:
+        """Write one shard and, after it, the record that says so."""
         dataset = self.datasets.setdefault(
             job.split, open_dataset(self.subject.data, job.split, self.subject.reading)
         )
@@ -122,17 +123,12 @@ class Worker:
             views += len(rows)
             groups += [(keep, self._codes(images, rows, job.crop, keep)) for keep in block.keeps if rows]
         shard = write_shard(Path(self.subject.directory), job.file, groups) if groups else None
-        tree = {
-            "key": self.subject.key(job),
-            "shard": asdict(shard) if shard else None,
-            "views": views,
-            "skipped": skipped,
-        }
-        write_text(self.subject.part(job), json.dumps(tree))
-        return Part(shard, views, tuple(skipped))
+        facts = {"shard": asdict(shard) if shard else None, "views": views, "skipped": skipped}
+        self.subject.records.write(job.file, self.subject.key(job), facts)
+        return TokenizedShard(shard, views, tuple(skipped))
 
     def _views(
-        self, dataset: Dataset, block: Block, crop: int, skipped: list[str]
+        self, dataset: Dataset, block: ImageRange, crop: int, skipped: list[str]
     ) -> tuple[np.ndarray, list[ImageRow]]:
         def view(row: ImageRow) -> np.ndarray | str:
             try:
@@ -231,20 +227,28 @@ def tokenize(
         for job in planned(name, dataset.rows, crops if same_split(name, train_split) else 1, stored)
     ]
     fingerprints = {name: dataset.fingerprint for name, dataset in opened.items()}
-    subject = Subject(tokenizer, data, fingerprints, str(directory), seed, device, reading)
-    digest = hashlib.sha256("".join(subject.key(job) for job in jobs).encode()).hexdigest()
+    subject = Tokenization(tokenizer, data, fingerprints, str(directory), seed, device, reading)
+    digest, records = plan_digest(map(subject.key, jobs)), subject.records
     if (directory / MANIFEST).is_file():
         existing = read_manifest(directory)
         if existing.plan.get("digest") == digest:
-            shutil.rmtree(directory / PARTS, ignore_errors=True)
+            records.end()
             return existing
         raise InputError(
             f"{directory} already holds other codes (another tokenizer, data or plan): name another directory, or delete it first"
         )
-    if not (directory / PARTS).exists():
+    if not records.folder.exists():
         refuse_foreign_files(directory)
-    (directory / PARTS).mkdir(parents=True, exist_ok=True)
-    parts = _all_parts(subject, jobs, answers(Worker, subject, workers=workers, device=device), progress)
+    records.begin()
+    parts = resumed_map(
+        jobs,
+        answers(TokenizeWorker, subject, workers=workers, device=device),
+        finished=lambda job: _finished(subject, job),
+        size=lambda job: sum(block.stop - block.start for block in job.blocks),
+        title="tokenizing",
+        unit="views",
+        progress=progress,
+    )
 
     plan = {
         "data": data,
@@ -258,31 +262,34 @@ def tokenize(
     chosen = (learnt or list(opened.values()))[0]  # a test split without labels takes nobody's classes away
     classes = chosen.classes if chosen.labelled else ()
     manifest = _manifest(tokenizer, names, classes, jobs, parts, plan)
-    for leftover in directory.glob(".*.parquet.*.tmp"):
-        leftover.unlink(missing_ok=True)
-    write_text(directory / MANIFEST, manifest.to_json())
-    shutil.rmtree(directory / PARTS)
+    records.remove_leftovers(job.file for job in jobs)
+    write_whole(directory / MANIFEST, manifest.to_json())
+    records.end()
     return manifest
 
 
-def planned(split: str, rows: int, crops: int, stored: Callable[[int], tuple[int, ...]]) -> Iterator[Job]:
+def planned(
+    split: str, rows: int, crops: int, stored: Callable[[int], tuple[int, ...]]
+) -> Iterator[CodeShardJob]:
     """The shards of a split: a file for every few blocks of images and every crop; `stored(block)` are its kept counts."""
     starts = range(0, rows, GROUP_ROWS)
     for crop in range(crops):
         for shard, first in enumerate(range(0, len(starts), SHARD_GROUPS)):
             blocks = tuple(
-                Block(start, min(start + GROUP_ROWS, rows), stored(crop * len(starts) + start // GROUP_ROWS))
+                ImageRange(
+                    start, min(start + GROUP_ROWS, rows), stored(crop * len(starts) + start // GROUP_ROWS)
+                )
                 for start in starts[first : first + SHARD_GROUPS]
             )
-            yield Job(split, f"{split}-crop{crop}-{shard:05d}.parquet", crop, blocks)
+            yield CodeShardJob(split, f"{split}-crop{crop}-{shard:05d}.parquet", crop, blocks)
 
 
 def _manifest(
     tokenizer: TokenizerRef,
     names: Sequence[str],
     classes: tuple[str, ...],
-    jobs: Sequence[Job],
-    parts: Sequence[Part],
+    jobs: Sequence[CodeShardJob],
+    parts: Sequence[TokenizedShard],
     plan: dict[str, Any],
 ) -> CodeManifest:
     splits: dict[str, tuple[CodeShard, ...]] = {}
@@ -305,29 +312,10 @@ def _manifest(
     )
 
 
-def _all_parts(subject: Subject, jobs: list[Job], done: Answers, progress: bool) -> list[Part]:
-    found = {job.file: part for job in jobs if (part := _finished(subject, job))}
-    images = {job.file: sum(block.stop - block.start for block in job.blocks) for job in jobs}
-    with counted("tokenizing", "views", sum(images.values()), shown=progress) as advance:
-        advance(sum(images[file] for file in found))
-        missing = [job for job in jobs if job.file not in found]
-        for job, part in zip(missing, done(missing), strict=True):
-            found[job.file] = part
-            advance(images[job.file])
-    return [found[job.file] for job in jobs]
-
-
-def _finished(subject: Subject, job: Job) -> Part | None:
-    """The part that an earlier run left, if it is of the same job and its shard is there whole."""
-    try:
-        tree = json.loads(subject.part(job).read_text())
-    except (FileNotFoundError, ValueError):
+def _finished(subject: Tokenization, job: CodeShardJob) -> TokenizedShard | None:
+    """What an earlier run left of the same job, if its shard is there whole."""
+    facts = subject.records.read(job.file, subject.key(job))
+    if facts is None:
         return None
-    if tree["key"] != subject.key(job):
-        return None
-    shard = CodeShard.of(tree["shard"]) if tree["shard"] else None
-    if shard:
-        file = Path(subject.directory, shard.file)
-        if not file.is_file() or file.stat().st_size != shard.bytes:
-            return None
-    return Part(shard, tree["views"], tuple(tree["skipped"]))
+    shard = CodeShard.of(facts["shard"]) if facts["shard"] else None
+    return TokenizedShard(shard, facts["views"], tuple(facts["skipped"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -240,13 +239,7 @@ class Dataset:
                 raise InputError(
                     f"{self.path} has no manifest, so no checksums: pack it with `mergevq data pack`"
                 )
-            with self._files.location.filesystem.open_input_stream(
-                self._files.location.join(shard.file)
-            ) as stream:
-                digest = hashlib.sha256()
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != shard.sha256:
+            if self._files.location.sha256(shard.file) != shard.sha256:
                 raise InputError(
                     f"{self.path}/{shard.file} does not match its checksum: copy or pack it again"
                 )

@@ -11,13 +11,14 @@ from mergevq.errors import InputError
 from mergevq_platform.data.contact_sheet import contact_sheet
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.parquet import background
-from mergevq_platform.data.parquet.directory import PARTS, open_dataset, read_manifest, split_names
+from mergevq_platform.data.parquet.directory import open_dataset, read_manifest, split_names
 from mergevq_platform.data.parquet.notes import noted
 from mergevq_platform.data.parquet.shards import Manifest
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.sources.choices import Choices
 from mergevq_platform.data.sources.layouts import Contents, contents_of, is_packed, layout_of, require_parquet
-from mergevq_platform.data.sources.source import find_source, first_labelled
+from mergevq_platform.data.sources.parquet_rows import first_labelled
+from mergevq_platform.data.sources.source import find_source
 from mergevq_platform.data.sources.summary import (
     SourceSummary,
     class_names,
@@ -25,6 +26,7 @@ from mergevq_platform.data.sources.summary import (
     counted,
     unused_lines,
 )
+from mergevq_platform.distributed.sharded_map import RECORDS
 
 SKIPPED_SHOWN = 10
 
@@ -123,7 +125,7 @@ def open_and_describe(
 def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Contents | None:
     """What lies at a local place that holds no packed set; None for others."""
     root = Path(directory).expanduser().absolute()
-    if "://" in str(directory) or not root.exists() or is_packed(root) or (root / PARTS).exists():
+    if "://" in str(directory) or not root.exists() or is_packed(root) or (root / RECORDS).exists():
         return None
     return contents_of(root, labels)
 
@@ -150,9 +152,9 @@ def _pack_command(directory: str | Path, choices: Choices) -> str:
 def _split_line(split: str, dataset: Dataset) -> str:
     size = sum(shard.bytes for shard in dataset.shards)
     groups = f"row groups of {_range(dataset.row_group_sizes.tolist())}"
-    shards = f"{len(dataset.shards)} shard{'s' if len(dataset.shards) > 1 else ''}"
-    labels = _unlabelled(dataset)
-    return f"  {split:<9} {dataset.rows:,} images in {shards}, {_bytes(size)}, {groups}{labels}; fingerprint {dataset.fingerprint[:12]}"
+    shards = counted(len(dataset.shards), "shard")
+    rows, labels = counted(dataset.rows, "image"), _unlabelled(dataset)
+    return f"  {split:<9} {rows} in {shards}, {_bytes(size)}, {groups}{labels}; fingerprint {dataset.fingerprint[:12]}"
 
 
 def _unlabelled(dataset: Dataset) -> str:
@@ -177,7 +179,7 @@ def _skipped(manifest: Manifest | None) -> list[str]:
     items = [item for split in manifest.splits.values() for item in split.skipped] if manifest else []
     if not items:
         return []
-    lines = [f"  skipped   {len(items):,} file{'s' if len(items) > 1 else ''} that could not be used:"]
+    lines = [f"  skipped   {counted(len(items), 'file')} that could not be used:"]
     lines += [f"            {item.file} {item.reason}" for item in items[:SKIPPED_SHOWN]]
     return lines + (
         [f"            … and {len(items) - SKIPPED_SHOWN:,} more, see manifest.json"]

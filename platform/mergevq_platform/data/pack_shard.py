@@ -1,4 +1,4 @@
-"""One shard of a pack: what is to be written, the writing, and the part file that says it is done."""
+"""One shard of a pack: what is to be written, the writing, and the record that says it is done."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from mergevq_platform.data.images.decoding import (
     ImageTraits,
     decoded,
     encode_like,
+    has_several_frames,
     resize_shorter,
 )
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
-from mergevq_platform.data.parquet.directory import PARTS, open_dataset
+from mergevq_platform.data.parquet.directory import open_dataset
 from mergevq_platform.data.parquet.shards import (
     ImageRecord,
     Shard,
     Skipped,
     shard_from,
     write_shard,
-    write_text,
 )
 from mergevq_platform.data.reading import Background, Reading
-from mergevq_platform.data.sources.source import Item, read_item
+from mergevq_platform.data.sources.image_source import Item, read_item
+from mergevq_platform.distributed.sharded_map import ShardRecords
 
 
-class Part(NamedTuple):
+class PackedShard(NamedTuple):
     """What became of one planned shard; no shard where none of its images was usable."""
 
     file: str
@@ -46,7 +47,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PackJob:
     """One shard to be written."""
 
     directory: str
@@ -85,8 +86,8 @@ class Job:
         return hashlib.sha256(json.dumps([items, settings, *chosen]).encode()).hexdigest()
 
 
-def pack_shard(job: Job) -> Part:
-    """Write one shard and, after it, the part file that says so."""
+def pack_shard(job: PackJob) -> PackedShard:
+    """Write one shard and, after it, the record that says so."""
     skipped: list[Skipped] = []
     unlabelled = 0
     traits: list[ImageTraits] = []
@@ -100,45 +101,36 @@ def pack_shard(job: Job) -> Part:
                 image, look = decoded(data, max_pixels=job.max_pixels, background=job.background)
                 yield ImageRecord(_fitted(image, data, job.size), item.name, label)
                 unlabelled += label < 0
-                traits.append(look)
+                traits.append(look._replace(several_frames=has_several_frames(data)))
             except ImageDecodeError as error:
                 skipped.append(Skipped(item.name, str(error)))
 
     shard = write_shard(
         Path(job.directory), job.file, usable(), job.classes, row_group_rows=job.row_group_rows
     )
-    part = Part(job.file, len(job.items), shard, unlabelled, tuple(skipped), FormatCounts.of(traits))
-    tree = {
-        "key": job.key,
+    part = PackedShard(job.file, len(job.items), shard, unlabelled, tuple(skipped), FormatCounts.of(traits))
+    facts = {
         "shard": asdict(shard) if shard else None,
         "unlabelled": part.unlabelled,
         "skipped": [asdict(item) for item in skipped],
-        "kinds": asdict(part.kinds),
+        "kinds": part.kinds.to_tree(),
     }
-    write_text(part_path(job), json.dumps(tree))
+    ShardRecords(Path(job.directory)).write(job.file, job.key, facts)
     return part
 
 
-def finished(job: Job) -> Part | None:
-    """The part that an earlier run left, if it is of the same job and its shard is there whole."""
-    try:
-        tree = json.loads(part_path(job).read_text())
-    except (FileNotFoundError, ValueError):
+def finished(job: PackJob) -> PackedShard | None:
+    """What an earlier run left of the same job, if its shard is there whole."""
+    facts = ShardRecords(Path(job.directory)).read(job.file, job.key)
+    kinds = FormatCounts.from_tree(facts.get("kinds")) if facts else None
+    if facts is None or kinds is None or "unlabelled" not in facts:
         return None
-    kinds = FormatCounts.from_tree(tree.get("kinds"))
-    if tree["key"] != job.key or kinds is None or "unlabelled" not in tree:
-        return None
-    shard = shard_from(tree["shard"]) if tree["shard"] else None
-    if shard and not (
-        Path(job.directory, shard.file).is_file()
-        and Path(job.directory, shard.file).stat().st_size == shard.bytes
-    ):
-        return None
-    skipped = tuple(Skipped(**item) for item in tree["skipped"])
-    return Part(job.file, len(job.items), shard, tree["unlabelled"], skipped, kinds)
+    shard = shard_from(facts["shard"]) if facts["shard"] else None
+    skipped = tuple(Skipped(**item) for item in facts["skipped"])
+    return PackedShard(job.file, len(job.items), shard, facts["unlabelled"], skipped, kinds)
 
 
-def _contents(job: Job) -> Iterator[tuple[Item, bytes | OSError, int]]:
+def _contents(job: PackJob) -> Iterator[tuple[Item, bytes | OSError, int]]:
     """Each item with its encoded bytes (or why they cannot be had) and its label."""
     if job.kind != "parquet":
         for item in job.items:
@@ -162,8 +154,3 @@ def _fitted(image: Image.Image, data: bytes, size: int | None) -> bytes:
     if size is None or min(image.size) <= size:
         return data
     return encode_like(resize_shorter(image, size), data)
-
-
-def part_path(job: Job) -> Path:
-    """Where the part file of a shard lies until the pack is whole."""
-    return Path(job.directory, PARTS, f"{job.file}.json")

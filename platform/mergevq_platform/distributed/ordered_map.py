@@ -11,7 +11,7 @@ Whole = TypeVar("Whole")
 Answers = Callable[[Sequence[Any]], Iterable[Any]]
 
 
-class Refused(NamedTuple):
+class WorkerInputError(NamedTuple):
     """The answer of a worker that met what its user can put right: as a value, because Ray prints an error's traceback."""
 
     error: InputError
@@ -46,7 +46,7 @@ def answers(
         "scheduling_strategy": "SPREAD",
     }
 
-    class Worker:
+    class LazyWorker:
         """Makes the worker with its first job; takes the whole of a share out of the object store."""
 
         def __init__(self, subject: Any) -> None:
@@ -58,12 +58,12 @@ def answers(
                 self.made = self.made or worker(self.subject)
                 return self.made.answer(job)
             except InputError as error:
-                return Refused(error)
+                return WorkerInputError(error)
 
         def answer_share(self, of: Any, number: int, shares: int) -> Any:
             return self.answer(Share(of, number, shares))
 
-    remote: Any = ray.remote(Worker)
+    remote: Any = ray.remote(LazyWorker)
     actors = [
         remote.options(**place, max_restarts=2, max_task_retries=2).remote(subject) for _ in range(workers)
     ]
@@ -80,7 +80,7 @@ def answers(
             return actor.answer_share.remote(stored[id(job.of)], job.number, job.shares)
 
         for answer in pool.map(send, jobs):
-            if isinstance(answer, Refused):
+            if isinstance(answer, WorkerInputError):
                 raise answer.error
             yield answer
 

@@ -22,8 +22,8 @@ from ray.train.torch import TorchTrainer
 from mergevq.config import to_tree, with_overrides
 from mergevq_platform import loop
 from mergevq_platform.distributed import cluster, failures, heartbeat
-from mergevq_platform.distributed.progress import Progress
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
+from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.worker import FailureReporter, worker_loop
 from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints, naming
@@ -210,7 +210,7 @@ def _fit(
 
     thread = threading.Thread(target=fit, daemon=True)
     actor, watched = recorder.actor, set(checkpoints.listed(run.location))
-    with _stop_on_signal(actor) as signals, Progress(recipe, run.name) as progress:
+    with _stop_on_signal(actor) as signals, TrainingProgress(recipe, run.name) as progress:
         thread.start()
         while thread.is_alive():
             thread.join(STATUS_POLL_SECONDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from mergevq.metrics.accumulate import Accumulator
 from mergevq_platform.evaluation.answers import Reconstruction
 from mergevq_platform.seen import Parts, Seen
+from mergevq_platform.storage.files import whole_file
 
 PARTS: dict[str, type[Parts]] = {kind.__name__: kind for kind in (Reconstruction, Seen)}
 
@@ -24,9 +24,8 @@ def save(path: Path, answer: Any) -> None:
     """Write an answer; the file appears whole or not at all."""
     tensors: dict[str, Tensor] = {}
     description = json.dumps(_described(answer, tensors))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors or {"none": torch.zeros(0)}, temporary, metadata={"answer": description})
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file(tensors or {"none": torch.zeros(0)}, temporary, metadata={"answer": description})
 
 
 def load(path: Path) -> Any:

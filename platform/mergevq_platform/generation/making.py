@@ -22,10 +22,10 @@ from mergevq.metrics import to_uint8
 from mergevq_platform import figures
 from mergevq_platform.data.image_folder import SHEET
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import whole_file, write_text
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.progress import counted
 from mergevq_platform.generation.maker import Maker, Sampler
+from mergevq_platform.storage.files import whole_file, write_whole
 
 MANIFEST = "generation.json"
 SHEET_CLASSES, SHEET_EACH = 12, 8
@@ -116,7 +116,7 @@ def make(order: Order, *, workers: int = 0, progress: bool = True) -> dict[str, 
                 f"{directory} already holds pictures that were made otherwise ({', '.join(differ)} differ): name another --out"
             )
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(existing, json.dumps(wanted, indent=1) + "\n")
+    write_whole(existing, json.dumps(wanted, indent=1) + "\n")
     batches = range(-(-order.num // order.batch))
     missing = [batch for batch in batches if not order.made(batch)]
     done = sum(len(order.samples(batch)) for batch in batches) - sum(len(order.samples(b)) for b in missing)
@@ -138,7 +138,7 @@ def make(order: Order, *, workers: int = 0, progress: bool = True) -> dict[str, 
             "pictures_per_second": round((order.num - done) / seconds, 3),
             "tokens_per_second": round(tokens / seconds, 1),
         }
-    write_text(existing, json.dumps(manifest, indent=1) + "\n")
+    write_whole(existing, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergevq_platform.storage.files import write_whole
 from mergevq_platform.tracking.store import Store
 
 
@@ -30,10 +30,7 @@ def read_position(journal: Path, store: Store) -> Position | None:
 def write_position(journal: Path, store: Store, position: Position) -> None:
     """Note beside the journal where `store` stands."""
     stores = _stores(journal) | {store.public_uri: vars(position)}
-    file = sent_file(journal)
-    new = file.with_suffix(".json.new")
-    new.write_text(json.dumps(stores, indent=1))
-    os.replace(new, file)
+    write_whole(sent_file(journal), json.dumps(stores, indent=1))
 
 
 def is_delivered(journal: Path, store: Store) -> bool:

@@ -36,6 +36,7 @@ class ImageTraits(NamedTuple):
     format: str  # Pillow's name of the file's format
     transparent: bool  # whether a pixel was not wholly opaque
     scaled: str | None  # of 32-bit and float greys: the range that was taken
+    several_frames: bool = False  # whether there are others than the first, which is read
 
 
 class Decoded(NamedTuple):
@@ -98,6 +99,16 @@ def decoded(
         raise ImageDecodeError(
             f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
         ) from None
+
+
+def has_several_frames(data: bytes) -> bool:
+    """Whether the bytes of an image hold more than the frame or page that `decode` reads, as far as they can be told."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(getattr(Image.open(io.BytesIO(data), formats=FORMATS), "is_animated", False))
+    except Exception:  # a broken second frame: format plugins raise whatever it leads them to
+        return True
 
 
 def _without_background(image: Image.Image) -> Image.Image:

@@ -17,18 +17,20 @@ class FormatCounts:
     formats: dict[str, int]  # Pillow's names
     transparent: int
     scaled: dict[str, int]  # 32-bit and float greys, by the range that was taken
+    several_frames: int = 0  # animations and documents of several pages, of which the first is read
 
     @classmethod
     def of(cls, traits: Iterable[ImageTraits]) -> FormatCounts:
         """Of some images."""
         formats: Counter[str] = Counter()
         scaled: Counter[str] = Counter()
-        transparent = 0
+        transparent = several_frames = 0
         for each in traits:
             formats[each.format] += 1
             transparent += each.transparent
+            several_frames += each.several_frames
             scaled.update([each.scaled] if each.scaled else [])
-        return cls(dict(formats), transparent, dict(scaled))
+        return cls(dict(formats), transparent, dict(scaled), several_frames)
 
     @classmethod
     def sum(cls, several: Iterable[FormatCounts]) -> FormatCounts:
@@ -43,12 +45,20 @@ class FormatCounts:
             dict(formats.most_common()),
             sum(kinds.transparent for kinds in several),
             dict(scaled.most_common()),
+            sum(kinds.several_frames for kinds in several),
         )
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any] | None) -> FormatCounts | None:
         """Of a manifest's JSON; None for one from before they were counted."""
-        return None if tree is None else cls(tree["formats"], tree["transparent"], tree["scaled"])
+        if tree is None:
+            return None
+        return cls(tree["formats"], tree["transparent"], tree["scaled"], tree.get("several_frames", 0))
+
+    def to_tree(self) -> dict[str, Any]:
+        """JSON of what a manifest keeps; images of several frames are named where there are some."""
+        tree = {"formats": self.formats, "transparent": self.transparent, "scaled": self.scaled}
+        return tree | ({"several_frames": self.several_frames} if self.several_frames else {})
 
     @property
     def plain(self) -> bool:

@@ -7,6 +7,7 @@ from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE, colour
 from mergevq_platform.data.parquet.shards import Manifest, Split
 from mergevq_platform.data.reading import Background
+from mergevq_platform.data.sources.summary import counted
 
 DROPPED = "none: alpha dropped, as this set was packed"  # what a protocol says of a set without a background
 
@@ -67,6 +68,9 @@ def described(manifest: Manifest) -> list[tuple[str, str]]:
     if kinds.scaled:
         greys = (f"{count:,} of {scale}" for scale, count in kinds.scaled.items())
         lines.append(("greys", "scaled to 8 bits: " + "; ".join(greys)))
+    if kinds.several_frames:
+        said = f"{counted(kinds.several_frames, 'image')} of several frames or pages: the first is read"
+        lines.append(("frames", said))
     return lines
 
 

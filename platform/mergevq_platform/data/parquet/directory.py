@@ -20,8 +20,7 @@ from mergevq_platform.data.parquet.location import Location
 from mergevq_platform.data.parquet.shards import MANIFEST, Manifest, Split
 from mergevq_platform.data.parquet.splits import canonical, files_by_split, shared_name
 from mergevq_platform.data.reading import Background, Reading
-
-PARTS = ".parts"  # the folder of a pack that has not ended
+from mergevq_platform.distributed.sharded_map import RECORDS
 
 
 def open_dataset(path: str | Path, split: str, reading: Reading | None = None) -> Dataset:
@@ -136,7 +135,7 @@ def _check_shards(name: str, location: Location, split: Split) -> None:
 
 
 def _from_footers(name: str, location: Location, wanted: str, reading: Reading) -> Dataset:
-    if location.filesystem.get_file_info(location.join(PARTS)).type != pyarrow.fs.FileType.NotFound:
+    if location.filesystem.get_file_info(location.join(RECORDS)).type != pyarrow.fs.FileType.NotFound:
         raise InputError(
             f"{name} holds a pack that has not ended: run the same `mergevq data pack` command again, it goes on"
         )

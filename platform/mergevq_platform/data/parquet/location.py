@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,14 @@ class Location:
             return None
         with self.filesystem.open_input_stream(self.join(file)) as stream:
             return stream.read().decode()
+
+    def sha256(self, file: str) -> str:
+        """Hex sha256 of a file."""
+        digest = hashlib.sha256()
+        with self.filesystem.open_input_stream(self.join(file)) as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
 
     def sizes(self) -> dict[str, int]:
         """Parquet files below the directory, relative name → bytes; hidden ones left out."""

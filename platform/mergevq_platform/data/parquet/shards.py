@@ -6,9 +6,7 @@ it as well: the schema carries Hugging Face's feature description.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -19,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
+from mergevq.weights_file import file_sha256
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.reading import Background
+from mergevq_platform.storage.files import whole_file, write_whole
 
 FORMAT = "mergevq-shards/1"
 MANIFEST = "manifest.json"
@@ -86,7 +86,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The manifest file's text."""
-        splits = {name: {"rows": split.rows, **asdict(split)} for name, split in self.splits.items()}
+        splits = {
+            name: {"rows": split.rows, **asdict(split), "kinds": split.kinds and split.kinds.to_tree()}
+            for name, split in self.splits.items()
+        }
         tree = {
             "format": FORMAT,
             "size": self.size,
@@ -177,43 +180,11 @@ def write_shard(
                 columns = {"image": images, "label": [record.label for record in part]}
                 writer.write_table(pa.table(columns, schema=layout))
                 groups.append(len(part))
-        size, checksum = temporary.stat().st_size, sha256_of(temporary)
+        size, checksum = temporary.stat().st_size, file_sha256(temporary)
     if not groups:
         target.unlink()
         return None
     return Shard(file=file, rows=sum(groups), bytes=size, row_groups=tuple(groups), sha256=checksum)
-
-
-class whole_file:
-    """A temporary name beside `target` that becomes `target` at a clean end, and vanishes otherwise."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        return self.temporary
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with self.temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        self.temporary.replace(self.target)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_set(
@@ -251,7 +222,7 @@ def write_set(
         kinds = FormatCounts({"PNG": sum(shard.rows for shard in shards)}, 0, {})
         done[name] = Split(shards=tuple(shards), labelled=True, kinds=kinds)
     manifest = Manifest(splits=done, classes=tuple(classes), size=size, source=source, background=WHITE)
-    write_text(directory / MANIFEST, manifest.to_json())
+    write_whole(directory / MANIFEST, manifest.to_json())
     return manifest
 
 

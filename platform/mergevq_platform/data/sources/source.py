@@ -4,51 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from mergevq.errors import InputError
-from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.images.endings import ending
-from mergevq_platform.data.parquet.directory import open_dataset
-from mergevq_platform.data.parquet.notes import noted
-from mergevq_platform.data.parquet.shards import Skipped
 from mergevq_platform.data.sources.archive_images import in_archives
 from mergevq_platform.data.sources.choices import Choices, SourceImage, SourceImages
-from mergevq_platform.data.sources.layouts import Contents, contents_of, is_packed, layout_of
+from mergevq_platform.data.sources.image_source import ImageSource, Item
+from mergevq_platform.data.sources.layouts import contents_of, layout_of
 from mergevq_platform.data.sources.listing import readable
 from mergevq_platform.data.sources.numbering import LabelledImages, number_classes
+from mergevq_platform.data.sources.parquet_rows import parquet_source
 from mergevq_platform.data.sources.summary import SourceSummary, SplitCount, counted, reason_of
 
 LABELS_ENDINGS = {".csv", ".tsv", ".txt"}
 NO_LABELS = re.compile(r"readme|licen[cs]e|notice|requirements", re.IGNORECASE)
 FEW = 10  # files of one ending, of which one may hold the labels
-
-
-class Item(NamedTuple):
-    """One image of a source. `offset` -1: the whole file; of Parquet sources it is the row of the split."""
-
-    name: str  # relative to the source; kept in the shard as the image's path
-    label: int
-    file: str
-    offset: int = -1
-    size: int = -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSource:
-    """The images of each split, in an order that does not depend on the file system."""
-
-    kind: str
-    splits: dict[str, list[Item]]
-    classes: tuple[str, ...]
-    blocks: dict[str, list[int]] = field(default_factory=dict)  # of Parquet splits: rows of each row group
-    refused: list[Skipped] = field(default_factory=list)  # members of archives that were not looked at
-    identity: str = ""  # of Parquet splits: their fingerprints
-    ignored: int = 0  # files that are not used; hidden ones are not counted
-    understood: SourceSummary | None = None  # what is said of it
 
 
 def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> ImageSource:
@@ -68,7 +41,7 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Image
         raise InputError(f"{source} is neither a folder nor an archive: name one of these")
     layout = layout_of(str(source), contents, choices)
     if layout == "parquet":
-        return _parquet(root, contents, choices)
+        return parquet_source(root, contents, choices)
     _refuse_column(layout, choices)
     if layout == "archives":
         archives = [(root / name if root.is_dir() else root, name) for name in contents.archives]
@@ -107,15 +80,6 @@ def _perhaps_labels(others: Sequence[str]) -> frozenset[str]:
         if ending(name) in LABELS_ENDINGS and not NO_LABELS.match(name.rpartition("/")[2])
     )
     return frozenset(reason for reason, count in counts.items() if count <= FEW)
-
-
-def read_item(item: Item) -> bytes:
-    """The encoded bytes of an item of a folder or tar."""
-    with open(item.file, "rb") as stream:
-        if item.offset < 0:
-            return stream.read()
-        stream.seek(item.offset)
-        return stream.read(item.size)
 
 
 def _in_folders(root: Path, images: Sequence[str]) -> SourceImages:
@@ -186,41 +150,3 @@ def _refuse_column(layout: str, choices: Choices) -> None:
         raise InputError(
             f"--label-column {reading.label_column}: image files have no columns: give --labels CSV, or leave it out"
         )
-
-
-def _parquet(root: Path, contents: Contents, choices: Choices) -> ImageSource:
-    from mergevq_platform.data.sources.parquet_rows import from_parquet  # it imports this file
-
-    for option, value, instead in (
-        ("--labels", choices.labels, "--label-column names the column of labels"),
-        ("--splits", choices.splits, "a split is told by the names of its files"),
-        ("--class-depth", choices.class_depth, "--label-column names the column of labels"),
-    ):
-        if value is not None:
-            raise InputError(
-                f"{option} is for image files, {root} holds Parquet files: leave it out; {instead}"
-            )
-    found = from_parquet(root, choices.reading)
-    datasets = {split: open_dataset(root, split, choices.reading) for split in found.splits}
-    understood = SourceSummary(
-        layout="a packed set" if is_packed(root) else "Parquet files",
-        splits={split: SplitCount(dataset.rows, dataset.unlabelled) for split, dataset in datasets.items()},
-        class_images=_class_images(found.classes, datasets.values()),
-        classes=found.classes if any(dataset.labelled for dataset in datasets.values()) else (),
-        notes=tuple(("parquet", line) for line in noted(dataset.notes for dataset in datasets.values())),
-        unused=contents.left_out.unused(),
-    )
-    return replace(found, ignored=contents.left_out.files, understood=understood)
-
-
-def _class_images(classes: Sequence[str], datasets: Iterable[Dataset]) -> tuple[int, ...]:
-    """Images of each class in train or, where it has no labels, in the first split that has some."""
-    shown = first_labelled(datasets)
-    counts = shown.class_images() if shown is not None else ()
-    return (*counts, *[0] * (len(classes) - len(counts))) if counts else ()
-
-
-def first_labelled(datasets: Iterable[Dataset]) -> Dataset | None:
-    """The split that tells most of the classes: train or, where it has no labels, the first that has some."""
-    ordered = sorted(datasets, key=lambda dataset: dataset.split != "train")
-    return next((dataset for dataset in ordered if dataset.labelled), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +14,7 @@ import torch
 import yaml
 
 from mergevq.errors import InputError
+from mergevq.weights_file import file_sha256 as sha256
 from mergevq_platform.recipe import ResolvedRecipe, parse_resolved
 from mergevq_platform.storage.checkpoints.listing import ABOUT, candidates
 from mergevq_platform.storage.checkpoints.state import TrainingState
@@ -122,12 +122,6 @@ def restore(directory: Path, state: TrainingState) -> None:
     device = next(state.training.parameters()).device
     saved = torch.load(directory / "resume.pt", map_location=device, weights_only=True)
     state.load_state_dict(saved)
-
-
-def sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
