@@ -25,8 +25,8 @@ from mergevq.weights_file import file_sha256
 from mergevq_platform.data.parquet.location import Location
 from mergevq_platform.data.parquet.shards import MANIFEST
 from mergevq_platform.data.parquet.splits import same_split
-from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 from mergevq_platform.storage.files import whole_file
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 FORMAT = "mergevq-codes/1"
 HELD_BYTES = 256 * 1024**2  # row groups that a reader keeps in memory

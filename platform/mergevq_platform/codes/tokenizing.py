@@ -42,9 +42,9 @@ from mergevq_platform.data.parquet.shards import MANIFEST, refuse_foreign_files
 from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import ShardRecords, plan_digest, resumed_map
-from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import write_whole
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 GROUP_ROWS = 256
 SHARD_GROUPS = 4  # blocks of images in a shard
