@@ -78,7 +78,7 @@ class Recipe:
 
     @property
     def largest_micro_batch(self) -> int:
-        """Pictures of a micro-batch, at the most: of a group that has shrunk as far as it may, where none is given."""
+        """Images of a micro-batch, at the most: of a group that has shrunk as far as it may, where none is given."""
         return self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
 
     @property
