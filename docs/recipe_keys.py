@@ -2,7 +2,8 @@
 
     python docs/recipe_keys.py
 
-A key's meaning is the comment beside its field in the source, a table's introduction the docstring of its class.
+A key's meaning is the comment beside its field in the source, a table's introduction the docstring of its class. Names that mean
+the same wherever they stand are explained here once, in `EVERYWHERE`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,90 @@ from mergevq_platform.recipe import Recipe
 PAGE = Path(__file__).with_name("recipe_keys.md")
 WORDS = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", type(None): "none"}
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+EVERYWHERE = {
+    "description": "what a reader of the run should know",
+    "experiment": "MLflow's experiment",
+    "seed": "of weights, kept counts, order and views",
+    "task": "what is trained",
+    "global_batch": "images of an optimizer step, over all workers",
+    "ema_decay": "of the averaged weights, which are evaluated and exported; 0: none",
+    "precision": "of the forward pass (autocast); weights and sums stay float32",
+    "channels_last": "memory format of convolutions",
+    "on_nan": "a step whose gradient is not finite ends the run, or is left out",
+    "log_every": "steps between records",
+    "checkpoint_every": "steps between checkpoints",
+    "keep_checkpoints": "how many of the newest stay",
+    "model": "the network",
+    "encoder": "hybrid (convolutions, then transformer) or a plain vision transformer",
+    "quantizer": "LFQ or FSQ",
+    "image_size": "side in pixels",
+    "channels": "of the first stage; each stage multiplies them",
+    "multipliers": "of the channels, one a stage",
+    "res_blocks": "residual blocks of a stage",
+    "width": "of the features",
+    "depth": "number of transformer blocks",
+    "heads": "attention heads",
+    "hidden": "width inside the feed-forward layers",
+    "patch": "side of a patch in pixels",
+    "positions": "position embedding",
+    "levels": "how many values each channel takes",
+    "bits": "code channels; 2^bits codes",
+    "temperature": "of the softmax",
+    "layers": "number of layers",
+    "out": "width of the output: the teacher's",
+    "peak_merge_ratio": "the candidate nearest to it is drawn most",
+    "rate": "how fast the probability falls from one candidate to the next",
+    "floor": "added to every candidate's probability before they are normalised",
+    "perceptual": "distance of features of reconstruction and image",
+    "adversarial": "a discriminator, or none",
+    "alignment": "what the summary token is matched with",
+    "commitment_weight": "how strongly features are drawn to their codes",
+    "kind": "one of those in the heading",
+    "weight": "of this term in the loss",
+    "sample_weight": "of the mean entropy of a token's code",
+    "codebook_weight": "of the entropy of the mean code",
+    "lecam_weight": "of LeCam regularisation",
+    "lecam_decay": "of its moving averages",
+    "num_layers": "strided convolutions",
+    "norm": "normalisation of the discriminator",
+    "loss": "which distance",
+    "student_size": "side of the student's view; none: as its loss wants it",
+    "teacher_size": "side of the teacher's view; none: as its loss wants it",
+    "classes": "number of classes",
+    "label_smoothing": "share of the probability that goes to all classes alike",
+    "num_stages": "how often the resolution is halved",
+    "directory": "of the exported stand-in teacher",
+    "backbone_sha256": "checksum of the backbone's file, verified before use",
+    "heads_sha256": "checksum of the heads' file, verified before use",
+    "initial_weights_sha256": "its checksum; none: recorded when the run begins",
+    "tokenizer_sha256": "of its weights; none: recorded when the run begins",
+    "generator_sha256": "of its weights; none: recorded when the run begins",
+    "student_temperature": "of the student's softmax",
+    "teacher_temperature": "of the teacher's softmax",
+    "power": "of the schedule `power_cosine`",
+    "qk_norm": "normalise queries and keys",
+    "rope_base": "base of the rotary positions' frequencies",
+    "feature": "[CLS] or the mean token",
+    "drop_path": "of the last block, rising from 0 at the first",
+    "rate_factors": "of the recipe's learning rate, one for each head",
+    "train_split": "split that is trained on",
+    "evaluation_split": "split that is evaluated on",
+    "image_flip": "how often the image is mirrored",
+    "student_flip": "how often the student's view is mirrored",
+    "learning_rate": "at its highest",
+    "betas": "of AdamW",
+    "weight_decay": "of AdamW",
+    "clip_norm": "largest norm of the gradient; none: no clipping",
+    "schedule": "of the learning rate over the steps",
+    "warmup_steps": "in which the rate rises linearly",
+    "milestones": "at these fractions of the training the rate is multiplied by `factor`",
+    "batch": "images of a forward pass",
+    "extractor": "features of the Fréchet distance",
+    "workers": "training processes",
+    "device": "of a worker; `auto`: a GPU where there is one",
+    "cpus_per_worker": "CPU cores that Ray reserves for each",
+}
 
 INTRODUCTION = """\
 # Every key of a recipe
@@ -74,11 +159,14 @@ def tables(root: type = Recipe) -> list[Table]:
         if path == "task":
             task = table.kind or ""
         comments = comments_of(cls)
+        introduction = introduction_of(cls)
         inner: list[tuple[type, str]] = []
         for name, info in fields_of(cls).items():
             classes = list(configs_in(info.annotation))
             inner += [(inner_class, f"{path}.{name}".lstrip(".")) for inner_class in classes]
             meaning = comments.get(name) or (first_sentence(classes[0]) if len(classes) == 1 else "")
+            if not meaning:
+                meaning = "see above" if f"`{name}`" in introduction else EVERYWHERE.get(name, "")
             if name != "kind" or len(get_args(info.annotation)) > 1:
                 table.rows.append((name, type_words(info), default_words(info), meaning))
         for inner_class, inner_path in inner:
@@ -93,8 +181,7 @@ def page() -> str:
     parts = [INTRODUCTION]
     for table in tables():
         parts.append(f"## {table.title}\n")
-        owners = [owner for owner in table.cls.__mro__ if fields_of(owner)]
-        parts += [docstring(owner) + "\n" for owner in owners]
+        parts.append(introduction_of(table.cls) + "\n")
         if len(table.paths) > 1:
             parts.append("Also at " + ", ".join(f"`{path}`" for path in table.paths[1:]) + ".\n")
         if table.rows:
@@ -227,6 +314,11 @@ def comments_by_line(text: str) -> dict[int, str]:
 def docstring(cls: type) -> str:
     """A class's docstring without the indentation of the source."""
     return inspect.cleandoc(cls.__doc__ or "")
+
+
+def introduction_of(cls: type) -> str:
+    """The docstrings of a class and of the parents that share their fields with it."""
+    return "\n\n".join(docstring(owner) for owner in cls.__mro__ if fields_of(owner))
 
 
 def first_sentence(cls: type) -> str:

@@ -31,7 +31,7 @@ def check_images(images: Tensor, like: Tensor) -> None:
         raise InputError(f"{IMAGES} {shape} {_name(images.dtype)}: {fix}")
     if images.layout != torch.strided:
         raise InputError(f"{IMAGES} {_name(images.layout)}: images.to_dense()")
-    _check_place(images, like, IMAGES, "images")
+    _check_dtype_and_device(images, like, IMAGES, "images")
 
 
 def check_image_values(images: Tensor, like: Tensor) -> None:
@@ -71,7 +71,7 @@ def check_codes(codes: Tensor, channels: int, like: Tensor) -> None:
     if codes.ndim != 3 or codes.shape[-1] != channels or not codes.is_floating_point():
         fix = "give indices to decode_indices" if codes.dtype == torch.int64 else "give those of `encode`"
         raise InputError(f"{expected} {tuple(codes.shape)} {_name(codes.dtype)}: {fix}")
-    _check_place(codes, like, expected, "codes")
+    _check_dtype_and_device(codes, like, expected, "codes")
 
 
 def check_index_layout(indices: Tensor, like: Tensor) -> None:
@@ -146,7 +146,7 @@ def readable(values: Tensor) -> bool:
     return not (values.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
-def _check_place(values: Tensor, like: Tensor, expected: str, name: str) -> None:
+def _check_dtype_and_device(values: Tensor, like: Tensor, expected: str, name: str) -> None:
     _check_device(values, like, expected, name)
     both, kind = {values.dtype, like.dtype}, values.device.type
     if len(both) == 1:

@@ -58,7 +58,7 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
 
 
-def compute_again(module: nn.Module, recompute: bool = True) -> None:
+def set_recompute(module: nn.Module, recompute: bool = True) -> None:
     """Set whether the convolution blocks of `module` recompute norms and activations in the backward pass, see `ResBlock`."""
     for part in module.modules():
         if isinstance(part, ResBlock):

@@ -28,7 +28,7 @@ from mergevq.inputs import (
     check_source,
     check_source_values,
 )
-from mergevq.layers import GroupNorm, compute_again
+from mergevq.layers import GroupNorm, set_recompute
 from mergevq.merging import Source, sizes, unmerge
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
 from mergevq.recovery import RecoveryConfig, SourceRecovery
@@ -233,7 +233,7 @@ class MergeVQ(nn.Module):
 
     def recompute(self, recompute: bool = True) -> None:
         """Set whether the convolution stages recompute norms and activations in the backward pass, see `ResBlock`."""
-        compute_again(self, recompute)
+        set_recompute(self, recompute)
 
     @property
     def last_layer(self) -> Tensor:

@@ -82,10 +82,10 @@ class Extractor(nn.Module):
         raise NotImplementedError
 
 
-Measured = Literal["reconstruction", "generation"]
+ImageOrigin = Literal["reconstruction", "generation"]
 
 
-def distance_name(network: Extractor, of: Measured, measure: Literal["fd", "sfd", "fd_inf"] = "fd") -> str:
+def distance_name(network: Extractor, of: ImageOrigin, measure: Literal["fd", "sfd", "fd_inf"] = "fd") -> str:
     """The metric name of a Fréchet distance (of inner maps: `sfd`; extrapolated: `fd_inf`): `rfid`, `gsfid`, `rfid_inf` for
     the standard Inception's, `rfd_NAME`, `gsfd_NAME`, `rfd_inf_NAME` for those of any other features."""
     if network.standard:
@@ -93,7 +93,7 @@ def distance_name(network: Extractor, of: Measured, measure: Literal["fd", "sfd"
     return f"{of[0]}{measure}_{network.name}"
 
 
-def score_name(network: Extractor, measure: str, of: Measured = "generation") -> str:
+def score_name(network: Extractor, measure: str, of: ImageOrigin = "generation") -> str:
     """The metric name of a score (`inception_score`, `precision`, ...): of reconstructions it says so, and it has the
     features' name unless they are standard."""
     name = f"reconstruction_{measure}" if of == "reconstruction" else measure

@@ -54,7 +54,7 @@ class FineTuneConfig:
     label_smoothing: Fraction = 0.1
 
 
-class FineTuned(nn.Module):
+class FineTunedClassifier(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to logits (B, classes)."""
 
     def __init__(self, config: FineTunedConfig) -> None:
@@ -72,9 +72,9 @@ class FineTuned(nn.Module):
         return self.head(self.norm(feature))
 
 
-def fine_tuned(tokenizer: MergeVQ, settings: FineTuneConfig, *, classes: int) -> FineTuned:
+def fine_tuned(tokenizer: MergeVQ, settings: FineTuneConfig, *, classes: int) -> FineTunedClassifier:
     """The tokenizer's encoder, its weights copied, under a new head."""
-    model = FineTuned(
+    model = FineTunedClassifier(
         FineTunedConfig(
             encoder=dataclasses.replace(tokenizer.config.encoder, drop_path=settings.drop_path),
             grid=tokenizer.grid,
@@ -122,7 +122,7 @@ def _span(length: int, fraction: float) -> tuple[int, int]:
 class FineTunePhase(nn.Module):
     """The classifier with its loss."""
 
-    def __init__(self, model: FineTuned, settings: FineTuneConfig) -> None:
+    def __init__(self, model: FineTunedClassifier, settings: FineTuneConfig) -> None:
         super().__init__()
         self.model, self.settings = model, settings
 
@@ -153,7 +153,7 @@ class FineTuneTraining(Training):
         model = fine_tuned(tokenizer, self.settings, classes=classes)
         self.phases = nn.ModuleDict({"classifier": FineTunePhase(model, self.settings)})
 
-    def model(self) -> FineTuned:
+    def model(self) -> FineTunedClassifier:
         phase = self.phases["classifier"]
         assert isinstance(phase, FineTunePhase)
         return phase.model
@@ -176,29 +176,29 @@ class FineTuneTraining(Training):
         return groups
 
     def export(self, model: nn.Module, directory: str | Path) -> None:
-        assert isinstance(model, FineTuned)
+        assert isinstance(model, FineTunedClassifier)
         save_fine_tuned(model, directory)
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer of a parameter of `FineTuned`: 0 for all before the blocks, 1 to depth, depth + 1 for the head."""
+    """The layer of a parameter of `FineTunedClassifier`: 0 for all before the blocks, 1 to depth, depth + 1 for the head."""
     parts = name.split(".")
     if parts[0] != "encoder":
         return depth + 1
     return int(parts[2]) + 1 if parts[1] == "blocks" else 0
 
 
-def save_fine_tuned(model: FineTuned, directory: str | Path) -> None:
+def save_fine_tuned(model: FineTunedClassifier, directory: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `directory`, which is made where it is missing."""
     write_model(model, FORMAT, {"config": to_tree(model.config)}, directory)
 
 
-def load_fine_tuned(directory: str | Path, *, key: str = "classifier") -> FineTuned:
+def load_fine_tuned(directory: str | Path, *, key: str = "classifier") -> FineTunedClassifier:
     """The classifier that `save_fine_tuned` wrote, in eval mode on the CPU.
 
     `key` is the configuration key that named the directory. Raises `InputError` when it is not such an export.
     """
     description, where = read_export(directory, FORMAT, what="a fine-tuned classifier", key=key)
     return load_export(
-        directory, FineTuned(parse(FineTunedConfig, description["config"], where=where)), key=key
+        directory, FineTunedClassifier(parse(FineTunedConfig, description["config"], where=where)), key=key
     )

@@ -34,7 +34,7 @@ class RecoveryTrainingConfig:
     )
 
 
-class Rewriting(FrozenModule):
+class CodeResampler(FrozenModule):
     """A random-order generator that resamples some codes of real images; not part of a run's state.
 
     A batch's share is uniform between 0 and `fraction`; which codes, and what becomes of them, differs by image. They are
@@ -81,10 +81,10 @@ class RecoveryPhase(nn.Module):
     """The tokenizer, of which recovery alone learns, with the loss of recovery."""
 
     def __init__(
-        self, tokenizer: MergeVQ, settings: RecoveryTrainingConfig, rewriting: Rewriting | None
+        self, tokenizer: MergeVQ, settings: RecoveryTrainingConfig, resampler: CodeResampler | None
     ) -> None:
         super().__init__()
-        self.tokenizer, self.rewriting = tokenizer, rewriting
+        self.tokenizer, self.resampler = tokenizer, resampler
         self.term = RecoveryLossConfig(weight=1.0, loss=settings.loss, detach=True)
 
     def train(self, mode: bool = True) -> RecoveryPhase:
@@ -108,8 +108,8 @@ class RecoveryPhase(nn.Module):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             encoded = self.tokenizer.encode(images, keep, check_values=False)
             codes, changed = encoded.codes, {}
-            if self.rewriting is not None:
-                indices = self.rewriting(encoded.indices, batch["label"])
+            if self.resampler is not None:
+                indices = self.resampler(encoded.indices, batch["label"])
                 codes = self.tokenizer.quantizer.codes(indices).to(codes.dtype)
                 changed["changed_fraction"] = (indices != encoded.indices).float().mean()
         terms = recovery_loss(self.term, self.tokenizer.recover(codes), encoded.source.assignment)
@@ -141,8 +141,8 @@ class RecoveryTraining(Training):
         self.settings = settings or RecoveryTrainingConfig()
         tokenizer.requires_grad_(False)
         tokenizer.recovery.requires_grad_(True)
-        rewriting = Rewriting(generator, self.settings.generated_fraction) if generator else None
-        self.phases = nn.ModuleDict({"recovery": RecoveryPhase(tokenizer, self.settings, rewriting)})
+        resampler = CodeResampler(generator, self.settings.generated_fraction) if generator else None
+        self.phases = nn.ModuleDict({"recovery": RecoveryPhase(tokenizer, self.settings, resampler)})
         self.train()
 
     def model(self) -> MergeVQ:

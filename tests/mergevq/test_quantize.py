@@ -105,3 +105,11 @@ def test_two_ranks_that_hold_three_ones_and_one_five_both_end_with_two() -> None
         mp.spawn(_rank, (port, results), nprocs=2)
         # Each rank's gradient is d(mean^2)/d(mean) = 4; weighed by the counts, the ranks make the global gradient.
         assert dict(results) == {0: (2.0, 4.0), 1: (2.0, 4.0)}
+
+
+def test_the_entropy_of_certain_codes_has_finite_gradients():
+    """Latents far from zero leave most of the 2^18 codes with a probability of exactly zero."""
+    latents = (2 * torch.randn(2, 8, 18, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    losses = LFQ(LFQConfig(bits=18)).losses(latents)
+    (losses["sample_entropy"] - losses["codebook_entropy"]).backward()
+    assert latents.grad.isfinite().all()

@@ -302,9 +302,9 @@ def test_trials_with_groups_of_workers_never_wait_for_each_other(base: Path, ray
 DRIVER = """
 import sys
 from pathlib import Path
-from mergevq_platform.sweeps import driver, definition
+from mergevq_platform.sweeps import driver, loading
 home, file, resume = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-sweep = None if resume else definition.load(file)
+sweep = None if resume else loading.load(file)
 driver.sweep(sweep, home=home, name=None if resume else "cut", resume="cut" if resume else None)
 """
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,7 +15,7 @@ from mergevq.text_files import decoded
 from mergevq_platform import recipe as recipes
 from mergevq_platform.storage import naming
 from mergevq_platform.sweeps import space as spaces
-from mergevq_platform.sweeps.definition import Grid, Random, Sweep
+from mergevq_platform.sweeps.definition import Grid, Random, Sweep, Tpe
 from mergevq_platform.sweeps.objectives import mean_log_frechet, mean_psnr, sample_class_top1, sample_frechet
 
 
@@ -73,13 +72,15 @@ def changed(
 
     Raises `InputError` where the search has no such number.
     """
-    search: Any = sweep.search  # replace() of a union takes no keywords
+    search = sweep.search
     for name, value in (("trials", trials), ("seeds", seeds)):
-        if value is not None:
-            if not hasattr(search, name):
-                kind = type(search).__name__
-                raise InputError(f"--{name} means nothing to a {kind} search: leave it out")
-            search = replace(search, **{name: value})
+        if value is not None and not hasattr(search, name):
+            kind = type(search).__name__
+            raise InputError(f"--{name} means nothing to a {kind} search: leave it out")
+    if trials is not None and isinstance(search, Random | Tpe):
+        search = replace(search, trials=trials)
+    if seeds is not None and isinstance(search, Grid | Random):
+        search = replace(search, seeds=seeds)
     overrides = (*sweep.overrides, *overrides)
     sweep = replace(sweep, recipe=recipe or sweep.recipe, overrides=overrides, search=search)
     sweep.check()

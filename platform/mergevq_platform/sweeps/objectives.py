@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve, lacking_sentences
+from mergevq_platform.curves import lacking_sentences
 from mergevq_platform.figures import pareto
-from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.figures.compared import Evaluation
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Objective:
 
     name: str
     mode: Literal["min", "max"]
-    of: Callable[[Any, UntrainedPoint | None], float]
+    of: Callable[[Evaluation, UntrainedPoint | None], float]
     needs_reference: bool = False
     needs_probe: bool = False  # and so labels
     task: Literal["tokenizer", "generator"] = "tokenizer"
@@ -72,7 +72,7 @@ def mean_psnr(keeps: Sequence[int] | None = None) -> Objective:
 def hypervolume(keeps: Sequence[int] | None = None) -> Objective:
     """Area that the points (ln Fréchet distance, probe in percent) of a curve dominate, up to the untrained tokenizer's."""
 
-    def of(curve: Curve, reference: UntrainedPoint | None) -> float:
+    def of(curve: Evaluation, reference: UntrainedPoint | None) -> float:
         if reference is None:
             raise InputError("the hypervolume needs the untrained tokenizer's point")
         return pareto.hypervolume(points(curve, keeps), (math.log(reference.frechet), reference.probe))
@@ -92,9 +92,9 @@ def sample_class_top1(scale: float | None = 1.0) -> Objective:
 
 
 def _of_samples(
-    name: str, mode: Literal["min", "max"], scale: float | None, key: Callable[[GeneratorReport], str]
+    name: str, mode: Literal["min", "max"], scale: float | None, key: Callable[[Evaluation], str]
 ) -> Objective:
-    def of(report: GeneratorReport, _: UntrainedPoint | None) -> float:
+    def of(report: Evaluation, _: UntrainedPoint | None) -> float:
         if lacking := [row["scale"] for row in report.rows if key(report) not in row]:
             reasons = "; ".join(lacking_sentences(report.protocol))
             raise InputError(
@@ -114,13 +114,13 @@ def _of_samples(
     return Objective(f"{name}_{where}", mode, of, task="generator")
 
 
-def points(curve: Curve, keeps: Sequence[int] | None = None) -> list[tuple[float, float]]:
+def points(curve: Evaluation, keeps: Sequence[int] | None = None) -> list[tuple[float, float]]:
     """(ln Fréchet distance, probe of [CLS] in percent) at each kept count."""
     distances = [math.log(max(v, 1e-12)) for v in values(curve, curve.frechet_key, keeps)]
     return list(zip(distances, values(curve, "probe_top1_cls", keeps), strict=True))
 
 
-def values(curve: Curve, key: str, keeps: Sequence[int] | None = None) -> list[float]:
+def values(curve: Evaluation, key: str, keeps: Sequence[int] | None = None) -> list[float]:
     """A metric at the given kept counts, or at all. Raises `InputError` if the curve lacks one."""
     rows = [row for row in curve.rows if keeps is None or int(row["keep"]) in keeps]
     if len(rows) < len(keeps or ()):

@@ -14,7 +14,7 @@ from mergevq.errors import InputError
 from mergevq_platform.sweeps.space import Choice, Integer, RealRange
 
 
-def plain(value: Any, key: str) -> Any:
+def plain(value: object, key: str) -> Any:
     """A space, or any value in it, of Python's own numbers, texts, lists and mappings.
 
     NumPy's numbers and arrays become Python's, a path its text, a member of an enumeration its value. Raises `InputError`, naming
@@ -49,14 +49,14 @@ def plain(value: Any, key: str) -> Any:
     )
 
 
-def _number(value: Any, key: str) -> float:
+def _number(value: object, key: str) -> float:
     found = plain(value, key)
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise InputError(f"the range of '{key}' has {value!r} at one end: give a number")
     return found
 
 
-def _whole(value: Any, key: str) -> int:
+def _whole(value: object, key: str) -> int:
     found = _number(value, key)
     if not math.isfinite(found) or found != int(found):
         raise InputError(

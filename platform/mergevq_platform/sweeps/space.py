@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergevq.config import Tree, merged
 from mergevq.errors import InputError
@@ -26,7 +26,7 @@ Params = dict[str, Value]  # what was chosen: parameter name -> value
 class Choice:
     """One of several values."""
 
-    options: tuple[Any, ...]
+    options: tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Integer:
 
 
 Domain = Choice | RealRange | Integer
-Space = Mapping[str, Domain | Mapping[str, Any]]  # Any: whatever a recipe holds, domains in it
+Space = Mapping[str, Domain | Mapping[str, object]]  # a mapping: what a recipe holds, domains in it
 Decide = Callable[[str, Domain], Value]  # (parameter name, domain) -> label or number
 
 
-def choice(*options: Any) -> Choice:
+def choice(*options: object) -> Choice:
     """One of `options`: plain values, lists, or trees that may hold further domains."""
     return Choice(options)
 
@@ -71,11 +71,11 @@ def integer(low: int, high: int) -> Integer:
     return Integer(low, high)
 
 
-def walked(space: Space, decide: Decide) -> tuple[dict[str, Any], Params]:
+def walked(space: Space, decide: Decide) -> tuple[Tree, Params]:
     """(recipe key -> value, parameter name -> what `decide` chose) of one walk, in the order of the space."""
     params: Params = {}
 
-    def resolved(name: str, value: Any) -> Any:
+    def resolved(name: str, value: object) -> object:
         match value:
             case Choice(options):
                 label = params[name] = decide(name, value)
@@ -91,7 +91,7 @@ def walked(space: Space, decide: Decide) -> tuple[dict[str, Any], Params]:
     return {key: resolved(key, domain) for key, domain in space.items()}, params
 
 
-def values_of(space: Space, params: Params) -> dict[str, Any]:
+def values_of(space: Space, params: Params) -> Tree:
     """Recipe key -> value, as `params` chose."""
     return walked(space, lambda name, _: params[name])[0]
 
@@ -121,7 +121,7 @@ def labels(domain: Choice) -> list[str]:
     return found
 
 
-def laid_over(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Tree:
+def laid_over(tree: Tree, values: Tree) -> Tree:
     """The recipe tree with the values of dotted keys laid over it; a value with a `kind` replaces the whole variant."""
     result = dict(tree)
     for key, value in values.items():
@@ -129,7 +129,7 @@ def laid_over(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Tree:
     return result
 
 
-def encoded(value: Any) -> Any:
+def encoded(value: object) -> object:
     """A space, or any value in it, as JSON types: domains become `{"!choice": …}`, `{"!uniform": …}`, `{"!integer": …}`."""
     match value:
         case Choice(options):
@@ -153,7 +153,7 @@ def check(space: Space) -> None:
         _check(key, domain)
 
 
-def _check(key: str, value: Any) -> None:
+def _check(key: str, value: object) -> None:
     match value:
         case Choice(options):
             if not options:
@@ -174,7 +174,7 @@ def _check(key: str, value: Any) -> None:
                 _check(f"{key}.{name}", part)
 
 
-def _placed(tree: Mapping[str, Any], path: list[str], value: Any) -> Tree:
+def _placed(tree: Mapping[str, object], path: list[str], value: object) -> Tree:
     head, *rest = path
     inner = tree.get(head)
     if rest:
@@ -184,5 +184,5 @@ def _placed(tree: Mapping[str, Any], path: list[str], value: Any) -> Tree:
     return {**tree, head: value}
 
 
-def _text(option: Any) -> str:
+def _text(option: object) -> str:
     return option if isinstance(option, str) else json.dumps(encoded(option), separators=(",", ":"))

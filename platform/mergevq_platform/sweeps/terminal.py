@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -113,17 +114,17 @@ class Watch(tune.Callback):
         # A sweep that an earlier version stored calls them `place`.
         self.settings = state.get("settings") or state["place"]
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """A trial begins, or goes on."""
         self._update(trial, "running", trial.last_result)
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: object
     ) -> None:
         """A trial measured its objectives."""
         self._update(trial, "running", result)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """A trial ended by itself or was stopped by the scheduler."""
         result = trial.last_result or {}
         finished = bool(result.get("finished"))
@@ -133,11 +134,11 @@ class Watch(tune.Callback):
             write_whole(directory / STOPPED, json.dumps({"step": int(result.get("step", 0))}))
         self._update(trial, "finished" if finished else "stopped early", trial.last_result)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """A trial failed; it starts again while it may."""
         self._update(trial, "failed", trial.last_result)
 
-    def _update(self, trial: Any, state: str, result: dict[str, Any] | None) -> None:
+    def _update(self, trial: Trial, state: str, result: dict[str, Any] | None) -> None:
         if board := _boards.get(self.settings.name):
             choice = trial.config.get("trial", {}).get("params") or {
                 key: value for key, value in trial.config.items() if key not in ("number", "trial")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 import time
 from collections import Counter
@@ -115,6 +116,9 @@ class TrialHost(LocalHost):
 
 def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> None:
     """Ray Tune's function of a trial."""
+    # Tune hands this process on to another trial: by default it gives this one 2 seconds to end, but a trial that is
+    # stopped early delivers its records first, and the other trial would be lost.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     params, seed, name = chosen(config, sweep, place)
     run = place.run(name)
     record = run.directory / RECORD

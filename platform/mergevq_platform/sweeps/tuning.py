@@ -185,7 +185,7 @@ def _scheduler(definition: Sweep, base: Recipe) -> TrialScheduler | None:
         time_attr="step",
         metric=first.name,
         mode=first.mode,
-        max_t=base.steps,
+        max_t=max(stopping.every_steps, base.steps - 1),
         grace_period=stopping.every_steps,
         reduction_factor=stopping.factor,
         stop_last_trials=False,

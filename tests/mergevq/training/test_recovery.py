@@ -13,7 +13,7 @@ import mergevq
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.generation import Generator, build_generator, generator_preset
-from mergevq.training.recovery import RecoveryTraining, RecoveryTrainingConfig, Rewriting
+from mergevq.training.recovery import CodeResampler, RecoveryTraining, RecoveryTrainingConfig
 
 KEEP = 9
 
@@ -96,7 +96,7 @@ def test_every_parameter_of_recovery_learns_and_a_generator_is_no_part_of_the_st
     assert learning == {n for n, _ in training.named_parameters() if ".tokenizer.recovery." in n}
     grouped = [p for group in training.parameter_groups("recovery") for p in group.parameters]
     assert len(grouped) == len(learning)
-    assert not any("rewriting" in name for name in training.resume_state())
+    assert not any("resampler" in name for name in training.resume_state())
 
 
 def test_tuning_places_cells_far_better_than_an_untrained_recovery(tokenizer: mergevq.MergeVQ) -> None:
@@ -118,7 +118,7 @@ def test_with_a_generator_its_codes_are_placed_where_the_image_has_them(
     output = phase(images, {}, keep=KEEP, step=0)
     torch.manual_seed(0)
     encoded = tokenizer.encode(images["image"], KEEP)
-    indices = Rewriting(generator, 0.6)(encoded.indices, images["label"])
+    indices = CodeResampler(generator, 0.6)(encoded.indices, images["label"])
     logits = tokenizer.recover(tokenizer.quantizer.codes(indices))
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), encoded.source.assignment.flatten())
     assert torch.equal(output.total, expected)
@@ -130,12 +130,12 @@ def test_with_a_generator_its_codes_are_placed_where_the_image_has_them(
 def test_a_generator_writes_its_share_and_leaves_the_rest(generator: Generator) -> None:
     indices = torch.randint(64, (50, 16), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(50) % 3
-    rewriting, changed = Rewriting(generator, 0.5), []
+    resampler, changed = CodeResampler(generator, 0.5), []
     for seed in range(20):
         torch.manual_seed(seed)
-        written = rewriting(indices, labels)
+        written = resampler(indices, labels)
         torch.manual_seed(seed)
-        assert torch.equal(written, rewriting(indices, labels)), "a function of the step's seed"
+        assert torch.equal(written, resampler(indices, labels)), "a function of the step's seed"
         assert written.min() >= 0
         assert written.max() < 64
         changed.append((written != indices).sum(1))

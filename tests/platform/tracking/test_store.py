@@ -34,7 +34,7 @@ from mergevq_platform.tracking.store import Store, import_mlflow
 from mergevq_platform.tracking.ui import UiServer, describe, serve_ui
 from mergevq_platform.tracking.writer import Writer, sync
 
-PLATFORM = Path(__file__).parents[2] / "platform"
+PLATFORM = Path(__file__).parents[3] / "platform"
 
 
 @pytest.fixture(scope="module", autouse=True)
