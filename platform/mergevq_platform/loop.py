@@ -21,19 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mergevq import rng
 from mergevq.ema import Ema
 from mergevq.errors import InputError
-<<<<<<< HEAD
-from mergevq.layers import compute_again
-=======
-from mergevq.generation import build_generator
-from mergevq.initialisation import select_weights
 from mergevq.layers import set_recompute
-from mergevq.teachers.stand_in import StandInClassifier
-from mergevq.tokenizer import MergeVQ
-from mergevq.training.classifier import ClassifierTraining
-from mergevq.training.finetune import FineTuneTraining
-from mergevq.training.generator import GeneratorTraining
-from mergevq.training.probe import ProbeTraining
->>>>>>> main
 from mergevq.training.protocol import Output, Training
 from mergevq_platform import optim
 from mergevq_platform.meter import Meter, Reporter
@@ -186,13 +174,8 @@ def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
 
 def build(recipe: Recipe, samples: Samples) -> Training:
     """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
-<<<<<<< HEAD
     training = task_of(recipe).build(recipe, samples)
-    compute_again(training, recipe.recompute)  # whatever task: what takes no gradient keeps nothing anyway
-=======
-    training = _built(recipe, samples)
     set_recompute(training, recipe.recompute)  # whatever task: what takes no gradient keeps nothing anyway
->>>>>>> main
     return training
 
 
