@@ -10,7 +10,7 @@ from pathlib import Path
 
 from demo import verb
 
-from mergevq_platform.generation import GeneratorReport
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.settings import read_settings
 

@@ -46,6 +46,13 @@ def precision_recall(
 
 def checked_features(generated: Tensor, reference: Tensor, k: int = K) -> tuple[Tensor, Tensor]:
     """Both sets in float32, moved so that the reference's mean is the origin, where products cost the fewest digits."""
+    require_comparable(generated, reference, k)
+    origin = centre(reference)
+    return centred(generated, origin), centred(reference, origin)
+
+
+def require_comparable(generated: Tensor, reference: Tensor, k: int = K) -> None:
+    """Raise `InputError` for features that are not finite, of different width, or too few to have k neighbours."""
     if generated.ndim != 2 or reference.ndim != 2 or generated.shape[1] != reference.shape[1]:
         raise InputError(
             f"features {tuple(generated.shape)} and {tuple(reference.shape)}: they must be (M, D) and (N, D) of one extractor"
@@ -57,8 +64,16 @@ def checked_features(generated: Tensor, reference: Tensor, k: int = K) -> tuple[
             raise InputError(
                 f"the {name} features hold NaN or infinity: look at the images and the extractor's weights"
             )
-    origin = reference.double().mean(0)
-    return (generated.double() - origin).float(), (reference.double() - origin).float()
+
+
+def centre(features: Tensor) -> Tensor:
+    """The mean (D,) of features (N, D), in float64."""
+    return features.double().mean(0)
+
+
+def centred(features: Tensor, origin: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """Features (N, D) less the origin (D,) float64, in float32; `chunk` rows at a time are in float64."""
+    return torch.cat([(part.double() - origin).float() for part in features.split(chunk)])
 
 
 def radii(rows: Tensor, bank: Tensor, *, k: int = K, chunk: int = CHUNK) -> Tensor:

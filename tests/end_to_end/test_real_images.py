@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mergevq.config import to_tree
-from mergevq_platform import data, evaluation, loop
+from mergevq_platform import data, loop
 from mergevq_platform.data.parquet.directory import read_manifest
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.evaluation import api
 from mergevq_platform.recipe import resolve
 from textures import CLASSES, ICON, TRAIN, VAL, write_textures
 
@@ -87,10 +87,7 @@ def test_a_tokenizer_learns_from_it_and_is_judged_with_a_probe(
     assert last < first
 
     checkpoint = str(next(host.directory.glob("checkpoint_*")))
-    subject = evaluation.Subject(checkpoint, to_tree(recipe), recipe.data.path, "cpu")
-    curve = evaluation.measure(
-        subject, (4, 9, 16), evaluation.local_answers(subject), step=40, run="textures"
-    )
+    curve = api.evaluator_of(recipe, checkpoint, device="cpu", step=40, keeps=(4, 9, 16)).report("textures")
     assert [row["keep"] for row in curve.rows] == [4, 9, 16]
     for row in curve.rows:
         assert row["majority_top1"] == pytest.approx(10.0)

@@ -33,10 +33,9 @@ from mergevq.generation import sample as sample_codes
 from mergevq.merge_schedule import merge_schedule
 from mergevq.rng import step_seed
 from mergevq.serialization import load_generator
-from mergevq_platform import evaluation, generation, loop
+from mergevq_platform import loop
 from mergevq_platform import recipe as recipes
 from mergevq_platform.codes import open_codes, tokenize
-from mergevq_platform.curves import Curve
 from mergevq_platform.data import (
     BatchPartition,
     EvalBatches,
@@ -48,14 +47,12 @@ from mergevq_platform.data import (
     pack,
     write_shapes,
 )
-from mergevq_platform.distributed import cluster, ordered_map
+from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation.classifying import (
-    ClassifierEvaluator,
-    ProbeEvaluator,
-    classify,
-    classify_by_probe,
-)
+from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.sampling.job import SamplingJob, sample_images
+from mergevq_platform.sampling.pipeline import chosen_classes, class_names, open_sampling
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 from mergevq_platform.sweeps import (
@@ -327,53 +324,46 @@ def teacher_forced(generator: Any, batch: dict[str, Tensor], keep: int, order: T
 
 def generate_files(place: str, directory: str, *, num: int, batch: int, seed: int, scale: float) -> Tree:
     """Codes and image files of a checkpoint's generator, as `mergevq generate` makes them; returns the manifest."""
-    sampler = generation.open_sampler(place, seed=seed).at_scale(scale)
-    names = generation.class_names(recipes.resolve(sampler.recipe))
-    wanted = generation.Order(sampler, directory, generation.chosen_classes((), names), names, num, batch)
-    return generation.make(wanted, progress=False)
+    spec = open_sampling(place, seed=seed).at_scale(scale)
+    names = class_names(recipes.resolve(spec.recipe))
+    job = SamplingJob(spec, directory, chosen_classes((), names), names, num, batch)
+    return sample_images(job, progress=False)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def _subject(place: str, settings: Tree | None) -> tuple[Any, Any, int]:
+def _evaluator(place: str, settings: Tree | None, **options: Any) -> Any:
     recipe = checkpoints.recipe_of(Path(place))
     if settings:
         recipe = recipes.resolve(merged(to_tree(recipe), {"evaluation": settings}))
     step = checkpoints.about(Path(place))["step"]
-    return recipe, evaluation.Subject(place, to_tree(recipe), recipe.data.path, "cpu"), step
+    return api.evaluator_of(recipe, place, device="cpu", step=step, **options)
+
+
+def _saved(report: Any, file: str) -> tuple[Tree, list[str]]:
+    report.save(Path(file))
+    return json.loads(Path(file).read_text()), report.verdict()
 
 
 def curve(place: str, keeps: Sequence[int], settings: Tree, file: str) -> tuple[Tree, list[str]]:
     """The curve of a tokenizer's checkpoint as it is written to `file`, and its verdict."""
-    _, subject, step = _subject(place, settings)
-    found = evaluation.measure(
-        subject, tuple(keeps), evaluation.local_answers(subject), step=step, run="golden"
-    )
-    found.save(Path(file))
-    return json.loads(Path(file).read_text()), found.verdict()
+    return _saved(_evaluator(place, settings, keeps=tuple(keeps)).report("golden"), file)
 
 
 def top1_fine_tuned(place: str) -> dict[str, float]:
-    """What a fine-tuned classifier is worth on the evaluation split."""
-    _, subject, _ = _subject(place, None)
-    return classify(subject, ordered_map.answers(ClassifierEvaluator, subject))
+    """The top-1 of a fine-tuned classifier on the evaluation split."""
+    return _evaluator(place, None).report("golden").rows[0]
 
 
 def top1_probed(place: str) -> dict[str, float]:
-    """What a trained probe is worth on the evaluation split."""
-    _, subject, _ = _subject(place, None)
-    return classify_by_probe(subject, ordered_map.answers(ProbeEvaluator, subject))
+    """The top-1 of a trained probe on the evaluation split."""
+    return _evaluator(place, None).report("golden").rows[0]
 
 
 def generator_report(place: str, scales: Sequence[float], file: str) -> tuple[Tree, list[str]]:
     """The whole evaluation of a generator's checkpoint as it is written to `file`, and its verdict."""
-    sampler = generation.open_sampler(place)
-    found, _ = generation.judge(
-        sampler, ordered_map.answers(generation.Judge, sampler), run="golden", scales=tuple(scales)
-    )
-    found.save(Path(file))
-    return json.loads(Path(file).read_text()), found.verdict()
+    return _saved(_evaluator(place, None, scales=tuple(scales)).report("golden"), file)
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------

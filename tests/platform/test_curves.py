@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve, concordance, rank_correlation, six_counts, tuned_curve
+from mergevq_platform.evaluation.curve import Curve, concordance, rank_correlation, six_counts, tuned_curve
 from mergevq_platform.figures import tradeoff_figure
 
 
@@ -172,7 +172,7 @@ def test_what_is_no_number_is_null_in_json_and_missing_when_it_is_read(
 def test_a_comparison_takes_the_fullest_curve_of_a_run_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mergevq_platform.comparing import entries_of
+    from mergevq_platform.evaluation.compare import entries_of
     from mergevq_platform.figures.compared import Entry, common_notes
 
     run = tmp_path / "ray" / "six"

@@ -179,7 +179,8 @@ def test_of_one_image_nothing_is_said_without_a_reference(
 def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergevq_platform.evaluation.pictures import PictureMeasurement, PictureTask
+    from mergevq_platform.evaluation.images import ImageSetsEvaluator, ImageSetsSpec
+    from mergevq_platform.evaluation.passes import Passes
 
     for index in range(3):
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -191,11 +192,11 @@ def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
             keys.append(key)
             return {"pool": np.zeros((3, 4)), "label": np.zeros(3)}
 
-    task = PictureTask(
+    spec = ImageSetsSpec(
         images=str(tmp_path / "images"), reference=None, extractor={"kind": "random"}, device="cpu"
     )
-    measurement = PictureMeasurement(task, lambda jobs: [], Cache())  # type: ignore[arg-type]
-    assert measurement.found
+    evaluator = ImageSetsEvaluator(spec, Passes(lambda jobs: [], Cache()))  # type: ignore[arg-type]
+    assert evaluator.found
     assert keys[0]["background"] == "white"
 
 

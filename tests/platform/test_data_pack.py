@@ -18,7 +18,7 @@ from mergevq.errors import InputError
 from mergevq_platform.data import Dataset, decode, describe, open_dataset
 from mergevq_platform.data import pack as pack_with_progress
 from mergevq_platform.data.pack_shard import PackedShard, PackJob, pack_shard
-from mergevq_platform.data.parquet.shards import Manifest
+from mergevq_platform.data.parquet.manifest import Manifest
 from mergevq_platform.distributed.sharded_map import RECORDS
 
 

@@ -27,7 +27,8 @@ from mergevq_platform.data import pack as pack_with_progress
 from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.data.info import describe_in_short
 from mergevq_platform.data.parquet.directory import split_names
-from mergevq_platform.data.parquet.shards import ImageRecord, Manifest, write_set
+from mergevq_platform.data.parquet.manifest import Manifest
+from mergevq_platform.data.parquet.shards import ImageRecord, write_set
 
 HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -9,7 +9,8 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.data import decode, open_dataset, write_digits, write_shapes
-from mergevq_platform.data.shapes import CLASSES, SHAPES, _measures, render
+from mergevq_platform.data.shape_distances import CLASSES, SHAPES, measures
+from mergevq_platform.data.shapes import render
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_pixels_alone_give_little_away(sample: tuple[np.ndarray, np.ndarray]) ->
 
 
 def test_every_shape_covers_the_same_area_and_is_told_apart_by_its_outline() -> None:
-    areas, reach = _measures()
+    areas, reach = measures()
     axis = np.linspace(-2.5, 2.5, 501)
     x, y = np.meshgrid(axis, axis)
     masks = [

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from mergevq.config import to_tree
+from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
-from mergevq_platform import evaluation, loop
+from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.evaluation import api, probing, tokenizer_worker
+from mergevq_platform.evaluation.spec import EvaluationSpec, chosen_keeps
+from mergevq_platform.evaluation.tokenizer import CAVEATS
+from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
@@ -43,17 +47,19 @@ def run(recipe: Recipe, home: Path) -> Run:
     return run
 
 
-def curve_of(run: Run, recipe: Recipe, answers: Any) -> list[dict[str, float]]:
-    subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
-    return evaluation.measure(subject, (4, 9, 16), answers(subject), step=2, run="x").rows
+def curve_of(run: Run, recipe: Recipe, workers: int = 0) -> list[dict[str, float]]:
+    evaluator = api.evaluator_of(
+        recipe, run.newest_checkpoint(), device="cpu", step=2, workers=workers, keeps=(4, 9, 16)
+    )
+    return evaluator.report("x").rows
 
 
 @pytest.mark.ray
 def test_one_two_and_five_workers_agree(run: Run, recipe: Recipe, ray_home: Path) -> None:
-    alone = curve_of(run, recipe, evaluation.local_answers)
+    alone = curve_of(run, recipe)
     assert [row["keep"] for row in alone] == [4, 9, 16]
     for workers in (2, 5):
-        rows = curve_of(run, recipe, lambda subject, w=workers: evaluation.ray_answers(subject, w))
+        rows = curve_of(run, recipe, workers)
         for mine, theirs in zip(alone, rows, strict=True):
             assert mine.keys() == theirs.keys()
             for key, value in mine.items():
@@ -61,7 +67,7 @@ def test_one_two_and_five_workers_agree(run: Run, recipe: Recipe, ray_home: Path
 
 
 def test_every_row_has_the_metrics_that_the_design_names(run: Run, recipe: Recipe) -> None:
-    rows = curve_of(run, recipe, evaluation.local_answers)
+    rows = curve_of(run, recipe)
     expected = {
         "keep",
         "merge_ratio",
@@ -88,7 +94,7 @@ def test_every_row_has_the_metrics_that_the_design_names(run: Run, recipe: Recip
 
 
 def test_with_all_tokens_kept_each_cell_is_its_own_cluster(run: Run, recipe: Recipe) -> None:
-    row = curve_of(run, recipe, evaluation.local_answers)[-1]
+    row = curve_of(run, recipe)[-1]
     assert (row["keep"], row["merge_ratio"]) == (16, 0)
     assert row["recovery_baseline"] == 100
 
@@ -97,7 +103,7 @@ def test_evaluating_writes_files_and_never_a_second_point_at_the_same_step(
     run: Run, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for attempt in range(2):
-        evaluation.evaluate("evaluated", home=home, keeps=(4, 9, 16), out=tmp_path / str(attempt))
+        api.evaluate("evaluated", home=home, keeps=(4, 9, 16), out=tmp_path / str(attempt))
     printed = capsys.readouterr().out
     assert "rank correlation" in printed
     assert str(tmp_path / "1" / "tradeoff.png") in printed.replace("\n", "")
@@ -124,8 +130,9 @@ def test_pictures_without_labels_get_a_curve_without_a_probe(
     for split in ("train", "val"):
         (source,) = Path(recipe.data.path).glob(f"{split}-*.parquet")
         pq.write_table(pq.read_table(source).select(["image"]), tmp_path / "data" / f"{split}-00000.parquet")
-    subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), str(tmp_path / "data"), "cpu")
-    curve = evaluation.measure(subject, (4, 9, 16), evaluation.local_answers(subject), step=2, run="x")
+    curve = api.evaluator_of(
+        recipe, run.newest_checkpoint(), device="cpu", step=2, keeps=(4, 9, 16), data=str(tmp_path / "data")
+    ).report("x")
     assert "psnr" in curve.rows[0]
     assert (curve.protocol["background"], "384 x 256" in curve.protocol["resizing"]) == ("white", True)
     assert not any("probe" in key for key in curve.rows[0])
@@ -133,18 +140,18 @@ def test_pictures_without_labels_get_a_curve_without_a_probe(
 
 
 def test_the_caveat_of_a_teacher_that_saw_labels_is_in_the_protocol() -> None:
-    assert "distillation, not self-supervision" in evaluation.CAVEATS["stand_in"]
+    assert "distillation, not self-supervision" in CAVEATS["stand_in"]
 
 
 def test_an_unreachable_count_names_the_reachable_ones(recipe: Recipe) -> None:
     with pytest.raises(InputError, match=r"cannot keep 3 tokens: this encoder reaches 4 to 16 of 16"):
-        evaluation.chosen_keeps(recipe, (3,))
+        chosen_keeps(recipe, (3,))
 
 
 def test_the_untrained_baseline_is_the_initialisation_of_that_very_run(run: Run, recipe: Recipe) -> None:
-    subject = evaluation.Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
-    first, again = evaluation.Evaluator(subject).untrained(), evaluation.Evaluator(subject).untrained()
-    trained = evaluation.Evaluator(subject).tokenizer
+    spec = EvaluationSpec(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
+    first, again = TokenizerWorker(spec).untrained(), TokenizerWorker(spec).untrained()
+    trained = TokenizerWorker(spec).tokenizer
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     moved = [n for n, v in trained.state_dict().items() if not torch.equal(v, first.state_dict()[n])]
@@ -155,7 +162,7 @@ def test_reconstructing_picture_files_writes_both_grids(run: Run, home: Path, tm
     from PIL import Image
 
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
-    files = evaluation.reconstruct(
+    files = api.reconstruct(
         "evaluated", [tmp_path / "photo.png"], home=home, keeps=[4, 16], out=tmp_path / "out"
     )
     assert {file.name for file in files} == {"reconstructions.png", "clusters.png"}
@@ -174,7 +181,7 @@ def test_files_that_are_no_images_are_all_named_before_anything_is_made(
     (tmp_path / "readme.txt").write_text("no image")
     names = ["photo.png", "cut.jpg", "empty.png", "readme.txt", ".", "nowhere.png"]
     with pytest.raises(InputError) as refusal:
-        evaluation.reconstruct(
+        api.reconstruct(
             "evaluated", [tmp_path / name for name in names], home=home, keeps=[4], out=tmp_path / "out"
         )
     for said in (
@@ -197,9 +204,9 @@ def test_transparent_pixels_of_a_file_are_put_on_white_and_that_is_said(
     Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGB", (16, 16), "white").save(tmp_path / "white.png")
     made = [
-        evaluation.reconstruct(
-            "evaluated", [tmp_path / f"{name}.png"], home=home, keeps=[4], out=tmp_path / name
-        )[0].read_bytes()
+        api.reconstruct("evaluated", [tmp_path / f"{name}.png"], home=home, keeps=[4], out=tmp_path / name)[
+            0
+        ].read_bytes()
         for name in ("clear", "white")
     ]
     assert made[0] == made[1]
@@ -212,5 +219,77 @@ def test_a_thin_file_is_reconstructed_from_its_middle(run: Run, home: Path, tmp_
     from PIL import Image
 
     Image.new("RGB", (200_000, 1), "teal").save(tmp_path / "line.png")
-    evaluation.reconstruct("evaluated", [tmp_path / "line.png"], home=home, keeps=[4], out=tmp_path / "out")
+    api.reconstruct("evaluated", [tmp_path / "line.png"], home=home, keeps=[4], out=tmp_path / "out")
     assert (tmp_path / "out" / "reconstructions.png").is_file()
+
+
+def test_what_was_reconstructed_is_not_written_over(run: Run, home: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "clusters.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"--out .*out holds clusters\.png already: name another folder"):
+        api.reconstruct("evaluated", [tmp_path / "photo.png"], home=home, keeps=[4], out=tmp_path / "out")
+    assert (tmp_path / "out" / "clusters.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("content", [None, b"no weights"])
+def test_an_inception_that_is_no_weights_file_is_named_by_its_option(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "inception.pth"
+    if content is not None:
+        file.write_bytes(content)
+    assert cli.run(["evaluate", "--images", str(tmp_path), "--inception", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mergevq: --inception: ")
+    assert str(file) in line
+
+
+def test_the_files_of_training_alone_may_be_gone(run: Run, recipe: Recipe, tmp_path: Path) -> None:
+    """Teacher and LPIPS of the losses; the untrained baseline is initialised without them."""
+    gone = str(tmp_path / "gone.pth")
+    losses = {
+        "alignment": {"kind": "timm", "model": "vit_small_patch14_dinov2", "weights": gone},
+        "perceptual": {"kind": "lpips", "backbone": gone, "heads": gone},
+    }
+    trained_with = resolve(merged(to_tree(recipe), {"task": {"losses": losses}}))
+
+    def row(recipe: Recipe) -> dict[str, float]:
+        return api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu", keeps=(9,)).report("x").rows[0]
+
+    assert row(trained_with) == row(recipe)
+
+
+def test_weights_that_training_began_with_are_needed_by_the_untrained_baseline_alone(
+    run: Run, recipe: Recipe, tmp_path: Path
+) -> None:
+    begun = resolve(merged(to_tree(recipe), {"task": {"initial_weights": str(tmp_path / "gone.pth")}}))
+    curve = api.evaluator_of(begun, run.newest_checkpoint(), device="cpu", keeps=(9,)).report("x")
+    assert "probe_top1_cls" in curve.rows[0]
+    assert not any("untrained" in key for key in curve.rows[0])
+    assert "are not there: no untrained baseline" in " ".join(curve.verdict())
+
+
+def test_a_probe_is_fitted_once_for_the_same_features(
+    run: Run, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose features come back, as those of an encoder that does not know the kept count would."""
+    fitted = []
+    inner = probing.linear_probe
+
+    def counting(*tensors: torch.Tensor) -> Any:
+        fitted.append(len(tensors[0]))
+        return inner(*tensors)
+
+    features = tokenizer_worker.features
+    monkeypatch.setattr(probing, "linear_probe", counting)
+    monkeypatch.setattr(tokenizer_worker, "features", lambda model, images, keep: features(model, images, 9))
+    evaluator = api.evaluator_of(
+        recipe, run.newest_checkpoint(), device="cpu", keeps=(4, 9, 16), suites=("representation",)
+    )
+    rows = evaluator.report("x").rows
+    assert len(rows) == 3
+    assert rows[0]["probe_top1_cls"] == rows[2]["probe_top1_cls"]
+    assert len(fitted) == 4, "cls and mean, trained and untrained"

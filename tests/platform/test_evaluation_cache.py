@@ -13,20 +13,24 @@ import torch
 
 from mergevq.config import to_tree
 from mergevq.metrics import CodeUsage, FeatureStatistics, Psnr
-from mergevq_platform import evaluation
 from mergevq_platform.evaluation import cache as caching
-from mergevq_platform.evaluation import measuring, stored
-from mergevq_platform.evaluation.answers import Reconstruction, merge
+from mergevq_platform.evaluation import cache_files, tokenizer
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.subject import identity
+from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.results import merge
+from mergevq_platform.evaluation.spec import EvaluationSpec, identity
+from mergevq_platform.evaluation.tokenizer import TokenizerEvaluator
+from mergevq_platform.evaluation.tokenizer_results import ReconstructionResult
+from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
+from mergevq_platform.evaluation.worker import Spec, answers
 from mergevq_platform.recipe import Recipe, resolve
 
 
 class Counting:
     """Answers in this process; counts the jobs and dies at the `last`."""
 
-    def __init__(self, subject: evaluation.Subject, last: int | None = None) -> None:
-        self.inner, self.last, self.asked = evaluation.local_answers(subject), last, 0
+    def __init__(self, kind: Callable[[Any], Any], spec: Spec, last: int | None = None) -> None:
+        self.inner, self.last, self.asked = answers(kind, spec), last, 0
 
     def __call__(self, jobs: Sequence[Any]) -> Iterator[Any]:
         for job in jobs:
@@ -43,45 +47,44 @@ def recipe(small_recipe: dict[str, Any]) -> Recipe:
 
 
 @pytest.fixture
-def subject(recipe: Recipe) -> evaluation.Subject:
+def spec(recipe: Recipe) -> EvaluationSpec:
     """The untrained tokenizer: what a cache does has nothing to do with training."""
-    return evaluation.Subject(None, to_tree(recipe), recipe.data.path, "cpu")
+    return EvaluationSpec(None, to_tree(recipe), recipe.data.path, "cpu")
 
 
 @pytest.fixture
 def measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., tuple[list[dict[str, float]], int]]:
-    monkeypatch.setattr(measuring, "BATCHES_PER_JOB", 1)
+    monkeypatch.setattr(tokenizer, "BATCHES_PER_JOB", 1)
 
-    def measured(subject: evaluation.Subject, last: int | None = None, cache: bool = True) -> Any:
-        answers = Counting(subject, last)
-        kept = Cache(tmp_path / "cache") if cache else None
-        curve = evaluation.measure(subject, (9,), answers, step=None, run="x", cache=kept)
-        return curve.rows, answers.asked
+    def measured(spec: EvaluationSpec, last: int | None = None, cache: bool = True) -> Any:
+        counting = Counting(TokenizerWorker, spec, last)
+        passes = Passes(counting, Cache(tmp_path / "cache") if cache else None)
+        return TokenizerEvaluator(spec, passes, (9,)).report("x").rows, counting.asked
 
     return measured
 
 
 def test_a_killed_evaluation_goes_on_and_a_second_one_measures_nothing(
-    subject: evaluation.Subject, measured: Callable[..., Any], tmp_path: Path
+    spec: EvaluationSpec, measured: Callable[..., Any], tmp_path: Path
 ) -> None:
-    plain, every = measured(subject, cache=False)
+    plain, every = measured(spec, cache=False)
     with pytest.raises(KeyboardInterrupt):
-        measured(subject, last=6)
-    rows, rest = measured(subject)
+        measured(spec, last=6)
+    rows, rest = measured(spec)
     assert rest == every - 6
-    assert measured(subject) == (rows, 0)
+    assert measured(spec) == (rows, 0)
     assert rows == plain, "kept answers are the answers, to the last bit"
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".safetensors"]
 
 
 def test_what_an_answer_depends_on_names_it(
-    subject: evaluation.Subject, recipe: Recipe, measured: Callable[..., Any], pictures: Path, tmp_path: Path
+    spec: EvaluationSpec, recipe: Recipe, measured: Callable[..., Any], pictures: Path, tmp_path: Path
 ) -> None:
     from mergevq_platform.data import write_shapes
 
-    _, every = measured(subject)
+    _, every = measured(spec)
     write_shapes(tmp_path / "others", images=192, val_images=64, size=16, seed=1)
     changed = [
         resolve(to_tree(recipe) | {"seed": 1}),
@@ -91,20 +94,20 @@ def test_what_an_answer_depends_on_names_it(
     ]
     for other in changed:
         tree = to_tree(other)
-        _, asked = measured(evaluation.Subject(None, tree, other.data.path, "cpu"))
+        _, asked = measured(EvaluationSpec(None, tree, other.data.path, "cpu"))
         assert asked > every / 4, (
             "another seed, count, picture set or background is another tokenizer or another number"
         )
 
 
-def test_weights_are_known_by_what_they_hold(subject: evaluation.Subject, tmp_path: Path) -> None:
+def test_weights_are_known_by_what_they_hold(spec: EvaluationSpec, tmp_path: Path) -> None:
     import mergevq
 
     for name, seed in (("a", 0), ("same", 0), ("b", 1)):
         torch.manual_seed(seed)
         mergevq.save(mergevq.create("test_gr"), tmp_path / name)
     a, same, b = (
-        identity(evaluation.Subject(str(tmp_path / name), subject.recipe, subject.data, "cpu"))
+        identity(EvaluationSpec(str(tmp_path / name), spec.recipe, spec.data, "cpu"))
         for name in ("a", "same", "b")
     )
     assert a == same
@@ -113,7 +116,7 @@ def test_weights_are_known_by_what_they_hold(subject: evaluation.Subject, tmp_pa
 
 def test_files_give_back_what_was_put_in(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    part = Reconstruction(codes=CodeUsage(8))
+    part = ReconstructionResult(codes=CodeUsage(8))
     part.true.pool.update(torch.randn(5, 3))
     part.true.features = np.random.rand(5, 3).astype(np.float32)
     part.psnr.update(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
@@ -122,9 +125,9 @@ def test_files_give_back_what_was_put_in(tmp_path: Path) -> None:
     features = {"cls": np.random.rand(4, 3).astype(np.float32), "label": np.arange(4)}
     numbers = {"top1": 12.5, "nothing": float("nan")}
     for name, answer in (("part", part), ("features", features), ("numbers", numbers)):
-        stored.save(tmp_path / name, answer)
-    again = stored.load(tmp_path / "part")
-    assert isinstance(again, Reconstruction)
+        cache_files.save(tmp_path / name, answer)
+    again = cache_files.load(tmp_path / "part")
+    assert isinstance(again, ReconstructionResult)
     assert isinstance(again.true.pool, FeatureStatistics)
     assert torch.equal(again.true.pool.outer, part.true.pool.outer)
     assert np.array_equal(again.true.features, part.true.features)
@@ -134,19 +137,19 @@ def test_files_give_back_what_was_put_in(tmp_path: Path) -> None:
     assert again.codes.compute() == part.codes.compute()
     assert again.recovery.count == 0
     assert merge([again, part]).psnr.count == 4
-    for name, array in stored.load(tmp_path / "features").items():
+    for name, array in cache_files.load(tmp_path / "features").items():
         assert array.dtype == features[name].dtype
         assert np.array_equal(array, features[name])
-    assert str(stored.load(tmp_path / "numbers")) == str(numbers)
+    assert str(cache_files.load(tmp_path / "numbers")) == str(numbers)
 
 
 def test_a_damaged_file_is_measured_again(
-    subject: evaluation.Subject, measured: Callable[..., Any], tmp_path: Path
+    spec: EvaluationSpec, measured: Callable[..., Any], tmp_path: Path
 ) -> None:
-    rows, _ = measured(subject)
+    rows, _ = measured(spec)
     file = next((tmp_path / "cache").glob("features-*.safetensors"))
     file.write_bytes(file.read_bytes()[:100])
-    again, asked = measured(subject)
+    again, asked = measured(spec)
     assert again == rows
     assert asked > 0
 

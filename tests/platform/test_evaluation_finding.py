@@ -16,8 +16,9 @@ from PIL import Image
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq_platform import cli, evaluation, loop
+from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.evaluation import api
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import places_of_runs
@@ -53,7 +54,7 @@ def run(recipe: Recipe, homes: tuple[Path, Path]) -> Run:
         (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
         loop.train(recipe, loop.Worker(), LocalHost(run.directory))
         run.recorder(recipe, None).close("FINISHED")
-        evaluation.evaluate("tokens", home=home, keeps=(4, 16), out=run.directory / "curve-first")
+        api.evaluate("tokens", home=home, keeps=(4, 16), out=run.directory / "curve-first")
     return run
 
 
@@ -77,7 +78,7 @@ def test_a_run_is_measured_again_from_the_tracking_store_alone(
     assert cli.run(["evaluate", again.name, *options, "--no-tracking"]) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert cli.run(["evaluate", origin.name, "--suite", "generation"]) == 2
-    assert "tokens is a tokenizer, which generates no pictures" in capsys.readouterr().err
+    assert "tokens is a tokenizer, which generates no images" in capsys.readouterr().err
     assert cli.run(["evaluate", "nobody"]) == 2
     assert "none of that name or id in sqlite" in capsys.readouterr().err
 
@@ -126,7 +127,7 @@ def test_a_registered_model_loads_in_a_fresh_process_and_is_measured_by_its_name
 
     assert cli.run(["evaluate", "models:/shapes@champion", "--keep", "4", "--suite", "reconstruction"]) == 0
     said = capsys.readouterr().out
-    assert "models:/shapes@champion: what every kept token buys" in " ".join(said.split())
+    assert "models:/shapes@champion: trade-off over kept tokens" in " ".join(said.split())
     again = next(found for found in list_runs(store) if found.evaluates == find_run(store, "tokens").uid)
     assert 4 in stored_curve(store, again)["psnr"], "recorded as a run linked to the one that trained it"
     for wrong in ("models:/shapes@nobody", "models:/nothing/1", "models:/m-nothing"):
@@ -141,7 +142,7 @@ def loop_data(run: Run) -> str:
 def test_nothing_in_a_model_is_pickled(run: Run, homes: tuple[Path, Path]) -> None:
     store = Store.at(homes[0])
     if not store.client().search_registered_models("name = 'plain'"):
-        evaluation.register("tokens", "plain", home=homes[0])
+        api.register("tokens", "plain", home=homes[0])
     fetched = fetch_model(store, "models:/plain/1", homes[0] / "models")
     assert {path.name for path in fetched.path.iterdir()} == {
         "config.json", "model.safetensors", "recipe.yaml", "origin.json",
@@ -210,7 +211,7 @@ def registered(run: Run, homes: tuple[Path, Path]) -> str:
     """The run as a registered model, by its name in URIs."""
     store = Store.at(homes[0])
     if not store.client().search_registered_models("name = 'everywhere'"):
-        evaluation.register("tokens", "everywhere", home=homes[0], alias="champion")
+        api.register("tokens", "everywhere", home=homes[0], alias="champion")
     return "models:/everywhere@champion"
 
 

@@ -18,21 +18,18 @@ import yaml
 
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
-from mergevq_platform import evaluation, generation, loop
-from mergevq_platform.curves import Curve
-from mergevq_platform.distributed import ordered_map
+from mergevq_platform import loop
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.evaluation import api, neighbours
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.classifying import (
-    ClassifierEvaluator,
-    ProbeEvaluator,
-    classify,
-    classify_by_probe,
-)
-from mergevq_platform.evaluation.evaluator import Evaluator
-from mergevq_platform.evaluation.measuring import Measurement
-from mergevq_platform.generation import judging
-from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.report import write
+from mergevq_platform.evaluation.spec import EvaluationSpec
+from mergevq_platform.evaluation.tokenizer import TokenizerEvaluator
+from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
+from mergevq_platform.evaluation.worker import answers
 from mergevq_platform.recipe import Recipe, complete, locate, resolve
 from mergevq_platform.sweeps import Grid, Sweep, choice, objectives
 from mergevq_platform.sweeps.driver import sweep
@@ -81,13 +78,13 @@ def changed(pictures: Path, tmp_path: Path) -> Callable[..., str]:
 
 
 def measured(
-    recipe: Recipe, data: str, tmp_path: Path, keeps: tuple[int, ...] = KEEPS, **options: Any
+    recipe: Recipe, data: str, tmp_path: Path, keeps: tuple[int, ...] = KEEPS, cache: Cache | None = None
 ) -> Curve:
     """The curve, with all that an evaluation writes down of it."""
-    subject = evaluation.Subject(None, to_tree(recipe), data, "cpu")
-    one = Measurement(subject, evaluation.local_answers(subject), **options)
-    curve = one.curve(keeps, step=0, run="odd")
-    files = evaluation.write(curve, subject, tmp_path / "out", one.findings)
+    spec = EvaluationSpec(None, to_tree(recipe), data, "cpu")
+    one = TokenizerEvaluator(spec, Passes(answers(TokenizerWorker, spec), cache), keeps, step=0)
+    curve = one.report("odd")
+    files = write(curve, one, tmp_path / "out")
     read = Curve.load(files["curve.json"])
     assert read == curve
     json.loads(files["curve.json"].read_text(), parse_constant=lambda text: pytest.fail(text))
@@ -271,8 +268,8 @@ def test_the_untrained_tokenizer_needs_neither_teacher_nor_training_images(
     expected = loop.build(recipe, task_of(recipe).open_data(recipe)).model().state_dict()
     small_recipe["task"]["losses"]["alignment"] = {"kind": "stand_in", "directory": "nowhere"}
     small_recipe["data"]["path"] = str(tmp_path / "nowhere")
-    subject = evaluation.Subject(None, to_tree(resolve(small_recipe)), str(tmp_path / "nowhere"), "cpu")
-    found = Evaluator(subject).untrained(1).state_dict()
+    spec = EvaluationSpec(None, to_tree(resolve(small_recipe)), str(tmp_path / "nowhere"), "cpu")
+    found = TokenizerWorker(spec).untrained(1).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -318,20 +315,21 @@ def test_what_classifies_learns_from_labelled_images_and_is_judged_by_them(
     assert all(0 <= value <= 100 for value in validated.values())
     if kind == "classifier":
         return
-    subject = evaluation.Subject(str(run), to_tree(recipe), data, "cpu")
-    judge, worker = {
-        "finetune": (classify, ClassifierEvaluator),
-        "probe": (classify_by_probe, ProbeEvaluator),
-    }[kind]
-    found = judge(subject, ordered_map.answers(worker, subject))
+    report = api.evaluator_of(recipe, str(run), device="cpu").report("odd")
+    (found,) = report.rows
     assert (found["unlabelled"], found["undecodable"]) == (16, 3)
     assert (found["top1"] * 45 / 100) == pytest.approx(round(found["top1"] * 45 / 100)), (
         "of 64 - 16 - 3 images"
     )
+    said = report.verdict()
+    assert said[0].startswith("top-1 ")
+    assert said[1:3] == ["16 images of 'val' have no label: left out", "3 images cannot be decoded: left out"]
+    assert (len(said) == 4) == (kind == "probe"), "a probe's head was chosen by training images"
     none = changed(labels={"val": lambda y: np.full_like(y, -1)}, name="none")
-    found = judge(subject := dataclasses.replace(subject, data=none), ordered_map.answers(worker, subject))
-    assert "top1" not in found
-    assert found["unlabelled"] == 64
+    report = api.evaluator_of(recipe, str(run), device="cpu", data=none).report("odd")
+    assert "top1" not in report.rows[0]
+    assert report.rows[0]["unlabelled"] == 64
+    assert report.verdict() == ["no top-1: no image of 'val' has a label"]
 
 
 def generators_report(
@@ -343,11 +341,9 @@ def generators_report(
     if not run.exists():
         run.mkdir()
         loop.train(recipe, loop.Worker(), LocalHost(run))
-    sampler = dataclasses.replace(generation.open_sampler(str(run)), recipe=to_tree(recipe))
-    report, shown = generation.judge(
-        sampler, ordered_map.answers(generation.Judge, sampler), run="odd", scales=[2.0]
-    )
-    files = generation.write(report, shown, sampler, tmp_path / "report")
+    one = api.evaluator_of(recipe, str(run), device="cpu", scales=[2.0])
+    report: GeneratorReport = one.report("odd")
+    files = write(report, one, tmp_path / "report")
     assert GeneratorReport.load(files["report.json"]) == report
     json.loads(files["report.json"].read_text(), parse_constant=lambda text: pytest.fail(text))
     assert report.table().row_count == 6
@@ -399,19 +395,33 @@ def test_a_generator_may_be_judged_on_the_images_that_it_learnt_from(
     assert again.rows[0].keys() == report.rows[0].keys()
 
 
+def nearest(small: np.ndarray, train: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    spec = EvaluationSpec(None, {}, "", "cpu")
+    return neighbours.nearest(Passes(answers(TokenizerWorker, spec)), small, {}, train, {}, k=k)
+
+
 def test_neighbours_in_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
-    small, train = (
-        generator.integers(0, 256, (count, 3 * judging.SMALL**2), dtype=np.uint8) for count in (30, 50)
-    )
+    side = neighbours.SIDE
+    small, train = (generator.integers(0, 256, (count, 3 * side**2), dtype=np.uint8) for count in (30, 50))
     train[7] = small[4]
-    train[9] = small[5].reshape(3, judging.SMALL, judging.SMALL)[..., ::-1].reshape(-1)
-    whole = judging.nearest(small, train, 3)
+    train[9] = small[5].reshape(3, side, side)[..., ::-1].reshape(-1)
+    whole = nearest(small, train, 3)
     assert (whole[1][4, 0], whole[1][5, 0]) == (7, 50 + 9)
-    monkeypatch.setattr(judging, "BLOCK", 8)
-    blocks = judging.nearest(small, train, 3)
+    monkeypatch.setattr(neighbours, "BLOCK", 8)
+    blocks = nearest(small, train, 3)
     assert np.array_equal(blocks[1], whole[1])
     assert blocks[0] == pytest.approx(whole[0], abs=0.3)
+
+
+def test_a_copied_image_is_its_own_nearest_neighbour_even_mirrored() -> None:
+    side = neighbours.SIDE
+    train = np.random.default_rng(0).integers(0, 256, (20, 3 * side**2), dtype=np.uint8)
+    mirrored = train[3].reshape(3, side, side)[:, :, ::-1].reshape(-1)
+    distances, numbers = nearest(np.stack([train[7], mirrored]), train, 2)
+    assert numbers[:, 0].tolist() == [7, 23]
+    assert distances[:, 0] == pytest.approx(0, abs=1e-2)
+    assert (distances[:, 1] > 50).all()
 
 
 def test_a_sweep_whose_objective_needs_a_probe_is_refused_where_there_can_be_none(

@@ -17,8 +17,9 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, precision_recall
 from mergevq.metrics.features import RandomFeaturesConfig
-from mergevq_platform import cli, evaluation
+from mergevq_platform import cli
 from mergevq_platform.data import EvalBatches, open_dataset, open_images, to_unit_range
+from mergevq_platform.evaluation import api
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_an_npz_of_samples_is_read_as_the_adm_suite_writes_it(folder: Path, at_h
 @pytest.mark.ray
 def test_one_two_and_five_workers_agree(folder: Path, pictures: Path, ray_home: Path) -> None:
     found = [
-        evaluation.evaluate_pictures(
+        api.evaluate_images(
             str(folder), str(pictures), home=ray_home, split="train", workers=workers, cache=False
         ).values
         for workers in (1, 2, 5)
@@ -242,7 +243,7 @@ def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:
 def test_weight_files_named_without_a_folder_are_looked_for_in_one(tmp_path: Path) -> None:
     from mergevq.metrics import InceptionFeaturesConfig
     from mergevq.metrics.lpips import LpipsFilesConfig
-    from mergevq_platform.evaluation.weights import with_files
+    from mergevq_platform.evaluation.extractor_choice import with_files
     from mergevq_platform.recipe import EvaluationConfig
 
     settings = EvaluationConfig(

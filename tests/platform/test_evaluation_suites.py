@@ -16,10 +16,14 @@ from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import knn_votes, linear_probe, precision_recall
 from mergevq.metrics.sgd_probe import PUBLISHED
-from mergevq_platform import evaluation
-from mergevq_platform.curves import Curve
-from mergevq_platform.evaluation.evaluator import Evaluator, ProbeJob, knn_metrics, probe_metrics
-from mergevq_platform.evaluation.measuring import Findings, Measurement, nearest
+from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.probing import LabelledFeatures, ProbeJob, Probes
+from mergevq_platform.evaluation.report import write
+from mergevq_platform.evaluation.spec import EvaluationSpec
+from mergevq_platform.evaluation.tokenizer import SUITES, TokenizerEvaluator, nearest
+from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
+from mergevq_platform.evaluation.worker import answers
 from mergevq_platform.recipe import Recipe, resolve
 
 
@@ -29,19 +33,18 @@ def recipe(small_recipe: dict[str, Any]) -> Recipe:
     return resolve(small_recipe)
 
 
-def measurement(recipe: Recipe, **options: Any) -> Measurement:
-    subject = evaluation.Subject(None, to_tree(recipe), recipe.data.path, "cpu")
-    return Measurement(subject, evaluation.local_answers(subject), **options)
+def evaluator(recipe: Recipe, keeps: tuple[int, ...] = (4, 9, 16), **options: Any) -> TokenizerEvaluator:
+    spec = EvaluationSpec(None, to_tree(recipe), recipe.data.path, "cpu")
+    return TokenizerEvaluator(spec, Passes(answers(TokenizerWorker, spec)), keeps, step=0, **options)
 
 
 def test_suites_part_the_table_and_the_files(recipe: Recipe, tmp_path: Path) -> None:
-    one = measurement(recipe)
     keys = {}
-    for suite in evaluation.SUITES:
-        curve = one.curve((4, 9, 16), step=0, run="x", suites=(suite,))
+    for suite in SUITES:
+        one = evaluator(recipe, suites=(suite,))
+        curve = one.report("x")
         keys[suite] = set(curve.rows[0]) - {"keep", "merge_ratio"}
-        files = evaluation.write(curve, one.subject, tmp_path / suite, one.findings)
-        one.findings = Findings()
+        files = write(curve, one, tmp_path / suite)
         assert Curve.load(files["curve.json"]) == curve
         assert {path.name for path in (tmp_path / suite).iterdir()} == set(files)
         assert curve.verdict()
@@ -54,22 +57,21 @@ def test_suites_part_the_table_and_the_files(recipe: Recipe, tmp_path: Path) -> 
             else {"neighbours.png"}
         )
         assert {name for name in files if name.endswith(".png")} == expected
-        one.subject = dataclasses.replace(one.subject)
     assert not keys["reconstruction"] & keys["representation"]
     assert "psnr" in keys["reconstruction"]
     assert "probe_top1_cls" in keys["representation"]
 
 
 def test_likeness_of_reconstructions_is_the_librarys(recipe: Recipe) -> None:
-    one = measurement(recipe)
-    curve = one.curve((9,), step=0, run="x", suites=("reconstruction",))
-    evaluator = Evaluator(one.subject)
+    one = evaluator(recipe, (9,), suites=("reconstruction",))
+    curve = one.report("x")
+    worker, batches = TokenizerWorker(one.spec), one.splits.batches["test"]
     real, painted = [], []
-    for index in range(one.splits["test"].num_batches):
-        images = evaluator.batch(one.splits["test"], index)["image"]
+    for index in range(batches.num_batches):
+        images = worker.batch(batches, index)["image"]
         real.append(one.network(images))
         with torch.no_grad():
-            painted.append(one.network(evaluator.tokenizer.decode(evaluator.tokenizer.encode(images, 9))))
+            painted.append(one.network(worker.tokenizer.decode(worker.tokenizer.encode(images, 9))))
     expected = precision_recall(torch.cat(painted), torch.cat(real))
     row = curve.rows[0]
     assert row["reconstruction_precision_random_v1"] == pytest.approx(expected.precision)
@@ -86,7 +88,7 @@ def test_seeds_repeat_what_is_random_and_nothing_else(
     monkeypatch.setitem(PUBLISHED, "mergevq", quick)
     settings = dataclasses.replace(recipe.evaluation, untrained_baseline=True, probes=("mergevq",))
     recipe = dataclasses.replace(recipe, evaluation=settings)
-    many, once = measurement(recipe, seeds=2), measurement(recipe)
+    many, once = evaluator(recipe, seeds=2), evaluator(recipe)
     row, single = many.representation(9), once.representation(9)
     repeated = {key.removesuffix("_std") for key in row if key.endswith("_std")}
     assert repeated
@@ -94,7 +96,7 @@ def test_seeds_repeat_what_is_random_and_nothing_else(
     assert not any(key.endswith("_std") for key in single)
     for key in ("probe_top1_cls", "knn_top1_cls"):
         assert row[key] == single[key]
-    protocol = many.protocol(0, evaluation.SUITES)
+    protocol = many.protocol()
     assert protocol["probe"]["untrained_seeds"] == 2
     assert protocol["probe"]["published"]["mergevq"]["optimizer"] == "adamw"
 
@@ -106,27 +108,30 @@ def test_the_probes_of_a_job_are_the_librarys_with_what_was_chosen() -> None:
     train_x, test_x = (
         (means[y] + generator.normal(size=(len(y), 8))).astype(np.float32) for y in (train_y, test_y)
     )
-    found = probe_metrics(ProbeJob("cls", train_x, train_y, test_x, test_y), torch.device("cpu"))
+    features = LabelledFeatures(train_x, train_y, test_x, test_y)
+    spec = EvaluationSpec(None, {}, "", "cpu")
+    probes = Probes(Passes(answers(TokenizerWorker, spec)))
+    found = probes.probe({}, features, "cls")
     expected = linear_probe(*map(torch.from_numpy, (train_x, train_y, test_x, test_y)))
     assert (found["probe_top1_cls"], found["probe_C_cls"]) == (expected.top1, expected.C)
     votes = knn_votes(*map(torch.from_numpy, (train_x, train_y, test_x, test_y)))
-    voted = knn_metrics(votes, "cls")
+    voted = probes.neighbours({}, features, "cls")
     assert voted["knn_top1_cls"] == voted[f"knn_top1_cls_k{voted['knn_k_cls']:.0f}"] == votes.result().top1
 
 
 def test_one_class_and_broken_features_are_said() -> None:
     x, y = np.zeros((10, 4), np.float32), np.arange(10) % 2
     for job, message in (
-        (ProbeJob("cls", x, np.zeros_like(y), x, y), "holds one class"),
-        (ProbeJob("cls", x * math.nan, y, x, y), "hold NaN or infinity: the tokenizer diverged"),
+        (ProbeJob(LabelledFeatures(x, np.zeros_like(y), x, y)), "holds one class"),
+        (ProbeJob(LabelledFeatures(x * math.nan, y, x, y)), "hold NaN or infinity: the tokenizer diverged"),
     ):
         with pytest.raises(InputError, match=message):
-            probe_metrics(job, torch.device("cpu"))
+            job.on_rows(torch.device("cpu"), 0, 1)
 
 
 def test_fewer_pictures_than_features_are_said_loudly(recipe: Recipe) -> None:
     with pytest.warns(UserWarning, match="64 images for 200 features"):
-        curve = measurement(recipe).curve((16,), step=0, run="x", suites=("reconstruction",))
+        curve = evaluator(recipe, (16,), suites=("reconstruction",)).report("x")
     from mergevq_platform.figures.series import notes
 
     assert any("strongly biased upwards" in note for note in notes(curve))

@@ -10,16 +10,13 @@ import pytest
 import torch
 
 import mergevq
-from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.layers import ResBlock
 from mergevq.training.finetune import load_fine_tuned
-from mergevq_platform import evaluation, loop
+from mergevq_platform import loop
 from mergevq_platform.data import ViewsConfig, make_views
-from mergevq_platform.distributed import ordered_map
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation.classifying import ClassifierEvaluator, classify
-from mergevq_platform.evaluation.subject import Subject
+from mergevq_platform.evaluation import api
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.preflight import preflight
@@ -62,8 +59,7 @@ def test_fine_tuning_moves_the_encoder_and_its_top1_is_measured(tree: dict[str, 
         name for name, value in tuned.encoder.state_dict().items() if not torch.equal(value, before[name])
     ]
     assert len(moved) > 10
-    subject = Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
-    found = classify(subject, ordered_map.answers(ClassifierEvaluator, subject))
+    (found,) = api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu").report("x").rows
     assert 0 <= found["top1_low"] <= found["top1"] <= found["top1_high"] <= 100
     assert found["top1"] * 64 / 100 == pytest.approx(round(found["top1"] * 64 / 100)), (
         "of 64 pictures, the last batch too"
@@ -86,7 +82,7 @@ def test_ray_train_runs_it_and_records_its_top1(tree: dict[str, Any], ray_home: 
     from mergevq_platform.distributed import trainer
 
     tree["cluster"] = {"device": "cpu", "workers": 2}
-    trainer.train(resolve(tree), home=ray_home, name="tuned-on-ray", after=evaluation.after_training)
+    trainer.train(resolve(tree), home=ray_home, name="tuned-on-ray", after=api.after_training)
     metrics = find_run(Store.at(ray_home), "tuned-on-ray").metrics
     assert metrics["test/top1_low"] <= metrics["test/top1"] <= metrics["test/top1_high"]
     assert "train/accuracy" in metrics

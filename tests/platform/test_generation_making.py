@@ -1,4 +1,4 @@
-"""Generating and judging: the same codes for any number of workers, nothing made twice, honest names beside baselines."""
+"""Sampling and evaluating generators: the same codes for any number of workers, nothing sampled twice, honest names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq.generation import SamplingConfig
 from mergevq.metrics import to_uint8
-from mergevq_platform import cli, generation, loop
+from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.distributed.ordered_map import answers
-from mergevq_platform.generation import judging, making
-from mergevq_platform.generation.maker import Maker
+from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.generator_worker import GeneratorWorker
 from mergevq_platform.recipe import resolve
+from mergevq_platform.sampling.job import SamplingJob, SamplingWorker, sample_images
+from mergevq_platform.sampling.pipeline import (
+    SamplingPipeline,
+    chosen_classes,
+    class_names,
+    open_sampling,
+)
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.store import Store
@@ -58,12 +65,17 @@ def random_order(small_generator: dict[str, Any], home: Path) -> Run:
     return trained("randar", "random_order", small_generator, home)
 
 
-def order(
+def job(
     run: Run, out: Path, *, num: int = 20, batch: int = 6, classes: tuple[str, ...] = (), **of: Any
-) -> generation.Order:
-    sampler = generation.open_sampler(run.location, **of)
-    names = generation.class_names(resolve(sampler.recipe))
-    return generation.Order(sampler, str(out), generation.chosen_classes(classes, names), names, num, batch)
+) -> SamplingJob:
+    spec = open_sampling(run.location, **of)
+    names = class_names(resolve(spec.recipe))
+    return SamplingJob(spec, str(out), chosen_classes(classes, names), names, num, batch)
+
+
+def evaluator_of(run: Run, **options: Any) -> Any:
+    recipe = checkpoints.recipe_of(Path(run.newest_checkpoint()))
+    return api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu", **options)
 
 
 def codes(out: Path) -> dict[str, np.ndarray]:
@@ -72,19 +84,21 @@ def codes(out: Path) -> dict[str, np.ndarray]:
 
 
 def test_pictures_are_the_decoded_codes_with_classes_in_turn(run: Run, tmp_path: Path) -> None:
-    wanted = order(run, tmp_path / "out", classes=("heart", "disc", "3"))
-    manifest = generation.make(wanted, progress=False)
+    wanted = job(run, tmp_path / "out", classes=("heart", "disc", "3"))
+    manifest = sample_images(wanted, progress=False)
     made = codes(tmp_path / "out")
     assert made["sample"].tolist() == list(range(20))
     assert made["label"][:4].tolist() == [10, 0, 3, 10]
     assert made["indices"].shape == (20, 16)
-    pictures = to_uint8(Maker(wanted.sampler).pictures(torch.from_numpy(made["indices"]))).permute(0, 2, 3, 1)
+    pictures = to_uint8(SamplingPipeline(wanted.spec).decode(torch.from_numpy(made["indices"]))).permute(
+        0, 2, 3, 1
+    )
     for sample, label in zip(made["sample"], made["label"], strict=True):
-        stored = np.asarray(Image.open(wanted.picture(int(sample), int(label))))
+        stored = np.asarray(Image.open(wanted.image(int(sample), int(label))))
         assert np.abs(stored.astype(int) - pictures[sample].numpy()).max() <= 1
     assert (tmp_path / "out" / "pictures" / "000000-heart.png").is_file()
     assert Image.open(tmp_path / "out" / "contact_sheet.png").size[0] > 100
-    assert manifest["tokenizer"]["sha256"] == wanted.sampler.tokenizer.sha256
+    assert manifest["tokenizer"]["sha256"] == wanted.spec.tokenizer.sha256
     assert (manifest["seed"], manifest["guidance"]["scale"], manifest["kept_tokens"]) == (0, 1.0, 4)
     assert manifest["complete"]
 
@@ -94,48 +108,46 @@ def test_any_number_of_workers_makes_the_same_codes(
     random_order: Run, tmp_path: Path, ray_home: Path
 ) -> None:
     options = {"keep": 9, "steps": 4}
-    generation.make(order(random_order, tmp_path / "one", **options), progress=False)
+    sample_images(job(random_order, tmp_path / "one", **options), progress=False)
     for workers in (2, 3):
-        generation.make(
-            order(random_order, tmp_path / str(workers), **options), workers=workers, progress=False
-        )
+        sample_images(job(random_order, tmp_path / str(workers), **options), workers=workers, progress=False)
         for name, array in codes(tmp_path / "one").items():
             assert np.array_equal(array, codes(tmp_path / str(workers))[name]), (name, workers)
 
 
-def test_an_interrupted_order_makes_only_what_is_missing(
+def test_an_interrupted_job_samples_only_what_is_missing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generation.make(order(run, tmp_path / "whole"), progress=False)
+    sample_images(job(run, tmp_path / "whole"), progress=False)
     done: list[int] = []
-    answer = making.Worker.answer
+    answer = SamplingWorker.answer
 
-    def counting(self: making.Worker, batch: int) -> Any:
+    def counting(self: SamplingWorker, batch: int) -> Any:
         if len(done) == 2:
             raise RuntimeError("the machine went away")
         done.append(batch)
         return answer(self, batch)
 
-    monkeypatch.setattr(making.Worker, "answer", counting)
+    monkeypatch.setattr(SamplingWorker, "answer", counting)
     with pytest.raises(RuntimeError, match="went away"):
-        generation.make(order(run, tmp_path / "parts"), progress=False)
+        sample_images(job(run, tmp_path / "parts"), progress=False)
     assert done == [0, 1]
     assert not json.loads((tmp_path / "parts" / "generation.json").read_text()).get("complete")
     done.clear()
-    generation.make(order(run, tmp_path / "parts"), progress=False)
+    sample_images(job(run, tmp_path / "parts"), progress=False)
     assert done == [2, 3]
     assert np.array_equal(codes(tmp_path / "whole")["indices"], codes(tmp_path / "parts")["indices"])
     next((tmp_path / "parts" / "pictures").glob("000007-*.png")).unlink()
     done.clear()
-    generation.make(order(run, tmp_path / "parts"), progress=False)
+    sample_images(job(run, tmp_path / "parts"), progress=False)
     assert done == [1], "a batch that lost a picture is made again"
 
 
-def test_another_order_in_the_same_directory_is_refused(run: Run, tmp_path: Path) -> None:
-    generation.make(order(run, tmp_path / "out", num=4), progress=False)
-    other = order(run, tmp_path / "out", num=4, seed=1, sampling=SamplingConfig(temperature=0.5))
+def test_another_job_in_the_same_directory_is_refused(run: Run, tmp_path: Path) -> None:
+    sample_images(job(run, tmp_path / "out", num=4), progress=False)
+    other = job(run, tmp_path / "out", num=4, seed=1, sampling=SamplingConfig(temperature=0.5))
     with pytest.raises(InputError, match=r"made otherwise \(sampling, seed differ\): name another --out"):
-        generation.make(other, progress=False)
+        sample_images(other, progress=False)
 
 
 MISTAKES = {
@@ -191,7 +203,7 @@ def test_a_mistake_is_one_line_before_anything_is_made(
 
 def test_more_steps_than_tokens_are_refused(random_order: Run) -> None:
     with pytest.raises(InputError, match=r"--steps 10: 9 tokens take 1 to 9 steps"):
-        generation.open_sampler(random_order.location, keep=9, steps=10)
+        open_sampling(random_order.location, keep=9, steps=10)
 
 
 def test_the_command_line_tokenizes_trains_data_and_generates(
@@ -276,7 +288,7 @@ def test_a_tokenizer_that_differs_in_more_than_source_recovery_is_refused(
     other.get_submodule(part).get_parameter("conv_in.weight").data.view(-1)[0] += 1.0
     mergevq.save(other, tmp_path)
     with pytest.raises(InputError, match=r"its codes mean something else.*Source Recovery alone may be"):
-        generation.open_sampler(random_order.location, tokenizer=str(tmp_path))
+        open_sampling(random_order.location, tokenizer=str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["mergear", "random_order"])
@@ -284,8 +296,9 @@ def test_the_report_has_the_point_without_guidance_its_baselines_and_an_honest_n
     kind: str, small_generator: dict[str, Any], home: Path
 ) -> None:
     name = {"mergear": "mergear", "random_order": "randar"}[kind]
-    sampler = generation.open_sampler(trained(name, kind, small_generator, home).location)
-    report, pictures = judging.judge(sampler, answers(judging.Judge, sampler), run="x", scales=[2.0])
+    run = trained(name, kind, small_generator, home)
+    evaluator = evaluator_of(run, scales=[2.0])
+    report = evaluator.report("x")
     assert [row["scale"] for row in report.rows] == [1.0, 2.0]
     assert set(report.references) == {"real", "reconstructed", "by_position", "untrained"}
     keys = {"gfd_random_v1", "class_top1", "class_top1_low", "class_top1_high", "neighbour_ratio"}
@@ -294,18 +307,17 @@ def test_the_report_has_the_point_without_guidance_its_baselines_and_an_honest_n
         assert not any("fid" in key for key in row), "no Inception measured this"
     assert report.references["real"]["gfd_random_v1"] == pytest.approx(0, abs=1e-6)
     assert report.protocol["chance_top1"] == pytest.approx(100 / 12, abs=2)
-    assert report.protocol["tokenizer"]["sha256"] == sampler.tokenizer.sha256
-    assert len(pictures["1"].labels) == 48
+    assert report.protocol["tokenizer"]["sha256"] == evaluator.spec.tokenizer.sha256
+    assert len(evaluator.findings.shown["1"].labels) == 48
     assert any(sentence.startswith("NO") for sentence in report.verdict()), (
         "eight steps learn nothing, and it says so"
     )
 
 
 @pytest.mark.ray
-def test_one_and_two_workers_judge_alike(run: Run, ray_home: Path) -> None:
-    sampler = generation.open_sampler(run.location)
-    alone, _ = judging.judge(sampler, answers(judging.Judge, sampler), run="x", scales=[1.0])
-    shared, _ = judging.judge(sampler, answers(judging.Judge, sampler, workers=2), run="x", scales=[1.0])
+def test_one_and_two_workers_evaluate_alike(run: Run, ray_home: Path) -> None:
+    alone = evaluator_of(run, scales=[1.0]).report("x")
+    shared = evaluator_of(run, scales=[1.0], workers=2).report("x")
     for name, row in alone.references.items():
         for key in ("gfd_random_v1", "class_top1", "neighbour_ratio"):
             assert shared.references[name][key] == pytest.approx(row[key], rel=1e-6, abs=1e-9)
@@ -313,23 +325,14 @@ def test_one_and_two_workers_judge_alike(run: Run, ray_home: Path) -> None:
 
 
 def test_codes_by_position_have_the_training_codes_frequencies(run: Run) -> None:
-    judge = judging.Judge(generation.open_sampler(run.location))
-    drawn = judge._by_position(torch.arange(4000)).numpy()
-    stored = judge.training_codes
+    worker = GeneratorWorker(open_sampling(run.location))
+    drawn = worker.codes_by_position(torch.arange(4000)).numpy()
+    stored = worker.training_codes
     for position in (0, 7, 15):
         expected = np.bincount(stored[:, position], minlength=64) / len(stored)
         found = np.bincount(drawn[:, position], minlength=64) / len(drawn)
         assert np.abs(expected - found).sum() < 0.1
-    assert np.array_equal(drawn[5], judge._by_position(torch.tensor([5])).numpy()[0])
-
-
-def test_a_copied_picture_is_its_own_nearest_neighbour_even_mirrored() -> None:
-    train = np.random.default_rng(0).integers(0, 256, (20, 3 * judging.SMALL**2), dtype=np.uint8)
-    mirrored = train[3].reshape(3, judging.SMALL, judging.SMALL)[:, :, ::-1].reshape(-1)
-    distances, numbers = judging.nearest(np.stack([train[7], mirrored]), train, 2)
-    assert numbers[:, 0].tolist() == [7, 23]
-    assert distances[:, 0] == pytest.approx(0, abs=1e-2)
-    assert (distances[:, 1] > 50).all()
+    assert np.array_equal(drawn[5], worker.codes_by_position(torch.tensor([5])).numpy()[0])
 
 
 def test_evaluating_a_generator_records_its_curve_over_scales_once(
@@ -352,7 +355,7 @@ def test_evaluating_a_generator_records_its_curve_over_scales_once(
     assert "guidance scale 1.5" in printed
     names = {path.name for path in (tmp_path / "0").iterdir()}
     assert names == {"report.json", "table.md", "guidance.png", "samples.png", "neighbours.png"}
-    report = generation.GeneratorReport.load(tmp_path / "0" / "report.json")
+    report = GeneratorReport.load(tmp_path / "0" / "report.json")
     assert report.protocol["images"] == 24
 
     store = Store.at(home)
@@ -379,7 +382,7 @@ def test_a_tokenizers_run_generates_nothing(small_recipe: dict[str, Any], home: 
     (tmp_path / "run").mkdir()
     loop.train(resolve(small_recipe | {"steps": 1}), loop.Worker(), LocalHost(tmp_path / "run"))
     with pytest.raises(InputError, match="trains a tokenizer; this needs a generator"):
-        generation.open_sampler(str(tmp_path / "run"))
+        open_sampling(str(tmp_path / "run"))
 
 
 def test_the_stored_recipe_says_how_it_is_sampled(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,19 @@ import pytest
 import torch
 
 import mergevq
-from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.training.probe import load_probe
-from mergevq_platform import evaluation, loop
+from mergevq_platform import cli, loop
 from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
-from mergevq_platform.distributed import ordered_map
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation.classifying import ProbeEvaluator, classify_by_probe
-from mergevq_platform.evaluation.subject import Subject
+from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation.classifier import ClassifierWorker
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import task_of
-from mergevq_platform.tracking.listing import find_run
+from mergevq_platform.tracking.listing import find_run, list_runs
 from mergevq_platform.tracking.store import Store
 
 
@@ -63,8 +62,8 @@ def test_heads_learn_on_a_frozen_tokenizer_and_the_better_one_answers(
     losses = [values["train/head_1"] for values in named if "train/head_1" in values]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
-    subject = Subject(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
-    found = classify_by_probe(subject, ordered_map.answers(ProbeEvaluator, subject))
+    report = api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu").report("x")
+    (found,) = report.rows
     assert found["head"] == 1, "the other's rate is a ten-thousandth"
 
     heads, settings = load_probe(run.newest_checkpoint())
@@ -141,7 +140,7 @@ def test_ray_train_runs_it_and_records_its_top1(tree: dict[str, Any], ray_home: 
     from mergevq_platform.distributed import trainer
 
     tree["cluster"] = {"device": "cpu", "workers": 2}
-    trainer.train(resolve(tree), home=ray_home, name="probe-on-ray", after=evaluation.after_training)
+    trainer.train(resolve(tree), home=ray_home, name="probe-on-ray", after=api.after_training)
     metrics = find_run(Store.at(ray_home), "probe-on-ray").metrics
     assert metrics["test/top1_low"] <= metrics["test/top1"] <= metrics["test/top1_high"]
     assert metrics["test/head"] == 1
@@ -151,3 +150,36 @@ def test_a_tokenizer_that_is_not_there_is_said(tree: dict[str, Any], tmp_path: P
     tree["task"]["tokenizer"] = str(tmp_path / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
         preflight(resolve(tree))
+
+
+def test_a_probes_run_is_evaluated_by_its_name_and_only_once(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = resolve(tree | {"steps": 2, "checkpoint_every": 2})
+    run = Run("heads", tmp_path, str(tmp_path / "ray"))
+    run.directory.mkdir(parents=True)
+    (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+    loop.train(recipe, loop.Worker(), LocalHost(run.directory))
+    run.recorder(recipe, None).close("FINISHED")
+    monkeypatch.setenv("MERGEVQ_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    answer = ClassifierWorker.answer
+
+    def counting(self: ClassifierWorker, job: Any) -> Any:
+        asked.append(job.split)
+        return answer(self, job)
+
+    monkeypatch.setattr(ClassifierWorker, "answer", counting)
+    for attempt in range(2):
+        words = ["evaluate", "heads", "--json", f"{attempt}.json", "--markdown", f"{attempt}.md"]
+        assert cli.run([*words, "--out", f"out-{attempt}"]) == 0, capsys.readouterr().err
+    assert len(asked) == len(range(0, 64, 24)) + len(range(0, 192, 24)), "every batch of both splits, once"
+    assert Path("0.json").read_text() == Path("1.json").read_text()
+    assert "top1" in Path("0.md").read_text()
+    (row,) = json.loads(Path("0.json").read_text())["rows"]
+    store = Store.at(tmp_path)
+    own = find_run(store, "heads")
+    assert own.metrics["test/top1"] == row["top1"]
+    (again,) = [found for found in list_runs(store) if found.evaluates == own.uid]
+    assert again.metrics["test/top1"] == row["top1"], "a linked run: never a second point at the same step"

@@ -13,10 +13,13 @@ import torch
 import mergevq
 from mergevq.config import to_tree, with_overrides
 from mergevq.errors import InputError
-from mergevq_platform import cli, evaluation, loop
+from mergevq_platform import cli, loop
 from mergevq_platform.data import open_dataset
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation.spec import EvaluationSpec, chosen_keeps
+from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.operations import planning
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
@@ -109,7 +112,7 @@ def test_a_complete_tokenizer_comes_out_of_which_only_recovery_has_learnt(
     recipe, stage_1 = checkpoints.recipe_of(checkpoint), checkpoints.recipe_of(start)
     assert recipe.task.tokenizer == str(start)
     assert recipe.tokenizer.losses == stage_1.tokenizer.losses, "what its tokenizer was trained by goes along"
-    assert evaluation.chosen_keeps(recipe, [4, 9]) == (4, 9)
+    assert chosen_keeps(recipe, [4, 9]) == (4, 9)
 
     out = tmp_path / "out"
     words = ["generate", "generator", "--num", "2", "--out", str(out), "--tokenizer", "tuned"]
@@ -120,7 +123,7 @@ def test_a_complete_tokenizer_comes_out_of_which_only_recovery_has_learnt(
     (row,) = json.loads((out / "curve.json").read_text())["rows"]
     assert row["recovery_accuracy"] == pytest.approx(last["val/recovery_accuracy_9"], abs=1e-6)
     untrained = [
-        evaluation.Evaluator(evaluation.Subject(None, to_tree(of), str(pictures), "cpu")).untrained()
+        TokenizerWorker(EvaluationSpec(None, to_tree(of), str(pictures), "cpu")).untrained()
         for of in (recipe, stage_1)
     ]
     assert same(*(model.state_dict() for model in untrained)), "the baseline is from before stage 1"
@@ -199,9 +202,7 @@ def test_ray_train_runs_it_and_mlflow_shows_recovery_before_and_after(
 ) -> None:
     tree["cluster"] = {"device": "cpu", "workers": 2}
     tree |= {"steps": 40, "evaluation": tree["evaluation"] | {"batch": 16}}
-    outcome = trainer.train(
-        resolve(tree), home=ray_home, name="recovery-on-ray", after=evaluation.after_training
-    )
+    outcome = trainer.train(resolve(tree), home=ray_home, name="recovery-on-ray", after=api.after_training)
     assert isinstance(outcome.run, Run)
     history = read_metrics(outcome.run.directory / "journal.jsonl")
     assert sorted(history["train/total"]) == list(range(1, 41))

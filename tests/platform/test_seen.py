@@ -1,4 +1,4 @@
-"""What a set of pictures is to a network of features: the same in parts and at once."""
+"""Feature statistics of an image set: the same in parts and at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mergevq.metrics import InceptionExtractor, InceptionScore, RandomFeaturesConfig, extractor
 from mergevq.metrics.inception import InceptionOutputs
-from mergevq_platform.seen import Seen, see
+from mergevq_platform.evaluation.results import merge
+from mergevq_platform.evaluation.statistics import ImageSetStatistics, image_set_statistics
 
 
 class Small(InceptionExtractor):
@@ -21,22 +22,19 @@ class Small(InceptionExtractor):
         return InceptionOutputs(pool=flat[:, :4], spatial=flat[:, 4:7], logits=3 * flat[:, 7:12])
 
 
-def seen_in_parts(network: nn.Module, images: Tensor, size: int, features: int) -> Seen:
+def statistics_in_parts(network: nn.Module, images: Tensor, size: int, features: int) -> ImageSetStatistics:
     places = torch.arange(len(images))
     parts = [
-        see(network, part, where, len(images), features=features)  # type: ignore[arg-type]
+        image_set_statistics(network, part, where, len(images), features=features)  # type: ignore[arg-type]
         for part, where in zip(images.split(size), places.split(size), strict=True)
     ]
-    first, *rest = parts
-    for part in rest:
-        first = first.merge(part)
-    return first
+    return merge(parts)
 
 
 def test_parts_are_the_whole_and_keep_the_first_features() -> None:
     images = torch.rand(20, 3, 16, 16) * 2 - 1
     network = extractor(RandomFeaturesConfig())
-    whole, parts = (seen_in_parts(network, images, size, 12) for size in (20, 8))
+    whole, parts = (statistics_in_parts(network, images, size, 12) for size in (20, 8))
     torch.testing.assert_close(parts.pool.moments().covariance, whole.pool.moments().covariance)
     assert parts.features.shape == (12, network.identity["dim"])
     torch.testing.assert_close(torch.from_numpy(parts.features), network(images[:12]))
@@ -46,11 +44,11 @@ def test_parts_are_the_whole_and_keep_the_first_features() -> None:
 
 def test_an_inception_gives_score_and_inner_maps_too() -> None:
     images = torch.rand(24, 3, 4, 4) * 2 - 1
-    seen, outputs = seen_in_parts(Small(), images, 7, 24), Small().outputs(images)
+    seen, outputs = statistics_in_parts(Small(), images, 7, 24), Small().outputs(images)
     score = InceptionScore(24)
     score.update(outputs.logits, torch.arange(24))
     assert seen.score is not None
     assert abs(seen.score.compute().mean - score.compute().mean) < 1e-12
     assert seen.spatial is not None
     torch.testing.assert_close(seen.spatial.moments().mean, outputs.spatial.double().mean(0))
-    assert seen_in_parts(Small(), images[:9], 3, 0).score is None, "nine pictures make no ten splits"
+    assert statistics_in_parts(Small(), images[:9], 3, 0).score is None, "nine images make no ten splits"

@@ -9,7 +9,7 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
-from mergevq_platform.evaluation import parse_extractor
+from mergevq_platform.evaluation.extractor_choice import parse_extractor
 from mergevq_platform.recipe import complete, locate
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.comparing import compare
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.compare import compare
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.sweeps import Random, Sweep, integer, log_uniform, mean_log_frechet, mean_psnr, report
 from mergevq_platform.sweeps.trial import Finished
 

@@ -19,9 +19,9 @@ from family import descendants
 from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform import recipe as recipes
-from mergevq_platform.comparing import compare
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.generator_report import GeneratorReport
+from mergevq_platform.evaluation.compare import compare
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.sweeps import (
     EarlyStopping,
     Grid,

@@ -139,8 +139,8 @@ def _follow(client: ClusterClient, job: str) -> int:
 def _list(options: argparse.Namespace) -> None:
     from rich.table import Table
 
+    from mergevq_platform.evaluation.tables import table_console
     from mergevq_platform.operations import submission
-    from mergevq_platform.tables import table_console
 
     table = Table()
     for title in ("job", "verb", "recipe", "state", "began", "commit", "user"):

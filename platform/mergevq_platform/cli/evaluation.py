@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.storage.settings import read_settings
+
+if TYPE_CHECKING:
+    from mergevq.metrics import FeaturesConfig
+    from mergevq_platform.evaluation.report import EvaluationReport
 
 
 def add(verbs: Any) -> None:
@@ -48,12 +52,12 @@ def add(verbs: Any) -> None:
         help="generators: guidance scales (1, no guidance, is always measured)",
     )
     evaluate.add_argument(
-        "--num", type=count, help="generators: pictures of each scale (default: the recipe's)"
+        "--num", type=count, help="generators: images of each scale (default: the recipe's)"
     )
     evaluate.add_argument(
         "--tokenizer",
         metavar="RUN",
-        help="generators: paint with this tokenizer: its own, moved, or with Source Recovery fine-tuned",
+        help="generators: decode with this tokenizer: its own, moved, or with Source Recovery fine-tuned",
     )
     evaluate.add_argument("--data", type=user_place, help="another data directory (default: the recipe's)")
     evaluate.add_argument(
@@ -82,15 +86,15 @@ def add(verbs: Any) -> None:
         "--images",
         type=user_place,
         metavar="PLACE",
-        help="instead of a run: judge these pictures (a folder of files, a Parquet set, or an npz with arr_0)",
+        help="instead of a run: evaluate these images (a folder of files, a Parquet set, or an npz with arr_0)",
     )
     evaluate.add_argument(
         "--reference",
         type=user_place,
         metavar="PLACE",
-        help="with --images: the pictures, or the npz of statistics (pytorch-fid's, the ADM suite's), to compare with",
+        help="with --images: the images, or the npz of statistics (pytorch-fid's, the ADM suite's), to compare with",
     )
-    evaluate.add_argument("--size", type=count, help="with --images: bring all pictures to this size first")
+    evaluate.add_argument("--size", type=count, help="with --images: bring all images to this size first")
     evaluate.add_argument("--split", help="with --images: of Parquet sets")
     evaluate.add_argument(
         "--save-statistics",
@@ -141,38 +145,39 @@ def add(verbs: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from mergevq_platform import evaluation
+    from mergevq_platform.evaluation import api
+    from mergevq_platform.evaluation.tokenizer import SUITES
 
     extractor = _extractor(options)
     if bool(options.run) == bool(options.images):
         raise InputError("give a run (mergevq runs list names them), or --images PLACE")
     if options.images:
-        _evaluate_pictures(options, extractor)
+        _evaluate_images(options, extractor)
         return
     if options.reference or options.size or options.split or options.save_statistics:
         raise InputError(
             "--reference, --size, --split and --save-statistics go with --images PLACE: leave them out"
         )
-    if found(options.run, storage=options.storage).is_generator:
-        _evaluate_generator(options, extractor)
-        return
-    if options.suite == "generation":
-        raise InputError(f"{options.run} is a tokenizer, which generates no pictures: choose another --suite")
-    if options.cfg or options.num or options.tokenizer:
-        raise InputError(
-            f"--cfg and --num are for generators, as is --tokenizer; {options.run} is a tokenizer: leave them out"
-        )
-    suites = evaluation.SUITES if options.suite == "all" else (options.suite,)
-    curve = evaluation.evaluate(
+    match found(options.run, storage=options.storage).task_kind:
+        case "generator":
+            _check_generator(options)
+        case "finetune" | "probe" as kind:
+            _check_classifier(options, kind)
+        case _:
+            _check_tokenizer(options)
+    report = api.evaluate(
         options.run,
         home=read_settings().home,
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
-        suites=suites,
+        suites=SUITES if options.suite in ("all", "generation") else (options.suite,),
         extractor=extractor,
         probes=tuple(name for name in options.probe if name != "exact"),
         seeds=options.seeds,
+        scales=options.cfg,
+        images=options.num,
+        tokenizer=found(options.tokenizer).place if options.tokenizer else None,
         workers=options.workers,
         out=options.out,
         storage=options.storage,
@@ -181,23 +186,61 @@ def _evaluate(options: argparse.Namespace) -> None:
         track=not options.no_tracking,
         cache=not options.no_cache,
     )
-    _write(curve, options)
+    _write(report, options)
 
 
-def _extractor(options: argparse.Namespace) -> Any:
-    from mergevq_platform import evaluation
+def _check_tokenizer(options: argparse.Namespace) -> None:
+    if options.suite == "generation":
+        raise InputError(f"{options.run} is a tokenizer, which generates no images: choose another --suite")
+    if options.cfg or options.num or options.tokenizer:
+        raise InputError(
+            f"--cfg and --num are for generators, as is --tokenizer; {options.run} is a tokenizer: leave them out"
+        )
 
-    text = options.extractor
+
+def _check_classifier(options: argparse.Namespace, kind: str) -> None:
+    given = {
+        "--keep": options.keep,
+        "--cfg": options.cfg,
+        "--num": options.num,
+        "--tokenizer": options.tokenizer,
+        "--recipe": options.recipe,
+        "--probe": options.probe,
+        "--suite": options.suite != "all",
+        "--extractor": options.extractor or options.inception,
+        "--seeds": options.seeds > 1,
+    }
+    if names := [name for name, value in given.items() if value]:
+        raise InputError(
+            f"{options.run} is a {kind} run, of which top-1 alone is measured: leave {', '.join(names)} out"
+        )
+
+
+def _check_generator(options: argparse.Namespace) -> None:
+    from mergevq.config import parse
+    from mergevq.generation import GuidanceConfig
+
+    if options.recipe or options.probe or len(options.keep or ()) > 1:
+        raise InputError(
+            "a generator is evaluated by its own recipe at one kept count: leave --recipe and --probe out, give one --keep"
+        )
+    for scale in options.cfg or ():
+        parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})
+
+
+def _extractor(options: argparse.Namespace) -> FeaturesConfig | None:
+    from mergevq_platform.evaluation.extractor_choice import inception_extractor, parse_extractor
+
     if options.inception:
-        text = f"{{kind: inception, weights: '{options.inception}'}}"
-    return evaluation.parse_extractor(text, read_settings().weights) if text else None
+        return inception_extractor(options.inception, read_settings().weights)
+    return parse_extractor(options.extractor, read_settings().weights) if options.extractor else None
 
 
-def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
-    from mergevq_platform import evaluation
-    from mergevq_platform.tables import table_console
+def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | None) -> None:
+    from mergevq_platform.evaluation import api
+    from mergevq_platform.evaluation.tables import table_console
 
-    scores = evaluation.evaluate_pictures(
+    report = api.evaluate_images(
         options.images,
         options.reference,
         home=read_settings().home,
@@ -210,51 +253,21 @@ def _evaluate_pictures(options: argparse.Namespace, extractor: Any) -> None:
         address=options.address,
         cache=not options.no_cache,
     )
-    table_console().print(scores.table())
-    _write(scores, options)
-
-
-def _write(measured: Any, options: argparse.Namespace) -> None:
-    if options.json:
-        measured.save(options.json)
-    if options.markdown:
-        options.markdown.write_text(measured.markdown() + "\n")
-
-
-def _evaluate_generator(options: argparse.Namespace, extractor: Any) -> None:
-    from mergevq.config import parse
-    from mergevq.generation import GuidanceConfig
-    from mergevq_platform import generation
-
-    if options.recipe or options.probe or len(options.keep or ()) > 1:
-        raise InputError(
-            "a generator is judged by its own recipe at one kept count: leave --recipe and --probe out, give one --keep"
-        )
-    for scale in options.cfg or ():
-        parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})
-    report = generation.evaluate(
-        options.run,
-        home=read_settings().home,
-        scales=options.cfg,
-        images=options.num,
-        keep=options.keep[0] if options.keep else None,
-        data=options.data,
-        tokenizer=found(options.tokenizer).place if options.tokenizer else None,
-        extractor=extractor,
-        workers=options.workers,
-        out=options.out,
-        storage=options.storage,
-        address=options.address,
-        tracking_uri=read_settings().tracking_uri,
-        track=not options.no_tracking,
-    )
+    table_console().print(report.table())
     _write(report, options)
 
 
-def _reconstruct(options: argparse.Namespace) -> None:
-    from mergevq_platform import evaluation
+def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
+    if options.json:
+        report.save(options.json)
+    if options.markdown:
+        options.markdown.write_text(report.markdown() + "\n")
 
-    for path in evaluation.reconstruct(
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    from mergevq_platform.evaluation import api
+
+    for path in api.reconstruct(
         options.checkpoint,
         options.images,
         home=read_settings().home,

@@ -128,7 +128,7 @@ def _device(options: argparse.Namespace) -> tuple[int, Any]:
 def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import codes
     from mergevq_platform.data import Reading
-    from mergevq_platform.evaluation.subject import reading_of
+    from mergevq_platform.evaluation.spec import reading_of
     from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
     named = found(options.tokenizer)
@@ -191,7 +191,8 @@ def _keep(words: list[str]) -> Any:
 
 def _generate(options: argparse.Namespace) -> None:
     from mergevq.generation import GuidanceConfig, SamplingConfig
-    from mergevq_platform import generation
+    from mergevq_platform.sampling import job as sampling_job
+    from mergevq_platform.sampling import pipeline
 
     named = found(options.run, storage=options.storage)
     tokenizer = found(options.tokenizer).place if options.tokenizer else None
@@ -211,7 +212,7 @@ def _generate(options: argparse.Namespace) -> None:
         if value is not None
     }
     workers, device = _device(options)
-    sampler = generation.open_sampler(
+    spec = pipeline.open_sampling(
         named.checkpoint,
         device=device,
         keep=options.keep,
@@ -223,16 +224,16 @@ def _generate(options: argparse.Namespace) -> None:
     )
     from mergevq_platform.recipe import parse_resolved
 
-    names = generation.class_names(parse_resolved(sampler.recipe))
-    order = generation.Order(
-        sampler=sampler,
+    names = pipeline.class_names(parse_resolved(spec.recipe))
+    job = sampling_job.SamplingJob(
+        spec=spec,
         directory=str(options.out),
-        classes=generation.chosen_classes(options.classes, names),
+        classes=pipeline.chosen_classes(options.classes, names),
         names=names,
         num=options.num,
         batch=options.batch or settings.batch,
     )
-    manifest = generation.make(order, workers=workers)
+    manifest = sampling_job.sample_images(job, workers=workers)
     if made := manifest.get("last_run"):
         print(
             f"{made['pictures']} pictures in {made['seconds']:.1f} s ({made['tokens_per_second']:.0f} tokens/s)"

@@ -83,8 +83,8 @@ def _plan(options: argparse.Namespace) -> None:
 
     from mergevq.config import to_tree
     from mergevq_platform import recipe
+    from mergevq_platform.evaluation.tables import table_console
     from mergevq_platform.operations import planning
-    from mergevq_platform.tables import table_console
 
     chosen = recipe.locate(recipe.load(options.recipe, options.overrides))
     if options.measured:

@@ -66,7 +66,7 @@ def _runs_list(options: argparse.Namespace) -> None:
 
     from rich.table import Table
 
-    from mergevq_platform.tables import table_console
+    from mergevq_platform.evaluation.tables import table_console
     from mergevq_platform.tracking.listing import list_runs
 
     table = Table()
@@ -107,9 +107,9 @@ def _runs_rm(options: argparse.Namespace) -> None:
 
 
 def _register(options: argparse.Namespace) -> None:
-    from mergevq_platform import evaluation
+    from mergevq_platform.evaluation import api
 
-    made = evaluation.register(
+    made = api.register(
         options.run,
         options.name,
         home=read_settings().home,

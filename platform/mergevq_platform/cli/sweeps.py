@@ -111,10 +111,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from mergevq_platform import comparing
+    from mergevq_platform.evaluation import compare
 
     home, uri = read_settings().home, read_settings().tracking_uri
-    files = comparing.compare(options.runs, home=home, out=options.out, paper=options.paper, tracking_uri=uri)
-    comparing.show(options.runs, home=home, tracking_uri=uri)
+    files = compare.compare(options.runs, home=home, out=options.out, paper=options.paper, tracking_uri=uri)
+    compare.show(options.runs, home=home, tracking_uri=uri)
     for path in files.values():
         print(path)

@@ -54,8 +54,9 @@ def add(verbs: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from mergevq_platform import data, evaluation, recipe
+    from mergevq_platform import data, recipe
     from mergevq_platform.distributed import trainer
+    from mergevq_platform.evaluation import api
     from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.tasks.task import task_of
     from mergevq_platform.tracking import models
@@ -93,7 +94,7 @@ def _train(options: argparse.Namespace) -> int:
         overrides=overrides,
         address=options.address,
         tracking_uri=read_settings().tracking_uri,
-        after=None if options.no_evaluation else evaluation.after_training,
+        after=None if options.no_evaluation else api.after_training,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
     if model and outcome.undelivered:
@@ -103,7 +104,7 @@ def _train(options: argparse.Namespace) -> int:
             f"not registered, as the run is not in MLflow yet: afterwards mergevq register {outcome.run.name} --name {model}{and_alias}"
         )
     if model and not outcome.stopped:
-        made = evaluation.register(
+        made = api.register(
             outcome.run.name,
             model,
             home=home,

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from mergevq.errors import InputError
 from mergevq.weights_file import file_sha256
 from mergevq_platform.data.parquet.location import Location
-from mergevq_platform.data.parquet.shards import MANIFEST
+from mergevq_platform.data.parquet.manifest import MANIFEST
 from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.storage.files import whole_file
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef

@@ -18,8 +18,9 @@ import torch
 from mergevq.errors import InputError
 from mergevq_platform.codes.codeset import Codes, CodeSet
 from mergevq_platform.data import Batch, BatchPartition, SampleOrder
+from mergevq_platform.data.loader import ReplacedImage
 from mergevq_platform.data.order import WINDOW_BLOCKS
-from mergevq_platform.data.stream import STEPS_AHEAD, ReplacedImage
+from mergevq_platform.data.stream import STEPS_AHEAD
 
 
 class CodeStream:

@@ -38,7 +38,7 @@ from mergevq_platform.data import (
     open_dataset,
 )
 from mergevq_platform.data.parquet.directory import split_names
-from mergevq_platform.data.parquet.shards import MANIFEST, refuse_foreign_files
+from mergevq_platform.data.parquet.manifest import MANIFEST, refuse_foreign_files
 from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import ShardRecords, plan_digest, resumed_map

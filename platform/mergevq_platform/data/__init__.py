@@ -8,13 +8,14 @@ from mergevq_platform.data.eval_batches import BadImage, EvalBatches
 from mergevq_platform.data.image_sets import ImageSet, open_images
 from mergevq_platform.data.images.decoding import ImageDecodeError, decode
 from mergevq_platform.data.info import describe, describe_in_short, open_and_describe
+from mergevq_platform.data.loader import Batch
 from mergevq_platform.data.order import SampleOrder
 from mergevq_platform.data.pack import pack
 from mergevq_platform.data.parquet.directory import open_dataset
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.shapes import write_shapes
 from mergevq_platform.data.sources.choices import Choices
-from mergevq_platform.data.stream import Batch, TrainStream, to_unit_range
+from mergevq_platform.data.stream import TrainStream, to_unit_range
 from mergevq_platform.data.views import ViewsConfig, evaluation_view, make_views
 
 __all__ = [

@@ -16,8 +16,8 @@ from mergevq_platform.data.images.decoding import MAX_PIXELS, decode
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.columns import Columns
 from mergevq_platform.data.parquet.label_values import by_name, numbers, texts
+from mergevq_platform.data.parquet.manifest import Shard
 from mergevq_platform.data.parquet.row_groups import ShardFiles
-from mergevq_platform.data.parquet.shards import Shard
 from mergevq_platform.data.reading import Background
 
 RECENT, RECENT_BYTES = 4, 256 << 20  # row groups that `Dataset.read` keeps, by number and by size

@@ -10,7 +10,8 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq.rng import Stream, permutation
 from mergevq_platform.data.images.decoding import encode_png
-from mergevq_platform.data.parquet.shards import ImageRecord, Manifest, write_set
+from mergevq_platform.data.parquet.manifest import Manifest
+from mergevq_platform.data.parquet.shards import ImageRecord, write_set
 
 VALIDATION_IMAGES = 297
 

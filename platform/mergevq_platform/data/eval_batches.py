@@ -12,7 +12,7 @@ import torch
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset, ImageRow
 from mergevq_platform.data.images.decoding import MAX_PIXELS, ImageDecodeError
-from mergevq_platform.data.stream import Batch
+from mergevq_platform.data.loader import Batch
 from mergevq_platform.data.views import evaluation_view
 
 DECODING_THREADS = 8

@@ -18,9 +18,9 @@ from mergevq_platform.data.eval_batches import DECODING_THREADS
 from mergevq_platform.data.images.decoding import FIGURE, Decoded, ImageDecodeError, decoded
 from mergevq_platform.data.images.endings import FORMATS, ending, is_image
 from mergevq_platform.data.images.transparency import WHITE
+from mergevq_platform.data.loader import Batch
 from mergevq_platform.data.reading import Background
 from mergevq_platform.data.sources.listing import listed, readable
-from mergevq_platform.data.stream import Batch
 from mergevq_platform.data.views import evaluation_view
 
 SHEET = "contact_sheet.png"  # what `mergevq generate` leaves beside its images; older ones bear no mark

@@ -9,10 +9,10 @@ from mergevq.errors import InputError
 from mergevq_platform.data.eval_batches import EvalBatches
 from mergevq_platform.data.image_folder import ImageFolder, files_of
 from mergevq_platform.data.images.endings import ending
+from mergevq_platform.data.loader import Batch
 from mergevq_platform.data.npz_images import SAMPLES, STATISTICS, NpzImages
 from mergevq_platform.data.parquet.directory import open_dataset, read_manifest, split_names
 from mergevq_platform.data.reading import Background
-from mergevq_platform.data.stream import Batch
 
 
 class ImageSet(Protocol):

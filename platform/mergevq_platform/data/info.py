@@ -12,8 +12,8 @@ from mergevq_platform.data.contact_sheet import contact_sheet
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.parquet import background
 from mergevq_platform.data.parquet.directory import open_dataset, read_manifest, split_names
+from mergevq_platform.data.parquet.manifest import Manifest
 from mergevq_platform.data.parquet.notes import noted
-from mergevq_platform.data.parquet.shards import Manifest
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.sources.choices import Choices
 from mergevq_platform.data.sources.layouts import Contents, contents_of, is_packed, layout_of, require_parquet

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mergevq.errors import InputError
+from mergevq_platform.data.loader import Batch
 from mergevq_platform.data.parquet.label_values import MOST_CLASSES
-from mergevq_platform.data.stream import Batch
 
 SAMPLES = "arr_0 (N, S, S, 3) uint8, and class numbers arr_1 (N,) if there are some"
 STATISTICS = "mu and sigma"

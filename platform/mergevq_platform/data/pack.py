@@ -20,15 +20,14 @@ from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.pack_order import only_held_out, shuffled
 from mergevq_platform.data.pack_shard import PackedShard, PackJob, finished, pack_shard
 from mergevq_platform.data.parquet.directory import read_manifest
-from mergevq_platform.data.parquet.shards import (
+from mergevq_platform.data.parquet.manifest import (
     MANIFEST,
-    ROW_GROUP_ROWS,
-    SHARD_ROWS,
     Manifest,
     Split,
     existing_manifest,
     refuse_foreign_files,
 )
+from mergevq_platform.data.parquet.shards import ROW_GROUP_ROWS, SHARD_ROWS
 from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.sources.choices import Choices, Layout
 from mergevq_platform.data.sources.image_source import ImageSource, Item

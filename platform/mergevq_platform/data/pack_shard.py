@@ -23,13 +23,8 @@ from mergevq_platform.data.images.decoding import (
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.directory import open_dataset
-from mergevq_platform.data.parquet.shards import (
-    ImageRecord,
-    Shard,
-    Skipped,
-    shard_from,
-    write_shard,
-)
+from mergevq_platform.data.parquet.manifest import Shard, Skipped, shard_from
+from mergevq_platform.data.parquet.shards import ImageRecord, write_shard
 from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.sources.image_source import Item, read_item
 from mergevq_platform.distributed.sharded_map import ShardRecords

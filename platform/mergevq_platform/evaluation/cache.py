@@ -1,7 +1,7 @@
-"""What was measured before: answers kept on disk, so that nothing is measured twice and a killed evaluation goes on.
+"""Results of evaluations on disk, so that nothing is measured twice and a killed evaluation goes on.
 
-A *pass* is every job of one kind, split and kept count. While it runs, each job's answer is a file of its own; when it
-is done they become one. A pass is named by all that its answer depends on: weights, data, preprocessing, extractor.
+A *pass* is all jobs of one kind over one set of images. While it runs, each job's result is a file of its own; when it is done
+they become one. A pass is named by all that its result depends on: weights, data, preprocessing, extractor, sampling.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergevq_platform.evaluation.answers import merge
-from mergevq_platform.evaluation.stored import load, save
+from mergevq_platform.evaluation.cache_files import load, save
+from mergevq_platform.evaluation.results import merge
 from mergevq_platform.tracking.locks import ExclusiveLock
 
-FORMAT = 4  # of the files, and of what the numbers in them mean: raise it when either changes
+FORMAT = 5  # of the files, and of what the numbers in them mean: raise it when either changes
 LIMIT_BYTES = 20 * 1024**3  # of all files together; the longest unused go first
 SUFFIX = ".safetensors"
 
@@ -39,7 +39,7 @@ class Cache:
     def through(
         self, key: Mapping[str, Any], jobs: Sequence[Any], ask: Callable[[Sequence[Any]], Iterable[Any]]
     ) -> Any:
-        """The merged answer of the jobs that make up the pass `key`; only what is not known yet is asked for."""
+        """The merged result of the jobs that make up the pass `key`; only those without a result here are asked for."""
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
         name = f"{key['kind']}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
         whole, parts = self.directory / f"{name}{SUFFIX}", self.directory / name
@@ -69,11 +69,11 @@ class Cache:
         asked = iter(ask([jobs[index] for index in sorted(unknown)]))
         for index, file in enumerate(files):
             if index in unknown:
-                answer = next(asked)
-                save(file, answer)
+                result = next(asked)
+                save(file, result)
             else:
-                answer = load(file)
-            yield answer
+                result = load(file)
+            yield result
 
     @property
     def bytes(self) -> int:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve, lacking_sentences
+from mergevq_platform.evaluation.curve import Curve, lacking_sentences
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.figures.series import few_images, notes, probed
-from mergevq_platform.generator_report import GeneratorReport
 
 Evaluation = Curve | GeneratorReport
 

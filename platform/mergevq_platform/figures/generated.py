@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mergevq_platform.generator_report import NAMES, GeneratorReport
+from mergevq_platform.evaluation.generator_report import NAMES, GeneratorReport
 
 CELL = 64  # screen pixels that a small image is enlarged to, about: the factor is whole
 GAP, MARGIN, LINE = 4, 12, 17  # screen pixels

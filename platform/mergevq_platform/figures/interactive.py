@@ -6,7 +6,7 @@ import textwrap
 from html import escape
 from typing import Any
 
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.series import (
     LEFT,
     RIGHT,

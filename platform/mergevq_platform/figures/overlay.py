@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.compared import (
     Entry,
     averaged,

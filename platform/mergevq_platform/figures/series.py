@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
 
 # Okabe & Ito's palette: told apart by colour-blind readers, and without colour by dashes and markers.
 LEFT, RIGHT, GREY, FAINT = "#0072b2", "#d55e00", "#555555", "#8a8a8a"

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mergevq_platform.curves import Curve
 from mergevq_platform.data.images.decoding import FIGURE
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.series import (
     GREY,
     LEFT,

@@ -71,22 +71,23 @@ class FoundModel:
         return recipe
 
     @property
-    def is_generator(self) -> bool:
-        """Whether it is a generator; a tokenizer's directory is none."""
+    def task_kind(self) -> str:
+        """What was trained: the `kind` of the recipe's task."""
         if self.fetched is not None or checkpoints.is_bare(self.place):
-            return False
+            return "tokenizer"
         with checkpoints.newest(self.place, files=checkpoints.RECIPE) as directory:
-            return checkpoints.about(directory)["task"] == "generator"
+            return str(checkpoints.about(directory)["task"])
 
     @property
     def directory(self) -> Path | None:
         """Where tables and figures of its evaluations belong, if it has a run here."""
         return self.run.directory if self.run else None
 
-    def journal(self, home: Path) -> Journal | None:
-        """The journal that a new curve goes to: the run's own, or of a new run that is linked to it."""
+    def journal(self, home: Path, *, fresh: bool = False) -> Journal | None:
+        """The journal that a new evaluation goes to: the run's own, or, with `fresh` or where it has a curve, of a new run that
+        is linked to it."""
         if self.run is not None and (self.run.directory / JOURNAL_NAME).is_file():
-            return open_for_curve(self.run.directory)
+            return open_for_curve(self.run.directory, fresh=fresh)
         if self.tracked is not None:
             return open_for_evaluation(home / "evaluations", self.tracked)
         return None

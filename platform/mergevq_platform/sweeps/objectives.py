@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import lacking_sentences
+from mergevq_platform.evaluation.curve import lacking_sentences
 from mergevq_platform.figures import pareto
 from mergevq_platform.figures.compared import Evaluation
 

@@ -13,6 +13,7 @@ import yaml
 from rich.table import Table
 
 from mergevq.errors import InputError
+from mergevq_platform.evaluation.tables import table_console
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Entry, averaged, comparison_axes, require_one_identity
 from mergevq_platform.figures.comparison_export import comparison_csv, comparison_html
@@ -24,7 +25,6 @@ from mergevq_platform.sweeps.definition import Population, Sweep, described
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.trial import Finished
-from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.recorder import Recorder
 
 MIN_FOR_IMPORTANCE = 4

@@ -25,13 +25,15 @@ from ray import tune
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq_platform import loop
-from mergevq_platform.curves import Curve
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.evaluation.api import evaluator_of, leave
+from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
 from mergevq_platform.figures.kept_counts import drawn_figure
-from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.recipe import ResolvedRecipe, complete, locate, parse_resolved, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
@@ -223,9 +225,9 @@ def _rung(
     sweep: Sweep, place: SweepSettings, recipe: ResolvedRecipe, directory: Path, step: int, recorder: Any
 ) -> dict[str, float]:
     """The objectives on few images; recorded as `rung/<objective>`."""
-    task = task_of(recipe)
-    few = task.on_fewer_images(recipe, sweep.rung)
-    curve = task_of(few).measure(few, str(directory), step=step, device=place.device, run=recipe.name)
+    few = task_of(recipe).on_fewer_images(recipe, sweep.rung)
+    evaluator = evaluator_of(few, str(directory), step=step, device=_device(place.device))
+    curve: Evaluation = evaluator.report(recipe.name)
     values = measured(sweep, curve, place.reference)
     recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
     return values
@@ -234,15 +236,14 @@ def _rung(
 def _final(
     recipe: ResolvedRecipe, place: SweepSettings, run: Run, checkpoint: str, step: int, recorder: Any
 ) -> Evaluation:
-    return task_of(recipe).record(
-        recipe,
-        checkpoint,
-        step=step,
-        device=place.device,
-        run=run.name,
-        folder=run.directory,
-        recorder=recorder,
-    )
+    evaluator = evaluator_of(recipe, checkpoint, step=step, device=_device(place.device))
+    report: Evaluation = evaluator.report(run.name)
+    leave(report, evaluator, run.directory / report.folder, recorder, recipe.description, shown=False)
+    return report
+
+
+def _device(name: str) -> Device:
+    return "cuda" if name == "cuda" else "cpu"
 
 
 def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
@@ -315,9 +316,8 @@ def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
         untrained_baseline=False,
     )
     recipe = replace(recipe, evaluation=settings)
-    curve = task_of(recipe).measure(recipe, None, step=0, device=device, run="untrained")
+    curve: Curve = evaluator_of(recipe, None, step=0, device=_device(device)).report("untrained")
     row = curve.rows[0]
     if "probe_top1_cls" not in row:
         raise InputError(f"{recipe.data.path} has no labels: an objective of this sweep needs a probe")
-    assert isinstance(curve, Curve)
     return UntrainedPoint(frechet=row[curve.frechet_key], probe=row["probe_top1_cls"])

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Self
 
-from mergevq.config import config
+from mergevq.config import config, to_tree
 from mergevq.errors import InputError
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.data import Dataset
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.evaluation.classifier import ClassifierEvaluator, ClassifierWorker
+from mergevq_platform.evaluation.options import EvaluationOptions
+from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.spec import EvaluationSpec
+from mergevq_platform.evaluation.worker import answers
+from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.recipe.paths import RunPath
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer, open_tokenizer
 from mergevq_platform.tasks.image_feed import open_images
@@ -42,6 +47,19 @@ class FeaturesTask(ClassesTask):
             return self
         found = find_tokenizer(self.tokenizer, key="task.tokenizer")
         return replace(self, tokenizer=found.location, tokenizer_sha256=found.sha256)
+
+    @property
+    def evaluated(self) -> bool:
+        """Yes."""
+        return True
+
+    def evaluator(
+        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+    ) -> ClassifierEvaluator:
+        """See `Task.evaluator`: the top-1."""
+        spec = EvaluationSpec(checkpoint, to_tree(recipe), options.data or recipe.data.path, options.device)
+        passes = Passes(answers(ClassifierWorker, spec, options.workers), options.cache)
+        return ClassifierEvaluator(spec, passes, options.step, options.say)
 
     def open_features(self, recipe: Recipe, samples: Dataset) -> MergeVQ:
         """The tokenizer. Raises `InputError` for one that does not fit the images, and for images without labels."""

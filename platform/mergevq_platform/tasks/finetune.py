@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from mergevq.config import config
 from mergevq.training.finetune import FineTuneConfig, FineTuneTraining
 from mergevq.training.protocol import Training
-from mergevq_platform import evaluation
 from mergevq_platform.data import Dataset
-from mergevq_platform.recipe import Recipe, ResolvedRecipe
+from mergevq_platform.recipe import Recipe
 from mergevq_platform.tasks.classes import FeaturesTask
 from mergevq_platform.tasks.classifier import measure_classifier
 from mergevq_platform.tasks.image_feed import ImageFeed
@@ -33,9 +32,3 @@ class FineTuneTask(FeaturesTask):
     def open_feed(self, recipe: Recipe, samples: Dataset, worker: Worker) -> ImageFeed:
         """See `Task.open_feed`."""
         return ImageFeed(recipe, samples, worker, measure_classifier)
-
-    def after_training(self, recipe: ResolvedRecipe, checkpoint: str, outcome: Any, recorder: Any) -> None:
-        """See `Task.after_training`: the top-1."""
-        evaluation.top1_after_training(
-            outcome, recorder, recipe, checkpoint, evaluation.ClassifierEvaluator, evaluation.classify
-        )

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 
-from mergevq.config import config, to_tree
+from mergevq.config import Tree, config, merged, to_tree
 from mergevq.generation import build_generator
 from mergevq.training.generator import GeneratorTraining
 from mergevq.training.protocol import Training
-from mergevq_platform import generation
 from mergevq_platform.codes import CodeSet, open_codes, read_manifest
 from mergevq_platform.codes.tokenizer import require_maker, tokenizer_of
 from mergevq_platform.data import Batch, Dataset, open_dataset
-from mergevq_platform.distributed.ordered_map import answers
-from mergevq_platform.generator_report import GeneratorReport
-from mergevq_platform.recipe import GeneratorTaskConfig, Recipe, ResolvedRecipe
+from mergevq_platform.evaluation.generator import GeneratorEvaluator
+from mergevq_platform.evaluation.generator_worker import GeneratorWorker
+from mergevq_platform.evaluation.options import EvaluationOptions
+from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.worker import answers
+from mergevq_platform.recipe import (
+    EvaluationConfig,
+    GeneratorTaskConfig,
+    Recipe,
+    ResolvedRecipe,
+    locate,
+    parse_resolved,
+)
+from mergevq_platform.sampling.pipeline import open_sampling
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 from mergevq_platform.tasks.classes import require_classes
 from mergevq_platform.tasks.code_feed import CodeFeed, EncodedImageFeed
@@ -98,42 +107,41 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         open_dataset(recipe.data.path, recipe.data.train_split, recipe.data.reading)
         require_extractor(recipe)
 
-    def after_training(self, recipe: ResolvedRecipe, checkpoint: str, outcome: Any, recorder: Any) -> None:
-        """See `Task.after_training`: the curve over guidance scales."""
-        del checkpoint
-        generation.after_training(outcome, recorder, recipe)
+    @property
+    def evaluated(self) -> bool:
+        """Yes."""
+        return True
+
+    def measures(self, settings: EvaluationConfig) -> EvaluationConfig:
+        """See `Task.measures`: the extractor."""
+        return replace(settings, lpips=None)
+
+    def evaluator(
+        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+    ) -> GeneratorEvaluator:
+        """See `Task.evaluator`."""
+        assert checkpoint is not None
+        spec = open_sampling(
+            checkpoint,
+            device=options.device,
+            keep=options.keeps[0] if options.keeps else None,
+            steps=options.steps,
+            seed=options.seed,
+            tokenizer=options.tokenizer,
+        )
+        changed: Tree = {"data": {"path": options.data or recipe.data.path}}
+        if options.images is not None:
+            changed["task"] = {"generation": {"images": options.images}}
+        located = locate(parse_resolved(merged(to_tree(recipe), changed)))
+        spec = replace(spec, recipe=to_tree(located))
+        passes = Passes(answers(GeneratorWorker, spec, options.workers), options.cache)
+        scales = options.scales or recipe.generator.generation.scales
+        return GeneratorEvaluator(spec, passes, scales, say=options.say)
 
     @property
     def curves(self) -> bool:
         """Yes."""
         return True
-
-    def measure(
-        self, recipe: ResolvedRecipe, checkpoint: str | None, *, step: int, device: str, run: str
-    ) -> GeneratorReport:
-        """See `Task.measure`."""
-        del step
-        assert checkpoint is not None
-        report, _, _ = _sampled(recipe, checkpoint, device, run)
-        return report
-
-    def record(
-        self,
-        recipe: ResolvedRecipe,
-        checkpoint: str,
-        *,
-        step: int,
-        device: str,
-        run: str,
-        folder: Path,
-        recorder: Any,
-    ) -> GeneratorReport:
-        """See `Task.record`."""
-        del step
-        report, images, sampler = _sampled(recipe, checkpoint, device, run)
-        files = generation.write(report, images, sampler, folder / "generation")
-        generation.record(report, files, recorder, recipe)
-        return report
 
     def on_fewer_images(self, recipe: ResolvedRecipe, few: FewImages) -> ResolvedRecipe:
         """See `Task.on_fewer_images`."""
@@ -167,17 +175,3 @@ class GeneratorTask(GeneratorTaskConfig, Task):
             "assignment": every.expand(rows, cells).gather(1, order),
             "label": torch.randint(self.model.classes, (rows,), generator=random),
         }
-
-
-def _sampled(
-    recipe: ResolvedRecipe, checkpoint: str, device: str, run: str
-) -> tuple[GeneratorReport, dict[str, generation.Measured], generation.Sampler]:
-    sampler = generation.open_sampler(checkpoint, device="cuda" if device == "cuda" else "cpu")
-    sampler = replace(sampler, recipe=to_tree(recipe))
-    report, images = generation.judge(
-        sampler,
-        answers(generation.Judge, sampler),
-        run=run,
-        scales=recipe.generator.generation.scales,
-    )
-    return report, images, sampler

@@ -12,9 +12,9 @@ from mergevq.config import config
 from mergevq.metrics import Mean
 from mergevq.training.probe import FrozenFeatures, ProbeTraining, ProbeTrainingConfig
 from mergevq.training.protocol import Training
-from mergevq_platform import evaluation
 from mergevq_platform.data import Batch, Dataset
-from mergevq_platform.recipe import Recipe, ResolvedRecipe
+from mergevq_platform.recipe import Recipe
+from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 from mergevq_platform.tasks.classes import FeaturesTask
 from mergevq_platform.tasks.image_feed import ImageFeed
 from mergevq_platform.tasks.task import Worker
@@ -47,19 +47,14 @@ class ProbeTask(FeaturesTask):
         return ImageFeed(recipe, samples, worker, measure)
 
     @property
-    def heads(self) -> int:
-        """One for each rate."""
-        return len(self.settings.rate_factors)
+    def rate_factors(self) -> tuple[float, ...]:
+        """One head for each."""
+        return self.settings.rate_factors
 
     def features(self, device: torch.device) -> FrozenFeatures:
         """The features that the heads read, of the tokenizer that the recipe names."""
         return FrozenFeatures(self.open_tokenizer(), self.settings).to(device)
 
-    def after_training(self, recipe: ResolvedRecipe, checkpoint: str, outcome: Any, recorder: Any) -> None:
-        """See `Task.after_training`: the top-1 of the head that is best on training images."""
-        found = evaluation.top1_after_training(
-            outcome, recorder, recipe, checkpoint, evaluation.ProbeEvaluator, evaluation.classify_by_probe
-        )
-        if "train_top1" in found:
-            rate = recipe.optimizer.learning_rate * self.settings.rate_factors[int(found["head"])]
-            print(f"head at {rate:g}, chosen by its top-1 of {found['train_top1']:.2f}% on training images")
+    def features_sha256(self) -> str:
+        """Of the tokenizer; recipes of before it was recorded are asked to find it."""
+        return self.tokenizer_sha256 or find_tokenizer(self.tokenizer, key="task.tokenizer").sha256

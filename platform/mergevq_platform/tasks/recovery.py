@@ -18,8 +18,10 @@ from mergevq.metrics import Mean
 from mergevq.serialization import WEIGHTS, load_generator, read_config
 from mergevq.training.protocol import Training
 from mergevq.training.recovery import RecoveryTraining, RecoveryTrainingConfig
-from mergevq_platform import evaluation
 from mergevq_platform.data import Batch, Dataset
+from mergevq_platform.evaluation.curve import Curve, tuned_curve
+from mergevq_platform.evaluation.options import EvaluationOptions
+from mergevq_platform.evaluation.tokenizer import TokenizerEvaluator
 from mergevq_platform.recipe import (
     EvaluationConfig,
     Recipe,
@@ -35,6 +37,7 @@ from mergevq_platform.tasks.classes import require_size
 from mergevq_platform.tasks.image_feed import ImageFeed, open_images
 from mergevq_platform.tasks.measures import require_extractor, require_lpips
 from mergevq_platform.tasks.task import Task, Worker
+from mergevq_platform.tasks.tokenizer_evaluation import tokenizer_evaluator
 from mergevq_platform.tasks.validation import Meters
 
 
@@ -165,9 +168,33 @@ class RecoveryTask(Task):
         require_extractor(recipe)
         require_lpips(recipe)
 
-    def after_training(self, recipe: ResolvedRecipe, checkpoint: str, outcome: Any, recorder: Any) -> None:
-        """See `Task.after_training`: the curve of reconstruction, before and after."""
-        evaluation.recovery_after_training(outcome, recorder, recipe, checkpoint, before=self.tokenizer)
+    @property
+    def evaluated(self) -> bool:
+        """Yes."""
+        return True
+
+    def measures(self, settings: EvaluationConfig) -> EvaluationConfig:
+        """See `Task.measures`: extractor and LPIPS."""
+        return settings
+
+    def evaluator(
+        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+    ) -> TokenizerEvaluator:
+        """See `Task.evaluator`: a checkpoint is a complete tokenizer."""
+        return tokenizer_evaluator(recipe, checkpoint, options)
+
+    def after_training(
+        self, recipe: ResolvedRecipe, checkpoint: str, options: EvaluationOptions, run: str
+    ) -> tuple[Curve, TokenizerEvaluator]:
+        """See `Task.after_training`: reconstruction before and after, the rest being as before."""
+        keeps = recipe.evaluation.keeps or self.kept_counts()
+        options = replace(options, keeps=keeps, suites=("reconstruction",))
+        curves: list[Curve] = []
+        for what, place in (("before", self.tokenizer), ("after", checkpoint)):
+            options.say(f"{what} fine-tuning:")
+            evaluator = self.evaluator(recipe, place, options)
+            curves.append(evaluator.report(run))
+        return tuned_curve(*curves), evaluator
 
     def classes(self) -> int:
         """Those of the generator, if there is one."""

@@ -6,7 +6,8 @@ folder: a configuration (the section `task` of a recipe) with these methods.
     what a recipe asks (`TaskConfig`)   complete, complete_views, check, pin, kept_counts, draw_keep, tags, parameters
     what a training asks                open_data, build, open_feed, compile, warning
     before it starts                    reads_images, unlabelled, require_data, require_measures
-    after it, and in sweeps             after_training, heads, features, curves, measure, record, on_fewer_images
+    after it                            evaluated, measures, evaluator, after_training, rate_factors, features, features_sha256
+    sweeps                              curves, on_fewer_images
     planning                            classes, random_batch
 """
 
@@ -15,17 +16,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from mergevq.errors import InputError
 from mergevq.training.protocol import Training
-from mergevq_platform.curves import Curve
 from mergevq_platform.data import Batch
-from mergevq_platform.generator_report import GeneratorReport
-from mergevq_platform.recipe import Recipe, ResolvedRecipe, TaskConfig
+from mergevq_platform.evaluation.options import EvaluationOptions
+from mergevq_platform.evaluation.report import EvaluationReport, KindEvaluator
+from mergevq_platform.recipe import EvaluationConfig, Recipe, ResolvedRecipe, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -136,42 +137,52 @@ class Task(TaskConfig):
     def require_measures(self, recipe: Recipe) -> None:
         """Open what `after_training` measures with, beside the evaluation split. Raises `InputError` as above."""
 
-    def after_training(self, recipe: ResolvedRecipe, checkpoint: str, outcome: Any, recorder: Any) -> None:
-        """Evaluate the newest checkpoint of a run that has ended, show the result and record it in the training's own run."""
+    @property
+    def evaluated(self) -> bool:
+        """Whether there is an evaluator of its checkpoints."""
+        return False
+
+    def measures(self, settings: EvaluationConfig) -> EvaluationConfig | None:
+        """The settings of the networks that an evaluation opens, without those that this task's does not; None: it opens none."""
+        del settings
+        return None
+
+    def evaluator(
+        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+    ) -> KindEvaluator[Any]:
+        """The evaluator of a checkpoint (None: of the model before its first step).
+
+        Raises `InputError` for options that do not fit, and for a task whose checkpoints nothing evaluates.
+        """
+        raise InputError(
+            f"{recipe.name} trains a {self.kind}, which nothing evaluates: name a tokenizer, a generator or a probe"
+        )
+
+    def after_training(
+        self, recipe: ResolvedRecipe, checkpoint: str, options: EvaluationOptions, run: str
+    ) -> tuple[EvaluationReport, KindEvaluator[Any]]:
+        """The report of the newest checkpoint of a run that has ended, and who made it."""
+        evaluator = self.evaluator(recipe, checkpoint, options)
+        return evaluator.report(run), evaluator
 
     @property
-    def heads(self) -> int:
-        """How many classifiers a checkpoint holds, of which an evaluation chooses one."""
-        return 1
+    def rate_factors(self) -> tuple[float, ...] | None:
+        """The parts of the learning rate at which the heads of a checkpoint were trained, of which an evaluation chooses one."""
+        return None
 
-    def features(self, device: torch.device) -> nn.Module:
-        """The frozen features that these read, where they read some."""
-        raise NotImplementedError
+    def features(self, device: torch.device) -> nn.Module | None:
+        """The frozen features that these heads read; None: the checkpoint is a whole model."""
+        del device
+        return None
+
+    def features_sha256(self) -> str | None:
+        """The hash of the weights of these features."""
+        return None
 
     @property
     def curves(self) -> bool:
-        """Whether sweeps can compare trainings of this task: whether it has `measure`, `record` and `on_fewer_images`."""
+        """Whether sweeps can compare trainings of this task: whether its reports are curves, and it has `on_fewer_images`."""
         return False
-
-    def measure(
-        self, recipe: ResolvedRecipe, checkpoint: str | None, *, step: int, device: str, run: str
-    ) -> Curve | GeneratorReport:
-        """The curve of a checkpoint (None: of the untrained model), measured in this process."""
-        raise NotImplementedError
-
-    def record(
-        self,
-        recipe: ResolvedRecipe,
-        checkpoint: str,
-        *,
-        step: int,
-        device: str,
-        run: str,
-        folder: Path,
-        recorder: Any,
-    ) -> Curve | GeneratorReport:
-        """The same of a finished training, with its figures in `folder`, recorded."""
-        raise NotImplementedError
 
     def on_fewer_images(self, recipe: ResolvedRecipe, few: FewImages) -> ResolvedRecipe:
         """The recipe with an evaluation that is over soon."""

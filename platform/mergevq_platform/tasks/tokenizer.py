@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from mergevq.config import config, to_tree
+from mergevq.config import config
 from mergevq.metrics import CodeUsage, Psnr, RecoveryAccuracy
 from mergevq.training.protocol import Training
 from mergevq.training.tokenizer import build_training
-from mergevq_platform import evaluation
-from mergevq_platform.curves import Curve
 from mergevq_platform.data import Batch, Dataset
-from mergevq_platform.recipe import Recipe, ResolvedRecipe, TokenizerTaskConfig
+from mergevq_platform.evaluation.options import EvaluationOptions
+from mergevq_platform.evaluation.tokenizer import TokenizerEvaluator
+from mergevq_platform.recipe import EvaluationConfig, Recipe, ResolvedRecipe, TokenizerTaskConfig
 from mergevq_platform.tasks.image_feed import ImageFeed, open_images
 from mergevq_platform.tasks.measures import require_extractor, require_lpips
 from mergevq_platform.tasks.task import FewImages, Task, Worker
+from mergevq_platform.tasks.tokenizer_evaluation import tokenizer_evaluator
 from mergevq_platform.tasks.validation import Meters
 
 LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
@@ -59,41 +59,25 @@ class TokenizerTask(TokenizerTaskConfig, Task):
         require_extractor(recipe)
         require_lpips(recipe)
 
-    def after_training(self, recipe: ResolvedRecipe, checkpoint: str, outcome: Any, recorder: Any) -> None:
-        """See `Task.after_training`: the curve."""
-        evaluation.curve_after_training(outcome, recorder, recipe, checkpoint)
+    @property
+    def evaluated(self) -> bool:
+        """Yes."""
+        return True
+
+    def measures(self, settings: EvaluationConfig) -> EvaluationConfig:
+        """See `Task.measures`: extractor and LPIPS."""
+        return settings
+
+    def evaluator(
+        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+    ) -> TokenizerEvaluator:
+        """See `Task.evaluator`."""
+        return tokenizer_evaluator(recipe, checkpoint, options)
 
     @property
     def curves(self) -> bool:
         """Yes."""
         return True
-
-    def measure(
-        self, recipe: ResolvedRecipe, checkpoint: str | None, *, step: int, device: str, run: str
-    ) -> Curve:
-        """See `Task.measure`."""
-        subject = evaluation.Subject(
-            checkpoint, to_tree(recipe), recipe.data.path, "cuda" if device == "cuda" else "cpu"
-        )
-        keeps = evaluation.chosen_keeps(recipe, None)
-        return evaluation.measure(subject, keeps, evaluation.local_answers(subject), step=step, run=run)
-
-    def record(
-        self,
-        recipe: ResolvedRecipe,
-        checkpoint: str,
-        *,
-        step: int,
-        device: str,
-        run: str,
-        folder: Path,
-        recorder: Any,
-    ) -> Curve:
-        """See `Task.record`."""
-        curve = self.measure(recipe, checkpoint, step=step, device=device, run=run)
-        subject = evaluation.Subject(checkpoint, to_tree(recipe), recipe.data.path, "cpu")
-        evaluation.record(curve, evaluation.write(curve, subject, folder / "curve"), recorder)
-        return curve
 
     def on_fewer_images(self, recipe: ResolvedRecipe, few: FewImages) -> ResolvedRecipe:
         """See `Task.on_fewer_images`."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mergevq.errors import InputError
 from mergevq_platform import figures
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.grids import palette
 
 FRECHET = "rfd_random_v1"

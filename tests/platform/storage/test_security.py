@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from mergevq.errors import InputError
 from mergevq_platform import recipe
-from mergevq_platform.comparing import entries_of
 from mergevq_platform.data.images.decoding import MAX_PIXELS, ImageDecodeError, decode
 from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.failures import one_line
+from mergevq_platform.evaluation.compare import entries_of
 from mergevq_platform.storage.credentials import holds_credentials, without_credentials
 from mergevq_platform.storage.runs import Run, tags
 from mergevq_platform.sweeps import driver

@@ -11,15 +11,19 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from rich.table import Table
 from torch import Tensor, nn
 
 from mergevq.config import config, flattened, to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import Mean
 from mergevq.training.protocol import Output, Training
-from mergevq_platform import evaluation, loop, tasks
+from mergevq_platform import loop, tasks
 from mergevq_platform.data import Batch, Dataset
+from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.operations import planning
 from mergevq_platform.recipe import Recipe, ResolvedRecipe, complete, parse_resolved, resolve
 from mergevq_platform.storage import checkpoints, runs
@@ -101,11 +105,54 @@ class RotationTask(Task):
     def open_feed(self, recipe: Recipe, samples: Dataset, worker: Worker) -> ImageFeed:
         return ImageFeed(recipe, samples, worker, measure_upright)
 
-    def after_training(self, recipe: ResolvedRecipe, checkpoint: str, outcome: Any, recorder: Any) -> None:
-        recorder.metrics(outcome.step, {"test/width": float(self.width)})
+    @property
+    def evaluated(self) -> bool:
+        return True
+
+    def evaluator(
+        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+    ) -> RotationEvaluator:
+        return RotationEvaluator(self.width)
 
     def tags(self) -> dict[str, str]:
         return {"mergevq.variant": f"rotation-{self.width}"}
+
+
+class RotationReport:
+    """One number."""
+
+    file_name, folder, shown_files = "rotation.json", "rotation", ("table.md",)
+
+    def __init__(self, width: int) -> None:
+        self.width, self.protocol = width, {"task": "rotation"}
+
+    def save(self, path: Path) -> None:
+        path.write_text(str(self.width))
+
+    def table(self, width: int = 120) -> Table:
+        return Table("width")
+
+    def markdown(self) -> str:
+        return f"width {self.width}"
+
+    def verdict(self) -> list[str]:
+        return ["It turns."]
+
+    def record_rows(self, recorder: Any) -> None:
+        recorder.metrics(8, {"test/width": float(self.width)})
+
+
+class RotationEvaluator:
+    """Of a width."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def report(self, run: str) -> RotationReport:
+        return RotationReport(self.width)
+
+    def write_figures(self, report: RotationReport, folder: Path) -> dict[str, Path]:
+        return {}
 
 
 def measure_upright(model: Any, batch: Batch, meters: dict[str, Any]) -> None:
@@ -159,7 +206,7 @@ def test_it_trains_validates_and_resumes_bit_for_bit(tree: dict[str, Any], tmp_p
 
 
 def test_its_run_is_found_by_its_tags_and_evaluated_by_its_own_measure(
-    tree: dict[str, Any], tmp_path: Path
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, run = resolve(tree), Run("rotation", tmp_path, str(tmp_path / "ray"))
     train(recipe, run.directory)
@@ -167,9 +214,16 @@ def test_its_run_is_found_by_its_tags_and_evaluated_by_its_own_measure(
     assert found["mergevq.kind"] == "rotation"
     assert found["mergevq.variant"] == "rotation-4"
     recorded: list[tuple[int, dict[str, float]]] = []
-    recorder = SimpleNamespace(metrics=lambda step, values: recorded.append((step, values)))
-    evaluation.after_training(SimpleNamespace(run=run, step=8), recorder)
+    recorder: Any = SimpleNamespace(
+        metrics=lambda step, values: recorded.append((step, values)),
+        tags=lambda values: None,
+        artifact=lambda file, directory="": None,
+        flush=lambda: None,
+    )
+    monkeypatch.setattr(cluster, "evaluators", lambda config: (0, "cpu", ""))
+    api.after_training(SimpleNamespace(run=run, step=8), recorder)
     assert recorded == [(8, {"test/width": 4.0})]
+    assert (run.directory / "rotation" / "rotation.json").read_text() == "4"
 
 
 def test_it_is_planned(tree: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergevq.errors import InputError
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE, colour
-from mergevq_platform.data.parquet.shards import Manifest, Split
+from mergevq_platform.data.parquet.manifest import Manifest, Split
 from mergevq_platform.data.reading import Background
 from mergevq_platform.data.sources.summary import counted
 

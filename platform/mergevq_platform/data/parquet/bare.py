@@ -17,8 +17,8 @@ from mergevq_platform.data.parquet.classes import Classes, SplitFiles, read_clas
 from mergevq_platform.data.parquet.columns import NO_LABELS, Columns, choose, class_names
 from mergevq_platform.data.parquet.footers import Footer, Footers
 from mergevq_platform.data.parquet.label_values import NoClass, first_value
+from mergevq_platform.data.parquet.manifest import Shard
 from mergevq_platform.data.parquet.notes import about_columns, about_empty, about_labels
-from mergevq_platform.data.parquet.shards import Shard
 from mergevq_platform.data.parquet.splits import folder_values
 from mergevq_platform.data.reading import Reading
 

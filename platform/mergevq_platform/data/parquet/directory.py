@@ -17,7 +17,7 @@ from mergevq_platform.data.parquet.bare import open_parquet
 from mergevq_platform.data.parquet.columns import Columns, bytes_field
 from mergevq_platform.data.parquet.footers import Footer, Footers
 from mergevq_platform.data.parquet.location import Location
-from mergevq_platform.data.parquet.shards import MANIFEST, Manifest, Split
+from mergevq_platform.data.parquet.manifest import MANIFEST, Manifest, Split
 from mergevq_platform.data.parquet.splits import canonical, files_by_split, shared_name
 from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.distributed.sharded_map import RECORDS

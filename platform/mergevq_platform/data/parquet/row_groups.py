@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from mergevq.errors import InputError
 from mergevq_platform.data.parquet.columns import Columns
 from mergevq_platform.data.parquet.location import Location
-from mergevq_platform.data.parquet.shards import Shard
+from mergevq_platform.data.parquet.manifest import Shard
 
 OPEN_FILES = 32
 BUFFER_BYTES = 4 << 20  # that are fetched at a time of a row group that is read in pieces

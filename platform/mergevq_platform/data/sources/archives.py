@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mergevq.errors import InputError
 from mergevq_platform.data.images.endings import SNIFFED, begins_as_image, ending, named_as_image
-from mergevq_platform.data.parquet.shards import Skipped
+from mergevq_platform.data.parquet.manifest import Skipped
 from mergevq_platform.data.sources.listing import is_hidden, readable
 from mergevq_platform.data.sources.summary import HIDDEN, LeftOut
 from mergevq_platform.data.sources.unpacking import (

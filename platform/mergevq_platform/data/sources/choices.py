@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from mergevq_platform.data.parquet.shards import Skipped
+from mergevq_platform.data.parquet.manifest import Skipped
 from mergevq_platform.data.reading import Reading
 from mergevq_platform.data.sources.summary import LeftOut
 

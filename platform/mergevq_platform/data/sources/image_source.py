@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mergevq_platform.data.parquet.shards import Skipped
+from mergevq_platform.data.parquet.manifest import Skipped
 from mergevq_platform.data.sources.summary import SourceSummary
 
 

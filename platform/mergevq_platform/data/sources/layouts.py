@@ -15,7 +15,7 @@ from mergevq.errors import InputError
 from mergevq_platform.data.images.endings import IMAGE_ENDINGS, ending, is_image
 from mergevq_platform.data.parquet.columns import bytes_field
 from mergevq_platform.data.parquet.location import is_hidden_parquet
-from mergevq_platform.data.parquet.shards import FORMAT, MANIFEST
+from mergevq_platform.data.parquet.manifest import FORMAT, MANIFEST
 from mergevq_platform.data.parquet.splits import place_of
 from mergevq_platform.data.sources.archives import kind_of, named_as_archive
 from mergevq_platform.data.sources.choices import Choices

@@ -12,7 +12,7 @@ from mergevq_platform.data.parquet.columns import NO_LABELS
 from mergevq_platform.data.sources.archives import Member
 from mergevq_platform.data.sources.choices import SourceImage, SourceImages
 from mergevq_platform.data.sources.image_names import same_name
-from mergevq_platform.data.sources.labels_file import LABEL_NAMES
+from mergevq_platform.data.sources.labels_table import LABEL_NAMES
 
 BESIDE_IMAGES = {"cls", "json", "txt", "text", "caption", "npy", "npz", "pth", "pt", "pyd"}
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")

@@ -1,4 +1,4 @@
-"""What is measured, over which pictures, at which kept counts."""
+"""The spec of an evaluation: which weights, over which images, at which kept counts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.merge_schedule import reachable
 from mergevq.tokenizer import TokenizerConfig
-from mergevq_platform.curves import six_counts
 from mergevq_platform.data import Dataset, EvalBatches, Reading, open_dataset
+from mergevq_platform.evaluation.curve import six_counts
 from mergevq_platform.recipe import Recipe, parse_resolved
 from mergevq_platform.storage import checkpoints
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured, in a form that travels to workers.
+class EvaluationSpec:
+    """A trained tokenizer or classifier and its images, in a form that travels to workers.
 
     `checkpoint` is a directory or URI that holds one; none: the tokenizer as it was before its first step.
     """
@@ -34,11 +34,11 @@ class Subject:
     device: Literal["cpu", "cuda"]
 
 
-def identity(subject: Subject) -> dict[str, str]:
-    """What tells a tokenizer from every other: the hash of its weights, or how it would be initialised."""
-    if subject.checkpoint is None:
-        return untrained_identity(parse_resolved(subject.recipe), 0)
-    with checkpoints.weights(subject.checkpoint) as directory:
+def identity(spec: EvaluationSpec) -> dict[str, str]:
+    """What tells a model from every other: the hash of its weights, or how it would be initialised."""
+    if spec.checkpoint is None:
+        return untrained_identity(parse_resolved(spec.recipe), 0)
+    with checkpoints.weights(spec.checkpoint) as directory:
         return {
             "weights_sha256": checkpoints.sha256(directory / "model.safetensors"),
             "config_sha256": checkpoints.sha256(directory / "config.json"),
@@ -76,6 +76,21 @@ def split_batches(recipe: Recipe, data: str, split: str, *, left_out: Collection
         limit=limit,
         left_out=left_out,
     )
+
+
+def batches_key(batches: EvalBatches) -> dict[str, Any]:
+    """What tells the images of an evaluation from all others: part of a pass's key."""
+    key: dict[str, Any] = {
+        "data": batches.dataset.fingerprint,
+        "images": batches.images,
+        "batch": batches.batch_size,
+        "size": batches.size,
+    }
+    if batches.left_out:
+        key["left_out"] = list(batches.left_out)
+    if batches.dataset.background is not None:
+        key["background"] = batches.dataset.background
+    return key
 
 
 def chosen_keeps(recipe: Recipe, keeps: Sequence[int] | None) -> tuple[int, ...]:

@@ -12,7 +12,9 @@ from pathlib import Path
 from rich.table import Table
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import Curve
+from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.tables import table_console
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Entry, Evaluation, averaged, comparison_axes
 from mergevq_platform.figures.comparison_export import comparison_csv, comparison_html
@@ -20,9 +22,7 @@ from mergevq_platform.figures.front import pareto_figure
 from mergevq_platform.figures.overlay import overlay_figure
 from mergevq_platform.figures.paper import paper_figure
 from mergevq_platform.figures.pareto import front
-from mergevq_platform.generator_report import GeneratorReport
 from mergevq_platform.storage.lookup import find
-from mergevq_platform.tables import table_console
 from mergevq_platform.tracking.artifacts import fetch_curve_files
 from mergevq_platform.tracking.store import Store
 

@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""The terminal that tables are printed on."""
 
 from __future__ import annotations
 

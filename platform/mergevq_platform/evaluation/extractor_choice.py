@@ -1,17 +1,16 @@
-"""Which extractor: the recipe's or the command line's, with its weights file found."""
+"""The choice of an extractor: the recipe's or the command line's, with its weights file found."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq.metrics import FeaturesConfig
+from mergevq.metrics import FeaturesConfig, InceptionFeaturesConfig, RandomFeaturesConfig, extractor
 from mergevq_platform.recipe import EvaluationConfig
 
 
@@ -21,7 +20,7 @@ def parse_extractor(text: str, folder: Path | None = None) -> FeaturesConfig:
     A weights file named without a folder is looked for in `folder` too. Raises `InputError` for anything else.
     """
     try:
-        tree: Any = yaml.safe_load(text)
+        tree = yaml.safe_load(text)
     except yaml.YAMLError:
         tree = None
     if isinstance(tree, str):
@@ -33,25 +32,39 @@ def parse_extractor(text: str, folder: Path | None = None) -> FeaturesConfig:
     return with_files(parse(EvaluationConfig, {"extractor": tree}, where="--"), folder).extractor
 
 
+def inception_extractor(file: str, folder: Path | None = None) -> FeaturesConfig:
+    """The Inception with the weights in `file`, of `--inception`; it is opened, so that a file of anything else is said first.
+
+    Raises `InputError`, naming the option.
+    """
+    settings = InceptionFeaturesConfig(weights=found_file(file, folder, "--inception"))
+    try:
+        extractor(settings, key="--inception")
+    except InputError as error:
+        raise InputError(str(error).replace("--inception.weights", "--inception")) from None
+    return settings
+
+
 def with_files(settings: EvaluationConfig, folder: Path | None) -> EvaluationConfig:
     """The settings with the paths of weight files written out; those that are not there are looked for in `folder`, by name.
 
     Raises `InputError`, naming the key, for a file that is in neither place.
     """
-    extractor: Any = settings.extractor
-    if hasattr(extractor, "weights"):
-        found = _found(extractor.weights, folder, "evaluation.extractor.weights")
-        settings = replace(settings, extractor=replace(extractor, weights=found))
+    chosen = settings.extractor
+    if not isinstance(chosen, RandomFeaturesConfig):
+        found = found_file(chosen.weights, folder, "evaluation.extractor.weights")
+        settings = replace(settings, extractor=replace(chosen, weights=found))
     if settings.lpips is not None:
         files = {
-            name: _found(getattr(settings.lpips, name), folder, f"evaluation.lpips.{name}")
+            name: found_file(getattr(settings.lpips, name), folder, f"evaluation.lpips.{name}")
             for name in ("backbone", "heads")
         }
         settings = replace(settings, lpips=replace(settings.lpips, **files))
     return settings
 
 
-def _found(name: str, folder: Path | None, key: str) -> str:
+def found_file(name: str, folder: Path | None, key: str) -> str:
+    """The path of a file of weights, here or in `folder`. Raises `InputError`, naming the key, where it is in neither."""
     name = os.path.expanduser(name)
     if Path(name).is_file():
         return name

@@ -1,4 +1,4 @@
-"""The curve: what every kept-token count buys. Rows of metrics with the protocol they were measured by."""
+"""The curve of a tokenizer: rFID, probe accuracy and other metrics over kept tokens, with the protocol of the numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from mergevq.errors import InputError
+from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 
 WIDE = 150  # terminal columns that all of a curve needs
@@ -32,6 +33,10 @@ NARROW = (
 class Curve:
     """Metrics over kept counts. `rows` ascend in `keep`; every metric's name and unit are those of the protocol."""
 
+    file_name: ClassVar[str] = "curve.json"
+    folder: ClassVar[str] = "curve"
+    shown_files: ClassVar[tuple[str, ...]] = ("tradeoff.png",)
+
     run: str
     rows: list[dict[str, float]]
     protocol: dict[str, Any]
@@ -48,6 +53,17 @@ class Curve:
             return replace(curve, rows=[without_nulls(row) for row in curve.rows])
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a curve written by mergevq evaluate ({error})") from None
+
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
+        """`curve/<metric>` at step = kept tokens."""
+        rows = {
+            int(row["keep"]): {key: value for key, value in row.items() if key != "keep"} for row in self.rows
+        }
+        recorder.curve(rows)
+
+    def note(self, description: str) -> None:
+        """The run keeps its note."""
+        return None
 
     @property
     def suites(self) -> list[str]:
@@ -127,7 +143,7 @@ class Curve:
 
     def table(self, width: int = 120) -> Table:
         """The curve for a terminal of so many columns; a narrow one gets the columns that matter most."""
-        table = Table(title=f"{self.run}: what every kept token buys", caption=self.caption())
+        table = Table(title=f"{self.run}: trade-off over kept tokens", caption=self.caption())
         columns = self.shown()
         if width < WIDE:
             columns = [column for column in columns if column[0] in (*NARROW, self.frechet_key)]

@@ -1,10 +1,10 @@
-"""Answers as safetensors files: arrays and sums by name, and no pickled code."""
+"""Results as safetensors files: arrays and sums by name, and no pickled code."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,26 +13,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mergevq.metrics.accumulate import Accumulator
-from mergevq_platform.evaluation.answers import Reconstruction
-from mergevq_platform.seen import Parts, Seen
+from mergevq_platform.evaluation.results import Mergeable
 from mergevq_platform.storage.files import whole_file
 
-PARTS: dict[str, type[Parts]] = {kind.__name__: kind for kind in (Reconstruction, Seen)}
+AnyKind = TypeVar("AnyKind", Accumulator, Mergeable)
 
 
-def save(path: Path, answer: Any) -> None:
-    """Write an answer; the file appears whole or not at all."""
+def save(path: Path, result: Any) -> None:
+    """Write a result; the file appears whole or not at all."""
     tensors: dict[str, Tensor] = {}
-    description = json.dumps(_described(answer, tensors))
+    description = json.dumps(_described(result, tensors))
     with whole_file(path) as temporary:
-        save_file(tensors or {"none": torch.zeros(0)}, temporary, metadata={"answer": description})
+        save_file(tensors or {"none": torch.zeros(0)}, temporary, metadata={"result": description})
 
 
 def load(path: Path) -> Any:
-    """The answer in a file; None where there is none, or a damaged one."""
+    """The result in a file; None where there is none, or a damaged one."""
     try:
         with safe_open(path, framework="pt") as file:
-            return _restored(json.loads(file.metadata()["answer"]), file)
+            return _restored(json.loads(file.metadata()["result"]), file)
     except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
@@ -41,14 +40,16 @@ def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
     match value:
         case Tensor() | np.ndarray():
             name = str(len(tensors))
-            # Arrays that come from Ray are read-only.
-            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+            # Arrays that come from Ray are read-only, which PyTorch does not know.
+            tensor = (
+                value if isinstance(value, Tensor) else torch.from_numpy(np.require(value, requirements="W"))
+            )
             tensors[name] = tensor.detach().cpu().contiguous()
             return {"tensor" if isinstance(value, Tensor) else "array": name}
         case Accumulator():
             state = {key: _described(part, tensors) for key, part in value.__getstate__().items()}
             return {"accumulator": type(value).__name__, "state": state}
-        case Parts():
+        case Mergeable():
             parts = {key: _described(part, tensors) for key, part in vars(value).items()}
             return {"of": type(value).__name__, "parts": parts}
         case dict():
@@ -66,12 +67,12 @@ def _restored(value: Any, file: Any) -> Any:
         case {"array": name}:
             return file.get_tensor(name).numpy()
         case {"accumulator": name, "state": state}:
-            kind = _accumulators()[name]
-            accumulator = kind.__new__(kind)
+            kind = _kinds(Accumulator)[name]
+            accumulator: Any = kind.__new__(kind)
             accumulator.__setstate__({key: _restored(part, file) for key, part in state.items()})
             return accumulator
         case {"of": name, "parts": parts}:
-            return PARTS[name](**{key: _restored(part, file) for key, part in parts.items()})
+            return _kinds(Mergeable)[name](**{key: _restored(part, file) for key, part in parts.items()})
         case {"named": parts}:
             return {key: _restored(part, file) for key, part in parts.items()}
         case list():
@@ -80,8 +81,9 @@ def _restored(value: Any, file: Any) -> Any:
             return value
 
 
-def _accumulators(base: type[Accumulator] = Accumulator) -> dict[str, type[Accumulator]]:
-    found: dict[str, type[Accumulator]] = {}
+def _kinds(base: type[AnyKind]) -> dict[str, type[AnyKind]]:
+    """The classes below `base` by name."""
+    found: dict[str, type[AnyKind]] = {}
     for kind in base.__subclasses__():
-        found |= {kind.__name__: kind, **_accumulators(kind)}
+        found |= {kind.__name__: kind, **_kinds(kind)}
     return found

@@ -1,13 +1,13 @@
-"""Pictures against pictures: Fréchet distance, Inception score, precision and recall of any folder, without a checkpoint."""
+"""The evaluation of image sets without a model: Fréchet distance, Inception score, precision and recall of any folder."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from mergevq.metrics import (
     extractor,
     extrapolated_distance,
     frechet_distance,
-    precision_recall,
     read_reference,
     score_name,
 )
@@ -36,19 +35,21 @@ from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq_platform.data import ImageSet, open_images, to_unit_range
 from mergevq_platform.data.image_sets import PackedImages
 from mergevq_platform.data.npz_images import NpzImages
-from mergevq_platform.evaluation.answers import merge
-from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.measuring import BATCHES_PER_JOB, JOBS_PER_PASS, averaged
+from mergevq_platform.evaluation.manifold import precision_recall
+from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
+from mergevq_platform.evaluation.report import EvaluationRecorder
+from mergevq_platform.evaluation.results import merge
+from mergevq_platform.evaluation.statistics import SPLITS
+from mergevq_platform.evaluation.tokenizer import BATCHES_PER_JOB, averaged
 from mergevq_platform.recipe import EvaluationConfig
-from mergevq_platform.seen import SPLITS
 from mergevq_platform.storage.files import json_text
 
-FEWEST_FOR_TREND = 100  # pictures below which no distance is extrapolated
+FEWEST_FOR_TREND = 100  # images below which no distance is extrapolated
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureTask:
-    """Which pictures are looked at by whom; travels to workers."""
+class ImageSetsSpec:
+    """Which images are compared by which features, in a form that travels to workers."""
 
     images: str
     reference: str | None  # none: nothing to compare with
@@ -59,7 +60,7 @@ class PictureTask:
     split: str | None = None
 
     def open(self, which: Literal["images", "reference"]) -> ImageSet:
-        """The pictures, or those that they are compared with."""
+        """The images, or those that they are compared with."""
         place = getattr(self, which)
         return open_images(place, self.batch, size=self.size, split=self.split, option=f"--{which}")
 
@@ -69,25 +70,25 @@ class PictureTask:
         return parse(EvaluationConfig, {"extractor": self.extractor}).extractor
 
 
-class PictureJob(NamedTuple):
+class ImageSetJob(NamedTuple):
     """Some batches of one of the sets."""
 
     which: Literal["images", "reference"]
     batches: tuple[int, ...]
 
 
-class PictureEvaluator:
-    """One process's extractor and pictures; answers jobs with features (B, D) float32 by name, and labels."""
+class ImageSetsWorker:
+    """One process's feature network and images; results are features (B, D) float32 by name, and labels."""
 
-    def __init__(self, task: PictureTask) -> None:
-        self.task, self.device = task, torch.device(task.device)
-        self.network = extractor(task.settings, key="--extractor").to(self.device)
+    def __init__(self, spec: ImageSetsSpec) -> None:
+        self.spec, self.device = spec, torch.device(spec.device)
+        self.network = extractor(spec.settings, key="--extractor").to(self.device)
         self.opened: dict[str, ImageSet] = {}
 
-    def answer(self, job: PictureJob) -> dict[str, np.ndarray]:
+    def answer(self, job: ImageSetJob) -> dict[str, np.ndarray]:
         """Do one job."""
         if job.which not in self.opened:
-            self.opened[job.which] = self.task.open(job.which)
+            self.opened[job.which] = self.spec.open(job.which)
         return merge(self._batch(self.opened[job.which].batch(index)) for index in job.batches)
 
     def _batch(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -103,8 +104,12 @@ class PictureEvaluator:
 
 
 @dataclass(frozen=True)
-class PictureScores:
-    """What pictures are worth against a reference, with the protocol of every number."""
+class ImageSetsReport:
+    """Metrics of images against a reference, with the protocol of the numbers."""
+
+    file_name: ClassVar[str] = "images.json"
+    folder: ClassVar[str] = "images"
+    shown_files: ClassVar[tuple[str, ...]] = ()
 
     images: str
     values: dict[str, float]
@@ -114,8 +119,21 @@ class PictureScores:
         """Write as JSON."""
         path.write_text(json_text(asdict(self)))
 
-    def table(self) -> Table:
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
+        """`images/<metric>` at step 0."""
+        recorder.metrics(0, {f"images/{key}": value for key, value in self.values.items()})
+
+    def note(self, description: str) -> None:
+        """The run keeps its note."""
+        return None
+
+    def verdict(self) -> list[str]:
+        """None: what is compared with what is the caller's to say."""
+        return []
+
+    def table(self, width: int = 120) -> Table:
         """For the terminal."""
+        del width
         table = Table(title=self.images, caption=self.caption())
         table.add_column("metric")
         table.add_column("value", justify="right")
@@ -126,7 +144,7 @@ class PictureScores:
     def markdown(self) -> str:
         """As a Markdown table of one row."""
         keys = list(self.values)
-        rows = ["| pictures | " + " | ".join(keys) + " |", "|---|" + "---:|" * len(keys)]
+        rows = ["| images | " + " | ".join(keys) + " |", "|---|" + "---:|" * len(keys)]
         rows.append(f"| {self.images} | " + " | ".join(f"{self.values[key]:.4g}" for key in keys) + " |")
         return "\n".join([*rows, "", self.caption()])
 
@@ -134,43 +152,46 @@ class PictureScores:
         """Counts, reference and extractor in one sentence."""
         p = self.protocol
         count = p["reference_images"]
-        against = f"{count:,} pictures" if count else "an unknown number of pictures"
+        against = f"{count:,} images" if count else "an unknown number of images"
         against = f" against {against} of {p['reference']}" if p["reference"] else ""
         biased = (
-            " No more pictures than features: the distance is strongly biased upwards." if p["biased"] else ""
+            " No more images than features: the distance is strongly biased upwards." if p["biased"] else ""
         )
         return (
-            f"{p['images']:,} pictures of {p['size']} px{against}; "
+            f"{p['images']:,} images of {p['size']} px{against}; "
             f"{p['extractor']['description']}, {p['extractor']['resize']}.{biased}"
             + "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         )
 
 
 @dataclass
-class PictureMeasurement:
-    """Two sets of pictures under measurement, or one and the statistics of another; `ask(jobs)` yields the answers."""
+class ImageSetsEvaluator:
+    """The evaluation of a set of images against another, or against statistics; workers do its passes."""
 
-    task: PictureTask
-    ask: Callable[[Sequence[Any]], Iterable[Any]]
-    cache: Cache | None = None
+    spec: ImageSetsSpec
+    passes: Passes
     seeds: int = 1
     say: Callable[[str], None] = lambda text: None
     lacking: dict[str, str] = field(default_factory=dict)  # what so few images do not allow, and why
 
     def __post_init__(self) -> None:
-        self.network = extractor(self.task.settings, key="--extractor")
+        self.network = extractor(self.spec.settings, key="--extractor")
         self.identity = {"name": self.network.name, **self.network.identity}
 
-    def scores(self) -> PictureScores:
+    def report(self, run: str) -> ImageSetsReport:
         """All that these features allow: what cannot be had (an npz has no features for recall) is left out."""
         self._require_split()
         found = {
             key: value for key, value in (self._distances() | self._alone()).items() if math.isfinite(value)
         }
-        return PictureScores(self.task.images, found, self._protocol())
+        return ImageSetsReport(run, found, self._protocol())
+
+    def write_figures(self, report: ImageSetsReport, folder: Path) -> dict[str, Path]:
+        """None."""
+        return {}
 
     def statistics(self) -> ReferenceStatistics:
-        """The moments of the judged pictures, for others to be compared with."""
+        """The moments of the images, for others to be compared with."""
         return self._moments(self.found)
 
     def _distances(self) -> dict[str, float]:
@@ -191,9 +212,15 @@ class PictureMeasurement:
         if self.compared is not None and fewest <= NEIGHBOURHOOD:
             self.lacking["precision and recall"] = f"{fewest} images do not have {NEIGHBOURHOOD} neighbours"
         elif self.compared is not None:
-            manifold = precision_recall(pool, torch.from_numpy(self.compared["pool"]))
-            for name in ("precision", "recall"):
-                values[score_name(self.network, name)] = getattr(manifold, name)
+            assert self.others is not None
+            manifold = precision_recall(
+                self.passes,
+                self.found["pool"],
+                self._key(self.images),
+                self.compared["pool"],
+                self._key(self.others),
+            )
+            values |= {score_name(self.network, name): value for name, value in manifold.items()}
         return values
 
     def _alone(self) -> dict[str, float]:
@@ -204,8 +231,8 @@ class PictureMeasurement:
             score.update(torch.from_numpy(self.found["logits"]), torch.arange(count))
             result, name = score.compute(), score_name(self.network, "inception_score")
             values |= {name: result.mean, f"{name}_std": result.std}
-        if self.pictures.classes:
-            balance = ClassBalance(len(self.pictures.classes))
+        if self.images.classes:
+            balance = ClassBalance(len(self.images.classes))
             labels = torch.from_numpy(self.found["label"])
             balance.update(labels[labels >= 0])
             if without := int((labels < 0).sum()):
@@ -216,21 +243,21 @@ class PictureMeasurement:
         return values
 
     @cached_property
-    def pictures(self) -> ImageSet:
-        """Those that are judged."""
+    def images(self) -> ImageSet:
+        """Those that are evaluated."""
         return self._opened("images")
 
     @cached_property
     def others(self) -> ImageSet | None:
         """Those that they are compared with; none without a reference, or where it is statistics alone."""
-        if self.task.reference is None or _is_statistics(self.task.reference):
+        if self.spec.reference is None or _is_statistics(self.spec.reference):
             return None
         return self._opened("reference")
 
     @cached_property
     def found(self) -> dict[str, np.ndarray]:
         """Their features."""
-        return self._features("images", self.pictures)
+        return self._features("images", self.images)
 
     @cached_property
     def compared(self) -> dict[str, np.ndarray] | None:
@@ -238,10 +265,10 @@ class PictureMeasurement:
         other = self.others
         if other is None:
             return None
-        if other.size != self.pictures.size:
-            fixed = next((p.size for p in (self.pictures, other) if isinstance(p, NpzImages)), "S")
+        if other.size != self.images.size:
+            fixed = next((p.size for p in (self.images, other) if isinstance(p, NpzImages)), "S")
             raise InputError(
-                f"{self.task.images} has pictures of {self.pictures.size} px, {self.task.reference} of {other.size}: "
+                f"{self.spec.images} has images of {self.images.size} px, {self.spec.reference} of {other.size}: "
                 f"--size {fixed} brings both to one size"
             )
         return self._features("reference", other)
@@ -251,32 +278,32 @@ class PictureMeasurement:
         """The moments that distances are measured from. Raises `InputError` for another extractor's."""
         if self.compared is not None:
             return self._moments(self.compared)
-        if self.task.reference is None:
+        if self.spec.reference is None:
             return None
-        read = read_reference(self.task.reference, key="--reference")
+        read = read_reference(self.spec.reference, key="--reference")
         read.require_extractor(self.identity)
         numbers = self.found["pool"].shape[1]
         if len(read.pool.mean) != numbers:
             raise InputError(
-                f"--reference: {self.task.reference} holds statistics of {len(read.pool.mean)} numbers, {self.network.name} gives "
+                f"--reference: {self.spec.reference} holds statistics of {len(read.pool.mean)} numbers, {self.network.name} gives "
                 f"{numbers}: give those of this extractor, or name theirs"
             )
         return read
 
     def _require_split(self) -> None:
         # A set without splits would be taken whole.
-        if self.task.split is not None and not any(
-            isinstance(opened, PackedImages) for opened in (self.pictures, self.others)
+        if self.spec.split is not None and not any(
+            isinstance(opened, PackedImages) for opened in (self.images, self.others)
         ):
             raise InputError(
-                f"--split {self.task.split}: {self.task.images} is no packed set and has no splits: leave it out"
+                f"--split {self.spec.split}: {self.spec.images} is no packed set and has no splits: leave it out"
             )
 
     def _opened(self, which: Literal["images", "reference"]) -> ImageSet:
-        opened = self.task.open(which)
-        if self.task.size is not None and opened.size != self.task.size:
+        opened = self.spec.open(which)
+        if self.spec.size is not None and opened.size != self.spec.size:
             raise InputError(
-                f"--size {self.task.size}: the samples of {getattr(self.task, which)} are taken as they are, {opened.size} px: "
+                f"--size {self.spec.size}: the samples of {getattr(self.spec, which)} are taken as they are, {opened.size} px: "
                 "leave it out, or give them as a folder of files"
             )
         for line in opened.said:
@@ -287,23 +314,24 @@ class PictureMeasurement:
         spatial = _moments(found["spatial"]) if "spatial" in found else None
         return ReferenceStatistics(_moments(found["pool"]), spatial, self.identity)
 
-    def _features(self, which: Literal["images", "reference"], pictures: ImageSet) -> dict[str, np.ndarray]:
-        size = max(BATCHES_PER_JOB, math.ceil(pictures.num_batches / JOBS_PER_PASS))
-        every = range(pictures.num_batches)
-        jobs = [PictureJob(which, tuple(every[start : start + size])) for start in every[::size]]
-        if self.cache is None:
-            return merge(self.ask(jobs))
+    def _features(self, which: Literal["images", "reference"], images: ImageSet) -> dict[str, np.ndarray]:
+        jobs = [
+            ImageSetJob(which, numbers) for numbers in jobs_of_batches(images.num_batches, BATCHES_PER_JOB)
+        ]
+        return self.passes.result(self._key(images), jobs)
+
+    def _key(self, images: ImageSet) -> dict[str, Any]:
         key = {
             "kind": "pictures",
-            "data": pictures.fingerprint,
-            "images": pictures.images,
-            "batch": self.task.batch,
-            "size": pictures.size,
+            "data": images.fingerprint,
+            "images": images.images,
+            "batch": self.spec.batch,
+            "size": images.size,
             "extractor": self.identity,
         }
-        if pictures.background is not None:  # of opaque samples, and of sets of before, the key is as it was
-            key["background"] = pictures.background
-        return self.cache.through(key, jobs, self.ask)
+        if images.background is not None:
+            key["background"] = images.background
+        return key
 
     def _name(self, measure: Any) -> str:
         return distance_name(self.network, "generation", measure)
@@ -313,11 +341,11 @@ class PictureMeasurement:
         count = self.reference.pool.images if self.reference else None
         return {
             "images": images,
-            "size": self.pictures.size,
-            "data_fingerprint": self.pictures.fingerprint,
-            "background": self.pictures.background,
-            "left_out": list(self.pictures.said),
-            "reference": self.task.reference,
+            "size": self.images.size,
+            "data_fingerprint": self.images.fingerprint,
+            "background": self.images.background,
+            "left_out": list(self.images.said),
+            "reference": self.spec.reference,
             "reference_images": count,
             "extractor": self.identity,
             "biased": self.reference is not None and min(images, count or images) <= dim,

@@ -1,4 +1,4 @@
-"""A trained generator with its tokenizer: labels in, pictures out. Checks a request before any work is done."""
+"""The sampling pipeline: a trained generator with its tokenizer, classes in, images out. A request is checked before any work."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.generation import (
     Generated,
+    Generator,
     GuidanceConfig,
     RandomOrderConfig,
     SamplingConfig,
@@ -31,7 +32,7 @@ from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class SamplingSpec:
     """A generator and how it is sampled, in a form that travels to workers and into manifests."""
 
     checkpoint: str  # one checkpoint's directory or URI
@@ -46,7 +47,7 @@ class Sampler:
     sampling: dict[str, Any]
     guidance: dict[str, Any]
 
-    def at_scale(self, scale: float) -> Sampler:
+    def at_scale(self, scale: float) -> SamplingSpec:
         """The same at another guidance scale."""
         return replace(self, guidance={**self.guidance, "scale": scale})
 
@@ -70,7 +71,7 @@ class Sampler:
         }
 
 
-def open_sampler(
+def open_sampling(
     location: str,
     *,
     device: Literal["cpu", "cuda"] = "cpu",
@@ -80,7 +81,7 @@ def open_sampler(
     sampling: SamplingConfig | None = None,
     guidance: GuidanceConfig | None = None,
     tokenizer: str | None = None,
-) -> Sampler:
+) -> SamplingSpec:
     """The newest generator at a run, checkpoint or URI; what is not said is the recipe's `task.generation`.
 
     `tokenizer`: where its tokenizer lies now, or one with another Source Recovery. Raises `InputError` for a kept count that
@@ -106,7 +107,7 @@ def open_sampler(
     sampling, guidance = sampling or settings.sampling, guidance or settings.guidance
     sampling.per_sub_token(len(task.model.sub_bits))
     guidance.scales(0.5, len(task.model.sub_bits))
-    return Sampler(
+    return SamplingSpec(
         checkpoint=checkpoint,
         sha256=about["sha256"][WEIGHTS],
         step=step,
@@ -122,7 +123,7 @@ def open_sampler(
 
 
 def chosen_keep(recipe: Recipe, keep: int | None) -> int | None:
-    """The kept count to generate at: the given one, the recipe's, or the most often trained; None for raster order.
+    """The kept count to sample at: the given one, the recipe's, or the most often trained; None for raster order.
 
     Raises `InputError` for a count that was not trained.
     """
@@ -131,7 +132,7 @@ def chosen_keep(recipe: Recipe, keep: int | None) -> int | None:
         if keep is not None:
             raise InputError(f"--keep {keep}: a raster generator is not told a kept count: leave --keep out")
         return None
-    trained = task.kept_counts()
+    trained = recipe.task.kept_counts()
     if keep is None:
         keep = task.generation.keep
     if keep is None:
@@ -145,48 +146,53 @@ def chosen_keep(recipe: Recipe, keep: int | None) -> int | None:
     return keep
 
 
-class Maker:
+class SamplingPipeline:
     """One process's generator and tokenizer, in evaluation mode."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
-        self.recipe = parse_resolved(sampler.recipe)
-        self.device = torch.device(sampler.device)
-        self.sampling = parse(SamplingConfig, sampler.sampling)
+    def __init__(self, spec: SamplingSpec) -> None:
+        self.spec = spec
+        self.recipe = parse_resolved(spec.recipe)
+        self.device = torch.device(spec.device)
+        self.sampling = parse(SamplingConfig, spec.sampling)
 
     @cached_property
-    def generator(self) -> Any:
+    def generator(self) -> Generator:
         """The trained generator (averaged weights)."""
-        with checkpoints.newest(self.sampler.checkpoint, files=checkpoints.MODEL) as directory:
+        with checkpoints.newest(self.spec.checkpoint, files=checkpoints.MODEL) as directory:
             return load_generator(directory).to(self.device).eval()
 
     @cached_property
     def tokenizer(self) -> MergeVQ:
         """The frozen tokenizer."""
-        return self.sampler.tokenizer.load(self.device)
+        return self.spec.tokenizer.load(self.device)
 
     @torch.inference_mode()
     def codes(
-        self, labels: Tensor, sample_ids: Tensor, *, generator: Any = None, scale: float | None = None
+        self,
+        labels: Tensor,
+        sample_ids: Tensor,
+        *,
+        generator: Generator | None = None,
+        scale: float | None = None,
     ) -> Generated:
         """Codes of labels and sample numbers (B,) int64; at another guidance `scale`, by another `generator` if given."""
         guidance = parse(
-            GuidanceConfig, self.sampler.guidance if scale is None else self.sampler.at_scale(scale).guidance
+            GuidanceConfig, self.spec.guidance if scale is None else self.spec.at_scale(scale).guidance
         )
         return sample(
             generator or self.generator,
             labels.to(self.device),
-            keep=self.sampler.keep,
+            keep=self.spec.keep,
             sample_ids=sample_ids,
-            seed=self.sampler.seed,
+            seed=self.spec.seed,
             sampling=self.sampling,
             guidance=guidance,
-            steps=self.sampler.steps,
+            steps=self.spec.steps,
         )
 
     @torch.inference_mode()
-    def pictures(self, indices: Tensor) -> Tensor:
-        """Codes -> pictures (B, 3, H, W) in [-1, 1]: all cells' codes (B, N), or (B, K) placed by Source Recovery."""
+    def decode(self, indices: Tensor) -> Tensor:
+        """Codes -> images (B, 3, H, W) in [-1, 1]: all cells' codes (B, N), or (B, K) placed by Source Recovery."""
         indices = indices.to(self.device)
         if self.recipe.generator.model.kind == "random_order":
             return self.tokenizer.decode_indices(indices)
@@ -200,7 +206,7 @@ def every_cell(indices: Tensor) -> Source:
 
 
 def class_names(recipe: Recipe) -> tuple[str, ...]:
-    """The names of a generator's classes; their numbers where neither code set nor pictures can be asked."""
+    """The names of a generator's classes; their numbers where neither code set nor images can be asked."""
     numbers = tuple(map(str, range(recipe.generator.model.classes)))
     try:
         codes = recipe.generator.codes

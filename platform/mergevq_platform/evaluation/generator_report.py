@@ -5,26 +5,33 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 
 from mergevq.errors import InputError
-from mergevq_platform.curves import lacking_sentences
+from mergevq_platform.evaluation.curve import lacking_sentences
+from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.tracking.records import SCALE_PREFIX
 
 NAMES = {
     "reconstructed": "reconstructions (ceiling)",
     "by_position": "codes by position (baseline)",
     "untrained": "untrained generator (baseline)",
-    "real": "real pictures",
+    "real": "real images",
 }
 CLEARLY = 0.5  # of a baseline's distance, or less
+NOTE = "cfg_curve: the charts' x axis (Step) is 100 times the guidance scale; 100 is no guidance."
 
 
 @dataclass(frozen=True)
 class GeneratorReport:
     """Metrics over guidance scales; `rows` ascend in `scale`, 1 (no guidance) is always among them."""
+
+    file_name: ClassVar[str] = "report.json"
+    folder: ClassVar[str] = "generation"
+    shown_files: ClassVar[tuple[str, ...]] = ("samples.png", "neighbours.png", "guidance.png")
 
     run: str
     rows: list[dict[str, float]]
@@ -44,6 +51,23 @@ class GeneratorReport:
             return replace(report, rows=[without_nulls(row) for row in report.rows], references=references)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a generator's report ({error})") from None
+
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
+        """`cfg_curve/<metric>` at step = 100 x scale, references as metrics at the checkpoint's step."""
+        for row in self.rows:
+            values = {f"{SCALE_PREFIX}{key}": value for key, value in row.items() if key != "scale"}
+            recorder.metrics(round(100 * row["scale"]), values)
+        step = self.protocol["generator"]["step"]
+        for name in NAMES:
+            if name in self.references:
+                values = {
+                    f"cfg_reference/{key}_{name}": value for key, value in self.references[name].items()
+                }
+                recorder.metrics(step, values)
+
+    def note(self, description: str) -> str:
+        """What the charts show, and the table."""
+        return f"{description}\n\n{NOTE}\n\n{self.markdown()}"
 
     @property
     def frechet_key(self) -> str:
@@ -110,8 +134,9 @@ class GeneratorReport:
         found = [(_scale_name(row["scale"]), row) for row in self.rows]
         return found + [(NAMES[name], self.references[name]) for name in NAMES if name in self.references]
 
-    def table(self) -> Table:
+    def table(self, width: int = 120) -> Table:
         """The report for a terminal."""
+        del width
         table = Table(title=f"{self.run}: pictures at {self.kept()}", caption=self.caption())
         table.add_column("", no_wrap=True)
         for _, title, _ in self.columns():

@@ -1,0 +1,394 @@
+"""Evaluation by name: a run, a checkpoint or an imported tokenizer is found, evaluated, written down and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+import mergevq
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq.metrics import FeaturesConfig, write_reference
+from mergevq.serialization import read_config
+from mergevq_platform.data import ImageDecodeError, evaluation_view
+from mergevq_platform.data.image_folder import read_image
+from mergevq_platform.data.images.transparency import WHITE
+from mergevq_platform.data.parquet.directory import stated_background
+from mergevq_platform.data.reading import Background
+from mergevq_platform.distributed import cluster
+from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.classifier import ClassifierReport
+from mergevq_platform.evaluation.extractor_choice import with_files
+from mergevq_platform.evaluation.images import (
+    ImageSetsEvaluator,
+    ImageSetsReport,
+    ImageSetsSpec,
+    ImageSetsWorker,
+)
+from mergevq_platform.evaluation.options import SUITES, EvaluationOptions, Suite
+from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.report import (
+    AnyReport,
+    EvaluationRecorder,
+    EvaluationReport,
+    KindEvaluator,
+    note,
+    record,
+    show,
+    write,
+)
+from mergevq_platform.evaluation.spec import chosen_keeps, reachable_keeps
+from mergevq_platform.evaluation.tokenizer_figures import GRIDS, image_grids
+from mergevq_platform.evaluation.worker import Device, answers
+from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.lookup import FoundModel, find
+from mergevq_platform.storage.runs import Run
+from mergevq_platform.storage.settings import read_settings
+from mergevq_platform.tasks.task import task_of
+from mergevq_platform.tracking.journal import Journal
+from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
+from mergevq_platform.tracking.models import Registered, check_target, register_model
+from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
+from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity, read_metrics
+from mergevq_platform.tracking.store import Store
+from mergevq_platform.tracking.ui import closing_line
+
+PublishedProbe = Literal["mergevq", "mae", "dinov2"]
+
+
+class TrainingOutcome(Protocol):
+    """How a training ended, as `trainer.Outcome` says it."""
+
+    @property
+    def run(self) -> Run: ...
+
+    @property
+    def step(self) -> int: ...
+
+
+def evaluate(
+    name: str,
+    *,
+    home: Path,
+    keeps: Sequence[int] | None = None,
+    data: str | None = None,
+    recipe: str | None = None,
+    suites: Sequence[Suite] = SUITES,
+    extractor: FeaturesConfig | None = None,
+    probes: Sequence[PublishedProbe] = (),
+    seeds: int = 1,
+    scales: Sequence[float] | None = None,
+    images: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    tokenizer: str | None = None,
+    workers: int = 1,
+    out: Path | None = None,
+    storage: str | None = None,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    track: bool = True,
+    cache: bool = True,
+) -> EvaluationReport:
+    """Evaluate what `name` means, write tables and figures to `out`, and record them in MLflow.
+
+    `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`)
+    or a tokenizer's directory, for which `recipe` then names one for data and protocol. The run's own MLflow run takes
+    its first curve; evaluating again makes a linked run. `extractor` and `probes` take the place of the recipe's.
+    A tokenizer has `suites` over `keeps`, `seeds`: see `TokenizerEvaluator`; a generator `scales`, `images` for each, `steps`,
+    `seed` and the place of its `tokenizer`, at one kept count. Raises `InputError` for a name that is none of these, and for
+    kept counts, settings or data that do not fit.
+    """
+    store = Store.at(home, tracking_uri)
+    found = find(name, home=home, store=store, storage=storage, recipe=recipe)
+    chosen = found.recipe.evaluation
+    if probes:
+        chosen = replace(chosen, probes=tuple(probes))
+    if extractor is not None:
+        chosen = replace(chosen, extractor=extractor)
+    settings = with_evaluation_files(replace(found.recipe, evaluation=chosen))
+    device = _device(home, workers, address)
+    evaluator = evaluator_of(
+        settings,
+        found.checkpoint,
+        step=found.step,
+        device=device,
+        workers=workers if workers > 1 else 0,
+        cache=Cache.at(home) if cache else None,
+        data=data,
+        keeps=keeps,
+        suites=suites,
+        seeds=seeds,
+        scales=scales,
+        images=images,
+        steps=steps,
+        seed=seed,
+        tokenizer=tokenizer,
+        say=note,
+    )
+    report = evaluator.report(found.label)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    files = write(report, evaluator, out or (found.directory or Path.cwd()) / f"{report.folder}-{stamp}")
+    show(report, files)
+    if track and (journal := _journal(found, home, report)):
+        recorder = LocalRecorder.around(journal, store)
+        with until_recorded(recorder):
+            record(report, files, recorder, settings.description)
+        again = found.run.name if found.run else str(journal.run_dir)
+        print(closing_line(recorder, settings.experiment, sync=again))
+    return report
+
+
+def evaluator_of(
+    recipe: ResolvedRecipe,
+    checkpoint: str | None,
+    *,
+    device: Device,
+    step: int | None = None,
+    workers: int = 0,
+    cache: Cache | None = None,
+    data: str | None = None,
+    keeps: Sequence[int] | None = None,
+    suites: Sequence[Suite] = SUITES,
+    seeds: int = 1,
+    scales: Sequence[float] | None = None,
+    images: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    tokenizer: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> KindEvaluator[Any]:
+    """The evaluator of a recipe's task and a checkpoint: in this process for 0 `workers`, else on so many Ray actors.
+
+    Without a checkpoint, of the tokenizer before its first step. The other options are those of `evaluate`. Raises
+    `InputError` for settings that do not fit, and for a task whose result nothing evaluates.
+    """
+    options = EvaluationOptions(
+        device=device,
+        step=step,
+        workers=workers,
+        cache=cache,
+        data=data,
+        keeps=keeps,
+        suites=suites,
+        seeds=seeds,
+        scales=scales,
+        images=images,
+        steps=steps,
+        seed=seed,
+        tokenizer=tokenizer,
+        say=say,
+    )
+    return task_of(recipe).evaluator(recipe, checkpoint, options)
+
+
+def after_training(outcome: TrainingOutcome, recorder: EvaluationRecorder) -> None:
+    """Evaluate a finished training and record it in its own MLflow run; a stand-in teacher has no evaluation.
+
+    Of a tuned recovery the curve holds reconstruction alone, the rest being as before, at the kept counts of its training.
+    """
+    location = outcome.run.newest_checkpoint()
+    with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
+        recipe = checkpoints.recipe_of(directory)
+    task = task_of(recipe)
+    if not task.evaluated:
+        return
+    recipe = with_evaluation_files(recipe)
+    workers, device, said = cluster.evaluators(recipe.cluster)
+    if said:
+        note(said)
+    options = EvaluationOptions(
+        device=device, step=outcome.step, workers=workers, cache=Cache.at(outcome.run.home), say=note
+    )
+    report, last = task.after_training(recipe, location, options, outcome.run.name)
+    leave(report, last, outcome.run.directory / report.folder, recorder, recipe.description)
+    recorder.flush()
+
+
+def leave(
+    report: AnyReport,
+    evaluator: KindEvaluator[AnyReport],
+    folder: Path,
+    recorder: EvaluationRecorder,
+    description: str,
+    *,
+    shown: bool = True,
+) -> None:
+    """Write a report and its figures to `folder`, show it, and record all of it."""
+    files = write(report, evaluator, folder)
+    if shown:
+        show(report, files)
+    record(report, files, recorder, description)
+
+
+def reconstruct(
+    name: str,
+    images: Sequence[Path],
+    *,
+    home: Path,
+    keeps: Sequence[int] | None,
+    out: Path,
+    tracking_uri: str | None = None,
+) -> list[Path]:
+    """Originals, reconstructions and cluster maps of image files, side by side; returns the files written.
+
+    Transparent pixels are put on the background of the run's recipe or its set, if that is at hand, else on white. Raises
+    `InputError` naming all files that cannot be read, and for an `out` that holds such files already, before anything is made.
+    """
+    if there := [name for name in GRIDS if (out / name).exists()]:
+        raise InputError(
+            f"--out {out} holds {' and '.join(there)} already: name another folder, or move them away"
+        )
+    found = find(name, home=home, store=Store.at(home, tracking_uri))
+    with checkpoints.weights(found.place) as directory:
+        background: Background = WHITE
+        if (recipe := found.stored_recipe) is not None:
+            background = recipe.data.background or stated_background(recipe.data.path) or WHITE
+            if keeps is None:
+                keeps = chosen_keeps(recipe, None)
+        views = _views(images, read_config(directory).image_size, background)
+        tokenizer = mergevq.load(directory)
+    model = tokenizer.config
+    originals = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return list(
+        image_grids(
+            tokenizer, originals, reachable_keeps(model, keeps, range(1, model.grid_tokens + 1)), out
+        ).values()
+    )
+
+
+def _views(files: Sequence[Path], size: int, background: Background) -> list[np.ndarray]:
+    """The evaluation views of image files. Raises `InputError` naming all that cannot be read."""
+    views, bad, transparent = [], [], []
+    for path in files:
+        try:
+            image, look = read_image(path, background)
+        except ImageDecodeError as error:
+            bad.append(f"{path} {error}")
+            continue
+        views.append(evaluation_view(image, size))
+        transparent += [str(path)] if look.transparent else []
+    if bad:
+        raise InputError("; ".join(bad) + ": give image files")
+    if transparent:
+        note(f"transparent pixels become {background}: {', '.join(transparent)}")
+    return views
+
+
+def evaluate_images(
+    images: str,
+    reference: str | None,
+    *,
+    home: Path,
+    extractor: FeaturesConfig | None = None,
+    size: int | None = None,
+    split: str | None = None,
+    seeds: int = 1,
+    workers: int = 1,
+    statistics: Path | None = None,
+    address: str | None = None,
+    cache: bool = True,
+) -> ImageSetsReport:
+    """Evaluate images without a checkpoint: any folder, packed set or npz, against another or against statistics.
+
+    `statistics` writes those of the images as npz, for others to be compared with. Raises `InputError` for
+    places that hold no images, several sizes, and statistics of another extractor.
+    """
+    device = _device(home, workers, address)
+    settings = EvaluationConfig(extractor=extractor) if extractor else EvaluationConfig()
+    settings = with_files(settings, read_settings().weights)
+    spec = ImageSetsSpec(
+        images=images,
+        reference=reference,
+        extractor=to_tree(settings.extractor),
+        device=device,
+        size=size,
+        split=split,
+    )
+    passes = Passes(
+        answers(ImageSetsWorker, spec, workers if workers > 1 else 0), Cache.at(home) if cache else None
+    )
+    evaluator = ImageSetsEvaluator(spec, passes, seeds, note)
+    report = evaluator.report(images)
+    if not report.values and statistics is None:
+        count = report.protocol["images"]
+        raise InputError(
+            f"nothing can be said of {count} image{'s' * (count > 1)} of {images} without a reference: give --reference, images "
+            "or statistics"
+        )
+    if statistics is not None:
+        write_reference(statistics, evaluator.statistics())
+    return report
+
+
+def register(
+    name: str,
+    model: str,
+    *,
+    home: Path,
+    alias: str | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+) -> Registered:
+    """Register the newest checkpoint of a run as the MLflow model `model`, under `alias`, with its curve and data.
+
+    Raises `InputError` for a name that is no run of the store, and for a model's name or alias that cannot be.
+    """
+    check_target(model, alias)
+    store = Store.at(home, tracking_uri)
+    found = find(name, home=home, store=store, storage=storage)
+    tracked = found.tracked
+    if found.run is not None:
+        tracked = find_run(store, read_identity(found.run.directory / JOURNAL_NAME).uid)
+    if tracked is None:
+        raise InputError(f"{name} has no run in {store.public_uri}: only a run's tokenizer can be registered")
+    again = [run for run in list_runs(store, tracked.experiment) if run.evaluates == tracked.uid]
+    measured = next((run for run in [tracked, *again] if run.has_curve), None)
+    dataset = None
+    if measured is not None and "protocol.data" in measured.tags:
+        dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
+    with checkpoints.weights(found.checkpoint) as directory:
+        return register_model(
+            store,
+            tracked,
+            directory,
+            name=model,
+            alias=alias,
+            step=found.step,
+            image_size=found.recipe.tokenizer.model.image_size,
+            curve=stored_curve(store, measured) if measured else {},
+            dataset=dataset,
+        )
+
+
+def with_evaluation_files(recipe: ResolvedRecipe) -> ResolvedRecipe:
+    """The recipe with the files of weights that its evaluation uses found; those that it does not use are not looked for.
+
+    Raises `InputError`, naming the key, for one that is not there.
+    """
+    settings = task_of(recipe).measures(recipe.evaluation)
+    if settings is None:
+        return recipe
+    return replace(recipe, evaluation=with_files(settings, read_settings().weights))
+
+
+def _journal(found: FoundModel, home: Path, report: EvaluationReport) -> Journal | None:
+    # A curve is looked for by `open_for_curve` itself; a classifier's numbers have no curve.
+    again = False
+    if found.run is not None and isinstance(report, ClassifierReport):
+        again = bool(read_metrics(found.run.directory / JOURNAL_NAME, "test/"))
+    return found.journal(home, fresh=again)
+
+
+def _device(home: Path, workers: int, address: str | None) -> Device:
+    if workers > 1:
+        cluster.connect(home, address=address)
+        return cluster.choose_device("auto", workers)
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,263 @@
+"""The evaluation of what classifies, a fine-tuned encoder or a probe's heads: top-1 over the whole evaluation split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+import mergevq
+from mergevq.errors import InputError
+from mergevq.metrics import Mean
+from mergevq.metrics.labelled import wilson_interval
+from mergevq.training.finetune import load_fine_tuned
+from mergevq.training.probe import load_probe
+from mergevq_platform.data import EvalBatches, to_unit_range
+from mergevq_platform.data.parquet.background import DROPPED
+from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
+from mergevq_platform.evaluation.report import EvaluationRecorder
+from mergevq_platform.evaluation.results import Mergeable, merge
+from mergevq_platform.evaluation.spec import EvaluationSpec, batches_key, identity, split_batches
+from mergevq_platform.recipe import Recipe, parse_resolved
+from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.tasks.task import task_of
+
+BATCHES_PER_JOB = 1  # at least
+
+
+class ClassifierJob(NamedTuple):
+    """Some batches of a split."""
+
+    split: str
+    batches: tuple[int, ...]
+
+
+@dataclass
+class ClassifierResult(Mergeable):
+    """Right answers of each head on labelled images; and how many images had no label or could not be decoded."""
+
+    top1: dict[str, Mean]  # by the head's number
+    unlabelled: int = 0
+    bad: int = 0
+
+
+class ClassifierWorker:
+    """One process's classifier (averaged weights), or heads over a frozen tokenizer, and images."""
+
+    def __init__(self, spec: EvaluationSpec) -> None:
+        self.spec = spec
+        self.recipe = parse_resolved(spec.recipe)
+        self.device = torch.device(spec.device)
+
+    @cached_property
+    def logits(self) -> Callable[[Tensor], Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> logits (heads, B, classes)."""
+        assert self.spec.checkpoint is not None
+        features = task_of(self.recipe).features(self.device)
+        with checkpoints.newest(self.spec.checkpoint, files=checkpoints.MODEL) as directory:
+            if features is None:
+                model = load_fine_tuned(directory).to(self.device)
+                return lambda images: model(images)[None]
+            heads, _ = load_probe(directory)
+        heads = heads.to(self.device)
+        return lambda images: heads(features(images))
+
+    @torch.inference_mode()
+    def answer(self, job: ClassifierJob) -> ClassifierResult:
+        """Do one job."""
+        batches = split_batches(self.recipe, self.spec.data, job.split)
+        return merge(self._batch(batches, index) for index in job.batches)
+
+    def _batch(self, batches: EvalBatches, index: int) -> ClassifierResult:
+        images = min(batches.batch_size, batches.images - index * batches.batch_size)
+        found = ClassifierResult(
+            {str(head): Mean("top1") for head in range(num_heads(self.recipe))}, bad=images
+        )
+        batch = batches.readable(index)
+        if batch is None:
+            return found
+        batch = to_unit_range(batch, self.device)
+        labelled = batch["label"] >= 0
+        found.unlabelled, found.bad = int((~labelled).sum()), images - len(labelled)
+        answers = self.logits(batch["image"]).argmax(-1)
+        for top1, right in zip(found.top1.values(), answers == batch["label"], strict=True):
+            top1.update(right[labelled])
+        return found
+
+
+def num_heads(recipe: Recipe) -> int:
+    """How many heads are trained beside each other: a probe's, one for each rate."""
+    return len(task_of(recipe).rate_factors or (1.0,))
+
+
+@dataclass(frozen=True)
+class ClassifierReport:
+    """One row: `top1` (percent) with its 95% interval, and counts of images that it is without."""
+
+    file_name: ClassVar[str] = "top1.json"
+    folder: ClassVar[str] = "classifier"
+    shown_files: ClassVar[tuple[str, ...]] = ("table.md",)
+
+    run: str
+    rows: list[dict[str, float]]
+    protocol: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_whole(path, json_text(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> ClassifierReport:
+        """Read JSON written by `save`. Raises `InputError` if it is something else."""
+        try:
+            tree = json.loads(path.read_text())
+            return cls(**{**tree, "rows": [without_nulls(row) for row in tree["rows"]]})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is not a classifier's report ({error})") from None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The row."""
+        return self.rows[0]
+
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
+        """`test/<metric>` at the checkpoint's step."""
+        recorder.metrics(
+            self.protocol["step"] or 0, {f"test/{name}": value for name, value in self.values.items()}
+        )
+
+    def note(self, description: str) -> None:
+        """The run keeps its note."""
+        return None
+
+    def table(self, width: int = 120) -> Table:
+        """The report for a terminal."""
+        del width
+        table = Table(title=f"{self.run}: top-1 on '{self.protocol['split']}'", caption=self.caption())
+        for key in self.values:
+            table.add_column(key, justify="right", no_wrap=True)
+        table.add_row(*(f"{value:.4g}" for value in self.values.values()))
+        return table
+
+    def markdown(self) -> str:
+        """The report as a Markdown table of one row."""
+        head = "| " + " | ".join(self.values) + " |\n|" + "---:|" * len(self.values)
+        row = "| " + " | ".join(f"{value:.4g}" for value in self.values.values()) + " |"
+        return f"{head}\n{row}\n\n{self.caption()}"
+
+    def caption(self) -> str:
+        """What the numbers are of."""
+        p = self.protocol
+        return (
+            f"{p['images']:,} images of '{p['split']}', data {p['data_fingerprint'][:12]}, EMA weights of step {p['step']}, "
+            f"{p['weights_sha256'][:12]}."
+        )
+
+    def verdict(self) -> list[str]:
+        """Top-1, what it is without, and how a probe's head was chosen."""
+        found, split = self.values, self.protocol["split"]
+        if "top1" not in found:
+            return [f"no top-1: no image of '{split}' has a label", *self._undecodable()]
+        sentences = ["top-1 {top1:.2f}% (95% interval {top1_low:.2f} to {top1_high:.2f})".format(**found)]
+        if found.get("unlabelled"):
+            sentences.append(f"{found['unlabelled']:,.0f} images of '{split}' have no label: left out")
+        sentences += self._undecodable()
+        if "train_top1" in found:
+            rate = self.protocol["learning_rates"][int(found["head"])]
+            sentences.append(
+                f"head at {rate:g}, chosen by its top-1 of {found['train_top1']:.2f}% on training images"
+            )
+        return sentences
+
+    def _undecodable(self) -> list[str]:
+        count = self.values.get("undecodable")
+        return [f"{count:,.0f} images cannot be decoded: left out"] if count else []
+
+
+@dataclass
+class ClassifierEvaluator:
+    """The evaluation of a fine-tuned classifier or of a probe's heads, whose passes workers do.
+
+    Of several heads the one that does best on training images is taken: `head` counts from 0, `train_top1` is its top-1 on up
+    to `evaluation.probe_images` training images, seen as the evaluation split is.
+    """
+
+    spec: EvaluationSpec
+    passes: Passes
+    step: int | None = None
+    say: Callable[[str], None] = lambda text: None
+    recipe: Recipe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.recipe = parse_resolved(self.spec.recipe)
+
+    def report(self, run: str) -> ClassifierReport:
+        """`top1` over the labelled images of the evaluation split, without any nothing; `unlabelled` and `undecodable` images
+        are counted where there are some."""
+        data, heads = self.recipe.data, num_heads(self.recipe)
+        head, chosen_by = 0, {}
+        if heads > 1:
+            learned = self._pass(data.train_split)
+            scores = [learned.top1[str(number)].compute()["top1"] for number in range(heads)]
+            if learned.top1["0"].count:
+                head = max(range(heads), key=scores.__getitem__)
+                chosen_by = {"train_top1": scores[head]}
+        row = _of_head(self._pass(data.evaluation_split), head)
+        if task_of(self.recipe).rate_factors is not None:
+            row |= {"head": float(head)} | chosen_by
+        return ClassifierReport(run, [row], self._protocol())
+
+    def write_figures(self, report: ClassifierReport, folder: Path) -> dict[str, Path]:
+        """None: the report is one row."""
+        return {}
+
+    def _pass(self, split: str) -> ClassifierResult:
+        batches = split_batches(self.recipe, self.spec.data, split)
+        jobs = [
+            ClassifierJob(split, numbers) for numbers in jobs_of_batches(batches.num_batches, BATCHES_PER_JOB)
+        ]
+        key = {"kind": "classifier", **batches_key(batches), **identity(self.spec)}
+        if (sha256 := task_of(self.recipe).features_sha256()) is not None:
+            key["tokenizer"] = sha256
+        return self.passes.result(key, jobs)
+
+    def _protocol(self) -> dict[str, Any]:
+        recipe, task = self.recipe, task_of(self.recipe)
+        batches = split_batches(recipe, self.spec.data, recipe.data.evaluation_split)
+        protocol: dict[str, Any] = {
+            "task": task.kind,
+            "images": batches.images,
+            "split": recipe.data.evaluation_split,
+            "data": self.spec.data,
+            "data_fingerprint": batches.dataset.fingerprint,
+            "background": batches.dataset.background or DROPPED,
+            "preprocessing": f"shorter side to {recipe.data.views.image_size} (bicubic), centre crop",
+            "step": self.step,
+            "checkpoint": self.spec.checkpoint,
+            **identity(self.spec),
+            "batch": recipe.evaluation.batch,
+            "mergevq": mergevq.__version__,
+        }
+        if task.rate_factors is not None:
+            rates = [recipe.optimizer.learning_rate * factor for factor in task.rate_factors]
+            protocol["learning_rates"] = rates
+        return protocol
+
+
+def _of_head(found: ClassifierResult, head: int) -> dict[str, float]:
+    top1 = found.top1[str(head)]
+    left_out = {"unlabelled": float(found.unlabelled), "undecodable": float(found.bad)}
+    values = {name: count for name, count in left_out.items() if count}
+    if not top1.count:
+        return values
+    percent = top1.compute()["top1"]
+    low, high = wilson_interval(percent, top1.count)
+    return {"top1": percent, "top1_low": low, "top1_high": high} | values

@@ -1,0 +1,97 @@
+"""Precision and recall of two sets of features, in blocks of rows on workers (Kynkäänniemi et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergevq.metrics.manifold import CHUNK, K, centre, centred, covered, radii, require_comparable
+from mergevq_platform.evaluation.passes import Passes
+
+Key = Mapping[str, Any]
+
+
+class CentreJob(NamedTuple):
+    """The mean of features (N, D) float32."""
+
+    features: np.ndarray
+
+    def on_rows(self, device: torch.device, number: int, shares: int) -> dict[str, np.ndarray]:
+        """`centre` (D,) float64."""
+        assert shares == 1
+        return {"centre": centre(_tensor(self.features, device)).cpu().numpy()}
+
+
+class RadiiJob(NamedTuple):
+    """The squared distance of features (N, D) float32 to their k-th nearest other member."""
+
+    features: np.ndarray
+    centre: np.ndarray
+    k: int = K
+
+    def on_rows(self, device: torch.device, number: int, shares: int) -> dict[str, np.ndarray]:
+        """`radii` (b,) of a block of `CHUNK` rows."""
+        bank = centred(_tensor(self.features, device), torch.from_numpy(self.centre).to(device))
+        return {"radii": radii(_block(bank, number, shares), bank, k=self.k).cpu().numpy()}
+
+
+class CoveredJob(NamedTuple):
+    """Which of features (M, D) float32 lie in the ball of any member of the bank (N, D), whose squared radii are (N,)."""
+
+    features: np.ndarray
+    bank: np.ndarray
+    radii: np.ndarray
+    centre: np.ndarray
+
+    def on_rows(self, device: torch.device, number: int, shares: int) -> dict[str, np.ndarray]:
+        """`covered` (b,) bool of a block of `CHUNK` rows."""
+        origin = torch.from_numpy(self.centre).to(device)
+        rows = centred(_block(_tensor(self.features, device), number, shares), origin)
+        bank = centred(_tensor(self.bank, device), origin)
+        return {"covered": covered(rows, bank, _tensor(self.radii, device)).cpu().numpy()}
+
+
+def precision_recall(
+    passes: Passes, judged: np.ndarray, judged_key: Key, reference: np.ndarray, reference_key: Key
+) -> dict[str, float]:
+    """`precision` and `recall` of features (M, D) against (N, D) float32, as `mergevq.metrics.precision_recall` gives them.
+
+    Blocks of `CHUNK` x `CHUNK` distances are taken at once. The keys name the passes that the features are of. Raises
+    `InputError` as the library's does.
+    """
+    require_comparable(_tensor(judged), _tensor(reference))
+    about = {"centre_of": reference_key, "k": K}
+    origin = passes.small_result({"kind": "centre", "of": reference_key}, [CentreJob(reference)])["centre"]
+
+    def radii_of(features: np.ndarray, key: Key) -> np.ndarray:
+        job = RadiiJob(features, origin)
+        found = passes.in_shares(
+            {"kind": "radii", "of": key, **about}, job, len(features), rows_of_share=CHUNK
+        )
+        return found["radii"]
+
+    def share_covered(features: np.ndarray, key: Key, bank: np.ndarray, bank_key: Key) -> float:
+        job = CoveredJob(features, bank, radii_of(bank, bank_key), origin)
+        found = passes.in_shares(
+            {"kind": "covered", "of": key, "by": bank_key, **about}, job, len(features), rows_of_share=CHUNK
+        )
+        return float(found["covered"].mean())
+
+    return {
+        "precision": share_covered(judged, judged_key, reference, reference_key),
+        "recall": share_covered(reference, reference_key, judged, judged_key),
+    }
+
+
+def _tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    return torch.from_numpy(array).to(device)
+
+
+def _block(rows: Tensor, number: int, shares: int) -> Tensor:
+    # Whole chunks, so that a block's distances are those of the undivided work to the last bit.
+    start = number * CHUNK
+    return rows[start:] if number == shares - 1 else rows[start : start + CHUNK]

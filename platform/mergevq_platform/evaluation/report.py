@@ -1,0 +1,113 @@
+"""The report of an evaluation, whatever was evaluated: rows of numbers with their protocol, its files, its place in MLflow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from rich.table import Table
+
+from mergevq.config import flattened
+from mergevq_platform.evaluation.tables import table_console
+
+AnyReport = TypeVar("AnyReport", bound="EvaluationReport")
+
+
+class EvaluationRecorder(Protocol):
+    """What takes the records of a run: in this process, or the run's actor."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> object:
+        """Values at a step."""
+
+    def curve(self, rows: Mapping[int, Mapping[str, float]]) -> object:
+        """Rows by kept tokens."""
+
+    def tags(self, values: Mapping[str, str]) -> object:
+        """What the run is found by."""
+
+    def artifact(self, file: Path, directory: str = "") -> object:
+        """A file."""
+
+    def flush(self) -> object:
+        """All of it is on its way when this returns."""
+
+
+class EvaluationReport(Protocol):
+    """Rows of numbers, and what they mean."""
+
+    file_name: ClassVar[str]  # of its JSON
+    folder: ClassVar[str]  # of its files among a run's artifacts
+    shown_files: ClassVar[tuple[str, ...]]  # those that a person looks at first
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What the numbers mean: data, counts, extractor, weights."""
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+
+    def table(self, width: int = 120) -> Table:
+        """For a terminal of so many columns."""
+
+    def markdown(self) -> str:
+        """As a Markdown table, with the caption."""
+
+    def verdict(self) -> list[str]:
+        """Plain sentences."""
+
+    def record_rows(self, recorder: EvaluationRecorder) -> None:
+        """Give the rows to a recorder, as metrics."""
+
+    def note(self, description: str) -> str | None:
+        """The note of the run in MLflow, whose recipe is described so; None leaves it as it is."""
+
+
+class KindEvaluator(Protocol[AnyReport]):
+    """The evaluator of a kind: its jobs are done by workers, what comes back becomes rows."""
+
+    def report(self, run: str) -> AnyReport:
+        """The report of what tables call `run`."""
+
+    def write_figures(self, report: AnyReport, folder: Path) -> dict[str, Path]:
+        """Figures and further tables, as files in `folder`, by name."""
+
+
+def write(report: AnyReport, evaluator: KindEvaluator[AnyReport], folder: Path) -> dict[str, Path]:
+    """Write JSON, Markdown and the figures; returns the files by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / name for name in (report.file_name, "table.md")}
+    report.save(files[report.file_name])
+    verdict = "\n".join(f"- {sentence}" for sentence in report.verdict())
+    files["table.md"].write_text(f"{report.markdown()}\n\n{verdict}\n")
+    return files | evaluator.write_figures(report, folder)
+
+
+def record(
+    report: EvaluationReport, files: Mapping[str, Path], recorder: EvaluationRecorder, description: str
+) -> None:
+    """Record a report: rows as metrics, files as artifacts, the protocol as tags."""
+    report.record_rows(recorder)
+    for file in files.values():
+        recorder.artifact(file, report.folder)
+    tags = {f"protocol.{key}": str(value) for key, value in flattened(report.protocol).items()}
+    if (text := report.note(description)) is not None:
+        tags["mlflow.note.content"] = text
+    recorder.tags(tags)
+
+
+def show(report: EvaluationReport, files: Mapping[str, Path]) -> None:
+    """Print the table, the verdict, and where the figures are."""
+    console = table_console()
+    console.print(report.table(console.width))
+    for sentence in report.verdict():
+        console.print(f"  {sentence}", highlight=False)
+    for name in [name for name in report.shown_files if name in files] or ["table.md"]:
+        what = "figure" if name.endswith(".png") else "table"
+        console.print(f"{what}: {files[name]}", highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line of progress on stderr."""
+    print(text, file=sys.stderr, flush=True)
