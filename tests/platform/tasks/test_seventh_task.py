@@ -138,6 +138,9 @@ class RotationReport:
     def verdict(self) -> list[str]:
         return ["It turns."]
 
+    def note(self) -> str:
+        return ""
+
     def record_rows(self, recorder: Any) -> None:
         recorder.metrics(8, {"test/width": float(self.width)})
 
