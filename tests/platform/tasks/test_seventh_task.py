@@ -138,8 +138,8 @@ class RotationReport:
     def verdict(self) -> list[str]:
         return ["It turns."]
 
-    def note(self) -> str:
-        return ""
+    def note(self, description: str) -> str | None:
+        return None
 
     def record_rows(self, recorder: Any) -> None:
         recorder.metrics(8, {"test/width": float(self.width)})
