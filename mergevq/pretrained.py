@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +47,8 @@ class TimmNetworkConfig:
     hub: bool = False
 
     def __post_init__(self) -> None:
+        import timm  # takes seconds, and most processes build no network of it
+
         if not timm.is_model(self.model):
             close = difflib.get_close_matches(self.model.partition(".")[0], timm.list_models(), n=3)
             raise ValueError(
@@ -76,6 +77,8 @@ def timm_network(network: TimmNetworkConfig, *, key: str, image_size: int) -> Ti
     Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
     network cannot take `image_size`.
     """
+    import timm
+
     sized: dict[str, Any] = {"img_size": image_size}
     build: dict[str, Any] = {"num_classes": 0, "pretrained": network.weights is None}
     try:

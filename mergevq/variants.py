@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 
@@ -45,6 +44,8 @@ def other_variant(state: dict[str, Tensor], model: Any, name: str) -> str | None
 
 
 def _alike(name: str, found: Facts) -> Iterator[str]:
+    import timm  # takes seconds, and most processes read no such file
+
     parts = NAME.fullmatch(name.partition(".")[0])
     if parts is None:
         return
@@ -57,5 +58,7 @@ def _alike(name: str, found: Facts) -> Iterator[str]:
 
 
 def _facts_of(name: str) -> Facts:
+    import timm
+
     with torch.device("meta"):
         return facts(timm.create_model(name, pretrained=False, num_classes=0).state_dict())

@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import Field
 from scipy.special import ndtri
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mergevq.config import config
 
-GREY = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)  # fills what a moved image leaves open
+# Of ImageNet's values in [0, 1], per colour channel, as timm and torchvision have them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY = tuple(round(255 * value) for value in IMAGENET_MEAN)  # fills what a moved image leaves open
 STRONGEST = 10.0
 NUMBERS = 4  # random numbers of one operation: which, whether, how strong, which way
 
@@ -67,7 +68,7 @@ def erased(pixels: np.ndarray, random: np.ndarray) -> np.ndarray:
         if height >= size or width >= size:
             continue
         numbers = _inner(random[4 * ERASE_TRIES :][: height * width * 3].reshape(height, width, 3))
-        noise = 255 * (np.array(IMAGENET_DEFAULT_MEAN) + np.array(IMAGENET_DEFAULT_STD) * ndtri(numbers))
+        noise = 255 * (np.array(IMAGENET_MEAN) + np.array(IMAGENET_STD) * ndtri(numbers))
         rows, columns = int(top * (size - height + 1)), int(left * (size - width + 1))
         pixels = pixels.copy()
         pixels[rows : rows + height, columns : columns + width] = noise.round().clip(0, 255)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -58,6 +57,8 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """The font of all our figures, which has the letters of most alphabets; Pillow's own has English ones alone."""
+    import matplotlib  # takes half a second, and most processes draw nothing
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 

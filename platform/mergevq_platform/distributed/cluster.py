@@ -5,16 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from typing import Literal
 
 from mergevq.errors import InputError
 from mergevq_platform.recipe import ClusterConfig
@@ -124,41 +118,6 @@ def shortage(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) -> str | No
     has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
     needs = " and ".join(f"{amount} {kind}{'s' if amount > 1 else ''}" for kind, amount in per_worker.items())
     return f"{cluster.least_workers} workers of {needs} each, but this cluster has room for {room} (nodes: {has})"
-
-
-class NodeInterfaceTorchConfig(TorchConfig):
-    """Ray's process-group set-up, with gloo bound to the interface that carries the node's own address.
-
-    Left alone, gloo resolves the host name, which on many machines is 127.0.0.1.
-    """
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """The backend class that Ray Train instantiates."""
-        return _NodeInterfaceBackend
-
-
-class _NodeInterfaceBackend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(use_node_interface)
-        super().on_start(worker_group, backend_config)
-
-
-def use_node_interface() -> None:
-    """Point gloo at the interface that has this node's Ray address, unless the user chose one."""
-    import ray
-
-    name = interface_of(ray.util.get_node_ip_address())
-    if name:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-
-
-def interface_of(address: str) -> str | None:
-    """The name of the network interface that carries an IP address, or None."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(a.family in (socket.AF_INET, socket.AF_INET6) and a.address == address for a in addresses):
-            return name
-    return None
 
 
 def _use_token(home: Path) -> None:

@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from mergevq.config import to_tree, with_overrides
 from mergevq_platform import loop
 from mergevq_platform.distributed import cluster, failures, heartbeat
+from mergevq_platform.distributed.process_group import NodeInterfaceTorchConfig
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.worker import FailureReporter, worker_loop
@@ -151,7 +152,7 @@ def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu"
             "device": device,
             "location": run.location,
         },
-        torch_config=cluster.NodeInterfaceTorchConfig(),
+        torch_config=NodeInterfaceTorchConfig(),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=run.name,

@@ -11,7 +11,6 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from rich.table import Table
-from scipy.stats import spearmanr
 
 from mergevq.errors import InputError
 from mergevq_platform.evaluation.report import EvaluationRecorder
@@ -287,6 +286,8 @@ def concordance(x: Sequence[float], y: Sequence[float]) -> float:
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's rho; 0 where one side is constant."""
+    from scipy.stats import spearmanr  # scipy.stats takes half a second to import
+
     rho = spearmanr(x, y).statistic if len(set(x)) > 1 and len(set(y)) > 1 else 0.0
     return 0.0 if math.isnan(rho) else float(rho)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mergevq_platform.figures.series import GREY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def code_usage_figure(counts: Mapping[int, np.ndarray]) -> Figure:
@@ -17,6 +20,8 @@ def code_usage_figure(counts: Mapping[int, np.ndarray]) -> Figure:
     """
     keeps = sorted(counts, reverse=True)
     vocabulary = len(counts[keeps[0]])
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.4, 4.8), dpi=100, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     shades = np.linspace(0.05, 0.8, len(keeps))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
-
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from mergevq_platform.figures.compared import Entry, common_notes
 from mergevq_platform.figures.series import GREY
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, in an order that keeps neighbours apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
@@ -33,6 +34,8 @@ def framed(
     above = 0.45 + 0.27 * len(head) + 0.2 * len(said)
     below = 0.85 + 0.26 * rows
     width, height = (11.4 if panels == 2 else 9.2), 4.4 + above + below
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     bottom, tall = below / height, 1 - (above + below) / height
     spans = [(0.085, 0.39), (0.585, 0.39)][:panels] if panels > 1 else [(0.1, 0.86)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from mergevq_platform.figures.compared import (
     Entry,
@@ -16,6 +15,9 @@ from mergevq_platform.figures.compared import (
 from mergevq_platform.figures.frame import framed, legend, style
 from mergevq_platform.figures.pareto import front
 from mergevq_platform.figures.series import GREY, logarithmic_values
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> Figure:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mergevq_platform.evaluation.generator_report import NAMES, GeneratorReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CELL = 64  # screen pixels that a small image is enlarged to, about: the factor is whole
 GAP, MARGIN, LINE = 4, 12, 17  # screen pixels
@@ -36,6 +38,8 @@ def image_rows(
     top = MARGIN + (LINE if heads else 0)
     height = top + len(rows) * (cell + GAP + note) + LINE * len(words) + MARGIN
     canvas = np.full((height, width, 3), 255, np.uint8)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     plain: dict[str, Any] = {"parse_math": False}
     for column, head in enumerate(heads):
@@ -73,6 +77,8 @@ def guidance_figure(report: GeneratorReport) -> Figure:
     notes = textwrap.wrap(report.caption(), 118)
     above = 0.55 + 0.17 * len(notes)
     height = 4.2 + above + 1.2
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9.6, height), dpi=DPI, facecolor="white")
     left = figure.add_axes((0.11, 1.2 / height, 0.78, 1 - (above + 1.2) / height))
     right = left.twinx()

@@ -6,13 +6,16 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from mergevq.errors import InputError
 from mergevq.metrics import to_uint8
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CELL = 128  # screen pixels that a small image is enlarged to, about: the factor is whole
 LEAST = 96  # screen pixels that an image has at least
@@ -109,6 +112,8 @@ def _grid(
     foot_height = FOOT + (4 + 14 * len(said) if said else 0)
     total_height = HEAD + rows * (height + gap) - GAP + foot_height
     canvas = np.full((total_height, total_width, 3), 255, np.uint8)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
     for column, (label, images) in enumerate(columns.items()):
         x = SIDE + column * (width + GAP)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from mergevq_platform.figures.frame import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def drawn_figure(drawn: Mapping[int, int], run: str) -> Figure:
     """The histogram of the kept counts that a training drew."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 3.6), dpi=100, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     counts = sorted(drawn)

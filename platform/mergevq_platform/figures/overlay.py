@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.compared import (
@@ -18,6 +16,10 @@ from mergevq_platform.figures.compared import (
 )
 from mergevq_platform.figures.frame import framed, legend, style
 from mergevq_platform.figures.series import GREY, logarithmic_values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def overlay_figure(entries: Sequence[Entry], title: str, families: str = "") -> Figure:

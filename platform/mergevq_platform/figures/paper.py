@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from mergevq.errors import InputError
 from mergevq_platform.evaluation.curve import Curve
@@ -17,6 +16,9 @@ from mergevq_platform.figures.compared import (
 )
 from mergevq_platform.figures.frame import framed, legend, style
 from mergevq_platform.figures.series import GREY, logarithmic_values
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # MergeVQ (arXiv 2504.00999), Table 4: kept tokens in training -> (rFID, linear probe top-1 in percent), ImageNet-1K.
 PAPER_TABLE_4: dict[str, dict[int, tuple[float, float]]] = {

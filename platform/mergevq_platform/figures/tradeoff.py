@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from typing import TYPE_CHECKING, Any
 
 from mergevq_platform.data.images.decoding import FIGURE
 from mergevq_platform.evaluation.curve import Curve
@@ -26,6 +22,11 @@ from mergevq_platform.figures.series import (
     ticks,
     tradeoff_series,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 STYLES = {
     "main": ("-", "o", 2.2),
@@ -48,6 +49,8 @@ def tradeoff_figure(curve: Curve) -> Figure:
     heading = 0.25 + 0.25 * len(title)  # inches down to the notes
     above, below = heading + 0.12 + 0.225 * len(said), 0.98 + 0.13 * (len(lines) + len(lines) % 2)
     width, height = 9.6, 4.3 + above + below
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     left = figure.add_axes((LEFT_EDGE, below / height, 0.78, 1 - (above + below) / height))
     right = left.twinx()

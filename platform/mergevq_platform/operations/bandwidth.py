@@ -77,7 +77,7 @@ def between_processes(workers: int = 2) -> AllReduce:
 
 
 def _on_loopback(rank: int, workers: int, port: int) -> AllReduce:
-    from mergevq_platform.distributed.cluster import interface_of
+    from mergevq_platform.distributed.node_interface import interface_of
 
     os.environ["GLOO_SOCKET_IFNAME"] = interface_of("127.0.0.1") or "lo"
     return measure(rank, workers, "127.0.0.1", port)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from mergevq.errors import InputError
 from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.failures import one_line
+from mergevq_platform.distributed.node_interface import use_node_interface
 from mergevq_platform.operations import bandwidth
 from mergevq_platform.operations.doctor import checks, node
 from mergevq_platform.operations.doctor.checks import Finding
@@ -112,7 +113,7 @@ class ClusterNodes:
 
 
 def _measured_on_node(*arguments: Any) -> bandwidth.AllReduce:
-    cluster.use_node_interface()
+    use_node_interface()
     return bandwidth.measure(*arguments)
 
 
