@@ -16,7 +16,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from mergevq.errors import InputError
-from mergevq_platform import cluster, pool
+from mergevq_platform.distributed import cluster, ordered_map
 
 class Odd:
     def __init__(self, subject):

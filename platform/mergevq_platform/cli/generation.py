@@ -1,4 +1,4 @@
-"""`mergevq tokenize` and `generate`: from pictures to codes, and from classes to pictures."""
+"""`mergevq tokenize` and `generate`: from images to codes, and from classes to images."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def add(verbs: Any) -> None:
     """Add the verbs of this room to the command line's."""
     tokenize = verbs.add_parser(
         "tokenize",
-        help="pictures -> codes of a frozen tokenizer, once, for training generators",
-        description="Tokenize a picture set with a tokenizer's averaged weights into Parquet shards. Interrupted, the same "
-        "command goes on. Training pictures get --crops views each: the evaluation view, its mirror image, a random crop, "
+        help="images -> codes of a frozen tokenizer, once, for training generators",
+        description="Tokenize an image set with a tokenizer's averaged weights into Parquet shards. Interrupted, the same "
+        "command goes on. Training images get --crops views each: the evaluation view, its mirror image, a random crop, "
         "its mirror image, and so on.",
     )
     tokenize.add_argument(
@@ -48,26 +48,26 @@ def add(verbs: Any) -> None:
         nargs="+",
         metavar="K",
         help="kept counts at which every view is stored, or one distribution such as '{kind: gaussian, keep: [144, 256], "
-        "peak: 144}', from which every block of pictures draws one (default: the tokenizer's own counts)",
+        "peak: 144}', from which every block of images draws one (default: the tokenizer's own counts)",
     )
-    tokenize.add_argument("--crops", type=count, default=2, help="views of each training picture (default 2)")
-    tokenize.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all of the picture set")
+    tokenize.add_argument("--crops", type=count, default=2, help="views of each training image (default 2)")
+    tokenize.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all of the image set")
     tokenize.add_argument("--seed", type=int, default=0, help="of random crops and drawn counts")
     _add_cluster(tokenize)
     tokenize.set_defaults(function=_tokenize)
 
     generate = verbs.add_parser(
         "generate",
-        help="classes -> pictures of a trained generator; resumable, the same for any number of workers",
-        description="Make pictures, classes in turn, with a contact sheet and a manifest of how. Run again, it makes what is "
-        "missing. `mergevq evaluate RUN` judges a generator.",
+        help="classes -> images of a trained generator; resumable, the same for any number of workers",
+        description="Make images, classes in turn, with a contact sheet and a manifest of how. Run again, it makes what is "
+        "missing. `mergevq evaluate RUN` evaluates a generator.",
     )
     generate.add_argument("run", help="a generator's run: name, directory, checkpoint or URI")
     generate.add_argument(
-        "--out", type=user_path, required=True, help="directory of pictures, codes, contact sheet, manifest"
+        "--out", type=user_path, required=True, help="directory of images, codes, contact sheet, manifest"
     )
     generate.add_argument("--classes", nargs="+", metavar="C", help="names or numbers (default: all)")
-    generate.add_argument("--num", type=int, default=64, help="pictures in all (default 64)")
+    generate.add_argument("--num", type=int, default=64, help="images in all (default 64)")
     generate.add_argument(
         "--cfg", type=float, nargs="+", metavar="S", help="guidance scale, or one for each sub-token; 1: none"
     )
@@ -90,12 +90,12 @@ def add(verbs: Any) -> None:
     generate.add_argument(
         "--batch",
         type=int,
-        help="pictures made together (default: the recipe's); part of what decides the codes",
+        help="images made together (default: the recipe's); part of what decides the codes",
     )
     generate.add_argument(
         "--tokenizer",
         metavar="RUN",
-        help="paint with this tokenizer: its own, moved, or with Source Recovery fine-tuned (mergevq train recovery_gr_256)",
+        help="decode with this tokenizer: its own, moved, or with Source Recovery fine-tuned (mergevq train recovery_gr_256)",
     )
     generate.add_argument(
         "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
@@ -236,11 +236,11 @@ def _generate(options: argparse.Namespace) -> None:
     manifest = sampling_job.sample_images(job, workers=workers)
     if made := manifest.get("last_run"):
         print(
-            f"{made['pictures']} pictures in {made['seconds']:.1f} s ({made['tokens_per_second']:.0f} tokens/s)"
+            f"{made['pictures']} images in {made['seconds']:.1f} s ({made['tokens_per_second']:.0f} tokens/s)"
         )
     else:
-        print("all pictures were made already")
-    print(f"pictures: {options.out / 'pictures'}")
+        print("all images were made already")
+    print(f"images: {options.out / 'pictures'}")
     print(f"contact sheet: {options.out / 'contact_sheet.png'}")
 
 

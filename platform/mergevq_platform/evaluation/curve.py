@@ -193,7 +193,7 @@ class Curve:
             ("recovery_accuracy", "recovery %", ".1f"),
             ("recovery_baseline", "baseline %", ".1f"),
             ("code_entropy_bits", "code bits", ".2f"),
-            ("bits", "bits/picture", ".0f"),
+            ("bits", "bits/image", ".0f"),
         ]
         return [column for column in every if any(column[0] in row for row in self.rows)]
 
@@ -210,14 +210,14 @@ class Curve:
         parts = []
         if "reconstruction" in self.suites:
             parts.append(
-                f"{self.frechet_key}: Fréchet distance between {p['images']} pictures of '{p['split']}' and their reconstructions, "
+                f"{self.frechet_key}: Fréchet distance between {p['images']} images of '{p['split']}' and their reconstructions, "
                 f"{p['extractor']['description']}; true source unless marked recovered (source predicted)."
             )
         parts.append(f"Measured with {self.weights()}, on data {p['data_fingerprint'][:12]}.")
         if p.get("probe"):
             interval = "95% Wilson interval in the JSON"
             parts.append(
-                f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training pictures, {interval}; "
+                f"Probe: {p['probe']['kind']}, {p['probe']['train_images']} training images, {interval}; "
                 f"majority class {p['majority_top1']:.1f}%."
             )
             if without := p["probe"].get("unlabelled"):

@@ -71,7 +71,7 @@ class GeneratorReport:
 
     @property
     def frechet_key(self) -> str:
-        """The name of the Fréchet distance of generated pictures."""
+        """The name of the Fréchet distance of generated images."""
         return str(self.protocol["keys"]["frechet"])
 
     @property
@@ -125,7 +125,7 @@ class GeneratorReport:
             (keys["inception_score"], "Inception score", ".1f"),
             ("class_top1", "class recognised %", ".1f"),
             ("neighbour_ratio", "distance to neighbour ×", ".2f"),
-            ("pictures_per_second", "pictures/s", ".1f"),
+            ("pictures_per_second", "images/s", ".1f"),
         ]
         return [column for column in every if any(column[0] in row for row in self.rows)]
 
@@ -137,7 +137,7 @@ class GeneratorReport:
     def table(self, width: int = 120) -> Table:
         """The report for a terminal."""
         del width
-        table = Table(title=f"{self.run}: pictures at {self.kept()}", caption=self.caption())
+        table = Table(title=f"{self.run}: images at {self.kept()}", caption=self.caption())
         table.add_column("", no_wrap=True)
         for _, title, _ in self.columns():
             table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
@@ -173,13 +173,13 @@ class GeneratorReport:
         """What the numbers are, in one paragraph."""
         p = self.protocol
         probe = p.get("class_probe")
-        learned = f"Class: {probe['kind']}, {probe['train_images']} training pictures. " if probe else ""
+        learned = f"Class: {probe['kind']}, {probe['train_images']} training images. " if probe else ""
         lacking = "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         return (
-            f"{self.frechet_key}: Fréchet distance of {p['images']} pictures, classes in turn, to {p['reference']['images']} real ones of "
+            f"{self.frechet_key}: Fréchet distance of {p['images']} images, classes in turn, to {p['reference']['images']} real ones of "
             f"'{p['reference']['split']}', {p['extractor']['description']}; precision and recall of the same features (k = 3). "
-            f"{learned}Distance to neighbour: median over pictures, as a multiple of that of "
-            f"reconstructed held-out pictures; {p['neighbours']}. {p['guidance']['schedule']} guidance; EMA weights of step "
+            f"{learned}Distance to neighbour: median over images, as a multiple of that of "
+            f"reconstructed held-out images; {p['neighbours']}. {p['guidance']['schedule']} guidance; EMA weights of step "
             f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}.{lacking}"
         )
 

@@ -82,7 +82,8 @@ def _whole(total: Any) -> Any:
         case _Arrays():
             return np.concatenate(total)
         case _Fields():
-            parts = {name: _whole(part) for name, part in total.parts.items()}
+            # One after the other, so that what was joined of one is gone before the next is.
+            parts = {name: _whole(total.parts.pop(name)) for name in list(total.parts)}
             return parts if total.kind is dict else total.kind(**parts)
         case _:
             return total

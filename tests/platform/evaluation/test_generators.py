@@ -151,7 +151,7 @@ import resource, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-from test_evaluation_of_generators import driven
+from test_generators import driven
 generated, training, width = map(int, sys.argv[2:5])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 driven(generated, training, width)
