@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mergevq.config import to_tree
+from mergevq_platform import tasks
 from mergevq_platform.recipe import Recipe
 
 PAGE = Path(__file__).with_name("recipe_keys.md")
@@ -197,7 +198,17 @@ def page() -> str:
 
 def fields_of(cls: type) -> dict[str, FieldInfo]:
     """The checked fields of a configuration class; empty for other classes."""
-    return getattr(cls, "__pydantic_fields__", {})
+    fields: dict[str, FieldInfo] = dict(getattr(cls, "__pydantic_fields__", {}))
+    if cls is Recipe:  # of the tasks a recipe knows no more than that they are some
+        kinds = Union[tuple(tasks.find(kind) for kind in tasks.KINDS)]  # noqa: UP007 - made here
+        fields["task"] = FieldInfo(annotation=kinds)
+    return fields
+
+
+def settings_of(cls: type) -> type:
+    """The class that declares the keys of `cls`: a task's own class may add methods alone."""
+    keys = fields_of(cls).keys()
+    return next(owner for owner in reversed(cls.__mro__) if fields_of(owner).keys() == keys)
 
 
 def kind_of(cls: type) -> str | None:
@@ -211,7 +222,7 @@ def kind_of(cls: type) -> str | None:
 def configs_in(annotation: Any) -> Iterator[type]:
     """Configuration classes that an annotation names, at any depth."""
     if isinstance(annotation, type) and "__pydantic_fields__" in vars(annotation):
-        yield annotation
+        yield settings_of(annotation)
     for argument in get_args(annotation):
         yield from configs_in(argument)
 

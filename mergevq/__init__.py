@@ -11,15 +11,17 @@ Generators are in `mergevq.generation`, metrics in `mergevq.metrics`, trainings 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mergevq.config import merged, parse, to_tree
 from mergevq.errors import InputError
-from mergevq.merging import Source
-from mergevq.presets import list_presets, preset
-from mergevq.serialization import load, load_generator, save, save_generator
-from mergevq.tokenizer import Encoded, MergeVQ, TokenizerConfig
+
+if TYPE_CHECKING:
+    from mergevq.merging import Source
+    from mergevq.presets import list_presets, preset
+    from mergevq.serialization import load, load_generator, save, save_generator
+    from mergevq.tokenizer import Encoded, MergeVQ, TokenizerConfig
 
 __version__ = "0.1.0"
 
@@ -39,12 +41,42 @@ __all__ = [
 ]
 
 
+# PyTorch takes more than a second to import: it comes with the first of these, not with every process that raises our errors.
+_HOMES = {
+    "Encoded": "tokenizer",
+    "MergeVQ": "tokenizer",
+    "Source": "merging",
+    "TokenizerConfig": "tokenizer",
+    "list_presets": "presets",
+    "load": "serialization",
+    "load_generator": "serialization",
+    "preset": "presets",
+    "save": "serialization",
+    "save_generator": "serialization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mergevq' has no attribute '{name}'")
+    globals()[name] = getattr(importlib.import_module(f"mergevq.{_HOMES[name]}"), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def create(name: str, overrides: Mapping[str, Any] | None = None, /, **fields: Any) -> MergeVQ:
     """An untrained tokenizer by preset, with any field overridden.
 
     `create("gr_256_d64", {"encoder": {"depth": 4}})`, `create("gr_256_d64", keep=100)` and dotted keys
     (`**{"encoder.depth": 4}`) say the same. Raises `InputError` for an unknown preset or field.
     """
+    from mergevq.config import merged, parse, to_tree
+    from mergevq.presets import preset
+    from mergevq.tokenizer import MergeVQ, TokenizerConfig
+
     tree = merged(to_tree(preset(name)), overrides or {})
     for key, value in fields.items():
         for part in reversed(key.split(".")):

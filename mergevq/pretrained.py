@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.file_kinds import some
+from mergevq.paths import WeightsPath
 from mergevq.variants import other_variant
 from mergevq.weights_file import load_strictly, read_weights
 
@@ -41,7 +42,7 @@ class TimmNetworkConfig:
     """
 
     model: str
-    weights: str | None = None
+    weights: WeightsPath | None = None
     sha256: str | None = None
     hub: bool = False
 

@@ -16,10 +16,12 @@ hash, as the numbers of before did.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MASK = 2**64 - 1
 
@@ -61,6 +63,8 @@ def step_uniform(seed: int, step: int) -> float:
 
 def sample_uniforms(seed: int, sample_ids: Tensor, count: int, *, stream: int) -> Tensor:
     """Numbers (B, count) float64 in [0, 1) on the CPU: row b is a function of (seed, sample_ids[b], stream) alone."""
+    import torch  # addresses of data and of sweeps need NumPy alone
+
     rows = [_unit(_philox(count, (seed, sample), (0, 0, stream))) for sample in sample_ids.tolist()]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, count, dtype=torch.float64)
 

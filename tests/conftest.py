@@ -78,7 +78,7 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def codes(pictures: Path, tokenizer_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pictures as codes at 4, 9 and 16 kept tokens, two views of each training picture."""
     from mergevq_platform.codes import tokenize
-    from mergevq_platform.frozen_tokenizer import find_tokenizer
+    from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
     directory = tmp_path_factory.mktemp("codes") / "set"
     tokenizer = find_tokenizer(str(tokenizer_directory))

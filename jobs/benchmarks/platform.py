@@ -70,7 +70,7 @@ def ray_overhead() -> list[str]:
 def _overhead_recipe(folder: str) -> Any:
     from mergevq_platform import recipe
 
-    return recipe.load(
+    chosen = recipe.load(
         "demo",
         [
             f"data.path={folder}/data",
@@ -78,6 +78,7 @@ def _overhead_recipe(folder: str) -> Any:
             *("steps=80", "checkpoint_every=1000", "log_every=20"),
         ],
     )
+    return recipe.resolve(chosen)
 
 
 def _bare(folder: str, index: int) -> float:

@@ -85,9 +85,8 @@ def _recipe(folder: Path, gpu: bool, *overrides: str) -> Any:
         if gpu
         else (*SMALL, "task.losses.alignment.teacher_size=160", "task.losses.alignment.student_size=16")
     )
-    return recipe.load(
-        RECIPE, [*losses, *small, f"data.path={folder / 'data'}", "cluster.workers=1", *overrides]
-    )
+    overrides = (*losses, *small, f"data.path={folder / 'data'}", "cluster.workers=1", *overrides)
+    return recipe.resolve(recipe.load(RECIPE, overrides))
 
 
 def _frozen_weights(folder: Path) -> tuple[Path, Path, dict[str, Path]]:
@@ -116,6 +115,7 @@ def _whole_step(gpu: bool) -> tuple[Callable[[], None], Callable[[], None]]:
     from mergevq_platform import loop, optim
     from mergevq_platform.data import open_dataset, write_shapes
     from mergevq_platform.storage import checkpoints
+    from mergevq_platform.tasks.task import task_of
 
     torch.set_float32_matmul_precision("high")
     batch_size = BATCH if gpu else 2
@@ -147,7 +147,7 @@ def _whole_step(gpu: bool) -> tuple[Callable[[], None], Callable[[], None]]:
         training.after_step(late)
         state.ema.update()
 
-    return one_step, lambda: loop.compile_model(recipe, training)
+    return one_step, lambda: task_of(recipe).compile(training)
 
 
 def _timed_recipe_step(way: str, gpu: bool) -> tuple[float, int, float, int]:

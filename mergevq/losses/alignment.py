@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.paths import ExportPath
 from mergevq.pretrained import TimmNetworkConfig
 
 Matching = Literal["kl", "mse", "cosine"]
@@ -108,7 +109,7 @@ class StandInAlignmentConfig:
     The teacher was trained on labels: what aligns with it measures distillation, not self-supervision.
     """
 
-    directory: str
+    directory: ExportPath
     kind: Literal["stand_in"] = "stand_in"
     weight: pydantic.NonNegativeFloat = 0.5
     loss: Matching = "cosine"

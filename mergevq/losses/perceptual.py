@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.paths import ExportPath, WeightsPath
 from mergevq.pretrained import FrozenModule, Renormalise, TimmNetworkConfig, timm_network
 from mergevq.teachers.stand_in import StandInClassifier, load_classifier
 from mergevq.weights_file import load_strictly, read_weights
@@ -32,8 +33,8 @@ class LpipsPerceptualConfig:
     linear heads in the layout of the `lpips` package (`lin0.model.1.weight`, ...).
     """
 
-    backbone: str
-    heads: str
+    backbone: WeightsPath
+    heads: WeightsPath
     kind: Literal["lpips"] = "lpips"
     backbone_sha256: str | None = None
     heads_sha256: str | None = None
@@ -58,7 +59,7 @@ class TimmPerceptualConfig(TimmNetworkConfig):
 class StandInPerceptualConfig:
     """The same distance on every stage of a stand-in teacher, named by the directory of its export."""
 
-    directory: str
+    directory: ExportPath
     kind: Literal["stand_in"] = "stand_in"
     weight: pydantic.NonNegativeFloat = 1.0
 

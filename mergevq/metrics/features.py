@@ -15,6 +15,7 @@ from mergevq.metrics.inception import (
     Resize,
 )
 from mergevq.metrics.pixels import to_uint8
+from mergevq.paths import WeightsPath
 
 
 @config
@@ -30,7 +31,7 @@ class TimmFeaturesConfig:
 
     kind: Literal["timm"] = "timm"
     name: str  # timm's name of the model
-    weights: str  # a safetensors or PyTorch file
+    weights: WeightsPath  # a safetensors or PyTorch file
     sha256: str | None = None  # what the file must hash to; none: whatever it hashes to is recorded
     image_size: Annotated[int, Field(ge=1)] = 224  # images are resized to this before the network
 
@@ -45,7 +46,7 @@ class InceptionFeaturesConfig:
     """
 
     kind: Literal["inception"] = "inception"
-    weights: str
+    weights: WeightsPath
     sha256: str | None = None  # what the file must hash to; none: whatever it hashes to is recorded
     resize: Resize = "torch_fidelity"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from mergevq.config import config
 from mergevq.losses.perceptual import Lpips, LpipsPerceptualConfig
 from mergevq.metrics.pixels import to_uint8
+from mergevq.paths import WeightsPath
 from mergevq.pretrained import FrozenModule
 from mergevq.weights_file import file_sha256
 
@@ -26,8 +27,8 @@ class LpipsFilesConfig:
     weights of these layouts the metric has another name.
     """
 
-    backbone: str
-    heads: str
+    backbone: WeightsPath
+    heads: WeightsPath
     backbone_sha256: str | None = None  # what each file must hash to; none: whatever it hashes to is recorded
     heads_sha256: str | None = None
 

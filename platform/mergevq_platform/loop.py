@@ -21,45 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from mergevq import rng
 from mergevq.ema import Ema
 from mergevq.errors import InputError
-from mergevq.generation import build_generator
-from mergevq.initialisation import select_weights
 from mergevq.layers import set_recompute
-from mergevq.teachers.stand_in import StandInClassifier
-from mergevq.tokenizer import MergeVQ
-from mergevq.training.classifier import ClassifierTraining
-from mergevq.training.finetune import FineTuneTraining
-from mergevq.training.generator import GeneratorTraining
-from mergevq.training.probe import ProbeTraining
 from mergevq.training.protocol import Output, Training
-from mergevq.training.recovery import RecoveryTraining
-from mergevq.training.tokenizer import build_training
 from mergevq_platform import optim
-from mergevq_platform.data import Dataset, open_dataset
-from mergevq_platform.evaluable import require_evaluable
-from mergevq_platform.feeding import (
-    Samples,
-    Worker,
-    draw_keep,
-    open_feed,
-    open_samples,
-    pinned,
-    require_codes,
-    trained_keeps,
-)
-from mergevq_platform.frozen_tokenizer import classified_tokenizer
 from mergevq_platform.meter import Meter, Reporter
-from mergevq_platform.recipe import (
-    ClassifierTask,
-    FineTuneTask,
-    GeneratorTask,
-    ProbeTask,
-    Recipe,
-    RecoveryTask,
-    TokenizerTask,
-)
-from mergevq_platform.recovering import starting_tokenizer, writing_generator
+from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.checkpoints import TrainingState
+from mergevq_platform.tasks.task import Samples, Worker, task_of
 
 NOTICE_SECONDS = 5.0  # how often the workers ask whether one of their nodes is about to be taken away
 MEETING_TIMEOUT = timedelta(days=1)  # who waits for a slow save is watched by the host, not by a time-out
@@ -84,15 +53,15 @@ class Host(Reporter, Protocol):
         """This rank begins something; every rank calls it, very often."""
 
 
-def train(recipe: Recipe, worker: Worker, host: Host) -> int:
+def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     """Train until the recipe's last step or a stop request; returns the number of steps done."""
     torch.manual_seed(recipe.seed)
     if worker.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    recipe = pinned(recipe)
-    samples = open_samples(recipe)
+    task = task_of(recipe)
+    samples = task.open_data(recipe)
     total_steps, _ = length(recipe, samples)
-    if worker.rank == 0 and (without := unlabelled(recipe, samples)):
+    if worker.rank == 0 and (without := task.unlabelled(samples)):
         host.warn(
             f"{without:,} of the {samples.rows:,} images of '{recipe.data.train_split}' have no label: they teach the classes nothing"
         )
@@ -115,11 +84,11 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
                 f"the data at {samples.path} are not those that this run began with (fingerprint differs)"
             )
     if recipe.compile:
-        compile_model(recipe, training)
+        task.compile(training)
     phases = distribute(training, worker)
     control: Any = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT) if worker.world_size > 1 else None
     autocast = optim.autocast(recipe, worker.device)
-    meter = Meter(worker, host, recipe, total_steps, state.scaler, control)
+    meter = Meter(recipe, task, worker, host, total_steps, state.scaler, control)
 
     def save() -> None:
         meter.flush()
@@ -135,7 +104,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
         if control is not None:
             dist.barrier(group=control)
 
-    feed = open_feed(recipe, samples, worker)
+    feed = task.open_feed(recipe, samples, worker)
     with feed.stream(state.step, state.bad_images) as stream:
         saved_at, asked_at = state.step, time.monotonic()
         compiled: set[int | None] = set()
@@ -145,7 +114,7 @@ def train(recipe: Recipe, worker: Worker, host: Host) -> int:
             host.at(step, "waiting for data")
             micro_batches = meter.waiting(lambda: next(batches))
             torch.manual_seed(rng.step_seed(recipe.seed, step, worker.rank))  # dropout, drop path
-            keep = draw_keep(recipe, step)
+            keep = task.draw_keep(recipe.seed, step)
             optim.set_learning_rates(recipe, training, state.optimizers, step, total_steps)
 
             losses: list[tuple[float, dict[str, Tensor]]] = []
@@ -195,7 +164,7 @@ def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
     steps_per_epoch = samples.rows // recipe.global_batch
     if steps_per_epoch == 0:
         raise InputError(
-            f"data.path has {samples.rows} pictures, fewer than global_batch {recipe.global_batch}: lower global_batch"
+            f"data.path has {samples.rows} images, fewer than global_batch {recipe.global_batch}: lower global_batch"
         )
     if recipe.steps is not None:
         return recipe.steps, steps_per_epoch
@@ -203,106 +172,11 @@ def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
     return max(1, round(recipe.epochs * steps_per_epoch)), steps_per_epoch
 
 
-def preflight(recipe: Recipe, *, evaluated: bool = True) -> Samples:
-    """Open the data and build the model as every worker will, so that what is missing is said before a run starts.
-
-    And open what the evaluation at the end will, if there is one. Returns the training split.
-    """
-    if isinstance(recipe.task, RecoveryTask):
-        recipe = pinned(recipe)
-    samples = open_samples(recipe)
-    length(recipe, samples)
-    if isinstance(recipe.task, GeneratorTask):
-        require_codes(recipe)
-    if recipe.evaluation.every:
-        open_dataset(recipe.data.path, recipe.data.evaluation_split, recipe.data.reading)
-    build(recipe, samples)
-    if evaluated:
-        require_evaluable(recipe)
-    return samples
-
-
 def build(recipe: Recipe, samples: Samples) -> Training:
     """The recipe's training on the CPU, initialised from the seed (and from given weights)."""
-    training = _built(recipe, samples)
+    training = task_of(recipe).build(recipe, samples)
     set_recompute(training, recipe.recompute)  # whatever task: what takes no gradient keeps nothing anyway
     return training
-
-
-def _built(recipe: Recipe, samples: Samples) -> Training:
-    match recipe.task:
-        case TokenizerTask() as task:
-            tokenizer = initial_tokenizer(task)
-            return build_training(task.losses, tokenizer, seed=recipe.seed, key="task.losses")
-        case ClassifierTask() as task:
-            _require_classes(samples, task.model.classes, "a classifier")
-            return ClassifierTraining(StandInClassifier(task.model))
-        case FineTuneTask() as task:
-            tokenizer = judged_tokenizer(recipe, task, samples)
-            return FineTuneTraining(tokenizer, task.settings, classes=samples.num_classes)
-        case ProbeTask() as task:
-            tokenizer = judged_tokenizer(recipe, task, samples)
-            return ProbeTraining(tokenizer, task.settings, classes=samples.num_classes)
-        case RecoveryTask() as task:
-            tokenizer, generator = starting_tokenizer(task), writing_generator(task)
-            _require_size(recipe, tokenizer, task.tokenizer)
-            if generator is not None and generator.config.classes != samples.num_classes:
-                raise InputError(
-                    f"task.generator: {task.generator} knows {generator.config.classes} classes but {samples.path} has "
-                    f"{samples.num_classes}: give the pictures that it learnt from"
-                )
-            return RecoveryTraining(tokenizer, task.settings, generator)
-        case GeneratorTask() as task:
-            _require_classes(samples, task.model.classes, "a class-conditional generator")
-            return GeneratorTraining(build_generator(task.model), task.losses)
-
-
-def unlabelled(recipe: Recipe, samples: Samples) -> int:
-    """How many training images a task of classes cannot learn from: its losses leave out those without a label."""
-    classes = isinstance(recipe.task, ClassifierTask | FineTuneTask | ProbeTask)
-    return samples.unlabelled if classes and isinstance(samples, Dataset) else 0
-
-
-def initial_tokenizer(task: TokenizerTask) -> MergeVQ:
-    """The tokenizer before its first step, initialised by PyTorch's generator (and from given weights)."""
-    tokenizer = MergeVQ(task.model)
-    if task.initial_weights:
-        select_weights(tokenizer, task.initial_weights, sha256=task.initial_weights_sha256)
-    return tokenizer
-
-
-def judged_tokenizer(recipe: Recipe, task: FineTuneTask | ProbeTask, samples: Samples) -> MergeVQ:
-    """The tokenizer whose features answer for classes. Raises `InputError` for one that does not fit the pictures."""
-    if not samples.labelled:
-        raise InputError(f"{samples.path} has no labels: nothing can be classified on it")
-    tokenizer = classified_tokenizer(task)
-    _require_size(recipe, tokenizer, task.tokenizer)
-    return tokenizer
-
-
-def _require_size(recipe: Recipe, tokenizer: MergeVQ, location: str) -> None:
-    size = tokenizer.config.image_size
-    if recipe.data.views.image_size != size:
-        raise InputError(
-            f"data.views.image_size is {recipe.data.views.image_size} but {location} works at {size}: make them equal"
-        )
-
-
-def _require_classes(samples: Samples, classes: int, what: str) -> None:
-    if not samples.labelled:
-        raise InputError(f"{samples.path} has no labels: {what} cannot be trained on it")
-    if classes != samples.num_classes:
-        raise InputError(
-            f"task.model.classes is {classes} but {samples.path} has {samples.num_classes} classes: make them equal"
-        )
-
-
-def compile_model(recipe: Recipe, training: Training) -> None:
-    """Compile in place. A tokenizer's blocks get one graph for every (layer, kept count) of the recipe's menu."""
-    if isinstance(recipe.task, TokenizerTask | RecoveryTask):
-        training.model().compile(kept_counts=len(trained_keeps(recipe)))
-    else:
-        training.model().compile()
 
 
 def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:

@@ -13,12 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mergevq import schedules
-from mergevq_platform.feeding import Worker
-from mergevq_platform.recipe import Recipe, TokenizerTask
+from mergevq_platform.recipe import Recipe
+from mergevq_platform.tasks.task import Task, Worker
 from mergevq_platform.tracking.system import SystemSampler
 
-EARLY_STEPS = 100  # before these, few codes in use mean nothing
-LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
+EARLY_STEPS = 100  # before these, losses tell little of what is to come
 
 
 class Reporter(Protocol):
@@ -43,22 +42,24 @@ class Meter:
 
     def __init__(
         self,
+        recipe: Recipe,
+        task: Task,
         worker: Worker,
         host: Reporter,
-        recipe: Recipe,
         total_steps: int,
         scaler: torch.amp.GradScaler | None = None,
         control: Any = None,
     ) -> None:
         self.control = control
         self.stream: Any = None
-        self.worker, self.host, self.recipe, self.total_steps = worker, host, recipe, total_steps
+        self.recipe, self.task, self.worker, self.host = recipe, task, worker, host
+        self.total_steps = total_steps
         self.scaler = scaler
         self.rows: list[tuple[int, int | None, Tensor]] = []
         self.names: list[str] = []
         self.started = time.monotonic()
         self.waited = 0.0
-        self.warned: set[str] = set()
+        self.warned = False
         self.left_out: Counter[str] = Counter()
         self.system = SystemSampler(worker.device.index) if worker.rank == 0 else None
 
@@ -101,9 +102,9 @@ class Meter:
         table = torch.stack([row for *_, row in self.rows])
         if self.worker.world_size > 1:
             dist.all_reduce(table)
-            table[:, :-1] /= self.worker.world_size  # bad pictures are a sum
+            table[:, :-1] /= self.worker.world_size  # bad images are a sum
         values = table.cpu()
-        self._share_bad_pictures(values)
+        self._share_bad_images(values)
         steps, seconds, waited = len(self.rows), time.monotonic() - self.started, self.waited
         rows, self.rows, self.started, self.waited = self.rows, [], time.monotonic(), 0.0
         self._check_finite(rows, values)
@@ -124,7 +125,7 @@ class Meter:
             self.host.record(step, {f"train/{name}": value for name, value in named.items()})
         status = dict(zip(self.names, values[-1].tolist(), strict=True))
         last = rows[-1][0]
-        self._warn_of_low_usage(last, status)
+        self._warn(last, status)
         speed = {
             "images_per_second": steps * self.recipe.global_batch / seconds,
             "waiting_share": min(1.0, waited / seconds),
@@ -136,8 +137,8 @@ class Meter:
         self.host.record(last, measured)
         self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
 
-    def _share_bad_pictures(self, values: Tensor) -> None:
-        """Count the bad pictures of all ranks since the run began, and tell every rank which they are."""
+    def _share_bad_images(self, values: Tensor) -> None:
+        """Count the bad images of all ranks since the run began, and tell every rank which they are."""
         new, before = bool(values[-1, -1]), len(self.stream.known_bad)
         values[:, -1] += before
         if not new:
@@ -188,15 +189,7 @@ class Meter:
                         f"(on_nan=skip){so_far}; lower optimizer.learning_rate if this goes on"
                     )
 
-    def _warn_of_low_usage(self, step: int, status: dict[str, float]) -> None:
-        task = self.recipe.task
-        early = step < EARLY_STEPS or "usage" in self.warned
-        if early or not isinstance(task, TokenizerTask) or task.model.quantizer.kind != "lfq":
-            return
-        highest = task.model.quantizer.max_entropy
-        if status["codebook_entropy"] < LOW_CODE_USAGE * highest:
-            self.warned.add("usage")
-            self.host.warn(
-                f"step {step}: the codebook entropy is {status['codebook_entropy']:.2f} nats of at most {highest:.2f}, few codes "
-                "are used; raise task.losses.entropy.weight or lower optimizer.learning_rate"
-            )
+    def _warn(self, step: int, losses: dict[str, float]) -> None:
+        if step >= EARLY_STEPS and not self.warned and (warning := self.task.warning(losses)):
+            self.warned = True
+            self.host.warn(f"step {step}: {warning}")

@@ -51,11 +51,10 @@ from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
 from mergevq_platform.evaluation.curve import Curve
-from mergevq_platform.feeding import open_feed, open_samples, pinned
-from mergevq_platform.frozen_tokenizer import find_tokenizer
 from mergevq_platform.sampling.job import SamplingJob, sample_images
 from mergevq_platform.sampling.pipeline import chosen_classes, class_names, open_sampling
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 from mergevq_platform.sweeps import (
     Grid,
     Population,
@@ -74,6 +73,7 @@ from mergevq_platform.sweeps import (
 from mergevq_platform.sweeps.space import suggested, walked
 from mergevq_platform.sweeps.trial import Finished
 from mergevq_platform.sweeps.tuning import tpe_sampler
+from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import RunIdentity, read_identity, read_journal, read_metrics
 
@@ -86,7 +86,7 @@ SOURCE = Path(mergevq.__file__).resolve().parents[1]  # the tree that is measure
 
 def resolved(tree: Tree) -> Tree:
     """The complete recipe tree of a short one, as it is stored with a run: upstream weights with places and hashes."""
-    return to_tree(pinned(recipes.resolve(tree)))
+    return to_tree(recipes.resolve(tree))
 
 
 def read_recipe(path: str, overrides: Sequence[str] = ()) -> Tree:
@@ -115,15 +115,16 @@ def recipe_yaml(tree: Tree) -> str:
 def fed(tree: Tree, steps: int, *, rank: int = 0, world_size: int = 1, start: int = 0) -> list[list[Tree]]:
     """The micro-batches of a rank as its feed hands them out, for `steps` steps from `start` on."""
     recipe = recipes.resolve(tree)
-    feed = open_feed(recipe, open_samples(recipe), loop.Worker(rank, world_size))
+    task = task_of(recipe)
+    feed = task.open_feed(recipe, task.open_data(recipe), loop.Worker(rank, world_size))
     with feed.stream(start) as stream:
         return list(islice(iter(stream), steps))
 
 
 def drawn_keeps(tree: Tree, steps: int) -> list[int | None]:
     """The kept count of each of the first steps."""
-    recipe = pinned(recipes.resolve(tree))
-    return [loop.draw_keep(recipe, step) for step in range(steps)]
+    recipe = recipes.resolve(tree)
+    return [recipe.task.draw_keep(recipe.seed, step) for step in range(steps)]
 
 
 def step_seeds(seed: int, steps: int, ranks: int) -> list[int]:

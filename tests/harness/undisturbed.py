@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+import ranks
 from mergevq_platform import loop
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
@@ -19,7 +19,7 @@ from mergevq_platform.storage import checkpoints
 def train(tree: dict[str, Any], directory: Path, *, world_size: int) -> dict[str, Any]:
     """Train a recipe on `world_size` ranks; returns the last checkpoint's state and rank 0's metrics (name -> step -> value)."""
     directory.mkdir(parents=True)
-    mp.spawn(_rank, (tree, str(directory), world_size), nprocs=world_size)
+    ranks.run(_rank, (tree, str(directory), world_size), world_size)
     newest = Path(checkpoints.listed(str(directory))[0])
     history = torch.load(directory / "history.pt", weights_only=True)
     metrics: dict[str, dict[int, float]] = {}

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import ranks
 from mergevq.errors import InputError
 from mergevq.quantize import (
     FSQ,
@@ -102,7 +103,7 @@ def test_two_ranks_that_hold_three_ones_and_one_five_both_end_with_two() -> None
         port = probe.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, (port, results), nprocs=2)
+        ranks.run(_rank, (port, results), 2)
         # Each rank's gradient is d(mean^2)/d(mean) = 4; weighed by the counts, the ranks make the global gradient.
         assert dict(results) == {0: (2.0, 4.0), 1: (2.0, 4.0)}
 

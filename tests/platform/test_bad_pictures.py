@@ -34,7 +34,7 @@ def damaged(small_recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
     write_set(tmp_path / "set", {"train": records}, CLASSES, size=16, source={}, row_group_rows=8)
-    small_recipe["data"] |= {"path": str(tmp_path / "set"), "bad_picture_limit": len(BAD)}
+    small_recipe["data"] |= {"path": str(tmp_path / "set"), "bad_image_limit": len(BAD)}
     small_recipe["cluster"] = {"workers": 2, "min_workers": 1, "device": "cpu"}
     return small_recipe | {"steps": 4, "micro_batch": 4, "checkpoint_every": 2, "log_every": 1}
 
@@ -62,8 +62,8 @@ def test_the_ranks_counts_are_added(damaged: dict[str, Any], tmp_path: Path) -> 
 def test_the_limit_holds_for_all_ranks_together(
     world_size: int, damaged: dict[str, Any], tmp_path: Path
 ) -> None:
-    damaged["data"]["bad_picture_limit"] = len(BAD) - 1
-    with pytest.raises(Exception, match=r"5 bad images, more than data\.bad_picture_limit 4.* row \d+ of "):
+    damaged["data"]["bad_image_limit"] = len(BAD) - 1
+    with pytest.raises(Exception, match=r"5 bad images, more than data\.bad_image_limit 4.* row \d+ of "):
         undisturbed.train(damaged, tmp_path / "run", world_size=world_size)
 
 
@@ -72,7 +72,7 @@ def test_a_restart_counts_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     parts = counts(alone(damaged | {"steps": 2}, tmp_path / "parts"))
     assert 0 < parts[-1] < len(BAD)
     assert parts + counts(alone(damaged, tmp_path / "parts")) == whole
-    damaged["data"]["bad_picture_limit"] = len(BAD) - 1
+    damaged["data"]["bad_image_limit"] = len(BAD) - 1
     alone(damaged | {"steps": 2}, tmp_path / "few")
     with pytest.raises(InputError, match=r"5 bad images"):
         alone(damaged, tmp_path / "few")
@@ -88,3 +88,12 @@ def test_a_checkpoint_of_before_they_were_counted_goes_on(damaged: dict[str, Any
     about["sha256"]["resume.pt"] = checkpoints.sha256(Path(newest) / "resume.pt")
     write_whole(Path(newest) / "checkpoint.json", json.dumps(about))
     assert counts(alone(damaged, tmp_path / "run"))[-1] > 0
+
+
+def test_a_recipe_that_calls_them_pictures_goes_on(damaged: dict[str, Any], tmp_path: Path) -> None:
+    recipe = resolve(damaged)
+    damaged["data"]["bad_picture_limit"] = damaged["data"].pop("bad_image_limit")
+    assert resolve(damaged) == recipe
+    assert "bad_image_limit" in checkpoints.recipe_yaml(recipe)
+    with pytest.raises(InputError, match=r"'data\.bad_image_limit' is -1"):
+        resolve(damaged | {"data": damaged["data"] | {"bad_picture_limit": -1}})

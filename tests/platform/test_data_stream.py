@@ -210,7 +210,7 @@ def test_one_bad_image_above_the_limit_is_an_error_with_its_place(tmp_path: Path
     dataset = make(tmp_path / "set", bad=(9, 50))
     with pytest.raises(
         InputError,
-        match=r"2 bad images, more than data.bad_picture_limit 1.*row \d+ of .*set cannot be decoded",
+        match=r"2 bad images, more than data.bad_image_limit 1.*row \d+ of .*set cannot be decoded",
     ):
         steps(dataset, 2 * STEPS, bad_image_limit=1)
 

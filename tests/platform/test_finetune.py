@@ -19,6 +19,8 @@ from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.tasks.preflight import preflight
+from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.listing import find_run
 from mergevq_platform.tracking.store import Store
 
@@ -69,7 +71,7 @@ def test_the_encoder_that_is_tuned_computes_again_where_the_recipe_says_so(
     tree: dict[str, Any], wanted: bool
 ) -> None:
     recipe = resolve(tree | {"recompute": wanted})
-    training = loop.build(recipe, loop.open_samples(recipe))
+    training = loop.build(recipe, task_of(recipe).open_data(recipe))
     blocks = [module for module in training.modules() if isinstance(module, ResBlock)]
     assert blocks
     assert all(block.recompute is wanted for block in blocks)
@@ -89,10 +91,10 @@ def test_ray_train_runs_it_and_records_its_top1(tree: dict[str, Any], ray_home: 
 def test_what_cannot_be_fine_tuned_is_said(tree: dict[str, Any], tmp_path: Path) -> None:
     tree["data"]["views"]["image_size"] = 32
     with pytest.raises(InputError, match=r"data\.views\.image_size is 32 but .*tokenizer works at 16"):
-        loop.preflight(resolve(tree))
+        preflight(resolve(tree))
     tree["task"]["tokenizer"] = str(tmp_path / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
-        loop.preflight(resolve(tree))
+        preflight(resolve(tree))
 
 
 def test_the_view_of_a_classifier_is_a_random_resized_crop_of_its_own_key() -> None:

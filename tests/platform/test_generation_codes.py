@@ -18,7 +18,7 @@ from mergevq_platform import cli
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, tokenize
 from mergevq_platform.codes.tokenizing import TokenizeWorker
 from mergevq_platform.data import BatchPartition, EvalBatches, open_dataset, to_unit_range
-from mergevq_platform.frozen_tokenizer import FrozenTokenizer, find_tokenizer
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer
 
 KEEPS = (4, 9, 16)
 
@@ -29,7 +29,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def tokenizer(tokenizer_directory: Path) -> FrozenTokenizer:
+def tokenizer(tokenizer_directory: Path) -> TokenizerRef:
     return find_tokenizer(str(tokenizer_directory))
 
 
@@ -78,7 +78,7 @@ def test_every_view_is_stored_at_every_count_and_every_second_view_is_a_mirror_i
 
 
 def test_an_interrupted_job_goes_on_and_gives_the_same_files(
-    tokenizer: FrozenTokenizer, pictures: Path, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: TokenizerRef, pictures: Path, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     answer = TokenizeWorker.answer
@@ -109,7 +109,7 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_files(
 
 @pytest.mark.ray
 def test_two_workers_write_the_same_files(
-    tokenizer: FrozenTokenizer, pictures: Path, codes: Path, tmp_path: Path, ray_home: Path
+    tokenizer: TokenizerRef, pictures: Path, codes: Path, tmp_path: Path, ray_home: Path
 ) -> None:
     made = tokenize(
         tokenizer, tmp_path / "set", data=str(pictures), keep=KEEPS, crops=2, workers=2, progress=False
@@ -119,7 +119,7 @@ def test_two_workers_write_the_same_files(
 
 
 def test_a_distribution_stores_each_block_at_one_count(
-    tokenizer: FrozenTokenizer, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: TokenizerRef, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mergevq_platform.codes.tokenizing.GROUP_ROWS", 16)
     keep = UniformKeepConfig(counts=(4, 9))
@@ -181,14 +181,14 @@ def test_an_epoch_shows_every_view_once_whatever_was_drawn(training: CodeSet) ->
 
 
 def test_other_codes_in_the_same_directory_are_refused(
-    tokenizer: FrozenTokenizer, pictures: Path, codes: Path
+    tokenizer: TokenizerRef, pictures: Path, codes: Path
 ) -> None:
     with pytest.raises(InputError, match=r"already holds other codes.*another directory"):
         tokenize(tokenizer, codes, data=str(pictures), keep=(9,), progress=False)
 
 
 def test_a_count_out_of_reach_names_those_within(
-    tokenizer: FrozenTokenizer, pictures: Path, tmp_path: Path
+    tokenizer: TokenizerRef, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"--keep 3: this tokenizer reaches 4 to 16 of 16"):
         tokenize(tokenizer, tmp_path / "set", data=str(pictures), keep=(3,), progress=False)
@@ -222,7 +222,7 @@ def test_other_weights_at_the_tokenizers_place_are_refused(tokenizer_directory: 
 
 
 def test_the_manifest_names_the_tokenizer_and_the_pictures(
-    codes: Path, pictures: Path, tokenizer: FrozenTokenizer, monkeypatch: pytest.MonkeyPatch
+    codes: Path, pictures: Path, tokenizer: TokenizerRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = json.loads((codes / "manifest.json").read_text())
     monkeypatch.chdir(Path(tokenizer.location).parent)
@@ -235,7 +235,7 @@ def test_the_manifest_names_the_tokenizer_and_the_pictures(
 
 @pytest.mark.parametrize("name", ["training", "train"])
 def test_the_training_split_gets_its_crops_by_any_of_its_names(
-    name: str, tokenizer: FrozenTokenizer, pictures: Path, codes: Path, tmp_path: Path
+    name: str, tokenizer: TokenizerRef, pictures: Path, codes: Path, tmp_path: Path
 ) -> None:
     manifest = tokenize(
         tokenizer, tmp_path / "set", data=str(pictures), keep=(4,), splits=[name], progress=False
@@ -252,7 +252,7 @@ def test_the_training_split_gets_its_crops_by_any_of_its_names(
 
 
 def test_the_split_that_the_recipe_trains_on_gets_the_crops(
-    tokenizer: FrozenTokenizer, pictures: Path, tmp_path: Path
+    tokenizer: TokenizerRef, pictures: Path, tmp_path: Path
 ) -> None:
     manifest = tokenize(
         tokenizer, tmp_path / "set", data=str(pictures), keep=(4,), train_split="validation", progress=False
@@ -261,7 +261,7 @@ def test_the_split_that_the_recipe_trains_on_gets_the_crops(
 
 
 def test_a_test_split_without_labels_takes_no_classes_away(
-    tokenizer: FrozenTokenizer, pictures: Path, tmp_path: Path
+    tokenizer: TokenizerRef, pictures: Path, tmp_path: Path
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -12,15 +12,16 @@ import torch
 import mergevq
 from mergevq.config import with_overrides
 from mergevq.errors import InputError
-from mergevq_platform import feeding, loop
+from mergevq_platform import loop
 from mergevq_platform.codes import CodeSet
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.feeding import pinned
-from mergevq_platform.frozen_tokenizer import sha256_of_codes
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.storage.tokenizer_ref import sha256_of_codes
+from mergevq_platform.tasks.preflight import preflight
+from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.records import read_metrics
 from raynodes import same
 
@@ -65,8 +66,8 @@ def test_a_validation_reads_no_codes_beyond_its_limit(
     small_generator["evaluation"] |= {"validation_images": 1, "batch": 1}
     small_generator["data"]["evaluation_split"] = "train"
     recipe = resolve(small_generator)
-    samples = loop.open_samples(recipe)
-    feed = feeding.open_feed(recipe, samples, loop.Worker())
+    samples = task_of(recipe).open_data(recipe)
+    feed = task_of(recipe).open_feed(recipe, samples, loop.Worker())
     read: list[int] = []
     group = CodeSet.group
 
@@ -76,7 +77,7 @@ def test_a_validation_reads_no_codes_beyond_its_limit(
 
     monkeypatch.setattr(CodeSet, "group", counted)
     feed.validate(loop.build(recipe, samples).model())
-    keeps = feeding.trained_keeps(recipe)
+    keeps = recipe.task.kept_counts()
     assert any(len(samples.groups_of(keep)) > 1 for keep in keeps), "there is more to be read"
     assert len(read) == len(keeps)
 
@@ -152,11 +153,9 @@ def other_tokenizer(directory: Path, preset: str = "test_gr", **fields: Any) -> 
 def test_a_tokenizer_that_did_not_make_the_codes_is_refused(
     small_generator: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = resolve(
-        with_overrides(small_generator, [f"task.tokenizer={other_tokenizer(tmp_path / 'other')}"])
-    )
+    tree = with_overrides(small_generator, [f"task.tokenizer={other_tokenizer(tmp_path / 'other')}"])
     with pytest.raises(InputError, match=r"task\.tokenizer: .*its codes mean something else"):
-        pinned(recipe)
+        resolve(tree)
 
 
 def test_a_tokenizer_with_another_source_recovery_stands_for_the_maker_of_the_codes(
@@ -169,17 +168,16 @@ def test_a_tokenizer_with_another_source_recovery_stands_for_the_maker_of_the_co
     bias.data.neg_()  # of zeros: -0 is no other weight
     mergevq.save(tokenizer, tmp_path)
     recipe = resolve(with_overrides(small_generator, [f"task.tokenizer={tmp_path}"]))
-    loop.preflight(recipe)
-    task = pinned(recipe).generator
+    preflight(recipe)
+    task = recipe.generator
     assert task.tokenizer_sha256 == checkpoints.sha256(tmp_path / "model.safetensors")
     assert task.tokenizer_codes_sha256 == sha256_of_codes(tokenizer_directory / "model.safetensors")
-    loop.preflight(pinned(recipe))
 
 
 def test_codes_of_another_tokenizer_are_refused_on_resume(
     small_generator: dict[str, Any], pictures: Path, codes: Path, tmp_path: Path
 ) -> None:
-    recipe = pinned(resolve(small_generator))
+    recipe = resolve(small_generator)
     shutil.copytree(codes, tmp_path / "codes")
     text = (tmp_path / "codes" / "manifest.json").read_text()
     sha256 = recipe.generator.tokenizer_sha256
@@ -191,7 +189,7 @@ def test_codes_of_another_tokenizer_are_refused_on_resume(
         )
     )
     with pytest.raises(InputError, match=r"task\.codes: .*its codes mean something else"):
-        loop.preflight(moved)
+        preflight(moved)
 
 
 MISTAKES = {
@@ -230,7 +228,7 @@ def test_a_mistake_is_said_before_training_with_its_fix(
 ) -> None:
     override, message = MISTAKES[mistake]
     with pytest.raises(InputError, match=message) as caught:
-        loop.preflight(resolve(with_overrides(small_generator, [override])))
+        preflight(resolve(with_overrides(small_generator, [override])))
     assert "\n" not in str(caught.value)
 
 

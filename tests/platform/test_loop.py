@@ -142,11 +142,11 @@ def test_training_reduces_the_reconstruction_loss(small_recipe: dict[str, Any], 
 
 def test_the_kept_count_is_a_function_of_seed_and_step(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = resolve(small_recipe)
-    drawn = [loop.draw_keep(recipe, step) for step in range(200)]
-    assert drawn == [loop.draw_keep(recipe, step) for step in range(200)]
+    drawn = [recipe.task.draw_keep(recipe.seed, step) for step in range(200)]
+    assert drawn == [recipe.task.draw_keep(recipe.seed, step) for step in range(200)]
     assert set(drawn) == {4, 9, 16}
     other = resolve(small_recipe | {"seed": 1})
-    assert drawn != [loop.draw_keep(other, step) for step in range(200)]
+    assert drawn != [other.task.draw_keep(other.seed, step) for step in range(200)]
 
 
 def test_a_number_that_breaks_stops_the_run_and_names_step_and_term(
@@ -255,7 +255,7 @@ def test_a_batch_larger_than_the_data_is_refused_with_the_fix(
     small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     small_recipe |= {"global_batch": 512, "micro_batch": 512}
-    with pytest.raises(InputError, match=r"192 pictures, fewer than global_batch 512: lower global_batch"):
+    with pytest.raises(InputError, match=r"192 images, fewer than global_batch 512: lower global_batch"):
         train(resolve(small_recipe), tmp_path)
 
 

@@ -17,11 +17,11 @@ from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
 from mergevq_platform.evaluation.classifier import ClassifierWorker
-from mergevq_platform.feeding import pinned
-from mergevq_platform.frozen_tokenizer import probed_features
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.tasks.preflight import preflight
+from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.listing import find_run, list_runs
 from mergevq_platform.tracking.store import Store
 
@@ -116,23 +116,23 @@ def test_the_tokenizer_of_a_probe_is_the_one_that_it_began_with(tree: dict[str, 
     }
     first = tokenizer_at(1)
     tree["task"]["tokenizer"] = str(tmp_path / "tokenizer")
-    recipe = pinned(resolve(tree))
+    recipe = resolve(tree)
     assert recipe.task.tokenizer == str(first)
     assert recipe.task.tokenizer_sha256 == checkpoints.sha256(first / "model.safetensors")
     second = tokenizer_at(2)
-    assert pinned(resolve(tree)).task.tokenizer == str(second), "a run that begins now takes the newest"
-    assert pinned(recipe) == recipe
+    assert resolve(tree).task.tokenizer == str(second), "a run that begins now takes the newest"
+    assert resolve(recipe) == recipe
     before = {name: value.clone() for name, value in mergevq.load(first).encoder.state_dict().items()}
-    read = probed_features(recipe.task, torch.device("cpu")).tokenizer.encoder.state_dict()
+    read = task_of(recipe).features(torch.device("cpu")).tokenizer.encoder.state_dict()
     assert all(torch.equal(read[name], value) for name, value in before.items())
     alone = tmp_path / "alone"
     mergevq.save(mergevq.load(first), alone)
     tree["task"]["tokenizer"] = str(alone)
-    recipe = pinned(resolve(tree))
+    recipe = resolve(tree)
     torch.manual_seed(5)
     mergevq.save(mergevq.create("test_gr"), alone)
     with pytest.raises(InputError, match=r"task\.tokenizer: .* but the run began with"):
-        probed_features(recipe.task, torch.device("cpu"))
+        task_of(recipe).features(torch.device("cpu"))
 
 
 @pytest.mark.long
@@ -149,7 +149,7 @@ def test_ray_train_runs_it_and_records_its_top1(tree: dict[str, Any], ray_home: 
 def test_a_tokenizer_that_is_not_there_is_said(tree: dict[str, Any], tmp_path: Path) -> None:
     tree["task"]["tokenizer"] = str(tmp_path / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
-        loop.preflight(resolve(tree))
+        preflight(resolve(tree))
 
 
 def test_a_probes_run_is_evaluated_by_its_name_and_only_once(

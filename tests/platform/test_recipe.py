@@ -90,7 +90,7 @@ MISTAKES = {
     ),
     "passes too small for the workers": (
         "cluster={workers: 8, min_workers: 1}",
-        r"2 passes, too few pictures in each for 8 workers: raise micro_batch to 8",
+        r"2 passes, too few images in each for 8 workers: raise micro_batch to 8",
     ),
     "more workers at least than at most": (
         "cluster.min_workers=2",
@@ -144,12 +144,12 @@ def test_relative_names_of_what_is_there_become_absolute_and_others_stay(
     (tmp_path / "teacher").mkdir()
     monkeypatch.chdir(tmp_path)
     recipe = recipes.load("demo", ["data.path=pictures", "task.losses.alignment.directory=nowhere"])
-    found = recipes.located(recipe)
+    found = recipes.locate(recipe)
     assert found.data.path == str(tmp_path / "pictures")
     assert found.tokenizer.losses.alignment.directory == "nowhere"
     monkeypatch.chdir("/")
     recipe = recipes.load("demo", ["data.path=s3://bucket/x", "task.losses.alignment.directory=teacher"])
-    assert recipes.located(recipe).tokenizer.losses.alignment.directory == "teacher"
-    found = recipes.located(recipe, tmp_path)
+    assert recipes.locate(recipe).tokenizer.losses.alignment.directory == "teacher"
+    found = recipes.locate(recipe, tmp_path)
     assert found.tokenizer.losses.alignment.directory == str(tmp_path / "teacher")
     assert found.data.path == "s3://bucket/x"

@@ -20,12 +20,12 @@ from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
 from mergevq_platform.evaluation.spec import EvaluationSpec, chosen_keeps
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
-from mergevq_platform.feeding import pinned
-from mergevq_platform.frozen_tokenizer import sha256_of_codes
 from mergevq_platform.operations import planning
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.storage.tokenizer_ref import sha256_of_codes
+from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tracking.records import read_metrics
 from raynodes import same
 
@@ -141,8 +141,8 @@ def test_a_stopped_tuning_goes_on_bit_for_bit(tree: dict[str, Any], tmp_path: Pa
 
 
 def test_what_a_run_begins_with_is_recorded_and_resolves_to_itself(tree: dict[str, Any], home: Path) -> None:
-    recipe = pinned(resolve(tree))
-    assert pinned(recipe) is recipe
+    recipe = resolve(tree)
+    assert resolve(recipe) == recipe
     generator = newest(home / "ray" / "generator")
     assert recipe.task.generator == str(generator)
     assert recipe.task.generator_sha256 == checkpoints.sha256(generator / "model.safetensors")
@@ -150,11 +150,9 @@ def test_what_a_run_begins_with_is_recorded_and_resolves_to_itself(tree: dict[st
     other = replace(recipe, task=replace(recipe.task, generator_sha256="0" * 64))
     with pytest.raises(InputError, match=r"task\.generator: .* has weights .* is recorded"):
         loop.build(other, open_dataset(recipe.data.path, "train"))  # as a run that goes on does
-    alone = pinned(
-        resolve(with_overrides(tree, ["task.generator=null", "task.keep={kind: list, counts: [9]}"]))
-    )
+    alone = resolve(with_overrides(tree, ["task.generator=null", "task.keep={kind: list, counts: [9]}"]))
     assert alone.tokenizer.keep.candidates(16) == (9,)
-    assert loop.draw_keep(alone, 0) == 9
+    assert alone.task.draw_keep(alone.seed, 0) == 9
 
 
 MISTAKES = {
@@ -194,7 +192,7 @@ def test_a_mistake_is_said_before_training_with_its_fix(
     override, message = MISTAKES[mistake]
     override = override.replace("BARE", str(tokenizer_directory)).replace("HOME", str(home / "ray"))
     with pytest.raises(InputError, match=message) as caught:
-        loop.preflight(resolve(with_overrides(tree, override.split())))
+        preflight(resolve(with_overrides(tree, override.split())))
     assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 from mergevq.errors import InputError
 from mergevq_platform import cli
 from mergevq_platform.evaluation.extractor_choice import parse_extractor
-from mergevq_platform.recipe import located, resolve
+from mergevq_platform.recipe import complete, locate
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.store import Store
@@ -63,7 +63,7 @@ def test_files_that_a_recipe_names_from_home_are_found(
         "backbone": "~/vgg.pth",
         "heads": "~/no.pth",
     }
-    recipe = located(resolve(small_recipe))
+    recipe = locate(complete(small_recipe))
     assert recipe.data.path == str(user / "pictures")
     perceptual: Any = recipe.tokenizer.losses.perceptual
     assert (perceptual.backbone, perceptual.heads) == (str(user / "vgg.pth"), str(user / "no.pth"))

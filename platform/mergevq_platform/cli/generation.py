@@ -129,7 +129,7 @@ def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import codes
     from mergevq_platform.data import Reading
     from mergevq_platform.evaluation.spec import reading_of
-    from mergevq_platform.frozen_tokenizer import find_tokenizer
+    from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
     named = found(options.tokenizer)
     tokenizer, recipe = find_tokenizer(named.place), named.stored_recipe
@@ -222,9 +222,9 @@ def _generate(options: argparse.Namespace) -> None:
         guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, options=OPTIONS),
         tokenizer=tokenizer,
     )
-    from mergevq_platform.recipe import resolve
+    from mergevq_platform.recipe import parse_resolved
 
-    names = pipeline.class_names(resolve(spec.recipe))
+    names = pipeline.class_names(parse_resolved(spec.recipe))
     job = sampling_job.SamplingJob(
         spec=spec,
         directory=str(options.out),

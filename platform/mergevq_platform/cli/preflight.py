@@ -72,7 +72,7 @@ def _doctor(options: argparse.Namespace) -> int:
     names = [text for text in given if "=" not in text]
     if len(names) > 1 or (given and not names):
         raise InputError("give one recipe, then a.b=c")
-    chosen = recipe.located(recipe.load(names[0], [t for t in given if "=" in t])) if names else None
+    chosen = recipe.locate(recipe.load(names[0], [t for t in given if "=" in t])) if names else None
     settings = read_settings(storage=options.storage)
     findings = doctor.examine(chosen, settings=settings, address=options.address, say=print)
     return doctor.summary(findings, say=print)
@@ -86,7 +86,7 @@ def _plan(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation.tables import table_console
     from mergevq_platform.operations import planning
 
-    chosen = recipe.located(recipe.load(options.recipe, options.overrides))
+    chosen = recipe.locate(recipe.load(options.recipe, options.overrides))
     if options.measured:
         measured = planning.load_measurement(options.measured)
         if measured.recipe != chosen.name:

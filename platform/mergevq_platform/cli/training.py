@@ -57,27 +57,36 @@ def _train(options: argparse.Namespace) -> int:
     from mergevq_platform import data, recipe
     from mergevq_platform.distributed import trainer
     from mergevq_platform.evaluation import api
+    from mergevq_platform.storage.lookup import places_of_runs
+    from mergevq_platform.tasks.task import task_of
     from mergevq_platform.tracking import models
+    from mergevq_platform.tracking.store import Store
 
     # With --resume the positional recipe is left out, so its slot may hold the first override.
-    given = [text for text in [options.recipe, *options.overrides] if text]
-    overrides = tuple(text for text in given if "=" in text)
-    names = [text for text in given if "=" not in text]
+    words = [text for text in [options.recipe, *options.overrides] if text]
+    overrides = tuple(text for text in words if "=" in text)
+    names = [text for text in words if "=" not in text]
     if bool(names) == bool(options.resume) or len(names) > 1:
         raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
     home = read_settings().home
-    chosen = recipe.load(names[0], overrides) if names else None
+    given = recipe.load(names[0], overrides) if names else None
+    tracking_uri = read_settings().tracking_uri
+    find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
+    chosen = recipe.resolve(given, find_run=find_run) if given else None
     model, alias = models.parse_target(options.register) if options.register is not None else ("", None)
-    if model and chosen is not None and not isinstance(chosen.task, recipe.RecoveryTask):
+    if model and chosen is not None:
         _ = chosen.tokenizer  # only tokenizers can be registered: said now, not at the end
-    if chosen is not None and not (isinstance(chosen.task, recipe.GeneratorTask) and chosen.task.codes):
-        print(
-            data.describe_in_short(
-                chosen.data.path, chosen.data.train_split, chosen.data.evaluation_split, chosen.data.reading
-            )
+    samples = None
+    if given is not None and task_of(given).reads_images:
+        images = given.data
+        samples, said = data.open_and_describe(
+            images.path, images.train_split, images.evaluation_split, images.reading
         )
+        print(said)
+        samples.require_whole_groups()
     outcome = trainer.train(
         chosen,
+        samples=samples,
         home=home,
         storage=options.storage,
         name=options.name,

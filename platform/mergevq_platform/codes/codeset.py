@@ -25,8 +25,8 @@ from mergevq.weights_file import file_sha256
 from mergevq_platform.data.parquet.location import Location
 from mergevq_platform.data.parquet.manifest import MANIFEST
 from mergevq_platform.data.parquet.splits import same_split
-from mergevq_platform.frozen_tokenizer import FrozenTokenizer
 from mergevq_platform.storage.files import whole_file
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 FORMAT = "mergevq-codes/1"
 HELD_BYTES = 256 * 1024**2  # row groups that a reader keeps in memory
@@ -80,7 +80,7 @@ class CodeShard:
 class CodeManifest:
     """What a code set holds. `views`: of each split, images times crops; `plan`: how it was made."""
 
-    tokenizer: FrozenTokenizer
+    tokenizer: TokenizerRef
     classes: tuple[str, ...]
     splits: dict[str, tuple[CodeShard, ...]]
     views: dict[str, int]
@@ -100,7 +100,7 @@ class CodeManifest:
             if tree.pop("format") != FORMAT:
                 raise InputError(f"{where} is no code set: make one with `mergevq tokenize TOKENIZER DIR`")
             return cls(
-                tokenizer=FrozenTokenizer(**tree.pop("tokenizer")),
+                tokenizer=TokenizerRef(**tree.pop("tokenizer")),
                 classes=tuple(tree.pop("classes")),
                 splits={
                     name: tuple(map(CodeShard.of, shards)) for name, shards in tree.pop("splits").items()

@@ -42,9 +42,9 @@ from mergevq_platform.data.parquet.manifest import MANIFEST, refuse_foreign_file
 from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import ShardRecords, plan_digest, resumed_map
-from mergevq_platform.frozen_tokenizer import FrozenTokenizer
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import write_whole
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 GROUP_ROWS = 256
 SHARD_GROUPS = 4  # blocks of images in a shard
@@ -74,7 +74,7 @@ class CodeShardJob:
 class Tokenization:
     """What is tokenized into what, in a form that travels to workers."""
 
-    tokenizer: FrozenTokenizer
+    tokenizer: TokenizerRef
     data: str
     fingerprints: dict[str, str]
     directory: str
@@ -176,7 +176,7 @@ def view_of(image: Any, size: int, seed: int, sample: int, crop: int) -> np.ndar
 
 
 def tokenize(
-    tokenizer: FrozenTokenizer,
+    tokenizer: TokenizerRef,
     directory: str | Path,
     *,
     data: str,
@@ -285,7 +285,7 @@ def planned(
 
 
 def _manifest(
-    tokenizer: FrozenTokenizer,
+    tokenizer: TokenizerRef,
     names: Sequence[str],
     classes: tuple[str, ...],
     jobs: Sequence[CodeShardJob],

@@ -7,7 +7,7 @@ from mergevq_platform.data.digits import write_digits
 from mergevq_platform.data.eval_batches import BadImage, EvalBatches
 from mergevq_platform.data.image_sets import ImageSet, open_images
 from mergevq_platform.data.images.decoding import ImageDecodeError, decode
-from mergevq_platform.data.info import describe, describe_in_short
+from mergevq_platform.data.info import describe, describe_in_short, open_and_describe
 from mergevq_platform.data.loader import Batch
 from mergevq_platform.data.order import SampleOrder
 from mergevq_platform.data.pack import pack
@@ -38,6 +38,7 @@ __all__ = [
     "describe_in_short",
     "evaluation_view",
     "make_views",
+    "open_and_describe",
     "open_dataset",
     "open_images",
     "pack",

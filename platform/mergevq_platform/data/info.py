@@ -90,6 +90,16 @@ def describe_in_short(
 ) -> str:
     """What a training reads of an image set: its splits, the classes, and what was not used, in few lines.
 
+    Raises as `open_and_describe`.
+    """
+    return open_and_describe(directory, train, evaluation, reading)[1]
+
+
+def open_and_describe(
+    directory: str | Path, train: str, evaluation: str, reading: Reading | None = None
+) -> tuple[Dataset, str]:
+    """The training split, open, and what `describe_in_short` says.
+
     Raises `InputError` for a training split that cannot be opened; of the other it is said.
     """
     if (contents := unpacked_contents(directory)) is not None:
@@ -109,7 +119,7 @@ def describe_in_short(
     lines += [f"  {line}" for line in noted(dataset.notes for dataset in datasets)]
     kept = _kept(manifest)
     unused = kept.unused if kept else contents.left_out.unused() if contents else ()
-    return "\n".join([*lines, *unused_lines(unused)])
+    return datasets[0], "\n".join([*lines, *unused_lines(unused)])
 
 
 def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Contents | None:

@@ -134,7 +134,7 @@ class TrainStream:
         if bad and count > self._limit:
             last = bad[-1]
             raise InputError(
-                f"{count} bad images, more than data.bad_picture_limit {self._limit}; the last: {last.place} of "
+                f"{count} bad images, more than data.bad_image_limit {self._limit}; the last: {last.place} of "
                 f"{self._dataset.path} {last.reason}. Pack the data again, or raise the limit"
             )
 

@@ -26,11 +26,11 @@ from mergevq_platform.distributed.process_group import NodeInterfaceTorchConfig
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.worker import FailureReporter, worker_loop
-from mergevq_platform.feeding import pinned
-from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints, naming
-from mergevq_platform.storage.lookup import with_upstream_places
+from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tracking.records import Status
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.undelivered import lacking
@@ -53,8 +53,9 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe | None,
+    recipe: ResolvedRecipe | None,
     *,
+    samples: Any = None,
     home: Path,
     storage: str | None = None,
     name: str | None = None,
@@ -71,7 +72,8 @@ def train(
     """Train on Ray and record it; blocks until the end or a stop.
 
     A new run needs `recipe`; `resume` names a run of the same storage and takes its stored recipe, with `overrides`
-    laid over it. `after(outcome, recorder)` runs before the run is closed (the curve is measured there);
+    laid over it. `samples` is the training split where it is open already. `after(outcome, recorder)` runs before the run is
+    closed (the curve is measured there);
     `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. `kind`, `parent` and `tags`
     are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
     error if training fails for good.
@@ -85,7 +87,7 @@ def train(
         overrides=overrides,
         tracking_uri=tracking_uri,
     )
-    samples = loop.preflight(recipe, evaluated=after is not None)
+    samples = preflight(recipe, samples=samples, evaluated=after is not None)
     fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
     store = Store.at(home, tracking_uri)
     store.prepare()
@@ -132,7 +134,7 @@ def train(
     return replace(outcome, undelivered=undelivered)
 
 
-def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"]) -> TorchTrainer:
+def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu", "cuda"]) -> TorchTrainer:
     least, most = recipe.cluster.least_workers, recipe.cluster.workers
     scaling: dict[str, Any] = {
         "num_workers": most if least == most else (least, most),
@@ -163,7 +165,7 @@ def _trainer(recipe: Recipe, run: Run, actor: Any, device: Literal["cpu", "cuda"
 
 
 def _begin(
-    recipe: Recipe | None,
+    recipe: ResolvedRecipe | None,
     *,
     home: Path,
     storage: str | None,
@@ -171,18 +173,15 @@ def _begin(
     resume: str | None,
     overrides: tuple[str, ...],
     tracking_uri: str | None,
-) -> tuple[Run, Recipe]:
-    def placed(recipe: Recipe) -> Recipe:
-        return with_upstream_places(located(recipe), home=home, store=lambda: Store.at(home, tracking_uri))
-
+) -> tuple[Run, ResolvedRecipe]:
     if resume is not None:
         run = Run.find(resume, home=home, storage=storage)
         tree = yaml.safe_load(run.read("recipe.yaml"))
-        return run, placed(resolve(with_overrides(tree, overrides)))
+        find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
+        return run, resolve(with_overrides(tree, overrides), find_run=find_run)
     assert recipe is not None
     if name is not None:
         naming.check_name(name, "--name")
-    recipe = pinned(placed(recipe))
     unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     run = Run.new(unique, home=home, storage=storage)
     return run, recipe
@@ -191,7 +190,7 @@ def _begin(
 def _fit(
     trainer: TorchTrainer,
     recorder: RemoteRecorder,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     run: Run,
     watch: Callable[[str, int, RemoteRecorder], None] | None,
     device: Literal["cpu", "cuda"],

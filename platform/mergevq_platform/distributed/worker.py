@@ -23,8 +23,9 @@ from mergevq_platform import loop
 from mergevq_platform.distributed import failures
 from mergevq_platform.distributed.heartbeat import HeartbeatSender
 from mergevq_platform.meter import BrokenTraining
-from mergevq_platform.recipe import resolve
+from mergevq_platform.recipe import parse_resolved
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.tasks.task import Worker
 
 LONGEST_PAUSE_SECONDS = 30.0  # between two tries to reach the storage
 
@@ -172,10 +173,10 @@ def worker_loop(config: dict[str, Any]) -> int | None:
     final, failed = ray.get(actor.standing.remote())
     if final is not None:
         return None
-    recipe = resolve(config["recipe"])
+    recipe = parse_resolved(config["recipe"])  # nothing is looked for here: the driver has resolved it
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if config["device"] == "cuda" else torch.device("cpu")
-    worker = loop.Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
     heartbeats = HeartbeatSender(
         actor.beat.remote,
         rank=worker.rank,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import mergevq
-from mergevq.config import Tree, merged, to_tree
+from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq.serialization import read_config
@@ -23,17 +23,15 @@ from mergevq_platform.data.parquet.directory import stated_background
 from mergevq_platform.data.reading import Background
 from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.classifier import ClassifierEvaluator, ClassifierReport, ClassifierWorker
-from mergevq_platform.evaluation.curve import Curve, tuned_curve
+from mergevq_platform.evaluation.classifier import ClassifierReport
 from mergevq_platform.evaluation.extractor_choice import with_files
-from mergevq_platform.evaluation.generator import GeneratorEvaluator
-from mergevq_platform.evaluation.generator_worker import GeneratorWorker
 from mergevq_platform.evaluation.images import (
     ImageSetsEvaluator,
     ImageSetsReport,
     ImageSetsSpec,
     ImageSetsWorker,
 )
+from mergevq_platform.evaluation.options import SUITES, EvaluationOptions, Suite
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.report import (
     AnyReport,
@@ -45,29 +43,15 @@ from mergevq_platform.evaluation.report import (
     show,
     write,
 )
-from mergevq_platform.evaluation.spec import EvaluationSpec, chosen_keeps, reachable_keeps
-from mergevq_platform.evaluation.tokenizer import SUITES, Suite, TokenizerEvaluator
+from mergevq_platform.evaluation.spec import chosen_keeps, reachable_keeps
 from mergevq_platform.evaluation.tokenizer_figures import GRIDS, image_grids
-from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.evaluation.worker import Device, answers
-from mergevq_platform.feeding import trained_keeps
-from mergevq_platform.recipe import (
-    ClassifierTask,
-    EvaluationConfig,
-    FineTuneTask,
-    GeneratorTask,
-    ProbeTask,
-    Recipe,
-    RecoveryTask,
-    TokenizerTask,
-    located,
-    resolve,
-)
-from mergevq_platform.sampling.pipeline import open_sampling
+from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import FoundModel, find
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.settings import read_settings
+from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, check_target, register_model
@@ -163,7 +147,7 @@ def evaluate(
 
 
 def evaluator_of(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     checkpoint: str | None,
     *,
     device: Device,
@@ -186,38 +170,23 @@ def evaluator_of(
     Without a checkpoint, of the tokenizer before its first step. The other options are those of `evaluate`. Raises
     `InputError` for settings that do not fit, and for a task whose result nothing evaluates.
     """
-    place = data or recipe.data.path
-    match recipe.task:
-        case GeneratorTask():
-            assert checkpoint is not None
-            spec = open_sampling(
-                checkpoint,
-                device=device,
-                keep=keeps[0] if keeps else None,
-                steps=steps,
-                seed=seed,
-                tokenizer=tokenizer,
-            )
-            changed: Tree = {"data": {"path": place}}
-            if images is not None:
-                changed["task"] = {"generation": {"images": images}}
-            tree = to_tree(located(resolve(merged(to_tree(recipe), changed))))
-            spec = replace(spec, recipe=tree)
-            passes = Passes(answers(GeneratorWorker, spec, workers), cache)
-            return GeneratorEvaluator(spec, passes, scales or recipe.generator.generation.scales, say=say)
-        case TokenizerTask() | RecoveryTask():
-            of = EvaluationSpec(checkpoint, to_tree(recipe), place, device)
-            passes = Passes(answers(TokenizerWorker, of, workers), cache)
-            chosen = chosen_keeps(recipe, keeps)
-            return TokenizerEvaluator(of, passes, chosen, suites, seeds, step, say)
-        case FineTuneTask() | ProbeTask():
-            of = EvaluationSpec(checkpoint, to_tree(recipe), place, device)
-            passes = Passes(answers(ClassifierWorker, of, workers), cache)
-            return ClassifierEvaluator(of, passes, step, say)
-        case ClassifierTask():
-            raise InputError(
-                f"{recipe.name} trains a stand-in teacher, which nothing evaluates: name a tokenizer, a generator or a probe"
-            )
+    options = EvaluationOptions(
+        device=device,
+        step=step,
+        workers=workers,
+        cache=cache,
+        data=data,
+        keeps=keeps,
+        suites=suites,
+        seeds=seeds,
+        scales=scales,
+        images=images,
+        steps=steps,
+        seed=seed,
+        tokenizer=tokenizer,
+        say=say,
+    )
+    return task_of(recipe).evaluator(recipe, checkpoint, options)
 
 
 def after_training(outcome: TrainingOutcome, recorder: EvaluationRecorder) -> None:
@@ -228,38 +197,17 @@ def after_training(outcome: TrainingOutcome, recorder: EvaluationRecorder) -> No
     location = outcome.run.newest_checkpoint()
     with checkpoints.newest(location, files=checkpoints.RECIPE) as directory:
         recipe = checkpoints.recipe_of(directory)
-    if isinstance(recipe.task, ClassifierTask):
+    task = task_of(recipe)
+    if not task.evaluated:
         return
     recipe = with_evaluation_files(recipe)
     workers, device, said = cluster.evaluators(recipe.cluster)
     if said:
         note(said)
-    cache = Cache.at(outcome.run.home)
-
-    def evaluator(checkpoint: str, **options: Any) -> KindEvaluator[Any]:
-        return evaluator_of(
-            recipe,
-            checkpoint,
-            step=outcome.step,
-            device=device,
-            workers=workers,
-            cache=cache,
-            say=note,
-            **options,
-        )
-
-    report: EvaluationReport
-    if isinstance(recipe.task, RecoveryTask):
-        keeps = chosen_keeps(recipe, recipe.evaluation.keeps or trained_keeps(recipe))
-        curves: list[Curve] = []
-        for what, place in (("before", recipe.task.tokenizer), ("after", location)):
-            note(f"{what} fine-tuning:")
-            last = evaluator(place, keeps=keeps, suites=("reconstruction",))
-            curves.append(last.report(outcome.run.name))
-        report = tuned_curve(*curves)
-    else:
-        last = evaluator(location)
-        report = last.report(outcome.run.name)
+    options = EvaluationOptions(
+        device=device, step=outcome.step, workers=workers, cache=Cache.at(outcome.run.home), say=note
+    )
+    report, last = task.after_training(recipe, location, options, outcome.run.name)
     leave(report, last, outcome.run.directory / report.folder, recorder, recipe.description)
     recorder.flush()
 
@@ -420,18 +368,14 @@ def register(
         )
 
 
-def with_evaluation_files(recipe: Recipe) -> Recipe:
+def with_evaluation_files(recipe: ResolvedRecipe) -> ResolvedRecipe:
     """The recipe with the files of weights that its evaluation uses found; those that it does not use are not looked for.
 
     Raises `InputError`, naming the key, for one that is not there.
     """
-    match recipe.task:
-        case TokenizerTask() | RecoveryTask():
-            settings = recipe.evaluation
-        case GeneratorTask():
-            settings = replace(recipe.evaluation, lpips=None)
-        case _:
-            return recipe
+    settings = task_of(recipe).measures(recipe.evaluation)
+    if settings is None:
+        return recipe
     return replace(recipe, evaluation=with_files(settings, read_settings().weights))
 
 

@@ -25,10 +25,10 @@ from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.results import Mergeable, merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, batches_key, identity, split_batches
-from mergevq_platform.frozen_tokenizer import find_tokenizer, probed_features
-from mergevq_platform.recipe import ProbeTask, Recipe, resolve
+from mergevq_platform.recipe import Recipe, parse_resolved
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.tasks.task import task_of
 
 BATCHES_PER_JOB = 1  # at least
 
@@ -54,20 +54,20 @@ class ClassifierWorker:
 
     def __init__(self, spec: EvaluationSpec) -> None:
         self.spec = spec
-        self.recipe = resolve(spec.recipe)
+        self.recipe = parse_resolved(spec.recipe)
         self.device = torch.device(spec.device)
 
     @cached_property
     def logits(self) -> Callable[[Tensor], Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> logits (heads, B, classes)."""
         assert self.spec.checkpoint is not None
-        task = self.recipe.task
+        features = task_of(self.recipe).features(self.device)
         with checkpoints.newest(self.spec.checkpoint, files=checkpoints.MODEL) as directory:
-            if not isinstance(task, ProbeTask):
+            if features is None:
                 model = load_fine_tuned(directory).to(self.device)
                 return lambda images: model(images)[None]
             heads, _ = load_probe(directory)
-        features, heads = probed_features(task, self.device), heads.to(self.device)
+        heads = heads.to(self.device)
         return lambda images: heads(features(images))
 
     @torch.inference_mode()
@@ -95,7 +95,7 @@ class ClassifierWorker:
 
 def num_heads(recipe: Recipe) -> int:
     """How many heads are trained beside each other: a probe's, one for each rate."""
-    return len(recipe.task.settings.rate_factors) if isinstance(recipe.task, ProbeTask) else 1
+    return len(task_of(recipe).rate_factors or (1.0,))
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class ClassifierEvaluator:
     recipe: Recipe = field(init=False)
 
     def __post_init__(self) -> None:
-        self.recipe = resolve(self.spec.recipe)
+        self.recipe = parse_resolved(self.spec.recipe)
 
     def report(self, run: str) -> ClassifierReport:
         """`top1` over the labelled images of the evaluation split, without any nothing; `unlabelled` and `undecodable` images
@@ -211,7 +211,7 @@ class ClassifierEvaluator:
                 head = max(range(heads), key=scores.__getitem__)
                 chosen_by = {"train_top1": scores[head]}
         row = _of_head(self._pass(data.evaluation_split), head)
-        if isinstance(self.recipe.task, ProbeTask):
+        if task_of(self.recipe).rate_factors is not None:
             row |= {"head": float(head)} | chosen_by
         return ClassifierReport(run, [row], self._protocol())
 
@@ -225,15 +225,12 @@ class ClassifierEvaluator:
             ClassifierJob(split, numbers) for numbers in jobs_of_batches(batches.num_batches, BATCHES_PER_JOB)
         ]
         key = {"kind": "classifier", **batches_key(batches), **identity(self.spec)}
-        if isinstance(self.recipe.task, ProbeTask):
-            key["tokenizer"] = self._tokenizer_sha256(self.recipe.task)
+        if (sha256 := task_of(self.recipe).features_sha256()) is not None:
+            key["tokenizer"] = sha256
         return self.passes.result(key, jobs)
 
-    def _tokenizer_sha256(self, task: ProbeTask) -> str:
-        return task.tokenizer_sha256 or find_tokenizer(task.tokenizer, key="task.tokenizer").sha256
-
     def _protocol(self) -> dict[str, Any]:
-        recipe, task = self.recipe, self.recipe.task
+        recipe, task = self.recipe, task_of(self.recipe)
         batches = split_batches(recipe, self.spec.data, recipe.data.evaluation_split)
         protocol: dict[str, Any] = {
             "task": task.kind,
@@ -249,8 +246,8 @@ class ClassifierEvaluator:
             "batch": recipe.evaluation.batch,
             "mergevq": mergevq.__version__,
         }
-        if isinstance(task, ProbeTask):
-            rates = [recipe.optimizer.learning_rate * factor for factor in task.settings.rate_factors]
+        if task.rate_factors is not None:
+            rates = [recipe.optimizer.learning_rate * factor for factor in task.rate_factors]
             protocol["learning_rates"] = rates
         return protocol
 

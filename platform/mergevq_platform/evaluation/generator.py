@@ -37,7 +37,7 @@ from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.probing import FitProbeJob, ScoreProbeJob
 from mergevq_platform.evaluation.spec import batches_key, split_batches
 from mergevq_platform.evaluation.splits import EvaluatedSplits
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, parse_resolved
 from mergevq_platform.sampling.pipeline import SamplingSpec
 
 BATCHES_PER_JOB = 2  # at least
@@ -121,7 +121,7 @@ class GeneratorEvaluator:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe whose data and protocol are used."""
-        return resolve(self.spec.recipe)
+        return parse_resolved(self.spec.recipe)
 
     @cached_property
     def network(self) -> Extractor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.data.views import RESIZING
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.manifold import precision_recall
+from mergevq_platform.evaluation.options import SUITES, Suite
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.probing import LabelledFeatures, Probes
 from mergevq_platform.evaluation.spec import (
@@ -44,7 +45,7 @@ from mergevq_platform.evaluation.statistics import SPLITS, ImageSetStatistics
 from mergevq_platform.evaluation.tokenizer_figures import write_figures
 from mergevq_platform.evaluation.tokenizer_results import ReconstructionResult, TokenizerFindings
 from mergevq_platform.evaluation.tokenizer_worker import MANIFOLD_IMAGES, PassKind, TokenizerJob
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, parse_resolved
 
 BATCHES_PER_JOB = 4  # at least
 FEATURES = ("cls", "mean")
@@ -55,8 +56,6 @@ CAVEATS = {
     "supervised": "Training used the labels: the probe measures supervised features, not self-supervision.",
 }
 
-Suite = Literal["reconstruction", "representation"]
-SUITES: tuple[Suite, ...] = ("reconstruction", "representation")
 Features = dict[str, np.ndarray]
 
 
@@ -108,7 +107,7 @@ class TokenizerEvaluator:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe whose data and protocol are used."""
-        return resolve(self.spec.recipe)
+        return parse_resolved(self.spec.recipe)
 
     @cached_property
     def network(self) -> Extractor:

@@ -17,13 +17,12 @@ from mergevq.metrics.features import Extractor
 from mergevq.metrics.lpips import LpipsDistance
 from mergevq.metrics.pixels import WINDOW, MsSsim
 from mergevq.tokenizer import MergeVQ
-from mergevq_platform import loop
 from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, split_batches
 from mergevq_platform.evaluation.statistics import ImageSetStatistics, image_set_statistics
 from mergevq_platform.evaluation.tokenizer_results import ReconstructionResult
-from mergevq_platform.recipe import resolve
+from mergevq_platform.recipe import parse_resolved
 from mergevq_platform.storage import checkpoints
 
 MANIFOLD_IMAGES = 10_000  # of each set, at most, whose features precision and recall compare
@@ -48,7 +47,7 @@ class TokenizerWorker:
 
     def __init__(self, spec: EvaluationSpec) -> None:
         self.spec = spec
-        self.recipe = resolve(spec.recipe)
+        self.recipe = parse_resolved(spec.recipe)
         self.device = torch.device(spec.device)
         self.decoded: dict[tuple[EvalBatches, int], dict[str, Tensor]] = {}
         self.opened: dict[tuple[str, tuple[int, ...]], EvalBatches] = {}
@@ -79,7 +78,7 @@ class TokenizerWorker:
         if seed not in self._untrained:
             torch.manual_seed(self.recipe.seed + seed)
             # Of a tuned recovery, too, it is the tokenizer before stage 1.
-            model = loop.initial_tokenizer(self.recipe.tokenizer)
+            model = self.recipe.tokenizer.initial_model()
             self._untrained = {seed: model.to(self.device).eval()}  # jobs of one seed follow each other
         return self._untrained[seed]
 

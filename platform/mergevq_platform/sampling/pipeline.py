@@ -24,11 +24,11 @@ from mergevq.merging import Source
 from mergevq.serialization import WEIGHTS, load_generator
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
+from mergevq_platform.codes.tokenizer import tokenizer_of
 from mergevq_platform.data import open_dataset
-from mergevq_platform.feeding import tokenizer_of, trained_keeps
-from mergevq_platform.frozen_tokenizer import FrozenTokenizer
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, parse_resolved
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class SamplingSpec:
     sha256: str  # of the generator's weights file
     step: int
     recipe: dict[str, Any]
-    tokenizer: FrozenTokenizer
+    tokenizer: TokenizerRef
     device: Literal["cpu", "cuda"]
     keep: int | None  # None: a raster generator is not told
     steps: int | None
@@ -132,7 +132,7 @@ def chosen_keep(recipe: Recipe, keep: int | None) -> int | None:
         if keep is not None:
             raise InputError(f"--keep {keep}: a raster generator is not told a kept count: leave --keep out")
         return None
-    trained = trained_keeps(recipe)
+    trained = recipe.task.kept_counts()
     if keep is None:
         keep = task.generation.keep
     if keep is None:
@@ -151,7 +151,7 @@ class SamplingPipeline:
 
     def __init__(self, spec: SamplingSpec) -> None:
         self.spec = spec
-        self.recipe = resolve(spec.recipe)
+        self.recipe = parse_resolved(spec.recipe)
         self.device = torch.device(spec.device)
         self.sampling = parse(SamplingConfig, spec.sampling)
 

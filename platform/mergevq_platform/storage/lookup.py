@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from mergevq.config import Tree, merged, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.serialization import read_config
-from mergevq_platform.recipe import Recipe, read, resolve, untold_task
+from mergevq_platform.recipe import ResolvedRecipe, parse_resolved, placeholder_task, read
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run, run_around
 from mergevq_platform.tracking.curve import open_for_curve, open_for_evaluation
@@ -36,7 +35,7 @@ class FoundModel:
     run: Run | None = None  # its run, where that lies here
     tracked: TrackedRun | None = None  # its run, where only the store knows it
     fetched: Fetched | None = None  # of a registered model: what was copied
-    told: Recipe | None = None  # the recipe that was named for a tokenizer without one
+    told: ResolvedRecipe | None = None  # the recipe that was named for a tokenizer without one
 
     @property
     def label(self) -> str:
@@ -58,12 +57,12 @@ class FoundModel:
         return self._opened[1]
 
     @property
-    def stored_recipe(self) -> Recipe | None:
+    def stored_recipe(self) -> ResolvedRecipe | None:
         """The recipe of the training, or the one told; None for a tokenizer without a recipe."""
         return self.told or self._opened[2]
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> ResolvedRecipe:
         """The recipe that names data and protocol. Raises `InputError` for a tokenizer without one."""
         if (recipe := self.stored_recipe) is None:
             raise InputError(
@@ -94,7 +93,7 @@ class FoundModel:
         return None
 
     @cached_property
-    def _opened(self) -> tuple[str, int | None, Recipe | None]:
+    def _opened(self) -> tuple[str, int | None, ResolvedRecipe | None]:
         if self.fetched is not None:
             return self.place, self.fetched.step, checkpoints.recipe_of(self.fetched.path)
         if checkpoints.is_bare(self.place):
@@ -142,23 +141,20 @@ def _found(name: str, *, home: Path, store: Store, storage: str | None) -> Found
     return FoundModel(name=name, place=run.location, run=run)
 
 
-def with_upstream_places(recipe: Recipe, *, home: Path, store: Callable[[], Store]) -> Recipe:
-    """The recipe with the places of the tokenizer and the generator that its task names as a run, a registered model or an id.
+def places_of_runs(home: Path, store: Callable[[], Store]) -> Callable[[str], str]:
+    """What a recipe's name of a run, of a registered model or of an id means: its place. A path or URI stays as it is.
 
-    What is a path or URI already stays as it is. Raises `InputError`, naming the key, for a name that means nothing.
+    It raises `InputError` for a name that means nothing.
     """
-    changed: Tree = {}
-    for key in ("tokenizer", "generator"):
-        name = getattr(recipe.task, key, None)
-        if not isinstance(name, str) or ("/" in name and not name.startswith(SCHEME)):
-            continue  # a path or URI; what is not there any more is said where it is opened
+
+    def place(name: str) -> str:
+        if "/" in name and not name.startswith(SCHEME):
+            return name  # a path or URI; what is not there any more is said where it is opened
         if checkpoints.is_bare(name) or checkpoints.listed(name):
-            continue
-        try:
-            changed[key] = find(name, home=home, store=store()).place
-        except InputError as error:
-            raise InputError(f"task.{key}: {error}") from None
-    return parse(Recipe, merged(to_tree(recipe), {"task": changed})) if changed else recipe
+            return name
+        return find(name, home=home, store=store()).place
+
+    return place
 
 
 def _tracked(name: str, store: Store) -> TrackedRun | None:
@@ -173,12 +169,12 @@ def _tracked(name: str, store: Store) -> TrackedRun | None:
     return found if "mergevq.checkpoints" in found.tags else None
 
 
-def _around(directory: str, recipe: str) -> Recipe:
+def _around(directory: str, recipe: str) -> ResolvedRecipe:
     """The recipe named `recipe` with the model of a tokenizer's directory in place of its own."""
     tree, config = read(recipe), read_config(directory)
     data = tree.get("data") or {}
     views = {**(data.get("views") or {}), "image_size": config.image_size}
     evaluation = {**(tree.get("evaluation") or {}), "keeps": None}
-    return resolve(
-        {**tree, "task": untold_task(config), "data": {**data, "views": views}, "evaluation": evaluation}
+    return parse_resolved(
+        {**tree, "task": placeholder_task(config), "data": {**data, "views": views}, "evaluation": evaluation}
     )

@@ -11,7 +11,7 @@ import pyarrow.fs
 
 from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
-from mergevq_platform.recipe import GeneratorTask, Recipe, RecoveryTask, TokenizerTask
+from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints, naming
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
@@ -195,14 +195,8 @@ def run_around(place: str, home: Path) -> Run | None:
 
 
 def parameters(recipe: Recipe) -> dict[str, object]:
-    """The flattened recipe for MLflow, with the kept counts as merge ratios beside the counts."""
-    flat = flattened(to_tree(recipe))
-    if isinstance(recipe.task, TokenizerTask | RecoveryTask):
-        grid = recipe.tokenizer.model.grid_tokens
-        candidates = recipe.tokenizer.keep.candidates(grid)
-        flat["kept_tokens"] = list(candidates)
-        flat["merge_ratios"] = [round(1 - keep / grid, 4) for keep in candidates]
-    return flat
+    """The flattened recipe for MLflow, with what the task says beside it."""
+    return flattened(to_tree(recipe)) | recipe.task.parameters()
 
 
 def tags(recipe: Recipe, run: Run) -> dict[str, str]:
@@ -213,28 +207,10 @@ def tags(recipe: Recipe, run: Run) -> dict[str, str]:
         "mergevq.checkpoints": without_credentials(run.location),
         "mlflow.note.content": recipe.description,
     }
-    found |= described_task(recipe)
+    found |= recipe.task.tags()
     commit = git_commit()
     if commit:
         found["mlflow.source.git.commit"] = commit
-    return found
-
-
-def described_task(recipe: Recipe) -> dict[str, str]:
-    """The tags that say what is trained, and on whose codes."""
-    match recipe.task:
-        case TokenizerTask() | RecoveryTask():
-            task = recipe.tokenizer
-            found = {
-                "mergevq.variant": task.preset or task.model.encoder.kind,
-                "mergevq.alignment": task.losses.alignment.kind,
-            }
-        case GeneratorTask() as task:
-            found = {"mergevq.variant": task.preset or task.model.kind}
-        case _:
-            return {}
-    if isinstance(recipe.task, GeneratorTask | RecoveryTask) and recipe.task.tokenizer_sha256:
-        found["mergevq.tokenizer"] = recipe.task.tokenizer_sha256
     return found
 
 

@@ -15,6 +15,7 @@ from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.plain_values import plain
 from mergevq_platform.sweeps.space import Params, Space
+from mergevq_platform.tasks.task import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,9 @@ class Sweep:
     gpus_per_trial: float = 1.0  # of a trial with one worker on GPUs; a fraction shares one
     max_failures: int = 2  # restarts of a trial from its checkpoint
     folder: str | None = None  # what relative paths start from; none: where we are. Set when a sweep begins.
+    pins: recipes.Pins | None = (
+        None  # the models and weights that its recipes build on. Set when a sweep begins.
+    )
 
     def __post_init__(self) -> None:
         # A file may hold NumPy's numbers, which neither JSON nor a recipe takes.
@@ -111,13 +115,13 @@ class Sweep:
         return with_overrides(recipes.read(beside if beside.is_file() else self.recipe), self.overrides)
 
     def recipe_of(self, params: Params, *, seed: int | None = None, name: str | None = None) -> Recipe:
-        """The resolved recipe of a choice. Raises `InputError` if the schema refuses it."""
+        """The complete recipe of a choice. Raises `InputError` if the schema refuses it."""
         tree = spaces.laid_over(self.base(), spaces.values_of(self.space, params))
         if seed is not None:
             tree = {**tree, "seed": seed}
         if self.rung_steps is not None:
             tree = {**tree, "checkpoint_every": self.rung_steps}
-        return recipes.located(recipes.resolve({**tree, "name": name} if name else tree), self.folder)
+        return recipes.locate(recipes.complete({**tree, "name": name} if name else tree), self.folder)
 
     def first_recipe(self) -> Recipe:
         """The recipe of first choices: what all trials have in common stands in it."""
@@ -183,7 +187,7 @@ class Sweep:
 
     def _check_task(self, recipe: Recipe) -> None:
         trains = f"recipe '{recipe.name}' trains a {recipe.task.kind}"
-        if recipe.task.kind not in ("tokenizer", "generator"):
+        if not task_of(recipe).curves:
             raise InputError(f"sweep '{self.name}': {trains}, neither a tokenizer nor a generator")
         for objective in self.objectives:
             if objective.task != recipe.task.kind:

@@ -12,13 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from mergevq_platform import loop
 from mergevq_platform.distributed import cluster
-from mergevq_platform.evaluable import require_classes
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.recipe import Pins, Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.credentials import refuse_credentials
-from mergevq_platform.storage.runs import described_task
 from mergevq_platform.sweeps import report, stored
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import Sweep
@@ -27,6 +24,7 @@ from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Board
 from mergevq_platform.sweeps.trial import untrained_reference
 from mergevq_platform.sweeps.tuning import run_trials
+from mergevq_platform.tasks.preflight import preflight, require_classes
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import RunIdentity, Status
 from mergevq_platform.tracking.store import Store
@@ -63,8 +61,10 @@ def sweep(
     if definition.folder is None:
         definition = replace(definition, folder=os.getcwd())
     definition.check()
-    base = definition.first_recipe()
-    fingerprint = loop.preflight(base).fingerprint
+    first = definition.first_recipe()
+    base = resolve(first, pins=definition.pins)
+    definition = replace(definition, pins=Pins.between(first, base))
+    fingerprint = preflight(base).fingerprint
     if needing := [objective.name for objective in definition.objectives if objective.needs_probe]:
         require_classes(base, f"the objective {needing[0]} needs a probe")
     if resume is None:
@@ -131,7 +131,7 @@ def _recorder(
             "mergevq.data_fingerprint": fingerprint,
             "mlflow.note.content": definition.question,
         }
-        | described_task(base)
+        | base.task.tags()
     )
     return recorder
 

@@ -95,7 +95,7 @@ def from_dimensions(recipe: str, dimensions: Sequence[str]) -> Sweep:
     space = dict(parse_domain(text) for text in dimensions)
     listed = all(isinstance(domain, spaces.Choice) for domain in space.values())
     stem = Path(recipe).stem
-    generates = recipes.resolve(recipes.read(recipe)).task.kind == "generator"
+    generates = recipes.complete(recipes.read(recipe)).task.as_generator is not None
     return Sweep(
         name=naming.fitted(f"{stem[:80]}-sweep"),
         question=f"{stem}: what do {', '.join(space)} change?",

@@ -31,11 +31,10 @@ from mergevq_platform.evaluation.api import evaluator_of, leave
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.evaluation.worker import Device
-from mergevq_platform.feeding import pinned
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
 from mergevq_platform.figures.kept_counts import drawn_figure
-from mergevq_platform.recipe import GeneratorTask, Recipe, located, resolve
+from mergevq_platform.recipe import ResolvedRecipe, complete, locate, parse_resolved, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.storage.runs import Run
@@ -43,6 +42,8 @@ from mergevq_platform.sweeps.definition import Sweep, described, named
 from mergevq_platform.sweeps.objectives import UntrainedPoint
 from mergevq_platform.sweeps.space import Params
 from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.tasks.preflight import preflight
+from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
 
 RECORD = "finished.json"
@@ -126,7 +127,7 @@ def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> 
     if finished := Finished.load(record):
         tune.report({"step": finished.steps, **finished.objectives, "finished": True})
         return
-    recipe = pinned(sweep.recipe_of(params, seed=seed, name=name))
+    recipe = resolve(sweep.recipe_of(params, seed=seed, name=name), pins=sweep.pins)
     began = time.monotonic()
     if recipe.cluster.workers > 1:
         curve, steps, drawn = _in_group(sweep, place, run, recipe, params)
@@ -169,7 +170,7 @@ def measured(sweep: Sweep, curve: Evaluation, reference: UntrainedPoint | None) 
 
 
 def _in_place(
-    sweep: Sweep, place: SweepSettings, run: Run, recipe: Recipe, params: Params
+    sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
 ) -> tuple[Evaluation, int, Counter[int]]:
     run.directory.mkdir(parents=True, exist_ok=True)
     with _recorder(run, recipe, place, params) as recorder, _handed() as handed:
@@ -178,7 +179,7 @@ def _in_place(
         host = TrialHost(run.directory, recorder=recorder, handed=handed, objectives=names)
         if sweep.rung_steps is not None:
             host.measured = lambda directory, step: _rung(sweep, place, recipe, directory, step, recorder)
-        steps = loop.train(recipe, loop.Worker(device=device), host)
+        steps = loop.train(recipe, Worker(device=device), host)
         checkpoint = run.directory / checkpoints.directory_name(steps)
         _kept(run, checkpoint)
         curve = _final(recipe, place, run, str(checkpoint), steps, recorder)
@@ -188,7 +189,7 @@ def _in_place(
 
 
 def _in_group(
-    sweep: Sweep, place: SweepSettings, run: Run, recipe: Recipe, params: Params
+    sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
 ) -> tuple[Evaluation, int, Counter[int]]:
     begun = (run.directory / "recipe.yaml").is_file()
     found: dict[str, Any] = {}
@@ -221,28 +222,10 @@ def _in_group(
 
 
 def _rung(
-    sweep: Sweep, place: SweepSettings, recipe: Recipe, directory: Path, step: int, recorder: Any
+    sweep: Sweep, place: SweepSettings, recipe: ResolvedRecipe, directory: Path, step: int, recorder: Any
 ) -> dict[str, float]:
     """The objectives on few images; recorded as `rung/<objective>`."""
-    rung, task = sweep.rung, recipe.task
-    few = replace(
-        recipe,
-        evaluation=replace(
-            recipe.evaluation,
-            keeps=rung.keeps or recipe.evaluation.keeps,
-            images=_fewer(recipe.evaluation.images, rung.images),
-            probe_images=_fewer(recipe.evaluation.probe_images, rung.probe_images),
-            untrained_baseline=False,
-        ),
-    )
-    if isinstance(task, GeneratorTask):
-        settings = replace(
-            task.generation,
-            images=_fewer(task.generation.images, rung.images),
-            scales=rung.scales or task.generation.scales,
-            baselines=False,
-        )
-        few = replace(few, task=replace(task, generation=settings))
+    few = task_of(recipe).on_fewer_images(recipe, sweep.rung)
     evaluator = evaluator_of(few, str(directory), step=step, device=_device(place.device))
     curve: Evaluation = evaluator.report(recipe.name)
     values = measured(sweep, curve, place.reference)
@@ -251,7 +234,7 @@ def _rung(
 
 
 def _final(
-    recipe: Recipe, place: SweepSettings, run: Run, checkpoint: str, step: int, recorder: Any
+    recipe: ResolvedRecipe, place: SweepSettings, run: Run, checkpoint: str, step: int, recorder: Any
 ) -> Evaluation:
     evaluator = evaluator_of(recipe, checkpoint, step=step, device=_device(place.device))
     report: Evaluation = evaluator.report(run.name)
@@ -263,9 +246,10 @@ def _device(name: str) -> Device:
     return "cuda" if name == "cuda" else "cpu"
 
 
-def _drawn(recipe: Recipe, steps: int) -> Counter[int]:
+def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
     # A pure function of (seed, step), so a resumed trial counts the same steps.
-    return Counter(keep for step in range(steps) if (keep := loop.draw_keep(recipe, step)) is not None)
+    task, seed = recipe.task, recipe.seed
+    return Counter(keep for step in range(steps) if (keep := task.draw_keep(seed, step)) is not None)
 
 
 def _record_drawn(drawn: Counter[int], recorder: Any, run: Run) -> None:
@@ -283,8 +267,10 @@ def _kept(run: Run, checkpoint: Path) -> None:
 
 
 @contextlib.contextmanager
-def _recorder(run: Run, recipe: Recipe, place: SweepSettings, params: Params) -> Iterator[LocalRecorder]:
-    fingerprint = loop.preflight(recipe).fingerprint
+def _recorder(
+    run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params
+) -> Iterator[LocalRecorder]:
+    fingerprint = preflight(recipe).fingerprint
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
     recorder = run.recorder(
         recipe, place.tracking_uri, fingerprint=fingerprint, kind="trial", parent=place.uid
@@ -316,16 +302,12 @@ def _handed() -> Iterator[Path | None]:
             yield Path(directory)
 
 
-def _fewer(one: int | None, other: int) -> int:
-    return other if one is None else min(one, other)
-
-
 def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
     """The untrained tokenizer of the base recipe, every token kept, on the rung's images: a fixed point of the sweep.
 
     Raises `InputError` where the images have no labels.
     """
-    recipe = located(resolve(sweep.base()), sweep.folder)
+    recipe = parse_resolved(to_tree(locate(complete(sweep.base()), sweep.folder)))
     settings = replace(
         recipe.evaluation,
         keeps=(recipe.tokenizer.model.grid_tokens,),

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import mergevq
+import ranks
 from mergevq.teachers.stand_in import StandInClassifier, StandInConfig, save_classifier
 from mergevq.training.tokenizer import build_training
 
@@ -107,7 +107,7 @@ def two_ranks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ranks")
     torch.manual_seed(1)
     save_classifier(StandInClassifier(StandInConfig(classes=3, width=8, num_stages=2)), directory)
-    mp.spawn(_rank, args=(directory,), nprocs=2)
+    ranks.run(_rank, (directory,), 2)
     return directory, [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

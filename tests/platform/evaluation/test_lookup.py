@@ -19,11 +19,12 @@ from mergevq.errors import InputError
 from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
-from mergevq_platform.frozen_tokenizer import find_tokenizer
-from mergevq_platform.recipe import ProbeTask, Recipe, resolve
+from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.lookup import with_upstream_places
+from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.storage.tokenizer_ref import find_tokenizer
+from mergevq_platform.tasks.probe import ProbeTask
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import fetch_model
 from mergevq_platform.tracking.serving import ServedTokenizer
@@ -250,21 +251,21 @@ def test_every_verb_takes_every_kind_of_name(
         "the run's own curve, at two kept counts"
     )
     tree = small_recipe | {"task": {"kind": "probe", "tokenizer": name}}
-    placed = with_upstream_places(resolve(tree), home=home, store=lambda: store).task
-    assert isinstance(placed, ProbeTask)
+    resolved = resolve(tree, find_run=places_of_runs(home, lambda: store)).task
+    assert isinstance(resolved, ProbeTask)
     weights = checkpoints.sha256(Path(run.newest_checkpoint()) / "model.safetensors")
-    assert find_tokenizer(placed.tokenizer).sha256 == weights
+    assert resolved.tokenizer_sha256 == find_tokenizer(resolved.tokenizer).sha256 == weights
 
 
 def test_a_name_of_an_upstream_that_means_nothing_is_said_with_its_key(
     small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = resolve(small_recipe | {"task": {"kind": "probe", "tokenizer": "nothing-of-that-name"}})
+    tree = small_recipe | {"task": {"kind": "probe", "tokenizer": "nothing-of-that-name"}}
     store = Store.at(tmp_path)
     with pytest.raises(InputError, match=r"^task\.tokenizer: no run 'nothing-of-that-name' in "):
-        with_upstream_places(recipe, home=tmp_path, store=lambda: store)
-    path = resolve(small_recipe | {"task": {"kind": "probe", "tokenizer": str(tmp_path / "gone")}})
-    assert with_upstream_places(path, home=tmp_path, store=lambda: pytest.fail("asked")) == path
+        resolve(tree, find_run=places_of_runs(tmp_path, lambda: store))
+    path = str(tmp_path / "gone")
+    assert places_of_runs(tmp_path, lambda: pytest.fail("asked"))(path) == path
 
 
 def test_a_checkpoint_is_opened_without_its_resume_state(

@@ -30,10 +30,12 @@ from mergevq_platform.evaluation.spec import EvaluationSpec
 from mergevq_platform.evaluation.tokenizer import TokenizerEvaluator
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.evaluation.worker import answers
-from mergevq_platform.recipe import Recipe, located, resolve
+from mergevq_platform.recipe import Recipe, complete, locate, resolve
 from mergevq_platform.sweeps import Grid, Sweep, choice, objectives
 from mergevq_platform.sweeps.driver import sweep
 from mergevq_platform.sweeps.objectives import sample_class_top1
+from mergevq_platform.tasks.preflight import preflight
+from mergevq_platform.tasks.task import task_of
 
 KEEPS = (4, 9, 16)
 
@@ -231,8 +233,8 @@ def test_what_an_evaluation_could_not_begin_with_is_refused_before_the_first_ste
     spoil(small_recipe, tmp_path)
     recipe = resolve(small_recipe)
     with pytest.raises(InputError, match=said):
-        loop.preflight(recipe)
-    loop.preflight(recipe, evaluated=False)
+        preflight(recipe)
+    preflight(recipe, evaluated=False)
 
 
 def test_weights_by_name_are_found_for_every_recipe_in_one_folder(
@@ -248,14 +250,14 @@ def test_weights_by_name_are_found_for_every_recipe_in_one_folder(
     lpips = {"backbone": "vgg16.pth", "heads": "/of/another/machine/vgg.pth"}
     for tree in (small_recipe, small_generator):
         tree["evaluation"] |= {"extractor": {"kind": "inception", "weights": "inception.pth"}, "lpips": lpips}
-        found: Any = located(resolve(tree)).evaluation
+        found: Any = locate(complete(tree)).evaluation
         assert found.extractor.weights == str(tmp_path / "inception.pth")
         assert (found.lpips.backbone, found.lpips.heads) == (
             str(tmp_path / "vgg16.pth"),
             str(tmp_path / "vgg.pth"),
         )
     small_recipe["task"]["initial_weights"] = "dino.pth"
-    assert located(resolve(small_recipe)).tokenizer.initial_weights == str(tmp_path / "dino.pth")
+    assert locate(complete(small_recipe)).tokenizer.initial_weights == str(tmp_path / "dino.pth")
 
 
 def test_the_untrained_tokenizer_needs_neither_teacher_nor_training_images(
@@ -263,7 +265,7 @@ def test_the_untrained_tokenizer_needs_neither_teacher_nor_training_images(
 ) -> None:
     recipe = resolve(small_recipe)
     torch.manual_seed(recipe.seed + 1)
-    expected = loop.build(recipe, loop.open_samples(recipe)).model().state_dict()
+    expected = loop.build(recipe, task_of(recipe).open_data(recipe)).model().state_dict()
     small_recipe["task"]["losses"]["alignment"] = {"kind": "stand_in", "directory": "nowhere"}
     small_recipe["data"]["path"] = str(tmp_path / "nowhere")
     spec = EvaluationSpec(None, to_tree(resolve(small_recipe)), str(tmp_path / "nowhere"), "cpu")
@@ -303,7 +305,7 @@ def test_what_classifies_learns_from_labelled_images_and_is_judged_by_them(
     run = tmp_path / "run"
     run.mkdir()
     host = LocalHost(run)
-    loop.preflight(recipe)
+    preflight(recipe)
     loop.train(recipe, loop.Worker(), host)
     assert "48 of the 192 images of 'train' have no label: they teach the classes nothing" in host.warnings
     validated = {

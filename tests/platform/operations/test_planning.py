@@ -75,7 +75,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[recipe.Recipe, S
         "optimizer": {"schedule": {"kind": "constant"}},
         "cluster": {"device": "cpu"},
     }
-    resolved = recipe.resolve(tree)
+    resolved = recipe.complete(tree)
     return resolved, planning.measure(resolved, device=torch.device("cpu"), repeats=2)
 
 
@@ -112,7 +112,7 @@ def test_a_generator_is_measured_on_codes_that_need_not_be_made_yet(preset: str)
         "optimizer": {"schedule": {"kind": "constant"}},
         "cluster": {"device": "cpu"},
     }
-    resolved = recipe.resolve(tree)
+    resolved = recipe.complete(tree)
     sizes = planning.measure(resolved, device=torch.device("cpu"), repeats=1)
     trained = sum(p.numel() * 4 for p in build_generator(resolved.generator.model).parameters())
     assert sizes.gradient_bytes == trained

@@ -17,20 +17,18 @@ from mergevq.config import config, parse
 from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq_platform import loop, optim
-from mergevq_platform.feeding import EncodedPictureFeed, Worker, open_feed
 from mergevq_platform.operations.planning.activations import saved_for_backward
 from mergevq_platform.operations.planning.synthetic import (
     SyntheticSamples,
-    classes_of,
     input_seconds_of,
     kept_counts,
-    learns_codes,
     micro_batches,
     with_images,
 )
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.checkpoints import TrainingState
+from mergevq_platform.tasks.task import Worker, task_of
 
 REPEATS = 7
 FOREVER = 10**9  # a step at which everything that starts late has started
@@ -73,17 +71,17 @@ def measure(
     large = micro_batch or recipe.largest_micro_batch
     small = max(1, large // 4)
     with tempfile.TemporaryDirectory(prefix="mergevq-plan-") as folder:
-        recipe, dataset = with_images(recipe, Path(folder) / "images", max(64, 2 * large))
-        training = loop.build(
-            recipe, SyntheticSamples(dataset, classes_of(recipe) or dataset.num_classes)
-        ).to(device)
+        resolved, dataset = with_images(recipe, Path(folder) / "images", max(64, 2 * large))
+        task = task_of(resolved)
+        samples = SyntheticSamples(dataset, task.classes() or dataset.num_classes)
+        training = loop.build(resolved, samples).to(device)
         state = TrainingState(
             training, Ema(training.model(), recipe.ema_decay), optim.make_optimizers(recipe, training)
         )
-        feed = None if learns_codes(recipe) else open_feed(recipe, dataset, Worker(device=device))
-        autocast = optim.autocast(recipe, device)
-        keep, most = kept_counts(recipe)
-        batches = micro_batches(recipe, dataset, large, keep)
+        feed = task.open_feed(resolved, dataset, Worker(device=device)) if task.reads_images else None
+        autocast = optim.autocast(resolved, device)
+        keep, most = kept_counts(resolved)
+        batches = micro_batches(resolved, dataset, large, keep)
 
         def micro_step(batch: dict[str, Tensor], kept: int | None) -> None:
             moved = feed.batch(batch, kept) if feed else {name: v.to(device) for name, v in batch.items()}
@@ -104,17 +102,17 @@ def measure(
             times["small"].append(_seconds(lambda: micro_step(fewer, keep), device))
             times["update"].append(_seconds(update, device))
         with saved_for_backward() as saved:
-            micro_step(micro_batches(recipe, dataset, large, most)[0] if feed is None else batches[0], most)
+            micro_step(micro_batches(resolved, dataset, large, most)[0] if feed is None else batches[0], most)
         flops = _flops(lambda: micro_step(batches[0], keep))
         # The fastest of each: what else the machine does can only add to a time.
         whole, part = min(times["large"]), min(times["small"])
         per_image = (whole - part) / (large - small) if large > small else whole / large
         per_image = min(max(per_image, 0.0), whole / large)
-        checkpoints.write(Path(folder) / "checkpoint", state, recipe, fingerprint=dataset.fingerprint)
+        checkpoints.write(Path(folder) / "checkpoint", state, resolved, fingerprint=dataset.fingerprint)
         written = sum(file.stat().st_size for file in (Path(folder) / "checkpoint").iterdir())
         own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(training)}
         trained = [p for p in training.parameters() if p.requires_grad]
-        encoder = _tensors(feed.tokenizer) if isinstance(feed, EncodedPictureFeed) else []
+        encoder = _tensors(feed.encoder) if feed and feed.encoder else []
         return StepMeasurement(
             recipe=recipe.name,
             machine=_machine(device),
@@ -123,7 +121,7 @@ def measure(
             call_seconds=whole - per_image * large,
             image_seconds=per_image,
             update_seconds=min(times["update"]),
-            input_seconds=0.0 if learns_codes(recipe) else input_seconds_of(recipe, dataset),
+            input_seconds=input_seconds_of(resolved, dataset) if task.reads_images else 0.0,
             gradient_bytes=_bytes(trained),
             state_bytes=_bytes(_tensors(training) + encoder)
             + _bytes(trained)

@@ -7,22 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
+from mergevq.paths import PathKind
 from mergevq_platform import recipe as recipes
-from mergevq_platform.recipe import Recipe, weights_files
+from mergevq_platform.recipe import Recipe, named_paths
 from mergevq_platform.storage import naming
 from mergevq_platform.storage.credentials import refuse_credentials
 from mergevq_platform.tracking.models import parse_target
 
 NOT_JOBS = ("submit", "jobs", "ui")
 BEGINNING = ("train", "sweep")  # verbs whose --name is a new run's
-REMOTE_KEYS = (
-    "data.path",
-    "task.codes",
-    "task.tokenizer",
-    "task.generator",
-)  # read by a job, uploaded by none
+REMOTE = (PathKind.DATA, PathKind.CODES, PathKind.RUN)  # read by a job, uploaded by none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,21 +96,17 @@ def _read_sweep(options: argparse.Namespace) -> tuple[str, list[Path]]:
 
 def _uploaded_weights(recipe: Recipe) -> list[Path]:
     # A relative path means this machine's: small weights go along, images and runs do not.
-    flat = flattened(to_tree(recipe))
-    for key in REMOTE_KEYS:
-        path = flat.get(key)
-        if isinstance(path, str) and "://" not in path and not Path(path).expanduser().is_absolute():
+    found = []
+    for key, kind, path, _ in named_paths(recipe):
+        if "://" in path or (kind not in REMOTE and Path(path).is_absolute()):
+            continue
+        if kind in REMOTE and not Path(path).expanduser().is_absolute():
             raise InputError(
                 f"{key} is '{path}', a relative path: a job runs in a folder of its own, so name it where the cluster sees it, "
                 f"{key}=/shared/… or a URI"
             )
-    found = []
-    for key, file in weights_files(recipe).items():
-        if Path(file).is_absolute():
-            continue
-        if not Path(file).is_file() or key.endswith("directory"):
-            raise InputError(
-                f"{key} is '{file.removesuffix('/model.safetensors')}', a relative path: name it where the cluster sees it"
-            )
-        found.append(Path(file))
+        if kind is PathKind.EXPORT or (kind is PathKind.WEIGHTS and not Path(path).is_file()):
+            raise InputError(f"{key} is '{path}', a relative path: name it where the cluster sees it")
+        if kind is PathKind.WEIGHTS:
+            found.append(Path(path))
     return found

@@ -15,7 +15,7 @@ import yaml
 
 from mergevq.errors import InputError
 from mergevq.weights_file import file_sha256 as sha256
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import ResolvedRecipe, parse_resolved
 from mergevq_platform.storage.checkpoints.listing import ABOUT, candidates
 from mergevq_platform.storage.checkpoints.state import TrainingState
 from mergevq_platform.storage.locations import local_path, open_storage
@@ -108,12 +108,12 @@ def verify(directory: Path, files: Collection[str] | None = None) -> None:
             )
 
 
-def recipe_of(directory: Path) -> Recipe:
+def recipe_of(directory: Path) -> ResolvedRecipe:
     """The resolved recipe that a checkpoint was trained with."""
     path = directory / "recipe.yaml"
     if not path.is_file():
         raise InputError(f"{directory} has no recipe.yaml: give a checkpoint written by mergevq train")
-    return resolve(yaml.safe_load(path.read_text()))
+    return parse_resolved(yaml.safe_load(path.read_text()))
 
 
 def restore(directory: Path, state: TrainingState) -> None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from mergevq.config import to_tree
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage.checkpoints.listing import ABOUT, candidates
 from mergevq_platform.storage.checkpoints.reading import sha256
 from mergevq_platform.storage.checkpoints.state import TrainingState
@@ -22,7 +22,7 @@ from mergevq_platform.storage.locations import open_storage
 FORMAT = 1
 
 
-def write(directory: Path, state: TrainingState, recipe: Recipe, *, fingerprint: str) -> None:
+def write(directory: Path, state: TrainingState, recipe: ResolvedRecipe, *, fingerprint: str) -> None:
     """Write a complete checkpoint into `directory` (made if need be)."""
     directory.mkdir(parents=True, exist_ok=True)
     state.training.export(state.ema.averaged, directory)

@@ -1,8 +1,8 @@
 """The frozen tokenizer of stage 2: where it lies, and the hash by which codes, recipe and generator know it again.
 
 Codes mean nothing without the very weights that made them. Its identity is the sha256 of its `model.safetensors` (averaged
-weights), which code sets, recipes, checkpoints of generators and generated pictures all record. Beside it stands the hash of
-all weights but those of Source Recovery, which neither makes nor paints codes: a tokenizer that differs in it alone (`mergevq
+weights), which code sets, recipes, checkpoints of generators and generated images all record. Beside it stands the hash of
+all weights but those of Source Recovery, which neither makes nor decodes codes: a tokenizer that differs in it alone (`mergevq
 train recovery_gr_256`) may take the place of the recorded one.
 """
 
@@ -20,13 +20,11 @@ import mergevq
 from mergevq.errors import InputError
 from mergevq.serialization import WEIGHTS, read_config
 from mergevq.tokenizer import MergeVQ
-from mergevq.training.probe import FrozenFeatures
-from mergevq_platform.recipe import FineTuneTask, ProbeTask
 from mergevq_platform.storage import checkpoints
 
 
 @dataclass(frozen=True)
-class FrozenTokenizer:
+class TokenizerRef:
     """One tokenizer, in a form that travels to workers and into manifests."""
 
     location: str  # a checkpoint, a tokenizer alone, or a URI of either
@@ -59,7 +57,7 @@ class FrozenTokenizer:
 
 def find_tokenizer(
     place: str, *, sha256: str | None = None, codes_sha256: str | None = None, key: str = "tokenizer"
-) -> FrozenTokenizer:
+) -> TokenizerRef:
     """The tokenizer of a run directory (its newest whole checkpoint), a checkpoint, a tokenizer alone, or a URI.
 
     Raises `InputError`, naming `key`, if there is none, or if it is not the one with the given hashes: with `codes_sha256` its
@@ -75,7 +73,7 @@ def find_tokenizer(
             location = str(Path(place).resolve())  # workers run in other directories
         else:  # a run goes on; its checkpoint of now is what is meant
             location = checkpoints.at_step(place, checkpoints.about(directory)["step"])
-        found = FrozenTokenizer(
+        found = TokenizerRef(
             location,
             checkpoints.sha256(directory / WEIGHTS),
             config.image_size,
@@ -101,22 +99,17 @@ def sha256_of_codes(weights: Path) -> str:
     return digest.hexdigest()
 
 
-def classified_tokenizer(task: FineTuneTask | ProbeTask) -> MergeVQ:
-    """The tokenizer whose features answer for classes. Raises `InputError` if another lies there than the recipe's hash says."""
-    with checkpoints.weights(task.tokenizer) as directory:
-        if task.tokenizer_sha256 is not None:
+def open_tokenizer(location: str, sha256: str | None, *, key: str) -> MergeVQ:
+    """The tokenizer at a place, in evaluation mode. Raises `InputError`, naming `key`, if another lies there than `sha256` says."""
+    with checkpoints.weights(location) as directory:
+        if sha256 is not None:
             found = checkpoints.sha256(directory / WEIGHTS)
-            if found != task.tokenizer_sha256:
+            if found != sha256:
                 raise InputError(
-                    f"task.tokenizer: {task.tokenizer} has weights {found[:12]}…, but the run began with "
-                    f"{task.tokenizer_sha256[:12]}…: put those back, or begin another run"
+                    f"{key}: {location} has weights {found[:12]}…, but the run began with "
+                    f"{sha256[:12]}…: put those back, or begin another run"
                 )
         return mergevq.load(directory)
-
-
-def probed_features(task: ProbeTask, device: torch.device) -> FrozenFeatures:
-    """The features that a probe's heads read, of the tokenizer that its recipe names."""
-    return FrozenFeatures(classified_tokenizer(task), task.settings).to(device)
 
 
 def mismatch(what: str, found: str, expected: str) -> str:

@@ -1,0 +1,37 @@
+"""How a checkpoint is evaluated, whatever its kind; each kind takes of it what it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.worker import Device
+
+Suite = Literal["reconstruction", "representation"]
+SUITES: tuple[Suite, ...] = ("reconstruction", "representation")
+
+
+def _silent(text: str) -> None:
+    del text
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The options of `evaluate`, with who does the work: this process for 0 `workers`, else so many Ray actors."""
+
+    device: Device
+    step: int | None = None
+    workers: int = 0
+    cache: Cache | None = None
+    data: str | None = None  # none: the recipe's
+    keeps: Sequence[int] | None = None  # none: the recipe's
+    suites: Sequence[Suite] = SUITES
+    seeds: int = 1
+    scales: Sequence[float] | None = None  # none: the recipe's
+    images: int | None = None  # none: the recipe's
+    steps: int | None = None
+    seed: int = 0
+    tokenizer: str | None = None  # where a generator's lies now; none: the recipe's
+    say: Callable[[str], None] = _silent

@@ -1,0 +1,56 @@
+"""Recipes: the only input of a run, from a few lines of YAML to everything that decides what a run computes.
+
+task_config.py  what a recipe asks of its task; the settings of the two stages, which evaluation and generation read too
+sections.py     the other sections: data, optimizer, cluster, evaluation
+schema.py       `Recipe`, complete and checked; `ResolvedRecipe`, which workers, trials and evaluators take
+files.py        recipe files and the packaged recipes
+paths.py        the files and folders that a recipe names
+resolve.py      read, override, complete, check, make absolute, pin: once, in the driver
+"""
+
+from mergevq_platform.recipe.files import find, packaged_recipes, read
+from mergevq_platform.recipe.paths import named_paths, weights_files
+from mergevq_platform.recipe.resolve import (
+    Pins,
+    complete,
+    load,
+    locate,
+    parse_resolved,
+    placeholder_task,
+    resolve,
+)
+from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
+from mergevq_platform.recipe.sections import ClusterConfig, DataConfig, EvaluationConfig, OptimizerConfig
+from mergevq_platform.recipe.task_config import (
+    GenerationConfig,
+    GeneratorTaskConfig,
+    TaskConfig,
+    TokenizerTaskConfig,
+    known_keeps,
+)
+
+__all__ = [
+    "ClusterConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "GeneratorTaskConfig",
+    "OptimizerConfig",
+    "Pins",
+    "Recipe",
+    "ResolvedRecipe",
+    "TaskConfig",
+    "TokenizerTaskConfig",
+    "complete",
+    "find",
+    "known_keeps",
+    "load",
+    "locate",
+    "named_paths",
+    "packaged_recipes",
+    "parse_resolved",
+    "placeholder_task",
+    "read",
+    "resolve",
+    "weights_files",
+]

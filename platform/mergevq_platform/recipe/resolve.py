@@ -1,0 +1,220 @@
+"""From a tree to a recipe: presets, checks, absolute paths, and the hashes of all that a run builds on.
+
+Recipe files, command-line overrides and a sweep's trials all pass through `complete`; what is to be run passes through `resolve`,
+once, in the driver. The tree of the resolved recipe is stored in every checkpoint and in MLflow; `parse_resolved` reads it again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from mergevq.config import Tree, config, flattened, merged, parse, to_tree, with_overrides
+from mergevq.errors import InputError
+from mergevq.paths import PathKind
+from mergevq.tokenizer import TokenizerConfig
+from mergevq.weights_file import file_sha256
+from mergevq_platform import tasks
+from mergevq_platform.recipe.files import read
+from mergevq_platform.recipe.paths import hash_field, named_paths
+from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
+from mergevq_platform.recipe.task_config import TaskConfig
+from mergevq_platform.storage.credentials import keys_with_credentials
+from mergevq_platform.storage.settings import read_settings
+
+R = TypeVar("R", bound=Recipe)
+RENAMED = {"data": {"bad_picture_limit": "bad_image_limit"}}  # section -> key of earlier recipes -> key
+
+
+def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The complete recipe of a file, or of a packaged recipe by name, with `a.b=c` overrides laid over it."""
+    return complete(with_overrides(read(name_or_path), overrides))
+
+
+def complete(tree: Mapping[str, Any]) -> Recipe:
+    """A recipe from its tree: presets are written out under what the tree says, defaults are filled in, all is checked.
+
+    Nothing is opened or looked for. Raises `InputError` for what cannot be.
+    """
+    return _complete(Recipe, tree)
+
+
+def parse_resolved(tree: Mapping[str, Any]) -> ResolvedRecipe:
+    """The recipe that a driver resolved, from its tree. Nothing is opened or looked for."""
+    return _complete(ResolvedRecipe, tree)
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What resolving a recipe found: travels to whoever resolves the like of it, and need not look again."""
+
+    paths: dict[str, str]  # of the recipe before
+    found: Tree  # key -> value, what was added to it
+
+    @classmethod
+    def between(cls, before: Recipe, after: ResolvedRecipe) -> Pins:
+        """Of a recipe with absolute paths and the same, resolved."""
+        given = flattened(to_tree(before))
+        found = {key: value for key, value in flattened(to_tree(after)).items() if given.get(key) != value}
+        return cls(_paths(before), found)
+
+    def laid_over(self, recipe: Recipe) -> Recipe:
+        """The recipe with these, if it builds on the same; else as it is."""
+        if _paths(recipe) != self.paths:
+            return recipe
+        tree = to_tree(recipe)
+        for key, value in self.found.items():
+            _set(tree, key, value)
+        return _parse(Recipe, tree)
+
+
+def resolve(
+    recipe: Recipe | Mapping[str, Any],
+    folder: str | Path | None = None,
+    *,
+    find_run: Callable[[str], str] | None = None,
+    pins: Pins | None = None,
+) -> ResolvedRecipe:
+    """The recipe with absolute paths, and with the hashes of the models and weights that it builds on.
+
+    Paths start from `folder` (none: where we are); `find_run` says what lies at the name of a run. What has a hash already, or
+    one of `pins`, is not looked for. Raises `InputError` for a model that is not there, or is not the one that the recipe's hash
+    says.
+    """
+    located = locate(recipe if isinstance(recipe, Recipe) else complete(recipe), folder)
+    if find_run is not None:
+        located = _with_runs(located, find_run)
+    if pins is not None:
+        located = pins.laid_over(located)
+    tree = to_tree(located) | {"task": to_tree(located.task.pin())}
+    return parse_resolved(_with_hashes(located, tree))
+
+
+def locate(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
+    """The same with absolute paths for the files and folders that it names relative to `folder` (none: where we are).
+
+    Workers and trials run in directories of their own. Files of weights are looked for in the folder `MERGEVQ_WEIGHTS` too.
+    Names of what is not there stay: a URI, or a mistake, which is reported under the name that was given.
+    """
+    start = Path.cwd() if folder is None else Path(folder)
+    weights = read_settings().weights
+    tree = to_tree(recipe)
+    for key, kind, path, _ in named_paths(recipe):
+        if "://" in path:
+            continue
+        written = os.path.expanduser(path)
+        # An absolute path stays what it is when it is joined to another.
+        known = [start / written]
+        if weights and kind is PathKind.WEIGHTS:  # the path of another machine is a name here
+            known += [weights / written, weights / Path(written).name]
+        _set(tree, key, next((str(place) for place in known if place.exists()), written))
+    return _parse(Recipe, tree)
+
+
+def placeholder_task(model: TokenizerConfig) -> Tree:
+    """The task of a tokenizer of which nothing but the model is known: nothing of another's training is true of it."""
+    return {
+        "kind": "tokenizer",
+        "model": to_tree(model),
+        "keep": {"kind": "list", "merge_ratios": [0.0]},
+        "losses": {"alignment": {"kind": "none"}, "recovery": {"weight": 0.0}},
+    }
+
+
+def _complete(cls: type[R], tree: Mapping[str, Any]) -> R:
+    tree = _renamed(tree)
+    task = dict(tree.get("task") or {})
+    task.setdefault("kind", "tokenizer")
+    if task["kind"] in tasks.KINDS:
+        task = _class(task["kind"]).complete(task)
+    recipe = _parse(cls, {**tree, "task": task})
+    for key, cleaned in keys_with_credentials(to_tree(recipe)):
+        raise InputError(
+            f"{key}: '{cleaned}' was given with credentials, and a recipe is stored with every run: leave them out and set them in "
+            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+        )
+    filled: Tree = {}
+    if recipe.micro_batch is None:
+        filled["micro_batch"] = recipe.largest_micro_batch
+    if views := recipe.task.complete_views(recipe.data.views):
+        filled["data"] = {"views": views}
+    return _parse(cls, merged(to_tree(recipe), filled)) if filled else recipe
+
+
+def _parse(cls: type[R], tree: Mapping[str, Any]) -> R:
+    kind = tree["task"]["kind"]
+    if kind not in tasks.KINDS:
+        known = ", ".join(f"'{known}'" for known in tasks.KINDS)
+        raise InputError(f"'task.kind' is {kind!r}: it must be one of {known}")
+    problems: list[str] = []
+    task, section = TaskConfig(), _section(cast(Hashable, _class(kind)))
+    try:
+        task = cast(Any, parse(section, {"task": tree["task"]})).task
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        recipe = parse(cls, {**tree, "task": task})
+    except InputError as error:
+        problems.append(str(error))
+    if problems:
+        raise InputError("; ".join(problems))
+    return recipe
+
+
+def _class(kind: str) -> type[TaskConfig]:
+    return tasks.find(kind)
+
+
+@cache
+def _section(cls: Hashable) -> type:
+    """The section of a recipe that holds a task of this class, so that mistakes in it are named by whole keys."""
+    return config(type("TaskSection", (), {"__annotations__": {"task": cls}}))
+
+
+def _renamed(tree: Mapping[str, Any]) -> Tree:
+    renamed = dict(tree)
+    for section, keys in RENAMED.items():
+        given = renamed.get(section)
+        if isinstance(given, Mapping):
+            renamed[section] = {keys.get(key, key): value for key, value in given.items()}
+    return renamed
+
+
+def _with_runs(recipe: Recipe, find_run: Callable[[str], str]) -> Recipe:
+    tree = to_tree(recipe)
+    for key, kind, path, _ in named_paths(recipe):
+        if kind is PathKind.RUN:
+            try:
+                _set(tree, key, find_run(path))
+            except InputError as error:
+                raise InputError(f"{key}: {error}") from None
+    return _parse(Recipe, tree)
+
+
+def _with_hashes(recipe: Recipe, tree: Tree) -> Tree:
+    """`tree` with the hash of every file of weights that is there and has none."""
+    for named in named_paths(recipe):
+        key = hash_field(named) if named.kind is PathKind.WEIGHTS else None
+        if key and _value(tree, key) is None and Path(named.path).is_file():
+            _set(tree, key, file_sha256(named.path))
+    return tree
+
+
+def _paths(recipe: Recipe) -> dict[str, str]:
+    return {key: path for key, _, path, _ in named_paths(recipe)}
+
+
+def _value(tree: Tree, key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _set(tree: Tree, key: str, value: Any) -> None:
+    outer, _, last = key.rpartition(".")
+    (_value(tree, outer) if outer else tree)[last] = value

@@ -1,0 +1,101 @@
+"""Sections of a recipe beside its task: data, optimizer, cluster, evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mergevq.config import config
+from mergevq.metrics import FeaturesConfig, RandomFeaturesConfig
+from mergevq.metrics.lpips import LpipsFilesConfig
+from mergevq.schedules import ScheduleConfig
+from mergevq_platform.data import Reading, ViewsConfig
+from mergevq_platform.data.reading import Background
+from mergevq_platform.recipe.paths import DataPath
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+@config
+class DataConfig:
+    """Which images, and what happens to them on the way."""
+
+    path: DataPath  # a directory of Parquet shards: local path or pyarrow URI
+    train_split: str = "train"
+    evaluation_split: str = "val"
+    image_column: str | None = None  # of Parquet files: the column of images; none: the one that holds some
+    label_column: str | None = (
+        None  # of Parquet files: the column of classes; none: `label`, or the only one called so
+    )
+    background: Background | None = (
+        None  # of transparent pixels; none: what the set was packed with, else white
+    )
+    views: ViewsConfig
+    window_blocks: Count = 16  # row groups that are shuffled together
+    loader_workers: Annotated[int, Field(ge=0)] = (
+        0  # processes per training worker that decode images; 0: a thread
+    )
+    bad_image_limit: Annotated[int, Field(ge=0)] = 0  # corrupt images replaced before the run is an error
+
+    @property
+    def reading(self) -> Reading:
+        """How the set's images are read, where its files leave a choice."""
+        return Reading(
+            image_column=self.image_column, label_column=self.label_column, background=self.background
+        )
+
+
+@config
+class OptimizerConfig:
+    """AdamW and its schedule (paper, Table A1: betas (0.5, 0.9), no weight decay)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.9)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    schedule: ScheduleConfig
+
+
+@config
+class ClusterConfig:
+    """What the run asks of the Ray cluster."""
+
+    workers: Count = 1
+    min_workers: Count | None = (
+        None  # while nodes are gone, go on with as few as these; none: wait until all can run again
+    )
+    resize_seconds: Seconds = 60.0  # how often a run of fewer workers looks for room to grow again
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: Count = 1
+    max_failures: int = Field(default=3, ge=-1)  # worker-group restarts before the run fails; -1: no limit
+    hang_timeout_seconds: Seconds = (
+        300.0  # without progress of a worker before it is ended and the group restarted
+    )
+    storage_timeout_seconds: Seconds = 600.0  # of trying to save a checkpoint before the run fails
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.min_workers or self.workers
+
+
+@config
+class EvaluationConfig:
+    """What the curve measures."""
+
+    keeps: tuple[Count, ...] | None = (
+        None  # kept counts of the curve; none: six counts, spread over the trained range
+    )
+    batch: Count = 64
+    images: Count | None = None  # images of the evaluation split; none: all
+    probe_images: Count | None = None  # images of the train split that the probe learns from; none: all
+    extractor: FeaturesConfig = Field(default_factory=RandomFeaturesConfig)
+    lpips: LpipsFilesConfig | None = None  # weight files of LPIPS; none: it is not measured
+    probes: tuple[Literal["mergevq", "mae", "dinov2"], ...] = ()  # published protocols beside the exact probe
+    untrained_baseline: bool = True  # also probe the encoder as it was before training
+    every: Count | None = None  # steps between validations during training; none: only at the end
+    validation_images: Count = 256  # images of a validation during training

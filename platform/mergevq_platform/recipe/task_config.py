@@ -1,0 +1,273 @@
+"""What a recipe asks of its task, and the settings of the two stages, which evaluation and generation read too."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from mergevq import keep as kept
+from mergevq.config import Tree, config, merged, parse, to_tree
+from mergevq.errors import InputError
+from mergevq.generation import (
+    GeneratorConfig,
+    GeneratorTrainingConfig,
+    GuidanceConfig,
+    RasterConfig,
+    SamplingConfig,
+    generator_preset,
+)
+from mergevq.initialisation import select_weights
+from mergevq.keep import KeepDistributionConfig
+from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
+from mergevq.merge_schedule import merge_schedule
+from mergevq.paths import WeightsPath
+from mergevq.presets import preset
+from mergevq.tokenizer import MergeVQ, TokenizerConfig
+from mergevq_platform.data import ViewsConfig
+from mergevq_platform.recipe.paths import CodesPath, RunPath
+from mergevq_platform.recipe.sections import Count, EvaluationConfig, Scale
+
+
+class TaskConfig:
+    """What is trained: the section `task` of a recipe, told apart by its `kind`.
+
+    Its class is one of `mergevq_platform.tasks`. Here is what a recipe asks of it; `tasks.task.Task` adds what a training does.
+    """
+
+    kind: str
+
+    @classmethod
+    def complete(cls, tree: Tree) -> Tree:
+        """The section with its presets written out under what it says."""
+        return tree
+
+    def complete_views(self, views: ViewsConfig) -> Tree:
+        """What the losses need of the views that the recipe does not say. Raises `InputError` for views that do not fit."""
+        del views
+        return {}
+
+    def check(self, evaluation: EvaluationConfig) -> None:
+        """Raise `ValueError` for kept counts that the model cannot reach."""
+
+    def pin(self) -> Self:
+        """The same with place and hash of every model that it builds on. Raises `InputError` for one that is not there."""
+        return self
+
+    def keep_distribution(self) -> tuple[KeepDistributionConfig, int] | None:
+        """How the kept count of a step is drawn, and the grid that it is drawn of; None for tasks that keep every token."""
+        return None
+
+    def kept_counts(self) -> tuple[int, ...]:
+        """The kept counts that training draws from, ascending; none for tasks that keep every token."""
+        drawn = self.keep_distribution()
+        return drawn[0].candidates(drawn[1]) if drawn else ()
+
+    def draw_keep(self, seed: int, step: int) -> int | None:
+        """The kept count of a step: a function of (seed, step), the same on all ranks; None for tasks that keep every token."""
+        drawn = self.keep_distribution()
+        return kept.draw(*drawn, seed=seed, step=step) if drawn else None
+
+    @property
+    def as_tokenizer(self) -> TokenizerTaskConfig | None:
+        """The settings of the tokenizer that a checkpoint of this task holds, at the kept counts that it was trained at."""
+        return None
+
+    @property
+    def as_generator(self) -> GeneratorTaskConfig | None:
+        """The settings of the generator that a checkpoint of this task holds."""
+        return None
+
+    def tags(self) -> dict[str, str]:
+        """What a run is found by: variant, alignment, the tokenizer that it builds on."""
+        return {}
+
+    def parameters(self) -> dict[str, Any]:
+        """What MLflow's parameters say beside the recipe."""
+        return {}
+
+
+@config
+class TokenizerTaskConfig(TaskConfig):
+    """Train a MergeVQ tokenizer."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    preset: str | None = None  # the named preset that `model` starts from
+    model: TokenizerConfig
+    keep: KeepDistributionConfig  # how the kept-token count of each step is drawn
+    loss_preset: Literal["release", "paper"] | None = None  # the named preset that `losses` starts from
+    losses: TokenizerTrainingConfig
+    initial_weights: WeightsPath | None = None  # DINOv2 weights file: weight selection (A.1); none: random
+    initial_weights_sha256: str | None = None
+
+    @classmethod
+    def complete(cls, tree: Tree) -> Tree:
+        """See `TaskConfig.complete`: presets of model and losses."""
+        task = dict(tree)
+        if task.get("preset"):
+            task["model"] = merged(to_tree(preset(task["preset"])), task.get("model") or {})
+        if task.get("loss_preset"):
+            task["losses"] = merged(
+                loss_preset(task["loss_preset"], _variant(task)), task.get("losses") or {}
+            )
+        return task
+
+    def complete_views(self, views: ViewsConfig) -> Tree:
+        """See `TaskConfig.complete_views`: the sizes that the alignment needs."""
+        size = self.model.image_size
+        if views.image_size != size:
+            raise InputError(
+                f"data.views.image_size is {views.image_size} but the tokenizer works at {size}: make them equal"
+            )
+        student, teacher = self.losses.views_needed(size)
+        return {
+            "student_size": views.student_size or student,
+            "teacher_size": views.teacher_size or teacher,
+        }
+
+    def check(self, evaluation: EvaluationConfig) -> None:
+        """See `TaskConfig.check`."""
+        grid, depth = self.model.grid_tokens, self.model.encoder.depth
+        for key, keeps in (("task.keep", self.kept_counts()), ("evaluation.keeps", evaluation.keeps or ())):
+            for keep in keeps:
+                try:
+                    merge_schedule(grid, keep, depth)
+                except InputError as error:
+                    raise ValueError(f"{key}: {error}") from None
+
+    def keep_distribution(self) -> tuple[KeepDistributionConfig, int]:
+        """See `TaskConfig.keep_distribution`."""
+        return self.keep, self.model.grid_tokens
+
+    @property
+    def as_tokenizer(self) -> TokenizerTaskConfig | None:
+        """Itself."""
+        return self
+
+    def initial_model(self) -> MergeVQ:
+        """The tokenizer before its first step, initialised by PyTorch's generator (and from given weights)."""
+        tokenizer = MergeVQ(self.model)
+        if self.initial_weights:
+            select_weights(tokenizer, self.initial_weights, sha256=self.initial_weights_sha256)
+        return tokenizer
+
+    def tags(self) -> dict[str, str]:
+        """Variant and alignment."""
+        return {
+            "mergevq.variant": self.preset or self.model.encoder.kind,
+            "mergevq.alignment": self.losses.alignment.kind,
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        """The kept counts, and as merge ratios."""
+        grid, counts = self.model.grid_tokens, self.kept_counts()
+        return {
+            "kept_tokens": list(counts),
+            "merge_ratios": [round(1 - keep / grid, 4) for keep in counts],
+        }
+
+
+@config
+class GenerationConfig:
+    """How a generator's images are made where it is measured; the settings of Table 3's rows."""
+
+    keep: Count | None = None  # kept count; none: the most often trained
+    steps: Count | None = None  # random order: decoding steps; none: one for every token
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)  # its scale is one of `scales`, in turn
+    scales: tuple[Scale, ...] = (
+        1.0,
+        1.5,
+        2.0,
+        3.0,
+    )  # the curve; the point without guidance (1) is always in it
+    images: Count = 1000  # images of each point, classes in turn
+    batch: Count = 50  # images made together, whatever the number of workers
+    baselines: bool = True  # also measure codes drawn by position, and the untrained generator
+
+
+@config
+class GeneratorTaskConfig(TaskConfig):
+    """Train a generator on the codes of a frozen tokenizer (stage 2).
+
+    `codes` is a code set (`mergevq tokenize`); without one, images of `data.path` are encoded inside each step.
+    """
+
+    kind: Literal["generator"] = "generator"
+    preset: str | None = None  # the named preset that `model` starts from
+    model: GeneratorConfig
+    losses: GeneratorTrainingConfig = Field(default_factory=GeneratorTrainingConfig)
+    keep: KeepDistributionConfig  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
+    codes: CodesPath | None = None  # a directory or URI
+    tokenizer: RunPath | None = (
+        None  # a run directory, a checkpoint or a URI; none: the one that made the codes
+    )
+    tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
+    tokenizer_codes_sha256: str | None = None  # the same without Source Recovery's, which may change
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        if self.codes is None and self.tokenizer is None:
+            raise ValueError(
+                "give codes (a code set made by `mergevq tokenize`), or a tokenizer to encode images with"
+            )
+        known, candidates = known_keeps(self.model), self.kept_counts()
+        for key, wanted in (("keep", candidates), ("generation.keep", (self.generation.keep,))):
+            for count in wanted:
+                if count is not None and count not in known:
+                    raise ValueError(
+                        f"{key}: {count} kept tokens are not among those that the model knows ({_listed(known)}): "
+                        f"add {count} to model.keeps, or change {key}"
+                    )
+        steps, tokens = self.generation.steps, self.generation.keep or min(candidates)
+        if steps is not None and self.model.kind != "random_order":
+            raise ValueError(
+                f"generation.steps: a {self.model.kind} generator makes one token after the other: leave it out"
+            )
+        if steps is not None and steps > tokens:
+            raise ValueError(f"generation.steps is {steps}, more than the {tokens} tokens to make: lower it")
+
+    @classmethod
+    def complete(cls, tree: Tree) -> Tree:
+        """See `TaskConfig.complete`: the preset of the model, and all kept counts that it knows."""
+        task = dict(tree)
+        if task.get("preset"):
+            task["model"] = merged(to_tree(generator_preset(task["preset"])), task.get("model") or {})
+        if not task.get("keep"):
+            model: Any = task.get("model") or {}
+            counts = list(model.get("keeps") or [model.get("grid_tokens", 1)])
+            task["keep"] = {"kind": "list", "counts": counts}
+        return task
+
+    def keep_distribution(self) -> tuple[KeepDistributionConfig, int]:
+        """See `TaskConfig.keep_distribution`."""
+        return self.keep, self.model.grid_tokens
+
+    @property
+    def as_generator(self) -> GeneratorTaskConfig | None:
+        """Itself."""
+        return self
+
+    def tags(self) -> dict[str, str]:
+        """Variant, and whose codes."""
+        found = {"mergevq.variant": self.preset or self.model.kind}
+        if self.tokenizer_sha256:
+            found["mergevq.tokenizer"] = self.tokenizer_sha256
+        return found
+
+
+def known_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
+    """The kept counts that a generator can be trained at; a raster generator is not told, so it takes any."""
+    return range(1, model.grid_tokens + 1) if isinstance(model, RasterConfig) else model.keeps
+
+
+def _listed(counts: tuple[int, ...] | range) -> str:
+    return f"1 to {counts[-1]}" if isinstance(counts, range) else ", ".join(map(str, counts))
+
+
+def _variant(task: Tree) -> Literal["g", "gr", "r"]:
+    # Table A1 weighs recovery and alignment by variant: R is the pure ViT, G the hybrid that reduces by 8, G+R by 16.
+    model = parse(TokenizerConfig, task.get("model") or {}, where="task.model.")
+    if model.encoder.kind == "vit":
+        return "r"
+    return "g" if model.image_size**2 == 64 * model.grid_tokens else "gr"

@@ -1,0 +1,102 @@
+"""Stage 1: train a MergeVQ tokenizer, and measure its curve over kept counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mergevq.config import config
+from mergevq.metrics import CodeUsage, Psnr, RecoveryAccuracy
+from mergevq.training.protocol import Training
+from mergevq.training.tokenizer import build_training
+from mergevq_platform.data import Batch, Dataset
+from mergevq_platform.evaluation.options import EvaluationOptions
+from mergevq_platform.evaluation.tokenizer import TokenizerEvaluator
+from mergevq_platform.recipe import EvaluationConfig, Recipe, ResolvedRecipe, TokenizerTaskConfig
+from mergevq_platform.tasks.image_feed import ImageFeed, open_images
+from mergevq_platform.tasks.measures import require_extractor, require_lpips
+from mergevq_platform.tasks.task import FewImages, Task, Worker
+from mergevq_platform.tasks.tokenizer_evaluation import tokenizer_evaluator
+from mergevq_platform.tasks.validation import Meters
+
+LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
+
+
+@config
+class TokenizerTask(TokenizerTaskConfig, Task):
+    """Train a MergeVQ tokenizer."""
+
+    def open_data(self, recipe: Recipe) -> Dataset:
+        """See `Task.open_data`."""
+        return open_images(recipe)
+
+    def build(self, recipe: Recipe, samples: Dataset) -> Training:
+        """See `Task.build`."""
+        return build_training(self.losses, self.initial_model(), seed=recipe.seed, key="task.losses")
+
+    def open_feed(self, recipe: Recipe, samples: Dataset, worker: Worker) -> ImageFeed:
+        """See `Task.open_feed`."""
+        return ImageFeed(recipe, samples, worker, measure_tokenizer)
+
+    def compile(self, training: Training) -> None:
+        """Compile the blocks: one graph for every (layer, kept count)."""
+        training.model().compile(kept_counts=len(self.kept_counts()))
+
+    def warning(self, losses: dict[str, float]) -> str | None:
+        """That few codes are in use."""
+        if self.model.quantizer.kind != "lfq":
+            return None
+        highest = self.model.quantizer.max_entropy
+        if losses["codebook_entropy"] >= LOW_CODE_USAGE * highest:
+            return None
+        return (
+            f"the codebook entropy is {losses['codebook_entropy']:.2f} nats of at most {highest:.2f}, few codes "
+            "are used; raise task.losses.entropy.weight or lower optimizer.learning_rate"
+        )
+
+    def require_measures(self, recipe: Recipe) -> None:
+        """See `Task.require_measures`: extractor and LPIPS."""
+        require_extractor(recipe)
+        require_lpips(recipe)
+
+    @property
+    def evaluated(self) -> bool:
+        """Yes."""
+        return True
+
+    def measures(self, settings: EvaluationConfig) -> EvaluationConfig:
+        """See `Task.measures`: extractor and LPIPS."""
+        return settings
+
+    def evaluator(
+        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+    ) -> TokenizerEvaluator:
+        """See `Task.evaluator`."""
+        return tokenizer_evaluator(recipe, checkpoint, options)
+
+    @property
+    def curves(self) -> bool:
+        """Yes."""
+        return True
+
+    def on_fewer_images(self, recipe: ResolvedRecipe, few: FewImages) -> ResolvedRecipe:
+        """See `Task.on_fewer_images`."""
+        settings = recipe.evaluation
+        settings = replace(
+            settings,
+            keeps=few.keeps or settings.keeps,
+            images=min(few.images, settings.images or few.images),
+            probe_images=min(few.probe_images, settings.probe_images or few.probe_images),
+            untrained_baseline=False,
+        )
+        return replace(recipe, evaluation=settings)
+
+
+def measure_tokenizer(model: Any, batch: Batch, meters: Meters) -> None:
+    """PSNR, code usage and recovery of a tokenizer at its default kept count."""
+    encoded = model.encode(batch["image"])
+    meters.setdefault("pixels", Psnr()).update(batch["image"], model.decode(encoded))
+    meters.setdefault("codes", CodeUsage(model.config.quantizer.vocabulary)).update(encoded.indices)
+    if model.config.recovery is not None:
+        logits = model.recover(encoded.codes)
+        meters.setdefault("recovery", RecoveryAccuracy()).update(logits.argmax(-1), encoded.source.assignment)
