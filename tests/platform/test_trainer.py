@@ -36,7 +36,7 @@ def two_workers(small_recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_home: Path, pictures: Path) -> dict[str, Any]:
+def undisturbed(ray_home: Path, image_set: Path) -> dict[str, Any]:
     """Filled by the first test that trains two workers without disturbance."""
     return {}
 

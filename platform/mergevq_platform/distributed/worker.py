@@ -100,7 +100,7 @@ class RayHost:
             if waited >= patience_seconds:
                 raise InputError(
                     f"{what} ({reason}), for {waited:.0f} s now: --storage must be a path or URI that all nodes share, with "
-                    "room; fix that, then go on with --resume"
+                    "free space; fix that, then go on with --resume"
                 )
             self.warn(
                 f"{what} ({reason}); training waits, and tries again for {patience_seconds:.0f} s "

@@ -26,7 +26,7 @@ from mergevq_platform.recipe.task_config import (
     GeneratorTaskConfig,
     TaskConfig,
     TokenizerTaskConfig,
-    known_keeps,
+    trainable_keeps,
 )
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "TokenizerTaskConfig",
     "complete",
     "find",
-    "known_keeps",
     "load",
     "locate",
     "named_paths",
@@ -52,5 +51,6 @@ __all__ = [
     "placeholder_task",
     "read",
     "resolve",
+    "trainable_keeps",
     "weights_files",
 ]

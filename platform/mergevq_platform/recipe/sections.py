@@ -68,7 +68,7 @@ class ClusterConfig:
     min_workers: Count | None = (
         None  # while nodes are gone, go on with as few as these; none: wait until all can run again
     )
-    resize_seconds: Seconds = 60.0  # how often a run of fewer workers looks for room to grow again
+    resize_seconds: Seconds = 60.0  # how often a run of fewer workers looks for free devices to grow again
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: Count = 1
     max_failures: int = Field(default=3, ge=-1)  # worker-group restarts before the run fails; -1: no limit

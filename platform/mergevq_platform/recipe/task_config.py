@@ -211,7 +211,7 @@ class GeneratorTaskConfig(TaskConfig):
             raise ValueError(
                 "give codes (a code set made by `mergevq tokenize`), or a tokenizer to encode images with"
             )
-        known, candidates = known_keeps(self.model), self.kept_counts()
+        known, candidates = trainable_keeps(self.model), self.kept_counts()
         for key, wanted in (("keep", candidates), ("generation.keep", (self.generation.keep,))):
             for count in wanted:
                 if count is not None and count not in known:
@@ -256,7 +256,7 @@ class GeneratorTaskConfig(TaskConfig):
         return found
 
 
-def known_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
+def trainable_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
     """The kept counts that a generator can be trained at; a raster generator is not told, so it takes any."""
     return range(1, model.grid_tokens + 1) if isinstance(model, RasterConfig) else model.keeps
 

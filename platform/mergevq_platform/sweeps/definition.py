@@ -129,7 +129,7 @@ class Sweep:
 
     @property
     def rung_steps(self) -> int | None:
-        """Optimizer steps between measurements of a trial under way; None where nobody reads them."""
+        """Optimizer steps between measurements of a trial under way; None where they are not read."""
         if isinstance(self.search, Population):
             return self.search.every_steps
         return self.stopping.every_steps if self.stopping else None

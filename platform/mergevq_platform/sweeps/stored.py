@@ -26,7 +26,7 @@ SETTINGS_FILE = "place.json"
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Where a sweep and its trials keep their things, and what was settled when it began; travels to the trials."""
+    """Where a sweep and its trials keep their things, and what was resolved when it began; travels to the trials."""
 
     name: str  # of the sweep
     home: str

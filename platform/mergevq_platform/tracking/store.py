@@ -83,7 +83,7 @@ class Store:
                     file = Path(given).expanduser().absolute()
                 except RuntimeError:
                     raise InputError(
-                        f"MLFLOW_TRACKING_URI '{uri}': nobody here is called so; write the path out, sqlite:////path/mlflow.db"
+                        f"MLFLOW_TRACKING_URI '{uri}': no user of that name here; write the path out, sqlite:////path/mlflow.db"
                     ) from None
                 return cls(uri=_sqlite_uri(file), artifact_root=artifacts)
             case "postgresql" | "mysql" | "mssql":

@@ -55,7 +55,7 @@ def decode(
     background it is read as sets were that are packed before there was one: alpha is dropped, 32-bit greys are clipped.
 
     Raises `ImageDecodeError` for bytes that are missing, not an image, truncated, larger than `max_pixels`, or grey of a range
-    that nobody can tell.
+    that cannot be told.
     """
     return decoded(data, max_pixels=max_pixels, background=background).image
 

@@ -38,7 +38,7 @@ def of_footers(wanted: Background | None) -> Background:
 def identity(background: Background | None, split: Split | None) -> list[str]:
     """What a background adds to a fingerprint: nothing where it changes no pixel against sets of before.
 
-    A packed split counts its transparent images. Of bare Parquet (`split` None) nobody has: on white it keeps the
+    A packed split counts its transparent images. Of bare Parquet (`split` None) they are not counted: on white it keeps the
     fingerprint that it had before there were backgrounds, so that runs go on; the caches of evaluations name the background
     beside the fingerprint.
     """

@@ -71,7 +71,7 @@ class SourceSummary:
     layout: str  # "class folders"
     splits: Mapping[str, SplitCount] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    class_images: tuple[int, ...] = ()  # of the first split that has labels; () where nobody counted
+    class_images: tuple[int, ...] = ()  # of the first split that has labels; () where they were not counted
     notes: tuple[tuple[str, str], ...] = ()  # (about what, what): where the classes lie, the labels file …
     unused: tuple[Unused, ...] = ()
     perhaps_labels: frozenset[str] = frozenset()  # of `unused`, the reasons of files that may say the classes
