@@ -22,7 +22,7 @@ Seconds = Annotated[float, Field(gt=0)]
 
 @config
 class DataConfig:
-    """Which images, and what happens to them on the way."""
+    """Image set, reading, order and views."""
 
     path: DataPath  # a directory of Parquet shards: local path or pyarrow URI
     train_split: str = "train"
@@ -43,7 +43,7 @@ class DataConfig:
 
     @property
     def reading(self) -> Reading:
-        """How the set's images are read, where its files leave a choice."""
+        """Columns and background with which the set's images are read."""
         return Reading(
             image_column=self.image_column, label_column=self.label_column, background=self.background
         )
@@ -62,7 +62,7 @@ class OptimizerConfig:
 
 @config
 class ClusterConfig:
-    """What the run asks of the Ray cluster."""
+    """Workers, devices and failure limits of a run on the Ray cluster."""
 
     workers: Count = 1
     min_workers: Count | None = (
@@ -85,7 +85,7 @@ class ClusterConfig:
 
 @config
 class EvaluationConfig:
-    """What the curve measures."""
+    """Images, extractor, kept counts and probes of an evaluation."""
 
     keeps: tuple[Count, ...] | None = (
         None  # kept counts of the curve; none: six counts, spread over the trained range
