@@ -102,7 +102,7 @@ def require_resources(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) ->
     """Raise `InputError` if the cluster as it is can never hold the workers, instead of waiting for ever."""
     if lack := shortage(cluster, device):
         raise InputError(
-            f"the recipe asks for {lack}: lower cluster.workers, or set cluster.device=cpu, or add nodes"
+            f"the recipe asks for {lack}: lower cluster.workers, {'' if device == 'cpu' else 'set cluster.device=cpu, '}or add nodes"
         )
 
 
