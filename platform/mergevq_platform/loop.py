@@ -35,22 +35,22 @@ MEETING_TIMEOUT = timedelta(days=1)  # who waits for a slow save is watched by t
 
 
 class Host(Reporter, Protocol):
-    """What the loop needs from whoever runs it: one process alone, or Ray Train. It also takes the meter's reports."""
+    """The surroundings of the loop: one process alone, or Ray Train. Also takes the meter's reports."""
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, the same on all ranks, as a local directory."""
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint, which `write(directory)` fills; rank 0 calls it, the others wait for it."""
+        """Keep a checkpoint that `write(directory)` fills; rank 0 calls it, the others wait."""
 
     def stop_requested(self) -> bool:
         """Whether someone asked the run to stop; read by rank 0 at step boundaries."""
 
     def losing_node(self) -> bool:
-        """Whether notice was given, since the last call, that a node will be taken away: every rank calls it, and hears the same."""
+        """Whether notice was given since the last call that a node will be taken away. Called by every rank, the same on all."""
 
     def at(self, step: int, doing: str) -> None:
-        """This rank begins something; every rank calls it, very often."""
+        """Report the phase that this rank begins. Called by every rank, very often."""
 
 
 def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:

@@ -102,10 +102,10 @@ def test_recipes_prints_a_complete_recipe(capsys: pytest.CaptureFixture[str]) ->
     assert tree["task"]["model"]["encoder"]["kind"] == "hybrid"
 
 
-def test_data_verbs_make_and_describe_pictures(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = ["data", "shapes", "pictures", "--images", "24", "--validation-images", "8", "--size", "16"]
+def test_data_verbs_make_and_describe_images(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ["data", "shapes", "images", "--images", "24", "--validation-images", "8", "--size", "16"]
     assert cli.run(made) == 0
-    assert cli.run(["data", "info", "pictures", "--sheet", "sheet.png"]) == 0
+    assert cli.run(["data", "info", "images", "--sheet", "sheet.png"]) == 0
     assert "24" in capsys.readouterr().out
     assert (at_home / "sheet.png").stat().st_size > 1000
 

@@ -81,8 +81,8 @@ def test_a_sweep_ends_in_one_figure_with_its_trials_below_it_in_mlflow(
     # Recipe and data are named as a person does who stands in a folder; trials run in others.
     monkeypatch.chdir(tmp_path)
     tree = yaml.safe_load(base.read_text())
-    pictures = tree["data"]["path"]
-    tree["data"]["path"] = os.path.relpath(pictures)
+    image_set = tree["data"]["path"]
+    tree["data"]["path"] = os.path.relpath(image_set)
     base.write_text(yaml.safe_dump(tree))
     sweep = made(Path(base.name), objectives=(mean_log_frechet(), mean_probe()))
     outcome = driver.sweep(sweep, home=ray_home, name="families")
@@ -105,7 +105,7 @@ def test_a_sweep_ends_in_one_figure_with_its_trials_below_it_in_mlflow(
     artifacts = {file.path for file in store.client().list_artifacts(parent.run_id, "report")}
     assert {"report/pareto.png", "report/curves.png", "report/pareto.html", "report/winner.yaml"} <= artifacts
 
-    assert all(Path(trial.recipe["data"]["path"]).samefile(pictures) for trial in outcome.finished)
+    assert all(Path(trial.recipe["data"]["path"]).samefile(image_set) for trial in outcome.finished)
     winner = recipes.load(outcome.files["winner.yaml"])
     best = min(outcome.finished, key=lambda trial: trial.objectives["mean_log_frechet"])
     assert winner.tokenizer.keep.kind == best.recipe["task"]["keep"]["kind"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     evaluate = verbs.add_parser(
         "evaluate",
         help="measure the curve of a run, a checkpoint or an imported tokenizer; of a generator, over guidance scales; of a probe, top-1",

@@ -14,7 +14,7 @@ from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     train = verbs.add_parser(
         "train",
         help="train on Ray, measure the curve, record it in MLflow",

@@ -65,7 +65,7 @@ def children_in_a_group_of_their_own() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # nobody is left there
+        with suppress(OSError):  # the process is gone
             os.setpgid(0, group)
     if os.getppid() != parent:  # Ctrl-C, which went to the group meanwhile
         raise KeyboardInterrupt
