@@ -8,10 +8,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mergevq.errors import InputError
-from mergevq_platform.recipe import ClusterConfig
+
+if TYPE_CHECKING:
+    from mergevq_platform.recipe import ClusterConfig
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 SMALL_CLUSTER_POLL_SECONDS = "0.5"  # Ray Train paces every report at this interval; its own default is 2 s

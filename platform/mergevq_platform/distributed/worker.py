@@ -168,7 +168,7 @@ class FailureReporter(UserCallback):
 
 
 def worker_loop(config: dict[str, Any]) -> int | None:
-    """What every Ray Train worker runs; returns the steps done, None where a worker before gave up."""
+    """Run one Ray Train worker; returns the steps done, None where a worker before gave up."""
     actor = config["actor"]
     final, failed = ray.get(actor.standing.remote())
     if final is not None:

@@ -64,7 +64,7 @@ PublishedProbe = Literal["mergevq", "mae", "dinov2"]
 
 
 class TrainingOutcome(Protocol):
-    """How a training ended, as `trainer.Outcome` says it."""
+    """The end of a training, see `trainer.Outcome`."""
 
     @property
     def run(self) -> Run: ...

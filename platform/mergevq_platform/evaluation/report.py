@@ -43,7 +43,7 @@ class EvaluationReport(Protocol):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What the numbers mean: data, counts, extractor, weights."""
+        """The protocol of the numbers: data, counts, extractor, weights."""
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

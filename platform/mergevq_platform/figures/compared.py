@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class ComparisonAxes:
-    """What a comparison sets against the Fréchet distance, and what its curves run over."""
+    """The axes of a comparison: the metric against the Fréchet distance, and what its curves run over."""
 
     x_key: str  # of what a curve runs over: kept tokens or guidance scales
     x_column: str

@@ -30,7 +30,7 @@ from mergevq_platform.recipe.sections import Count, EvaluationConfig, Scale
 
 
 class TaskConfig:
-    """What is trained: the section `task` of a recipe, told apart by its `kind`.
+    """The section `task` of a recipe, a class for each `kind`.
 
     Its class is one of `mergevq_platform.tasks`. Here is what a recipe asks of it; `tasks.task.Task` adds what a training does.
     """

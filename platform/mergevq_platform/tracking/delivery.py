@@ -56,7 +56,7 @@ class Delivery:
 
     @property
     def position(self) -> Position | None:
-        """How far the store has acknowledged; None until it has answered."""
+        """The position that the store has acknowledged; None until it has answered."""
         return self._position
 
     @property

@@ -68,17 +68,17 @@ class LocalRecorder:
 
     @property
     def identity(self) -> RunIdentity:
-        """Who this run is."""
+        """The identity of this run."""
         return self.journal.identity
 
     @property
     def delivery_error(self) -> str | None:
-        """Why the store lacks the latest records, if it does."""
+        """The reason why the store lacks the latest records, if it does."""
         return self._writer.error if self._writer else None
 
     @property
     def store(self) -> Store | None:
-        """Where the records are delivered to."""
+        """The store of the records."""
         return self._store
 
     def params(self, values: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class ImageDecodeError(ValueError):
 
 
 class ImageTraits(NamedTuple):
-    """What the bytes of an image were."""
+    """Format and traits of an image's bytes."""
 
     format: str  # Pillow's name of the file's format
     transparent: bool  # whether a pixel was not wholly opaque

@@ -1,4 +1,4 @@
-"""What a reader of a set of Parquet files should be told: a line each."""
+"""Notes on a set of Parquet files for its reader, a line each."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def about_columns(part: SplitFiles, folders: Sequence[str], *, looked_for: bool)
 
 
 def about_labels(classes: Classes) -> list[str]:
-    """How the classes are numbered, where that is not what the files say."""
+    """The numbering of the classes, where it is not that of the files."""
     if not classes.named:
         return []
     return [f"labels are names: {len(classes.names):,} in all splits, numbered in sorted order"]
