@@ -12,6 +12,8 @@ from typing import Any
 import optuna
 import pytest
 
+from mergevq_platform.evaluation.curve import Curve, lacking_sentences
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.sweeps import (
     Grid,
     Sweep,
@@ -26,8 +28,6 @@ from mergevq_platform.sweeps import (
 )
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.objectives import UntrainedPoint
-from mergevq_platform.evaluation.curve import Curve, lacking_sentences
-from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.sweeps.renamed import RENAMED, know_former_names
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
