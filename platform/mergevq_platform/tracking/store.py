@@ -43,6 +43,8 @@ def import_mlflow() -> Any:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
+        # Else a model takes uv.lock and pyproject.toml of whatever folder a user stands in, this repository for one.
+        "MLFLOW_UV_AUTO_DETECT": "false",
     }.items():
         os.environ.setdefault(name, value)
     spare_loopback()

@@ -25,6 +25,7 @@ from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 from mergevq_platform.tasks.probe import ProbeTask
+from mergevq_platform.tracking import models
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import fetch_model
 from mergevq_platform.tracking.serving import ServedTokenizer
@@ -148,6 +149,20 @@ def test_nothing_in_a_model_is_pickled(run: Run, homes: tuple[Path, Path]) -> No
         "config.json", "model.safetensors", "recipe.yaml", "origin.json",
     }  # fmt: skip
     assert fetched.step == 1
+
+
+def test_a_model_holds_no_files_of_the_folder_it_was_registered_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MLflow takes a folder with these two for the model's own project and uploads them.
+    monkeypatch.delenv("MLFLOW_UV_AUTO_DETECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("uv.lock").write_text("version = 1\n")
+    Path("pyproject.toml").write_text("[project]\nname = 'theirs'\nversion = '1'\n")
+    mergevq.save(mergevq.create("test_gr"), tmp_path / "tokenizer")
+    models._write(tmp_path / "model" / "model", tmp_path / "tokenizer", {}, 16, "m-1")
+    assert not {"uv.lock", "pyproject.toml"} & {path.name for path in (tmp_path / "model").rglob("*")}
+    assert (tmp_path / "model" / "model" / "MLmodel").is_file()
 
 
 @pytest.mark.parametrize(
