@@ -325,7 +325,7 @@ def teacher_forced(generator: Any, batch: dict[str, Tensor], keep: int, order: T
 def generate_files(place: str, directory: str, *, num: int, batch: int, seed: int, scale: float) -> Tree:
     """Codes and image files of a checkpoint's generator, as `mergevq generate` makes them; returns the manifest."""
     spec = open_sampling(place, seed=seed).at_scale(scale)
-    names = class_names(recipes.resolve(spec.recipe))
+    names = class_names(spec.recipe)
     job = SamplingJob(spec, directory, chosen_classes((), names), names, num, batch)
     return sample_images(job, progress=False)
 

@@ -94,7 +94,7 @@ def resolve(
     return parse_resolved(_with_hashes(located, tree))
 
 
-def locate(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
+def locate(recipe: R, folder: str | Path | None = None) -> R:
     """The same with absolute paths for the files and folders that it names relative to `folder` (none: where we are).
 
     Workers and trials run in directories of their own. Files of weights are looked for in the folder `MERGEVQ_WEIGHTS` too.
@@ -112,7 +112,7 @@ def locate(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
         if weights and kind is PathKind.WEIGHTS:  # the path of another machine is a name here
             known += [weights / written, weights / Path(written).name]
         _set(tree, key, next((str(place) for place in known if place.exists()), written))
-    return _parse(Recipe, tree)
+    return _parse(type(recipe), tree)
 
 
 def placeholder_task(model: TokenizerConfig) -> Tree:

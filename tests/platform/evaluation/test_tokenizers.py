@@ -149,7 +149,7 @@ def test_an_unreachable_count_names_the_reachable_ones(recipe: Recipe) -> None:
 
 
 def test_the_untrained_baseline_is_the_initialisation_of_that_very_run(run: Run, recipe: Recipe) -> None:
-    spec = EvaluationSpec(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
+    spec = EvaluationSpec(run.newest_checkpoint(), recipe, recipe.data.path, "cpu")
     first, again = TokenizerWorker(spec).untrained(), TokenizerWorker(spec).untrained()
     trained = TokenizerWorker(spec).tokenizer
     for name, value in first.state_dict().items():
