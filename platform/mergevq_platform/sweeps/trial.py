@@ -34,7 +34,7 @@ from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
 from mergevq_platform.figures.kept_counts import drawn_figure
-from mergevq_platform.recipe import ResolvedRecipe, complete, locate, parse_resolved, resolve
+from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.storage.runs import Run
@@ -307,7 +307,7 @@ def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
 
     Raises `InputError` where the images have no labels.
     """
-    recipe = parse_resolved(to_tree(locate(complete(sweep.base()), sweep.folder)))
+    recipe = resolve(sweep.base(), sweep.folder, pins=sweep.pins)
     settings = replace(
         recipe.evaluation,
         keeps=(recipe.tokenizer.model.grid_tokens,),
