@@ -70,8 +70,8 @@ from mergevq_platform.sweeps import (
     report,
     uniform,
 )
+from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.sweeps.space import suggested, walked
-from mergevq_platform.sweeps.trial import Finished
 from mergevq_platform.sweeps.tuning import tpe_sampler
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.recorder import LocalRecorder

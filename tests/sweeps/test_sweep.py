@@ -38,7 +38,7 @@ from mergevq_platform.sweeps import (
     sample_frechet,
     uniform,
 )
-from mergevq_platform.sweeps.trial import Finished
+from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store

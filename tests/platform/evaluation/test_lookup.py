@@ -20,7 +20,7 @@ import mergevq
 from mergevq.errors import InputError
 from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation import api, registering
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import places_of_runs
@@ -145,7 +145,7 @@ def loop_data(run: Run) -> str:
 def test_nothing_in_a_model_is_pickled(run: Run, homes: tuple[Path, Path]) -> None:
     store = Store.at(homes[0])
     if not store.client().search_registered_models("name = 'plain'"):
-        api.register("tokens", "plain", home=homes[0])
+        registering.register("tokens", "plain", home=homes[0])
     fetched = fetch_model(store, "models:/plain/1", homes[0] / "models")
     assert {path.name for path in fetched.path.iterdir()} == {
         "config.json", "model.safetensors", "recipe.yaml", "origin.json",
@@ -214,7 +214,7 @@ def registered(run: Run, homes: tuple[Path, Path]) -> str:
     """The run as a registered model, by its name in URIs."""
     store = Store.at(homes[0])
     if not store.client().search_registered_models("name = 'everywhere'"):
-        api.register("tokens", "everywhere", home=homes[0], alias="champion")
+        registering.register("tokens", "everywhere", home=homes[0], alias="champion")
     return "models:/everywhere@champion"
 
 
