@@ -33,7 +33,7 @@ LONG := soak or cluster or faults or long or gpu
 test: setup  ## the ordinary suite: what starts Ray, and beside it the rest, whose output follows at the end; each half's ten slowest
 	@rest=$$(mktemp); trap 'rm -f "$$rest"' EXIT; \
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10 -m 'not (ray or $(LONG))' >"$$rest" 2>&1 & \
-	$(RUN)/python -m pytest --durations=10 -m 'ray and not ($(LONG))'; ray=$$?; \
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10 -m 'ray and not ($(LONG))'; ray=$$?; \
 	wait $$!; others=$$?; cat "$$rest"; exit $$((ray | others))
 
 test-long: setup  ## real trainings on Ray that the ordinary suite shows smaller; minutes

@@ -23,8 +23,8 @@ from benchmarks import platform as feeding_and_ray
 
 MEASUREMENTS = {
     name: measurement
-    for room in (tokenizer, recipe_step, metrics, generation, feeding_and_ray)
-    for name, measurement in room.MEASUREMENTS.items()
+    for module in (tokenizer, recipe_step, metrics, generation, feeding_and_ray)
+    for name, measurement in module.MEASUREMENTS.items()
 }
 
 

@@ -1,4 +1,4 @@
-"""Token merging as pure functions: match, merge, unmerge, and the source that remembers which cell went where.
+"""Token merging as pure functions: match, merge, unmerge, and the source: which cell went where.
 
 Bipartite soft matching (ToMe; MergeVQ section 3.2, appendix A.1 "Token Merge Module"), with the source matrix kept as
 an index map: N integers instead of K x N floats, composed by gather.

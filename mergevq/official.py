@@ -144,7 +144,7 @@ def _from_preset(name: str | None) -> TokenizerConfig:
         raise InputError(
             "say what the checkpoint is: --config with the release's YAML, or --preset with one of our names"
         )
-    # The release's encoders have no positions, and nobody trained its recovery.
+    # The release's encoders have no positions, and its recovery is untrained.
     return parse(
         TokenizerConfig,
         merged(to_tree(named_preset(name)), {"encoder": {"positions": "none"}, "recovery": None}),

@@ -1,6 +1,6 @@
-"""Texts of a configuration that name a file or folder, told by their type.
+"""Types of configuration fields that name a file or folder.
 
-Whoever makes paths absolute, uploads files or checks that they are there reads the type of a field, not its name.
+Code that makes paths absolute, uploads files or checks their presence reads the type of a field, not its name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated
 
 
 class PathKind(enum.Enum):
-    """What lies at a path."""
+    """The content of a path."""
 
     WEIGHTS = "a file of weights"  # its hash belongs to the field `sha256` or `<name>_sha256` beside it
     EXPORT = "a directory with model.safetensors"

@@ -1,4 +1,4 @@
-"""What the whole suite shares: one small picture set, one Ray cluster, no network, no leftovers."""
+"""What the whole suite shares: one small image set, one Ray cluster, no network, no leftovers."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """192 + 64 procedural shapes of 16 px."""
     from mergevq_platform.data import write_shapes
 
-    directory = tmp_path_factory.mktemp("pictures")
+    directory = tmp_path_factory.mktemp("images")
     write_shapes(directory, images=192, val_images=64, size=16, seed=0)
     return directory
 
 
 @pytest.fixture
-def small_recipe(pictures: Path) -> dict[str, Any]:
+def small_recipe(image_set: Path) -> dict[str, Any]:
     """The tree of a recipe that trains in seconds: every part of the tokenizer, as small as it goes."""
     return {
         "name": "small",
@@ -49,7 +49,7 @@ def small_recipe(pictures: Path) -> dict[str, Any]:
                 "alignment": {"kind": "self", "prototypes": 16},
             },
         },
-        "data": {"path": str(pictures), "views": {"image_size": 16, "student_scale": [0.5, 1.0]}},
+        "data": {"path": str(image_set), "views": {"image_size": 16, "student_scale": [0.5, 1.0]}},
         "steps": 8,
         "global_batch": 8,
         "micro_batch": 4,
@@ -75,19 +75,19 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def codes(pictures: Path, tokenizer_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures as codes at 4, 9 and 16 kept tokens, two views of each training picture."""
+def codes(image_set: Path, tokenizer_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images as codes at 4, 9 and 16 kept tokens, two views of each training image."""
     from mergevq_platform.codes import tokenize
     from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
     directory = tmp_path_factory.mktemp("codes") / "set"
     tokenizer = find_tokenizer(str(tokenizer_directory))
-    tokenize(tokenizer, directory, data=str(pictures), keep=(4, 9, 16), crops=2, progress=False)
+    tokenize(tokenizer, directory, data=str(image_set), keep=(4, 9, 16), crops=2, progress=False)
     return directory
 
 
 @pytest.fixture
-def small_generator(pictures: Path, codes: Path) -> dict[str, Any]:
+def small_generator(image_set: Path, codes: Path) -> dict[str, Any]:
     """The tree of a recipe that trains a tiny MergeAR on the codes in seconds."""
     return {
         "name": "small-generator",
@@ -98,7 +98,7 @@ def small_generator(pictures: Path, codes: Path) -> dict[str, Any]:
             "codes": str(codes),
             "generation": {"images": 48, "batch": 12, "scales": [1.0, 2.0]},
         },
-        "data": {"path": str(pictures), "views": {"image_size": 16}},
+        "data": {"path": str(image_set), "views": {"image_size": 16}},
         "steps": 8,
         "global_batch": 8,
         "micro_batch": 4,

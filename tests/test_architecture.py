@@ -35,6 +35,34 @@ ANY = {
     "sweeps/plain_values.py": (1, "whatever a sweep file holds, as plain numbers and text"),
 }
 
+# Files that may say "picture", how often at most, and why. Elsewhere it is "image".
+PICTURE = {
+    "platform/mergevq_platform/cli/generation.py": (
+        2,
+        "a key of generation.json, and the folder of generated images",
+    ),
+    "platform/mergevq_platform/cli/preflight.py": (1, "the option of before that is still read"),
+    "platform/mergevq_platform/data/sources/folder_levels.py": (1, "users' names of folders"),
+    "platform/mergevq_platform/evaluation/generator.py": (3, "a key of rows; sentences of stored protocols"),
+    "platform/mergevq_platform/evaluation/generator_report.py": (
+        6,
+        "a key of rows; verdicts that golden files compare",
+    ),
+    "platform/mergevq_platform/evaluation/images.py": (1, "a kind in stored protocols"),
+    "platform/mergevq_platform/evaluation/tokenizer.py": (3, "sentences of stored protocols"),
+    "platform/mergevq_platform/meter.py": (1, "a stored metric"),
+    "platform/mergevq_platform/operations/planning/measuring.py": (
+        2,
+        "the key of stored measurements of before",
+    ),
+    "platform/mergevq_platform/recipe/resolve.py": (1, "the key of recipes of before"),
+    "platform/mergevq_platform/sampling/job.py": (
+        3,
+        "keys of generation.json, and the folder of generated images",
+    ),
+    "platform/mergevq_platform/storage/checkpoints/state.py": (2, "a key of resume.pt"),
+}
+
 
 @cache
 def tree_of(path: Path) -> ast.Module:
@@ -144,6 +172,15 @@ def test_a_class_name_has_one_meaning_in_the_whole_tree() -> None:
     assert len(places) > 100
     repeated = {found: where for found, where in places.items() if len(where) > 1}
     assert not repeated
+
+
+def test_images_are_called_images_everywhere_but_in_what_is_stored() -> None:
+    kinds = {".py", ".yaml", ".sh", ".md"}
+    folders = ("mergevq", "platform", "jobs", "sweeps")
+    files = [p for folder in folders for p in sorted((ROOT / folder).rglob("*")) if p.suffix in kinds]
+    found = {name(path): path.read_text().lower().count("picture") for path in files}
+    assert all(found.get(file) for file in PICTURE), "a file that says it no more is still excused"
+    assert not {file: times for file, times in found.items() if times > PICTURE.get(file, (0, ""))[0]}
 
 
 def untyped(path: Path) -> list[int]:

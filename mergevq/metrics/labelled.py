@@ -41,7 +41,7 @@ def held_out_part(y: Tensor) -> Tensor:
 def unfit_labels(
     train_y: Tensor, test_y: Tensor, *, names: tuple[str, str] = ("train", "test")
 ) -> str | None:
-    """Why no probe can be learnt from these labels (B,) and judged by those, in words; none where one can.
+    """The reason why these labels (B,) and those allow no probe, in words; None where they do.
 
     Negative labels are none. A probe needs two classes in train and in test, and a class of two train images: one to
     learn from and one to choose by. A test set of one class would only say how often that class is answered.

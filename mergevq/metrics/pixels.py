@@ -118,7 +118,7 @@ class MsSsim(ImageMean):
 
     @staticmethod
     def most_scales(height: int, width: int) -> int:
-        """How many scales images of this size have, 0 to 5."""
+        """The number of scales of images of this size, 0 to 5."""
         return sum(min(height, width) > (WINDOW - 1) * 2**scale for scale in range(len(SCALE_WEIGHTS)))
 
     def merge(self, other: Self) -> Self:

@@ -35,22 +35,22 @@ MEETING_TIMEOUT = timedelta(days=1)  # who waits for a slow save is watched by t
 
 
 class Host(Reporter, Protocol):
-    """What the loop needs from whoever runs it: one process alone, or Ray Train. It also takes the meter's reports."""
+    """The surroundings of the loop: one process alone, or Ray Train. Also takes the meter's reports."""
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, the same on all ranks, as a local directory."""
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint, which `write(directory)` fills; rank 0 calls it, the others wait for it."""
+        """Keep a checkpoint that `write(directory)` fills; rank 0 calls it, the others wait."""
 
     def stop_requested(self) -> bool:
         """Whether someone asked the run to stop; read by rank 0 at step boundaries."""
 
     def losing_node(self) -> bool:
-        """Whether notice was given, since the last call, that a node will be taken away: every rank calls it, and hears the same."""
+        """Whether notice was given since the last call that a node will be taken away. Called by every rank, the same on all."""
 
     def at(self, step: int, doing: str) -> None:
-        """This rank begins something; every rank calls it, very often."""
+        """Report the phase that this rank begins. Called by every rank, very often."""
 
 
 def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
@@ -106,7 +106,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
 
     feed = task.open_feed(recipe, samples, worker)
     with feed.stream(state.step, state.bad_images) as stream:
-        saved_at, asked_at = state.step, time.monotonic()
+        asked_at = time.monotonic()
         compiled: set[int | None] = set()
         batches = iter(stream)
         while state.step < total_steps:
@@ -151,11 +151,8 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
             due = state.step % recipe.checkpoint_every == 0 or state.step == total_steps
             if due or stopping or leaving:
                 save()
-                saved_at = state.step
             if stopping:
                 break
-        if saved_at != state.step or state.step == 0:
-            save()
     return state.step
 
 
@@ -164,7 +161,7 @@ def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
     steps_per_epoch = samples.rows // recipe.global_batch
     if steps_per_epoch == 0:
         raise InputError(
-            f"data.path has {samples.rows} images, fewer than global_batch {recipe.global_batch}: lower global_batch"
+            f"{samples.path} has {samples.rows} training samples, fewer than global_batch {recipe.global_batch}: lower global_batch"
         )
     if recipe.steps is not None:
         return recipe.steps, steps_per_epoch

@@ -1,4 +1,4 @@
-"""What is measured while training: losses, gradient norms and speed, reduced over ranks and checked at the logging cadence."""
+"""Measurements of training: losses, gradient norms and speed, reduced over ranks and checked at the logging cadence."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ EARLY_STEPS = 100  # before these, losses tell little of what is to come
 
 
 class Reporter(Protocol):
-    """Where rank 0's measurements go."""
+    """Receiver of rank 0's measurements."""
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Rank 0's metrics of `step`."""
+        """Record rank 0's metrics of `step`."""
 
     def progress(self, status: dict[str, float]) -> None:
-        """Where rank 0 is; for the terminal."""
+        """Show rank 0's progress in the terminal."""
 
     def warn(self, message: str) -> None:
-        """Something the user should know, said once."""
+        """Warn the user, once."""
 
 
 class BrokenTraining(RuntimeError):
@@ -64,7 +64,7 @@ class Meter:
         self.system = SystemSampler(worker.device.index) if worker.rank == 0 else None
 
     def waiting(self, fetch: Callable) -> list[dict[str, Tensor]]:
-        """Fetch the next data and count the time it took."""
+        """Fetch the next data, and count the time that it takes."""
         began = time.monotonic()
         batches = fetch()
         self.waited += time.monotonic() - began
@@ -138,7 +138,7 @@ class Meter:
         self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
 
     def _share_bad_images(self, values: Tensor) -> None:
-        """Count the bad images of all ranks since the run began, and tell every rank which they are."""
+        """Count the bad images of all ranks since the run began, and give every rank the list of them."""
         new, before = bool(values[-1, -1]), len(self.stream.known_bad)
         values[:, -1] += before
         if not new:
@@ -170,7 +170,7 @@ class Meter:
         )
 
     def _tell_of_left_out(self, rows: list, values: Tensor) -> None:
-        """With on_nan=skip, say for each phase that steps were left out: at the first, the tenth, the hundredth."""
+        """With on_nan=skip, warn for each phase of steps left out: at the first, the tenth, the hundredth."""
         if self.recipe.on_nan != "skip" or self.scaler:
             return
         for column, name in enumerate(self.names):

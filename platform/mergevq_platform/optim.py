@@ -1,4 +1,4 @@
-"""How gradients become weights: an optimizer for each phase, its learning rate, clipping, precision and loss scale."""
+"""Optimizers: one for each phase, its learning rate, clipping, precision and loss scale."""
 
 from __future__ import annotations
 

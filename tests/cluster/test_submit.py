@@ -132,7 +132,7 @@ def test_the_exit_status_is_the_jobs(bare_cluster: Any, fresh: Path) -> None:
         *("submit", "--home", str(bare_cluster.home), "--", "train", "small.yaml", "data.path=/nowhere"),
         cwd=fresh,
     )
-    assert wrong.returncode == 2  # the verb's own status for what the user can put right
+    assert wrong.returncode == 2  # the verb's own status for what the user can fix
     assert "/nowhere" in wrong.stdout
 
 

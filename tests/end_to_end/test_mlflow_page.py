@@ -62,9 +62,11 @@ class Page:
         )
         self._port = self._debugging_port(profile / "DevToolsActivePort")
 
-    def visit(self, address: str, *, until: list[str], seconds: float, picture: Path, lines: int = 0) -> str:
-        """Open `address`, wait until its text holds all of `until` and `lines` are drawn, save a picture, return the text."""
-        return asyncio.run(self._visit(address, until, seconds, picture, lines))
+    def visit(
+        self, address: str, *, until: list[str], seconds: float, screenshot: Path, lines: int = 0
+    ) -> str:
+        """Open `address`, wait until its text holds all of `until` and `lines` are drawn, save a screenshot, return the text."""
+        return asyncio.run(self._visit(address, until, seconds, screenshot, lines))
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -80,7 +82,9 @@ class Page:
         self.close()
         raise TimeoutError("Chromium did not open its debugging port")
 
-    async def _visit(self, address: str, until: list[str], seconds: float, picture: Path, lines: int) -> str:
+    async def _visit(
+        self, address: str, until: list[str], seconds: float, screenshot: Path, lines: int
+    ) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/json/list") as answer:
             target = next(entry for entry in json.load(answer) if entry["type"] == "page")
         async with (
@@ -119,7 +123,7 @@ class Page:
                 )
             await asyncio.sleep(2.0)  # charts move into place
             shot = await call("Page.captureScreenshot", format="png")
-            picture.write_bytes(base64.b64decode(shot["data"]))
+            screenshot.write_bytes(base64.b64decode(shot["data"]))
             return text
 
 
@@ -163,7 +167,7 @@ def store(tmp_path: Path) -> Store:
 def test_the_link_we_print_opens_on_charts_of_the_curves_of_both_runs(
     store: Store, page: Page, tmp_path: Path
 ) -> None:
-    pictures = Path(os.environ.get("MERGEVQ_TEST_PICTURES", tmp_path))
+    screenshots = Path(os.environ.get("MERGEVQ_TEST_SCREENSHOTS", tmp_path))
     experiment = list_runs(store)[0].experiment_id
     with UiServer(store, port=None) as server:
         family = psutil.Process(server.pid).children(recursive=True)
@@ -171,7 +175,7 @@ def test_the_link_we_print_opens_on_charts_of_the_curves_of_both_runs(
             curve_link(server.url, experiment),
             until=["curve", *METRICS, "uniform", "exponential"],
             seconds=120,
-            picture=pictures / "charts.png",
+            screenshot=screenshots / "charts.png",
             lines=2 * len(METRICS),
         )
         assert "2 matching runs" in text
@@ -180,14 +184,14 @@ def test_the_link_we_print_opens_on_charts_of_the_curves_of_both_runs(
             curve_link(server.url, experiment, uniform.run_id),
             until=["curve", *METRICS],
             seconds=60,
-            picture=pictures / "run.png",
+            screenshot=screenshots / "run.png",
             lines=len(METRICS),
         )
         page.visit(
             f"{server.url}/#/experiments/{experiment}/runs/{uniform.run_id}/artifacts/curve/table.md?{QUERY}",
             until=["curve/table.md", "psnr"],
             seconds=60,
-            picture=pictures / "artifact.png",
+            screenshot=screenshots / "artifact.png",
         )
         assert "Prompts" not in text, "the page is dressed for language models"
     assert not any(child.is_running() for child in family)

@@ -358,7 +358,7 @@ def test_shrink_and_grow(
     assert journal.keys() == expected["journal"].keys()
     assert journal["train/kept_tokens"] == expected["journal"]["train/kept_tokens"]
     assert sorted(journal["train/total"]) == list(range(1, 151))
-    # Other sizes round otherwise, and once a rounded bit of a code is another picture, steps agree only on average.
+    # Other sizes round otherwise, and once a rounded bit of a code is another image, steps agree only on average.
     mine, theirs = (points["train/reconstruction"] for points in (journal, expected["journal"]))
     fewer = next(step for step, size in enumerate(sizes(), 1) if size == 2)
     for step in range(1, fewer + 5):

@@ -52,7 +52,7 @@ from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.sampling.job import SamplingJob, sample_images
-from mergevq_platform.sampling.pipeline import chosen_classes, class_names, open_sampling
+from mergevq_platform.sampling.pipeline import class_labels, class_names, open_sampling
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 from mergevq_platform.sweeps import (
@@ -326,7 +326,7 @@ def generate_files(place: str, directory: str, *, num: int, batch: int, seed: in
     """Codes and image files of a checkpoint's generator, as `mergevq generate` makes them; returns the manifest."""
     spec = open_sampling(place, seed=seed).at_scale(scale)
     names = class_names(spec.recipe)
-    job = SamplingJob(spec, directory, chosen_classes((), names), names, num, batch)
+    job = SamplingJob(spec, directory, class_labels((), names), names, num, batch)
     return sample_images(job, progress=False)
 
 

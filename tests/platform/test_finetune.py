@@ -62,7 +62,7 @@ def test_fine_tuning_moves_the_encoder_and_its_top1_is_measured(tree: dict[str, 
     (found,) = api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu").report("x").rows
     assert 0 <= found["top1_low"] <= found["top1"] <= found["top1_high"] <= 100
     assert found["top1"] * 64 / 100 == pytest.approx(round(found["top1"] * 64 / 100)), (
-        "of 64 pictures, the last batch too"
+        "of 64 images, the last batch too"
     )
 
 

@@ -43,10 +43,10 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def test_the_stored_codes_are_the_tokenizers_own(
-    codes: Path, pictures: Path, tokenizer_directory: Path
+    codes: Path, image_set: Path, tokenizer_directory: Path
 ) -> None:
     model = mergevq.load(tokenizer_directory)
-    batch = to_unit_range(EvalBatches(open_dataset(pictures, "val"), 16, 32).batch(0), "cpu")
+    batch = to_unit_range(EvalBatches(open_dataset(image_set, "val"), 16, 32).batch(0), "cpu")
     stored = open_codes(codes, "val")
     for keep in KEEPS:
         group = stored.group(stored.groups_of(keep)[0])
@@ -58,7 +58,7 @@ def test_the_stored_codes_are_the_tokenizers_own(
 
 
 def test_every_view_is_stored_at_every_count_and_every_second_view_is_a_mirror_image(
-    training: CodeSet, pictures: Path, tokenizer_directory: Path
+    training: CodeSet, image_set: Path, tokenizer_directory: Path
 ) -> None:
     assert training.rows == 2 * 192
     for keep in KEEPS:
@@ -66,7 +66,7 @@ def test_every_view_is_stored_at_every_count_and_every_second_view_is_a_mirror_i
         views = {(int(s), int(c)) for group in groups for s, c in zip(group.sample, group.crop, strict=True)}
         assert views == {(sample, crop) for sample in range(192) for crop in (0, 1)}
     model = mergevq.load(tokenizer_directory)
-    batch = to_unit_range(EvalBatches(open_dataset(pictures, "train"), 16, 32).batch(0), "cpu")
+    batch = to_unit_range(EvalBatches(open_dataset(image_set, "train"), 16, 32).batch(0), "cpu")
     mirrored = next(
         group
         for number in training.groups_of(9)
@@ -78,7 +78,7 @@ def test_every_view_is_stored_at_every_count_and_every_second_view_is_a_mirror_i
 
 
 def test_an_interrupted_job_goes_on_and_gives_the_same_files(
-    tokenizer: TokenizerRef, pictures: Path, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: TokenizerRef, image_set: Path, codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     answer = TokenizeWorker.answer
@@ -89,7 +89,7 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_files(
         done.append(job.file)  # type: ignore[attr-defined]
         return answer(self, job)  # type: ignore[arg-type]
 
-    options = {"data": str(pictures), "keep": KEEPS, "crops": 2, "progress": False}
+    options = {"data": str(image_set), "keep": KEEPS, "crops": 2, "progress": False}
     monkeypatch.setattr(TokenizeWorker, "answer", failing)
     with pytest.raises(RuntimeError, match="went away"):
         tokenize(tokenizer, tmp_path / "set", **options)  # type: ignore[arg-type]
@@ -109,21 +109,21 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_files(
 
 @pytest.mark.ray
 def test_two_workers_write_the_same_files(
-    tokenizer: TokenizerRef, pictures: Path, codes: Path, tmp_path: Path, ray_home: Path
+    tokenizer: TokenizerRef, image_set: Path, codes: Path, tmp_path: Path, ray_home: Path
 ) -> None:
     made = tokenize(
-        tokenizer, tmp_path / "set", data=str(pictures), keep=KEEPS, crops=2, workers=2, progress=False
+        tokenizer, tmp_path / "set", data=str(image_set), keep=KEEPS, crops=2, workers=2, progress=False
     )
     assert made.tokenizer.sha256 == tokenizer.sha256
     assert files(tmp_path / "set") == files(codes)
 
 
 def test_a_distribution_stores_each_block_at_one_count(
-    tokenizer: TokenizerRef, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: TokenizerRef, image_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mergevq_platform.codes.tokenizing.GROUP_ROWS", 16)
     keep = UniformKeepConfig(counts=(4, 9))
-    tokenize(tokenizer, tmp_path / "set", data=str(pictures), keep=keep, crops=1, progress=False)
+    tokenize(tokenizer, tmp_path / "set", data=str(image_set), keep=keep, crops=1, progress=False)
     drawn = open_codes(tmp_path / "set", "train")
     samples = [
         int(sample)
@@ -181,17 +181,17 @@ def test_an_epoch_shows_every_view_once_whatever_was_drawn(training: CodeSet) ->
 
 
 def test_other_codes_in_the_same_directory_are_refused(
-    tokenizer: TokenizerRef, pictures: Path, codes: Path
+    tokenizer: TokenizerRef, image_set: Path, codes: Path
 ) -> None:
     with pytest.raises(InputError, match=r"already holds other codes.*another directory"):
-        tokenize(tokenizer, codes, data=str(pictures), keep=(9,), progress=False)
+        tokenize(tokenizer, codes, data=str(image_set), keep=(9,), progress=False)
 
 
 def test_a_count_out_of_reach_names_those_within(
-    tokenizer: TokenizerRef, pictures: Path, tmp_path: Path
+    tokenizer: TokenizerRef, image_set: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"--keep 3: this tokenizer reaches 4 to 16 of 16"):
-        tokenize(tokenizer, tmp_path / "set", data=str(pictures), keep=(3,), progress=False)
+        tokenize(tokenizer, tmp_path / "set", data=str(image_set), keep=(3,), progress=False)
     assert not (tmp_path / "set").exists()
 
 
@@ -221,24 +221,24 @@ def test_other_weights_at_the_tokenizers_place_are_refused(tokenizer_directory: 
         found.load()
 
 
-def test_the_manifest_names_the_tokenizer_and_the_pictures(
-    codes: Path, pictures: Path, tokenizer: TokenizerRef, monkeypatch: pytest.MonkeyPatch
+def test_the_manifest_names_the_tokenizer_and_the_images(
+    codes: Path, image_set: Path, tokenizer: TokenizerRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = json.loads((codes / "manifest.json").read_text())
     monkeypatch.chdir(Path(tokenizer.location).parent)
     assert find_tokenizer(Path(tokenizer.location).name) == tokenizer, "places are absolute"
     assert Path(tree["tokenizer"]["location"]).is_absolute()
     assert tree["tokenizer"]["sha256"] == tokenizer.sha256
-    assert tree["plan"]["data_fingerprints"]["train"] == open_dataset(pictures, "train").fingerprint
+    assert tree["plan"]["data_fingerprints"]["train"] == open_dataset(image_set, "train").fingerprint
     assert tree["views"] == {"train": 384, "val": 64}
 
 
 @pytest.mark.parametrize("name", ["training", "train"])
 def test_the_training_split_gets_its_crops_by_any_of_its_names(
-    name: str, tokenizer: TokenizerRef, pictures: Path, codes: Path, tmp_path: Path
+    name: str, tokenizer: TokenizerRef, image_set: Path, codes: Path, tmp_path: Path
 ) -> None:
     manifest = tokenize(
-        tokenizer, tmp_path / "set", data=str(pictures), keep=(4,), splits=[name], progress=False
+        tokenizer, tmp_path / "set", data=str(image_set), keep=(4,), splits=[name], progress=False
     )
     assert manifest.views == {name: 2 * 192}
     again = open_codes(codes, "train")
@@ -252,23 +252,23 @@ def test_the_training_split_gets_its_crops_by_any_of_its_names(
 
 
 def test_the_split_that_the_recipe_trains_on_gets_the_crops(
-    tokenizer: TokenizerRef, pictures: Path, tmp_path: Path
+    tokenizer: TokenizerRef, image_set: Path, tmp_path: Path
 ) -> None:
     manifest = tokenize(
-        tokenizer, tmp_path / "set", data=str(pictures), keep=(4,), train_split="validation", progress=False
+        tokenizer, tmp_path / "set", data=str(image_set), keep=(4,), train_split="validation", progress=False
     )
     assert manifest.views == {"train": 192, "val": 2 * 64}
 
 
 def test_a_test_split_without_labels_takes_no_classes_away(
-    tokenizer: TokenizerRef, pictures: Path, tmp_path: Path
+    tokenizer: TokenizerRef, image_set: Path, tmp_path: Path
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     (tmp_path / "data").mkdir()
     for split, hidden in (("test", True), ("train", False)):
-        (source,) = pictures.glob("val-*.parquet")
+        (source,) = image_set.glob("val-*.parquet")
         table = pq.read_table(source)
         if hidden:
             table = table.set_column(1, "label", pa.array([-1] * len(table)))
@@ -280,9 +280,9 @@ def test_a_test_split_without_labels_takes_no_classes_away(
 
 
 def test_the_column_of_classes_may_be_chosen_on_the_command_line(
-    pictures: Path, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_set: Path, tokenizer_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = pq.read_table(next(pictures.glob("val-*.parquet")))
+    table = pq.read_table(next(image_set.glob("val-*.parquet")))
     for name in ("fine", "coarse"):
         table = table.append_column(f"{name}_label", table["label"])
     (tmp_path / "bare").mkdir()

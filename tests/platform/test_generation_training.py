@@ -89,7 +89,7 @@ def test_the_kept_counts_of_the_model_are_drawn_in_training(
     assert {values["train/kept_tokens"] for _, values in host.history} == {4, 9, 16}
 
 
-def test_pictures_encoded_in_the_step_train_a_generator_without_a_code_set(
+def test_images_encoded_in_the_step_train_a_generator_without_a_code_set(
     small_generator: dict[str, Any], tokenizer_directory: Path, tmp_path: Path
 ) -> None:
     small_generator["evaluation"]["every"] = 2
@@ -175,7 +175,7 @@ def test_a_tokenizer_with_another_source_recovery_stands_for_the_maker_of_the_co
 
 
 def test_codes_of_another_tokenizer_are_refused_on_resume(
-    small_generator: dict[str, Any], pictures: Path, codes: Path, tmp_path: Path
+    small_generator: dict[str, Any], image_set: Path, codes: Path, tmp_path: Path
 ) -> None:
     recipe = resolve(small_generator)
     shutil.copytree(codes, tmp_path / "codes")
@@ -218,7 +218,7 @@ MISTAKES = {
         r"holds no codes at 10 kept tokens \(stored: 4, 9, 16\)",
     ),
     "no code set": ("task.codes=/nowhere", r"no code set at /nowhere: make it with `mergevq tokenize"),
-    "another picture size": ("data.views.image_size=32", r"data\.views\.image_size is 32.*works at 16"),
+    "another image size": ("data.views.image_size=32", r"data\.views\.image_size is 32.*works at 16"),
 }
 
 

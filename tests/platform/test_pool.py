@@ -1,4 +1,4 @@
-"""Jobs on Ray actors: what their user can put right comes back as one error, and without a traceback."""
+"""Jobs on Ray actors: what their user can fix comes back as one error, and without a traceback."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def trained() -> dict[int, dict[str, dict[int, float]]]:
 def test_the_number_of_ranks_changes_no_loss_and_no_gradient(
     world_size: int, small_recipe: dict[str, Any], tmp_path: Path, trained: dict[int, Any]
 ) -> None:
-    # Batch norm alone sees a rank's pictures instead of the pass's.
+    # Batch norm alone sees a rank's images instead of the pass's.
     small_recipe["task"]["losses"]["adversarial"]["discriminator"]["norm"] = "group"
     small_recipe |= {"steps": 3, "global_batch": 10, "micro_batch": 5, "checkpoint_every": 3}
     small_recipe["cluster"] = {"workers": 3, "min_workers": 1, "device": "cpu"}

@@ -84,7 +84,7 @@ MISTAKES = {
         r"task\.keep: cannot keep 1 of 16 tokens .*reachable counts are 4 to 16",
     ),
     "an unreachable evaluated count": ("evaluation.keeps=[99]", r"evaluation\.keeps: cannot keep 99 of 16"),
-    "more workers than pictures in a batch": (
+    "more workers than images in a batch": (
         "cluster.workers=9",
         r"cluster\.workers is 9 but global_batch is 8",
     ),
@@ -98,7 +98,7 @@ MISTAKES = {
     ),
     "both lengths": ("epochs=1", r"'steps' or 'epochs'"),
     "an unknown preset": ("task.preset=gr_512", r"no preset 'gr_512'.*gr_256_d64"),
-    "a picture size that differs": (
+    "an image size that differs": (
         "data.views.image_size=32",
         r"data\.views\.image_size is 32 but the tokenizer works at 16",
     ),
@@ -140,12 +140,12 @@ def test_a_file_that_is_no_recipe_says_so(tmp_path: Path) -> None:
 def test_relative_names_of_what_is_there_become_absolute_and_others_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     (tmp_path / "teacher").mkdir()
     monkeypatch.chdir(tmp_path)
-    recipe = recipes.load("demo", ["data.path=pictures", "task.losses.alignment.directory=nowhere"])
+    recipe = recipes.load("demo", ["data.path=images", "task.losses.alignment.directory=nowhere"])
     found = recipes.locate(recipe)
-    assert found.data.path == str(tmp_path / "pictures")
+    assert found.data.path == str(tmp_path / "images")
     assert found.tokenizer.losses.alignment.directory == "nowhere"
     monkeypatch.chdir("/")
     recipe = recipes.load("demo", ["data.path=s3://bucket/x", "task.losses.alignment.directory=teacher"])

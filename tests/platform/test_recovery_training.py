@@ -18,7 +18,7 @@ from mergevq_platform.data import open_dataset
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
-from mergevq_platform.evaluation.spec import EvaluationSpec, chosen_keeps
+from mergevq_platform.evaluation.spec import EvaluationSpec, keeps_to_measure
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.operations import planning
 from mergevq_platform.recipe import Recipe, resolve
@@ -94,7 +94,7 @@ def newest(directory: Path) -> Path:
 
 
 def test_a_complete_tokenizer_comes_out_of_which_only_recovery_has_learnt(
-    tree: dict[str, Any], home: Path, pictures: Path, tmp_path: Path
+    tree: dict[str, Any], home: Path, image_set: Path, tmp_path: Path
 ) -> None:
     host = train(resolve(tree | {"steps": 40}), home / "ray" / "tuned")
     values = [values for _, values in host.history]
@@ -112,7 +112,7 @@ def test_a_complete_tokenizer_comes_out_of_which_only_recovery_has_learnt(
     recipe, stage_1 = checkpoints.recipe_of(checkpoint), checkpoints.recipe_of(start)
     assert recipe.task.tokenizer == str(start)
     assert recipe.tokenizer.losses == stage_1.tokenizer.losses, "what its tokenizer was trained by goes along"
-    assert chosen_keeps(recipe, [4, 9]) == (4, 9)
+    assert keeps_to_measure(recipe, [4, 9]) == (4, 9)
 
     out = tmp_path / "out"
     words = ["generate", "generator", "--num", "2", "--out", str(out), "--tokenizer", "tuned"]
@@ -123,7 +123,7 @@ def test_a_complete_tokenizer_comes_out_of_which_only_recovery_has_learnt(
     (row,) = json.loads((out / "curve.json").read_text())["rows"]
     assert row["recovery_accuracy"] == pytest.approx(last["val/recovery_accuracy_9"], abs=1e-6)
     untrained = [
-        TokenizerWorker(EvaluationSpec(None, of, str(pictures), "cpu")).untrained()
+        TokenizerWorker(EvaluationSpec(None, of, str(image_set), "cpu")).untrained()
         for of in (recipe, stage_1)
     ]
     assert same(*(model.state_dict() for model in untrained)), "the baseline is from before stage 1"
@@ -181,7 +181,7 @@ MISTAKES = {
         "task.generator=null task.keep.kind=list task.keep.counts=[3]",
         r"task\.keep: ",
     ),
-    "another picture size": ("data.views.image_size=32", r"data\.views\.image_size is 32 .* works at 16"),
+    "another image size": ("data.views.image_size=32", r"data\.views\.image_size is 32 .* works at 16"),
 }
 
 
@@ -221,7 +221,7 @@ def test_the_plan_measures_what_builds_on_a_tokenizer(tree: dict[str, Any], home
     with checkpoints.newest(str(home / "ray" / "generator")) as directory:
         encoding = checkpoints.recipe_of(directory)
     sizes = planning.measure(encoding, device=torch.device("cpu"), repeats=1)
-    assert sizes.input_seconds > 0  # it encodes pictures as they come
+    assert sizes.input_seconds > 0  # it encodes images as they come
     codes = replace(encoding.generator, codes="/not/made")
     alone = planning.measure(replace(encoding, task=codes), device=torch.device("cpu"), repeats=1)
     tokenizer = sum(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +39,66 @@ def two_workers(small_recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_home: Path, pictures: Path) -> dict[str, Any]:
-    """Filled by the first test that trains two workers without disturbance."""
+def finished() -> dict[str, Any]:
+    """What tests share of finished runs, by the run's name: each is trained once, for the first that asks."""
     return {}
 
 
+@pytest.fixture
+def undisturbed(two_workers: dict[str, Any], ray_home: Path, finished: dict[str, Any]) -> dict[str, Any]:
+    """The outcome, state and journal of two workers that nothing disturbed."""
+    if "undisturbed" not in finished:
+        outcome = trainer.train(resolve(two_workers), home=ray_home, name="undisturbed")
+        kept = {"outcome": outcome, "state": state(outcome.run), "journal": journal_of(outcome.run)}
+        finished["undisturbed"] = kept
+    return finished["undisturbed"]
+
+
+@dataclass(frozen=True)
+class LateRun:
+    """A finished run that was told to stop in its last step, and whose experiment was deleted until it had ended."""
+
+    outcome: trainer.Outcome
+    measured: list[int]  # the steps that were evaluated
+    said: str  # on stderr
+    synced: int  # the exit status of `mergevq sync` after the experiment was restored
+
+
+@pytest.fixture
+def late(small_recipe: dict[str, Any], ray_home: Path, finished: dict[str, Any]) -> LateRun:
+    """A run by epochs of one worker; its only checkpoint is that of the last step."""
+    if "late" not in finished:
+        client = Store.at(ray_home).client()
+        gone = client.create_experiment("gone", artifact_location=(ray_home / "gone").as_uri())
+        client.delete_experiment(gone)
+        tree = {key: value for key, value in small_recipe.items() if key != "steps"}
+        tree |= {"epochs": 8 * 8 / 192, "checkpoint_every": 100, "experiment": "gone"}
+        measured: list[int] = []
+
+        def watch(checkpoint: str, step: int, recorder: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            outcome = trainer.train(
+                resolve(tree),
+                home=ray_home,
+                name="late",
+                watch=watch,
+                after=lambda done, _: measured.append(done.step),
+            )
+        client.restore_experiment(gone)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MERGEVQ_HOME", str(ray_home))
+            synced = cli.run(["sync", "late"])
+        finished["late"] = LateRun(outcome, measured, said.getvalue(), synced)
+    return finished["late"]
+
+
 def test_two_workers_train_and_every_step_reaches_mlflow_once(
-    two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any]
+    ray_home: Path, undisturbed: dict[str, Any]
 ) -> None:
-    outcome = trainer.train(resolve(two_workers), home=ray_home, name="undisturbed")
+    outcome, journal = undisturbed["outcome"], undisturbed["journal"]
     assert (outcome.step, outcome.stopped) == (20, False)
-    journal = journal_of(outcome.run)
-    undisturbed |= {"state": state(outcome.run), "journal": journal}
     assert sorted(journal["train/total"]) == list(range(1, 21))
 
     client = Store.at(ray_home).client()
@@ -66,8 +117,6 @@ def test_two_workers_train_and_every_step_reaches_mlflow_once(
 def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
     two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any]
 ) -> None:
-    if not undisturbed:
-        pytest.skip("needs the undisturbed run of the test before")
     run = Run("killed", ray_home, str(ray_home / "ray"))
     killed: list[int] = []
 
@@ -92,27 +141,15 @@ def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
 
 
 def test_a_signal_in_the_last_step_of_a_run_by_epochs_comes_too_late_to_stop_it(
-    small_recipe: dict[str, Any], ray_home: Path
+    ray_home: Path, late: LateRun
 ) -> None:
-    small_recipe = {key: value for key, value in small_recipe.items() if key != "steps"}
-    recipe = resolve(small_recipe | {"epochs": 8 * 8 / 192, "checkpoint_every": 100})
-    measured: list[int] = []
-
-    def watch(checkpoint: str, step: int, recorder: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)  # the only checkpoint is that of the last step
-
-    outcome = trainer.train(
-        recipe, home=ray_home, name="late", watch=watch, after=lambda done, _: measured.append(done.step)
-    )
-    assert (outcome.step, outcome.stopped, measured) == (8, False, [8])
+    assert (late.outcome.step, late.outcome.stopped, late.measured) == (8, False, [8])
     assert find_run(Store.at(ray_home), "late").status == "FINISHED"
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
     two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any]
 ) -> None:
-    if not undisturbed:
-        pytest.skip("needs the undisturbed run of the test before")
     run = Run("stopped", ray_home, str(ray_home / "ray"))
 
     def stop_in_mid_run() -> None:
@@ -192,8 +229,6 @@ def test_more_workers_than_the_cluster_can_hold_is_said_at_once(
 
 
 def test_the_checkpoint_is_a_tokenizer(ray_home: Path, undisturbed: dict[str, Any]) -> None:
-    if not undisturbed:
-        pytest.skip("needs the undisturbed run of the first test")
     import mergevq
 
     with checkpoints.newest(str(ray_home / "ray" / "undisturbed")) as directory:
@@ -214,20 +249,11 @@ def test_a_run_that_ray_refuses_at_its_start_is_recorded_as_failed(
 
 
 def test_a_run_that_did_not_reach_mlflow_says_so_at_its_first_refusal_and_at_its_end(
-    small_recipe: dict[str, Any],
-    ray_home: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    ray_home: Path, late: LateRun
 ) -> None:
-    monkeypatch.setenv("MERGEVQ_HOME", str(ray_home))
-    client = Store.at(ray_home).client()
-    gone = client.create_experiment("gone", artifact_location=(ray_home / "gone").as_uri())
-    client.delete_experiment(gone)
-    outcome = trainer.train(resolve(small_recipe | {"experiment": "gone"}), home=ray_home, name="unseen")
-    assert outcome.undelivered is not None
-    assert "experiment 'gone' was deleted" in outcome.undelivered
-    assert outcome.undelivered.endswith("mergevq sync unseen")
-    assert "warning: not in MLflow yet" in capsys.readouterr().err
-    client.restore_experiment(gone)
-    assert cli.run(["sync", "unseen"]) == 0
-    assert find_run(Store.at(ray_home), "unseen").status == "FINISHED"
+    assert late.outcome.undelivered is not None
+    assert "experiment 'gone' was deleted" in late.outcome.undelivered
+    assert late.outcome.undelivered.endswith("mergevq sync late")
+    assert "warning: not in MLflow yet" in late.said
+    assert late.synced == 0
+    assert find_run(Store.at(ray_home), "late").status == "FINISHED"

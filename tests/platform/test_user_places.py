@@ -30,7 +30,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_database_named_from_home_lies_there(user: Path) -> None:
     store = Store.at(Path("runs"), "sqlite:///~/ml.db")
     assert store.uri == f"sqlite:///{user}/ml.db"
-    with pytest.raises(InputError, match=r"MLFLOW_TRACKING_URI .* nobody here is called so"):
+    with pytest.raises(InputError, match=r"MLFLOW_TRACKING_URI .* no user of that name here"):
         Store.at(Path("runs"), "sqlite:///~no-such-user/ml.db")
 
 
@@ -38,7 +38,7 @@ def test_storage_is_written_out_for_workers_in_other_folders(user: Path, tmp_pat
     for given, meant in (("~/ck", user / "ck"), ("ck", tmp_path / "here" / "ck")):
         assert Run.new("run", home=tmp_path / "runs", storage=given).storage == str(meant)
     assert checkpoints.absolute("s3://bucket/~/x") == "s3://bucket/~/x"
-    with pytest.raises(InputError, match="nobody here is called so"):
+    with pytest.raises(InputError, match="no user of that name here"):
         Run.new("run", home=tmp_path / "runs", storage="~no-such-user/ck")
 
 
@@ -49,22 +49,22 @@ def test_options_after_a_sign_of_equality_mean_the_home(
     assert cli.parse(["data", "info", "x", "--sheet=~/sheet.png"]).sheet == user / "sheet.png"
     with pytest.raises(SystemExit):
         cli.parse(["compare", "a", "--out=~no-such-user/x"])
-    assert "nobody here is called so" in capsys.readouterr().err
+    assert "no user of that name here" in capsys.readouterr().err
 
 
 def test_files_that_a_recipe_names_from_home_are_found(
     user: Path, small_recipe: dict[str, Any], tokenizer_directory: Path
 ) -> None:
-    (user / "pictures").symlink_to(small_recipe["data"]["path"])
+    (user / "images").symlink_to(small_recipe["data"]["path"])
     (user / "vgg.pth").write_bytes(b"")
-    small_recipe["data"]["path"] = "~/pictures"
+    small_recipe["data"]["path"] = "~/images"
     small_recipe["task"]["losses"]["perceptual"] = {
         "kind": "lpips",
         "backbone": "~/vgg.pth",
         "heads": "~/no.pth",
     }
     recipe = locate(complete(small_recipe))
-    assert recipe.data.path == str(user / "pictures")
+    assert recipe.data.path == str(user / "images")
     perceptual: Any = recipe.tokenizer.losses.perceptual
     assert (perceptual.backbone, perceptual.heads) == (str(user / "vgg.pth"), str(user / "no.pth"))
     (user / "tokenizer").symlink_to(tokenizer_directory)

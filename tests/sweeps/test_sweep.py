@@ -81,8 +81,8 @@ def test_a_sweep_ends_in_one_figure_with_its_trials_below_it_in_mlflow(
     # Recipe and data are named as a person does who stands in a folder; trials run in others.
     monkeypatch.chdir(tmp_path)
     tree = yaml.safe_load(base.read_text())
-    pictures = tree["data"]["path"]
-    tree["data"]["path"] = os.path.relpath(pictures)
+    image_set = tree["data"]["path"]
+    tree["data"]["path"] = os.path.relpath(image_set)
     base.write_text(yaml.safe_dump(tree))
     sweep = made(Path(base.name), objectives=(mean_log_frechet(), mean_probe()))
     outcome = driver.sweep(sweep, home=ray_home, name="families")
@@ -105,7 +105,7 @@ def test_a_sweep_ends_in_one_figure_with_its_trials_below_it_in_mlflow(
     artifacts = {file.path for file in store.client().list_artifacts(parent.run_id, "report")}
     assert {"report/pareto.png", "report/curves.png", "report/pareto.html", "report/winner.yaml"} <= artifacts
 
-    assert all(Path(trial.recipe["data"]["path"]).samefile(pictures) for trial in outcome.finished)
+    assert all(Path(trial.recipe["data"]["path"]).samefile(image_set) for trial in outcome.finished)
     winner = recipes.load(outcome.files["winner.yaml"])
     best = min(outcome.finished, key=lambda trial: trial.objectives["mean_log_frechet"])
     assert winner.tokenizer.keep.kind == best.recipe["task"]["keep"]["kind"]
@@ -303,13 +303,13 @@ DRIVER = """
 import sys
 from pathlib import Path
 from mergevq_platform.sweeps import driver, loading
-home, file, resume = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-sweep = None if resume else loading.load(file)
-driver.sweep(sweep, home=home, name=None if resume else "cut", resume="cut" if resume else None)
+driver.sweep(loading.load(sys.argv[2]), home=Path(sys.argv[1]), name="cut")
 """
 
 
-def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(base: Path, tmp_path: Path) -> None:
+def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(
+    base: Path, tmp_path: Path, ray_home: Path
+) -> None:
     file = tmp_path / "question.py"
     file.write_text(
         "from mergevq_platform.sweeps import *\n"
@@ -337,7 +337,7 @@ def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(base: Path, 
     records = sorted((home / "ray").glob("cut-*/finished.json"))
     before = {path: path.stat().st_mtime_ns for path in records}
     assert 1 <= len(before) < 3
-    subprocess.run([*command, "resume"], env=environment, check=True, timeout=300)
+    driver.sweep(None, home=home, resume="cut")  # by this process, on the session's cluster
     after = sorted((home / "ray").glob("cut-*/finished.json"))
     assert len(after) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before

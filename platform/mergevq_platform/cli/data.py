@@ -20,7 +20,7 @@ LAYOUTS = (
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     data = verbs.add_parser("data", help="make, pack and inspect image sets").add_subparsers(
         required=True, metavar="WHAT"
     )

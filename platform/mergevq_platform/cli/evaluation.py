@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     evaluate = verbs.add_parser(
         "evaluate",
         help="measure the curve of a run, a checkpoint or an imported tokenizer; of a generator, over guidance scales; of a probe, top-1",
@@ -150,7 +150,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     extractor = _extractor(options)
     if bool(options.run) == bool(options.images):
-        raise InputError("give a run (mergevq runs list names them), or --images PLACE")
+        both = ", not both" if options.run else ""
+        raise InputError(f"give a run (mergevq runs list names them), or --images PLACE{both}")
     if options.images:
         _evaluate_images(options, extractor)
         return

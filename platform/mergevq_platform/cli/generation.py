@@ -27,7 +27,7 @@ OPTIONS = {  # keys of sampling and guidance -> as they are typed
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     tokenize = verbs.add_parser(
         "tokenize",
         help="images -> codes of a frozen tokenizer, once, for training generators",
@@ -227,7 +227,7 @@ def _generate(options: argparse.Namespace) -> None:
     job = sampling_job.SamplingJob(
         spec=spec,
         directory=str(options.out),
-        classes=pipeline.chosen_classes(options.classes, names),
+        classes=pipeline.class_labels(options.classes, names),
         names=names,
         num=options.num,
         batch=options.batch or settings.batch,

@@ -19,7 +19,7 @@ def store_in_use() -> Store:
 
 
 def found(name: str, *, storage: str | None = None, recipe: str | None = None) -> FoundModel:
-    """What a name means: see `lookup.find`."""
+    """The model of a name: see `lookup.find`."""
     from mergevq_platform.storage.lookup import find
 
     return find(name, home=read_settings().home, store=store_in_use(), storage=storage, recipe=recipe)

@@ -13,7 +13,7 @@ def user_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"'{text}': nobody here is called so; write the path out") from None
+        raise argparse.ArgumentTypeError(f"'{text}': no user of that name here; write the path out") from None
 
 
 def user_place(text: str) -> str:

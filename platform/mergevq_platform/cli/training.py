@@ -14,7 +14,7 @@ from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
-    """Add the verbs of this room to the command line's."""
+    """Add the verbs of this module to the command line's."""
     train = verbs.add_parser(
         "train",
         help="train on Ray, measure the curve, record it in MLflow",
@@ -23,7 +23,7 @@ def add(verbs: Any) -> None:
     train.add_argument(
         "recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)"
     )
-    train.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
+    train.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
     train.add_argument("--resume", metavar="RUN", help="go on with a run; its stored recipe is used")
     train.add_argument("--name", help="the run's name (default: recipe, time, four letters)")
     train.add_argument(
@@ -49,7 +49,7 @@ def add(verbs: Any) -> None:
 
     recipes = verbs.add_parser("recipes", help="list the packaged recipes, or print one complete")
     recipes.add_argument("recipe", nargs="?", help="print this recipe, resolved")
-    recipes.add_argument("overrides", nargs="*", metavar="a.b=c")
+    recipes.add_argument("overrides", nargs="*", default=[], metavar="a.b=c")
     recipes.set_defaults(function=_recipes)
 
 
@@ -66,8 +66,15 @@ def _train(options: argparse.Namespace) -> int:
     words = [text for text in [options.recipe, *options.overrides] if text]
     overrides = tuple(text for text in words if "=" in text)
     names = [text for text in words if "=" not in text]
-    if bool(names) == bool(options.resume) or len(names) > 1:
-        raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
+    if len(names) > 1:
+        raise InputError(
+            f"'{names[1]}' changes no key of the recipe '{names[0]}': write KEY=VALUE, such as steps=4"
+        )
+    if bool(names) == bool(options.resume):
+        both = ", not both" if names else ""
+        raise InputError(
+            f"give a recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN{both}"
+        )
     home = read_settings().home
     given = recipe.load(names[0], overrides) if names else None
     tracking_uri = read_settings().tracking_uri

@@ -78,7 +78,7 @@ class CodeShard:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeManifest:
-    """What a code set holds. `views`: of each split, images times crops; `plan`: how it was made."""
+    """The manifest of a code set. `views`: of each split, images times crops; `plan`: how it was made."""
 
     tokenizer: TokenizerRef
     classes: tuple[str, ...]

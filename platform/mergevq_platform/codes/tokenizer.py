@@ -8,7 +8,7 @@ from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer,
 
 
 def tokenizer_of(recipe: Recipe, place: str | None = None) -> TokenizerRef:
-    """The tokenizer that a generator's recipe was pinned to, looked for at `place` if that is given.
+    """The tokenizer that a generator's recipe names, looked for at `place` if that is given.
 
     At `place` may lie one with another Source Recovery. Raises `InputError` if there is none, if its other weights differ, or
     if it does not fit the model.

@@ -108,7 +108,7 @@ def tokenize(
         "digest": digest,
     }
     learnt = [dataset for name, dataset in opened.items() if same_split(name, train_split)]
-    chosen = (learnt or list(opened.values()))[0]  # a test split without labels takes nobody's classes away
+    chosen = (learnt or list(opened.values()))[0]  # a test split without labels takes no classes away
     classes = chosen.classes if chosen.labelled else ()
     manifest = _manifest(tokenizer, names, classes, jobs, parts, plan)
     records.remove_leftovers(job.file for job in jobs)

@@ -1,4 +1,4 @@
-"""What classifiers' recipes do to a view besides cropping: RandAugment and random erasing, by numbers given from outside.
+"""Augmentations of classifiers' recipes besides cropping: RandAugment and random erasing, by given random numbers.
 
 The operations and their strengths are those of timm's `rand-m9-mstd0.5-inc1`, which MAE, BEiT and SimMIM fine-tune with;
 timm draws from global generators, and a view here is a function of (seed, epoch, sample) alone.
@@ -50,7 +50,7 @@ def rand_augmented(pixels: np.ndarray, settings: RandAugmentConfig, random: np.n
 
 
 def erase_numbers(size: int) -> int:
-    """How many random numbers `erased` needs for a view of `size` pixels a side."""
+    """The number of random numbers that `erased` needs for a view of `size` pixels a side."""
     return 4 * ERASE_TRIES + 3 * size * size
 
 

@@ -1,4 +1,4 @@
-"""Who takes which images of a step: the global batch is cut into passes, and each pass is dealt to the ranks."""
+"""The partition of a step's images: the global batch is cut into passes, and each pass is divided among the ranks."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Dataset:
         return np.searchsorted(self.row_group_starts, row_ids, side="right") - 1
 
     def place(self, row_id: int) -> str:
-        """Where a row lies, for messages: its shard and row in it."""
+        """The location of a row, for messages: its shard and row in it."""
         group = int(self.group_of(row_id))
         shard, _ = self._places[group]
         before = sum(item.rows for item in self.shards[:shard])
@@ -218,7 +218,7 @@ class Dataset:
         return numbers(values, where) if names is None else by_name(texts(values, where), names, where)
 
     def class_images(self) -> tuple[int, ...]:
-        """How many images each class has, of the label column alone; () without labels."""
+        """Images of each class, by the label column alone; () without labels."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
         for number, shard in enumerate(self.shards if self.labelled else ()):
             if self._shard_labels is not None:

@@ -101,7 +101,7 @@ def read_image(path: Path, background: Background = WHITE) -> Decoded:
 
 
 def files_of(folder: str | Path) -> Files:
-    """What lies below a folder. Raises `InputError` naming the first image whose beginning cannot be read."""
+    """The images below a folder. Raises `InputError` naming the first image whose beginning cannot be read."""
     root = Path(folder)
     names = sorted(listed(root).files, key=lambda name: name.split("/"))
     found = Files([], [], [], [])

@@ -1,4 +1,4 @@
-"""Wherever images lie: a folder of files, an npz of samples, or a packed set, as the fixed batches of an evaluation."""
+"""Image sets of any kind as the fixed batches of an evaluation: a folder of files, an npz of samples, a packed set."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ImageSet(Protocol):
 
     @property
     def said(self) -> tuple[str, ...]:
-        """What of the place was left out, line by line."""
+        """The files that were left out, line by line."""
 
     @property
     def fingerprint(self) -> str:
-        """What tells the set from others."""
+        """The identity of the set."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class PackedImages(EvalBatches):
 
     @property
     def fingerprint(self) -> str:
-        """What tells the split from others."""
+        """The identity of the split."""
         return self.dataset.fingerprint
 
     @property

@@ -1,4 +1,4 @@
-"""What an image set holds, or what packing images would understand: texts for the terminal."""
+"""Descriptions for the terminal of an image set, and of images as packing would read them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def describe(
 def describe_in_short(
     directory: str | Path, train: str, evaluation: str, reading: Reading | None = None
 ) -> str:
-    """What a training reads of an image set: its splits, the classes, and what was not used, in few lines.
+    """The image set of a training in few lines: splits, classes, files that are not used.
 
     Raises as `open_and_describe`.
     """

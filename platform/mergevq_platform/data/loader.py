@@ -1,4 +1,4 @@
-"""What one loader process reads and decodes: its piece of each of the rank's micro-batches, in order."""
+"""One loader process: reads and decodes its piece of each of the rank's micro-batches, in order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BatchPiece(NamedTuple):
 
 @dataclass
 class PieceLoader(IterableDataset):
-    """What a loader process does: its piece of each of the rank's micro-batches, in order.
+    """Run a loader process: its piece of each of the rank's micro-batches, in order.
 
     Every process has the same places in each batch, so that it alone reads the row groups of these places.
     """

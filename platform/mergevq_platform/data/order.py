@@ -1,4 +1,4 @@
-"""Which samples a step sees: a pure function of (seed, epoch, step) for a fixed global batch, on any number of workers.
+"""The samples of a step: a pure function of (seed, epoch, step) for a fixed global batch, on any number of workers.
 
 The row groups of an epoch are put in a seeded order and laid end to end. That line is cut into *lanes*, and every lane
 feeds its own few positions of each global batch; inside a lane, windows of whole row groups are shuffled. A rank owns

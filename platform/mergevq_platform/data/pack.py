@@ -167,7 +167,7 @@ def pack(
 
 
 def _found(source: str | Path, choices: Choices, directory: Path) -> ImageSource:
-    """What there is to pack; a source that is refused leaves nothing behind."""
+    """The source to pack; one that is refused leaves nothing behind."""
     scratch = directory / RECORDS
     before, made = scratch.exists(), not directory.exists()
     try:
@@ -194,7 +194,7 @@ def _on_ray(pack: Callable[[PackJob], PackedShard], jobs: list[PackJob]) -> Iter
 
 
 def _background_of(source: str | Path) -> Background | None:
-    """What a source is read with: white, or the background of a set that is packed already.
+    """The background of a source: white, or that of a set that is packed already.
 
     One whose alpha was dropped when its images were resized keeps that: none.
     """

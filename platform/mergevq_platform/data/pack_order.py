@@ -1,4 +1,4 @@
-"""Which images go into which shard of a pack: the order by seed, the images held out, the cut into shards."""
+"""The images of each shard of a pack: order by seed, held-out images, cut into shards."""
 
 from __future__ import annotations
 

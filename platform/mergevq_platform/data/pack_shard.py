@@ -31,7 +31,7 @@ from mergevq_platform.distributed.sharded_map import ShardRecords
 
 
 class PackedShard(NamedTuple):
-    """What became of one planned shard; no shard where none of its images was usable."""
+    """The result of one planned shard; no shard where none of its images was usable."""
 
     file: str
     images: int  # looked at
@@ -115,7 +115,7 @@ def pack_shard(job: PackJob) -> PackedShard:
 
 
 def finished(job: PackJob) -> PackedShard | None:
-    """What an earlier run left of the same job, if its shard is there whole."""
+    """The result of the same job by an earlier run, if its shard is there whole."""
     facts = ShardRecords(Path(job.directory)).read(job.file, job.key)
     kinds = FormatCounts.from_tree(facts.get("kinds")) if facts else None
     if facts is None or kinds is None or "unlabelled" not in facts:

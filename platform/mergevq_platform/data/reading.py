@@ -1,4 +1,4 @@
-"""How the images of a set are to be read, where its files leave a choice."""
+"""The reading of a set's images: columns and background, where its files leave a choice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Background = Annotated[str, AfterValidator(_colour)]
 
 @config
 class Reading:
-    """What a user may choose of a set's reading; none: what the set itself says."""
+    """A user's choices for reading a set; None: the set's own."""
 
     image_column: str | None = None  # of Parquet files: the column of encoded images
     label_column: str | None = None  # of Parquet files: the column of classes

@@ -161,7 +161,7 @@ def _specks(random: _Uniforms, x: Array, y: Array, canvas: Array, size: int) -> 
         radius = _each(0.02 + 0.03 * numbers[:, 2])
         distance = np.hypot(x - _each(numbers[:, 0]), y - _each(numbers[:, 1])) - radius
         there = _each(numbers[:, 3]) < 0.5
-        canvas = _painted(canvas, np.where(there, distance, 1.0), numbers[:, 4:7], size)
+        canvas = _drawn(canvas, np.where(there, distance, 1.0), numbers[:, 4:7], size)
     return canvas
 
 
@@ -187,16 +187,16 @@ def _shape(
     light = 1 + _each(0.25 * (shade - 0.5)) * (
         u * _each(np.cos(2 * np.pi * turn)) + v * _each(np.sin(2 * np.pi * turn))
     )
-    return _painted(canvas, distance * _each(radius), colour, size, light)
+    return _drawn(canvas, distance * _each(radius), colour, size, light)
 
 
-def _painted(canvas: Array, distance: Array, colour: Array, size: int, light: Array | float = 1.0) -> Array:
+def _drawn(canvas: Array, distance: Array, colour: Array, size: int, light: Array | float = 1.0) -> Array:
     # A pixel is as much covered as the edge's signed distance from its centre says.
     cover = np.clip(0.5 - distance * size, 0, 1)[..., None].astype(np.float32)
-    painted = (
+    inside = (
         np.broadcast_to(colour[:, None, None], canvas.shape) * np.asarray(light, dtype=np.float32)[..., None]
     )
-    return canvas + cover * (painted - canvas)
+    return canvas + cover * (inside - canvas)
 
 
 def _each(values: Array) -> Array:

@@ -24,7 +24,7 @@ END_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Where a worker is: its rank, its process, its step, and for how long it has been in this phase of it."""
+    """A worker's heartbeat: rank, process, step, phase, and the seconds in this phase."""
 
     rank: int
     world_size: int

@@ -12,7 +12,7 @@ Answers = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 class WorkerInputError(NamedTuple):
-    """The answer of a worker that met what its user can put right: as a value, because Ray prints an error's traceback."""
+    """The answer of a worker that met what its user can fix: as a value, because Ray prints an error's traceback."""
 
     error: InputError
 

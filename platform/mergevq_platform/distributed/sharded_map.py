@@ -51,7 +51,7 @@ def resumed_map(
 
 @dataclass(frozen=True)
 class ShardRecords:
-    """Which shards of an unfinished set are whole, as JSON files beside them."""
+    """Records of the whole shards of an unfinished set, as JSON files beside them."""
 
     directory: Path
 

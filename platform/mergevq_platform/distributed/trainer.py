@@ -41,7 +41,7 @@ QUIET_SECONDS = 15.0  # without any worker before the driver looks for the reaso
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training run ended."""
+    """The end of a training run."""
 
     run: Run
     step: int

@@ -100,7 +100,7 @@ class RayHost:
             if waited >= patience_seconds:
                 raise InputError(
                     f"{what} ({reason}), for {waited:.0f} s now: --storage must be a path or URI that all nodes share, with "
-                    "room; fix that, then go on with --resume"
+                    "free space; fix that, then go on with --resume"
                 )
             self.warn(
                 f"{what} ({reason}); training waits, and tries again for {patience_seconds:.0f} s "
@@ -177,7 +177,7 @@ class WorkerLoopConfig(TypedDict):
 
 
 def worker_loop(config: WorkerLoopConfig) -> int | None:
-    """What every Ray Train worker runs; returns the steps done, None where a worker before gave up."""
+    """Run one Ray Train worker; returns the steps done, None where a worker before gave up."""
     actor = config["actor"]
     final, failed = ray.get(actor.standing.remote())
     if final is not None:

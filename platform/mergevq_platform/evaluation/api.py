@@ -1,4 +1,4 @@
-"""Evaluation by name: a run, a checkpoint or an imported tokenizer is found, evaluated, written down and recorded."""
+"""Evaluation by name of a run, a checkpoint or an imported tokenizer: look-up, evaluation, files, MLflow."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PublishedProbe = Literal["mergevq", "mae", "dinov2"]
 
 
 class TrainingOutcome(Protocol):
-    """How a training ended, as `trainer.Outcome` says it."""
+    """The end of a training, see `trainer.Outcome`."""
 
     @property
     def run(self) -> Run: ...
@@ -82,7 +82,7 @@ def evaluate(
     track: bool = True,
     cache: bool = True,
 ) -> EvaluationReport:
-    """Evaluate what `name` means, write tables and figures to `out`, and record them in MLflow.
+    """Evaluate the model called `name`, write tables and figures to `out`, and record them in MLflow.
 
     `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`)
     or a tokenizer's directory, for which `recipe` then names one for data and protocol. The run's own MLflow run takes
@@ -153,7 +153,7 @@ def evaluator_of(
     """The evaluator of a recipe's task and a checkpoint: in this process for 0 `workers`, else on so many Ray actors.
 
     Without a checkpoint, of the tokenizer before its first step. The other options are those of `evaluate`. Raises
-    `InputError` for settings that do not fit, and for a task whose result nothing evaluates.
+    `InputError` for settings that do not fit, and for a task without an evaluator.
     """
     options = EvaluationOptions(
         device=device,
@@ -260,7 +260,7 @@ def evaluate_images(
 
 
 def with_evaluation_files(recipe: ResolvedRecipe) -> ResolvedRecipe:
-    """The recipe with the files of weights that its evaluation uses found; those that it does not use are not looked for.
+    """The recipe with absolute paths of the weights that its evaluation uses; others are not looked for.
 
     Raises `InputError`, naming the key, for one that is not there.
     """

@@ -1,4 +1,4 @@
-"""What a generator came to: a row of metrics for every guidance scale, and its references, with the protocol."""
+"""The report of a generator: a row of metrics for every guidance scale, its references, the protocol."""
 
 from __future__ import annotations
 

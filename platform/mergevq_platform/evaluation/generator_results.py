@@ -14,7 +14,7 @@ SHOWN = 48  # images of each set that the figures may show
 
 @dataclass
 class GeneratorResult(Mergeable):
-    """What is known of a set of images."""
+    """Statistics of a set of images."""
 
     statistics: ImageSetStatistics | None  # by the extractor; none of training images
     summary: np.ndarray  # (B, D) float32, the tokenizer's summary with all tokens kept
@@ -42,7 +42,7 @@ class ShownImages:
 
 @dataclass
 class GeneratorFindings:
-    """What figures show beside the report."""
+    """Images and codes that figures show beside the report."""
 
     shown: dict[str, ShownImages] = field(default_factory=dict)  # by scale, or by what they are
     # Of the first images at the best scale: distances (B, k) in grey levels, and numbers (B, k): see `neighbours.nearest`.

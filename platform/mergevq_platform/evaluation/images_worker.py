@@ -21,7 +21,7 @@ from mergevq_platform.recipe import EvaluationConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSetsSpec:
-    """Which images are compared by which features, in a form that travels to workers."""
+    """Two image sets and the features that compare them; travels to workers."""
 
     images: str
     reference: str | None  # none: nothing to compare with

@@ -56,14 +56,14 @@ class CoveredJob(NamedTuple):
 
 
 def precision_recall(
-    passes: Passes, judged: np.ndarray, judged_key: Key, reference: np.ndarray, reference_key: Key
+    passes: Passes, images: np.ndarray, images_key: Key, reference: np.ndarray, reference_key: Key
 ) -> dict[str, float]:
     """`precision` and `recall` of features (M, D) against (N, D) float32, as `mergevq.metrics.precision_recall` gives them.
 
     Blocks of `CHUNK` x `CHUNK` distances are taken at once. The keys name the passes that the features are of. Raises
     `InputError` as the library's does.
     """
-    require_comparable(_tensor(judged), _tensor(reference))
+    require_comparable(_tensor(images), _tensor(reference))
     about = {"centre_of": reference_key, "k": K}
     origin = passes.small_result({"kind": "centre", "of": reference_key}, [CentreJob(reference)])["centre"]
 
@@ -82,8 +82,8 @@ def precision_recall(
         return float(found["covered"].mean())
 
     return {
-        "precision": share_covered(judged, judged_key, reference, reference_key),
-        "recall": share_covered(reference, reference_key, judged, judged_key),
+        "precision": share_covered(images, images_key, reference, reference_key),
+        "recall": share_covered(reference, reference_key, images, images_key),
     }
 
 

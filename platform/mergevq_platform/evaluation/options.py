@@ -1,4 +1,4 @@
-"""How a checkpoint is evaluated, whatever its kind; each kind takes of it what it knows."""
+"""Options of an evaluation of any kind; each kind takes those that it knows."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ JOBS_PER_PASS = 64  # about, of a large set: a result may be 100 MB
 
 @dataclass(frozen=True)
 class Passes:
-    """Who does the jobs, and what is known already: `answers(jobs)` yields the results in the order of the jobs."""
+    """Workers and cache of an evaluation: `answers(jobs)` yields the results in the order of the jobs."""
 
     answers: Answers
     cache: Cache | None = None
@@ -36,7 +36,7 @@ class Passes:
         return self.cache.through(key, jobs, self.answers)
 
     def small_result(self, key: Mapping[str, Any], jobs: Sequence[Any]) -> Any:
-        """The same, of a small result that the evaluation asks for again: with or without a cache its jobs are done once."""
+        """As `result`, for a small result that is asked for again: with or without a cache its jobs are done once."""
         name = json.dumps(key, sort_keys=True)
         if name not in self.remembered:
             self.remembered[name] = self.result(key, jobs)

@@ -19,7 +19,7 @@ from mergevq_platform.data.reading import Background
 from mergevq_platform.evaluation.report import (
     note,
 )
-from mergevq_platform.evaluation.spec import chosen_keeps, reachable_keeps
+from mergevq_platform.evaluation.spec import keeps_to_measure, reachable_keeps
 from mergevq_platform.evaluation.tokenizer_figures import GRIDS, image_grids
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import find
@@ -50,7 +50,7 @@ def reconstruct(
         if (recipe := found.stored_recipe) is not None:
             background = recipe.data.background or stated_background(recipe.data.path) or WHITE
             if keeps is None:
-                keeps = chosen_keeps(recipe, None)
+                keeps = keeps_to_measure(recipe, None)
         views = _views(images, read_config(directory).image_size, background)
         tokenizer = mergevq.load(directory)
     model = tokenizer.config

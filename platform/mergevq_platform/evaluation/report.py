@@ -1,4 +1,4 @@
-"""The report of an evaluation, whatever was evaluated: rows of numbers with their protocol, its files, its place in MLflow."""
+"""The report of an evaluation of any kind: rows of numbers with their protocol, files, records in MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AnyReport = TypeVar("AnyReport", bound="EvaluationReport")
 
 
 class EvaluationRecorder(Protocol):
-    """What takes the records of a run: in this process, or the run's actor."""
+    """The recorder of a run: in this process, or the run's actor."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> object:
         """Values at a step."""
@@ -25,7 +25,7 @@ class EvaluationRecorder(Protocol):
         """Rows by kept tokens."""
 
     def tags(self, values: Mapping[str, str]) -> object:
-        """What the run is found by."""
+        """Tags of the run."""
 
     def artifact(self, file: Path, directory: str = "") -> object:
         """A file."""
@@ -35,7 +35,7 @@ class EvaluationRecorder(Protocol):
 
 
 class EvaluationReport(Protocol):
-    """Rows of numbers, and what they mean."""
+    """Rows of numbers, and their protocol."""
 
     file_name: ClassVar[str]  # of its JSON
     folder: ClassVar[str]  # of its files among a run's artifacts
@@ -43,7 +43,7 @@ class EvaluationReport(Protocol):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What the numbers mean: data, counts, extractor, weights."""
+        """The protocol of the numbers: data, counts, extractor, weights."""
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -65,7 +65,7 @@ class EvaluationReport(Protocol):
 
 
 class KindEvaluator(Protocol[AnyReport]):
-    """The evaluator of a kind: its jobs are done by workers, what comes back becomes rows."""
+    """The evaluator of a kind of model: workers do its jobs, their results become rows."""
 
     def report(self, run: str) -> AnyReport:
         """The report of what tables call `run`."""

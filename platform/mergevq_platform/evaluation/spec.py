@@ -93,7 +93,7 @@ def batches_key(batches: EvalBatches) -> dict[str, Any]:
     return key
 
 
-def chosen_keeps(recipe: Recipe, keeps: Sequence[int] | None) -> tuple[int, ...]:
+def keeps_to_measure(recipe: Recipe, keeps: Sequence[int] | None) -> tuple[int, ...]:
     """The kept counts to measure. Raises `InputError` for one that the encoder's layers cannot reach."""
     task = recipe.tokenizer
     trained = task.keep.candidates(task.model.grid_tokens)

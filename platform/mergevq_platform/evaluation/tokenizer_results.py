@@ -30,7 +30,7 @@ class ReconstructionResult(Mergeable):
 
 @dataclass
 class TokenizerFindings:
-    """What figures show beside the curve: single images and codes."""
+    """Single images and codes that figures show beside the curve."""
 
     each_psnr: dict[int, np.ndarray] = field(default_factory=dict)  # kept tokens -> (images,) dB
     code_counts: dict[int, np.ndarray] = field(default_factory=dict)  # kept tokens -> (V,) how often

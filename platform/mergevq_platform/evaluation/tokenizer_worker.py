@@ -50,7 +50,7 @@ class TokenizerWorker:
         self.device = torch.device(spec.device)
         self.decoded: dict[tuple[EvalBatches, int], dict[str, Tensor]] = {}
         self.opened: dict[tuple[str, tuple[int, ...]], EvalBatches] = {}
-        self.room = DECODED_BYTES
+        self.free_bytes = DECODED_BYTES
         self._untrained: dict[int, MergeVQ] = {}
 
     @cached_property
@@ -93,9 +93,9 @@ class TokenizerWorker:
         if (batches, index) not in self.decoded:
             batch = batches.batch(index)
             size = batch["image"].nbytes
-            if size > self.room:
+            if size > self.free_bytes:
                 return to_unit_range(batch, self.device)
-            self.room -= size
+            self.free_bytes -= size
             self.decoded[batches, index] = batch
         return to_unit_range(self.decoded[batches, index], self.device)
 

@@ -16,11 +16,11 @@ Device = Literal["cpu", "cuda"]
 
 
 class Spec(Protocol):
-    """What is evaluated by what, in a form that travels to workers."""
+    """The specification of an evaluation; travels to workers."""
 
     @property
     def device(self) -> Device:
-        """Where models and features lie."""
+        """The device of models and features."""
 
 
 class BatchWorker(Protocol):

@@ -1,4 +1,4 @@
-"""How evenly a tokenizer uses its vocabulary: every code's frequency by rank."""
+"""Code usage: every code's frequency by rank."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class ComparisonAxes:
-    """What a comparison sets against the Fréchet distance, and what its curves run over."""
+    """The axes of a comparison: the metric against the Fréchet distance, and what its curves run over."""
 
     x_key: str  # of what a curve runs over: kept tokens or guidance scales
     x_column: str
@@ -149,7 +149,7 @@ def loss_title(curve: Evaluation) -> str:
     return "\n".join(textwrap.wrap(title, 62))
 
 
-def judged_notes(curve: Evaluation) -> list[str]:
+def caveats_of(curve: Evaluation) -> list[str]:
     """What a reader must know to judge a comparison with this curve."""
     if isinstance(curve, Curve):
         return notes(curve)
@@ -173,7 +173,7 @@ def judged_notes(curve: Evaluation) -> list[str]:
 def common_notes(entries: Sequence[Entry]) -> list[str]:
     """The notes of a comparison: the first curve's, with the weights of all."""
     first = entries[0].curve
-    said = judged_notes(first)
+    said = caveats_of(first)
     if isinstance(first, Curve):
         weights = list(dict.fromkeys(e.curve.weights() for e in entries if isinstance(e.curve, Curve)))
         every = " and ".join(weights) if len(weights) < 4 else f"weights of {len(weights)} different steps"

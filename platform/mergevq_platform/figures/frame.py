@@ -1,4 +1,4 @@
-"""What all figures of a comparison share: title, notes, panels, and a colour and a marker for each group."""
+"""The frame of a comparison's figures: title, notes, panels, a colour and a marker for each group."""
 
 from __future__ import annotations
 

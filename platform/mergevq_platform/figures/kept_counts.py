@@ -1,4 +1,4 @@
-"""Which kept counts a training drew."""
+"""The kept counts that a training drew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which columns of a curve a trade-off figure draws, by what name, and what it must say beside them."""
+"""The series of a trade-off figure: columns of a curve, their names, the notes beside them."""
 
 from __future__ import annotations
 

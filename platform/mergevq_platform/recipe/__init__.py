@@ -1,8 +1,8 @@
 """Recipes: the only input of a run, from a few lines of YAML to everything that decides what a run computes.
 
-task_config.py  what a recipe asks of its task; the settings of the two stages, which evaluation and generation read too
+task_config.py  the section `task`: methods that a recipe calls, and the settings of the two stages
 sections.py     the other sections: data, optimizer, cluster, evaluation
-schema.py       `Recipe`, complete and checked; `ResolvedRecipe`, which workers, trials and evaluators take
+schema.py       `Recipe`: complete and checked; `ResolvedRecipe`: the input of workers, trials and evaluators
 files.py        recipe files and the packaged recipes
 paths.py        the files and folders that a recipe names
 resolve.py      read, override, complete, check, make absolute, pin: once, in the driver
@@ -28,7 +28,7 @@ from mergevq_platform.recipe.task_config import (
     GeneratorTaskConfig,
     TaskConfig,
     TokenizerTaskConfig,
-    known_keeps,
+    trainable_keeps,
 )
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "TokenizerTaskConfig",
     "complete",
     "find",
-    "known_keeps",
     "load",
     "locate",
     "named_paths",
@@ -56,5 +55,6 @@ __all__ = [
     "placeholder_task",
     "read",
     "resolve",
+    "trainable_keeps",
     "weights_files",
 ]

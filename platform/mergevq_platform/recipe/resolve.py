@@ -1,7 +1,7 @@
-"""From a tree to a recipe: presets, checks, absolute paths, and the hashes of all that a run builds on.
+"""Resolution of a recipe: presets, checks, absolute paths, and the hashes of upstream models and weights.
 
-Recipe files, command-line overrides and a sweep's trials all pass through `complete`; what is to be run passes through `resolve`,
-once, in the driver. The tree of the resolved recipe is stored in every checkpoint and in MLflow; `parse_resolved` reads it again.
+Recipe files, command-line overrides and a sweep's trials all pass through `complete`. A recipe to be run passes through
+`resolve` once, in the driver. The tree of the resolved recipe is stored in every checkpoint and in MLflow; `parse_resolved` reads it again.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ def parse_resolved(tree: Mapping[str, Any]) -> ResolvedRecipe:
 
 @dataclass(frozen=True)
 class Pins:
-    """What resolving a recipe found: travels to whoever resolves the like of it, and need not look again."""
+    """Locations and hashes that resolving a recipe found. A recipe on the same upstream models takes them over without a look."""
 
     paths: dict[str, str]  # of the recipe before
     found: Tree  # key -> value, what was added to it
 
     @classmethod
     def between(cls, before: Recipe, after: ResolvedRecipe) -> Pins:
-        """Of a recipe with absolute paths and the same, resolved."""
+        """The pins of a recipe: `before` has absolute paths, `after` is the same recipe resolved."""
         given = flattened(to_tree(before))
         found = {key: value for key, value in flattened(to_tree(after)).items() if given.get(key) != value}
         return cls(_paths(before), found)
 
     def laid_over(self, recipe: Recipe) -> Recipe:
-        """The recipe with these, if it builds on the same; else as it is."""
+        """The recipe with these pins, if it builds on the same models; else unchanged."""
         if _paths(recipe) != self.paths:
             return recipe
         tree = to_tree(recipe)
@@ -82,9 +82,9 @@ def resolve(
 ) -> ResolvedRecipe:
     """The recipe with absolute paths, and with the hashes of the models and weights that it builds on.
 
-    Paths start from `folder` (none: where we are); `find_run` says what lies at the name of a run. What has a hash already, or
-    one of `pins`, is not looked for. Raises `InputError` for a model that is not there, or is not the one that the recipe's hash
-    says.
+    Paths start from `folder` (None: the working directory); `find_run` turns the name of a run into its location. A model with a
+    hash, of its own or of `pins`, is not looked for. Raises `InputError` for a model that is not there, or is another than the
+    recipe's hash says.
     """
     located = locate(recipe if isinstance(recipe, Recipe) else complete(recipe), folder)
     for known in pins:
@@ -96,7 +96,7 @@ def resolve(
 
 
 def locate(recipe: R, folder: str | Path | None = None) -> R:
-    """The same with absolute paths for the files and folders that it names relative to `folder` (none: where we are).
+    """The recipe with absolute paths for files and folders relative to `folder` (None: the working directory).
 
     Workers and trials run in directories of their own. Files of weights are looked for in the folder `MERGEVQ_WEIGHTS` too.
     Names of what is not there stay: a URI, or a mistake, which is reported under the name that was given.
@@ -123,7 +123,7 @@ def path_kind(key: str) -> PathKind | None:
 
 
 def placeholder_task(model: TokenizerConfig) -> Tree:
-    """The task of a tokenizer of which nothing but the model is known: nothing of another's training is true of it."""
+    """The task of a tokenizer without a recipe: its model, and no setting of a training."""
     return {
         "kind": "tokenizer",
         "model": to_tree(model),

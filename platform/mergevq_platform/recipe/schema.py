@@ -78,12 +78,12 @@ class Recipe:
 
     @property
     def largest_micro_batch(self) -> int:
-        """Images of a micro-batch, at the most: of a group that has shrunk as far as it may, where none is given."""
+        """The most images of a micro-batch; where none is given, that of a worker group shrunk to its minimum."""
         return self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
 
     @property
     def deal(self) -> BatchPartition:
-        """How the images of a step are dealt to passes and ranks."""
+        """The partition of a step's images into passes and ranks."""
         return BatchPartition.of(
             self.global_batch, self.largest_micro_batch, self.cluster.workers, self.cluster.least_workers
         )

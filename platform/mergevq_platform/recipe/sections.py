@@ -22,7 +22,7 @@ Seconds = Annotated[float, Field(gt=0)]
 
 @config
 class DataConfig:
-    """Which images, and what happens to them on the way."""
+    """Image set, reading, order and views."""
 
     path: DataPath  # a directory of Parquet shards: local path or pyarrow URI
     train_split: str = "train"
@@ -43,7 +43,7 @@ class DataConfig:
 
     @property
     def reading(self) -> Reading:
-        """How the set's images are read, where its files leave a choice."""
+        """Columns and background with which the set's images are read."""
         return Reading(
             image_column=self.image_column, label_column=self.label_column, background=self.background
         )
@@ -62,13 +62,13 @@ class OptimizerConfig:
 
 @config
 class ClusterConfig:
-    """What the run asks of the Ray cluster."""
+    """Workers, devices and failure limits of a run on the Ray cluster."""
 
     workers: Count = 1
     min_workers: Count | None = (
         None  # while nodes are gone, go on with as few as these; none: wait until all can run again
     )
-    resize_seconds: Seconds = 60.0  # how often a run of fewer workers looks for room to grow again
+    resize_seconds: Seconds = 60.0  # how often a run of fewer workers looks for free devices to grow again
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: Count = 1
     max_failures: int = Field(default=3, ge=-1)  # worker-group restarts before the run fails; -1: no limit
@@ -85,7 +85,7 @@ class ClusterConfig:
 
 @config
 class EvaluationConfig:
-    """What the curve measures."""
+    """Images, extractor, kept counts and probes of an evaluation."""
 
     keeps: tuple[Count, ...] | None = (
         None  # kept counts of the curve; none: six counts, spread over the trained range

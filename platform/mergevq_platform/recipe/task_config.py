@@ -1,4 +1,4 @@
-"""What a recipe asks of its task, and the settings of the two stages, which evaluation and generation read too."""
+"""The section `task` of a recipe: the methods that a recipe calls, and the settings of the two stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mergevq_platform.recipe.sections import Count, EvaluationConfig, Scale
 
 
 class TaskConfig:
-    """What is trained: the section `task` of a recipe, told apart by its `kind`.
+    """The section `task` of a recipe, a class for each `kind`.
 
     Its class is one of `mergevq_platform.tasks`. Here is what a recipe asks of it; `tasks.task.Task` adds what a training does.
     """
@@ -43,7 +43,7 @@ class TaskConfig:
         return tree
 
     def complete_views(self, views: ViewsConfig) -> Tree:
-        """What the losses need of the views that the recipe does not say. Raises `InputError` for views that do not fit."""
+        """The sizes of views that the losses need and the recipe leaves open. Raises `InputError` for views that do not fit."""
         del views
         return {}
 
@@ -51,11 +51,11 @@ class TaskConfig:
         """Raise `ValueError` for kept counts that the model cannot reach."""
 
     def pin(self) -> Self:
-        """The same with place and hash of every model that it builds on. Raises `InputError` for one that is not there."""
+        """The section with location and hash of every upstream model. Raises `InputError` for one that is not there."""
         return self
 
     def keep_distribution(self) -> tuple[KeepDistributionConfig, int] | None:
-        """How the kept count of a step is drawn, and the grid that it is drawn of; None for tasks that keep every token."""
+        """The distribution of kept counts and its grid; None for tasks that keep every token."""
         return None
 
     def kept_counts(self) -> tuple[int, ...]:
@@ -79,11 +79,11 @@ class TaskConfig:
         return None
 
     def tags(self) -> dict[str, str]:
-        """What a run is found by: variant, alignment, the tokenizer that it builds on."""
+        """MLflow tags of a run: variant, alignment, its upstream tokenizer."""
         return {}
 
     def parameters(self) -> dict[str, Any]:
-        """What MLflow's parameters say beside the recipe."""
+        """MLflow parameters beside the recipe."""
         return {}
 
 
@@ -169,7 +169,7 @@ class TokenizerTaskConfig(TaskConfig):
 
 @config
 class GenerationConfig:
-    """How a generator's images are made where it is measured; the settings of Table 3's rows."""
+    """Sampling settings of a generator's evaluation; the settings of Table 3's rows."""
 
     keep: Count | None = None  # kept count; none: the most often trained
     steps: Count | None = None  # random order: decoding steps; none: one for every token
@@ -211,7 +211,7 @@ class GeneratorTaskConfig(TaskConfig):
             raise ValueError(
                 "give codes (a code set made by `mergevq tokenize`), or a tokenizer to encode images with"
             )
-        known, candidates = known_keeps(self.model), self.kept_counts()
+        known, candidates = trainable_keeps(self.model), self.kept_counts()
         for key, wanted in (("keep", candidates), ("generation.keep", (self.generation.keep,))):
             for count in wanted:
                 if count is not None and count not in known:
@@ -249,15 +249,15 @@ class GeneratorTaskConfig(TaskConfig):
         return self
 
     def tags(self) -> dict[str, str]:
-        """Variant, and whose codes."""
+        """Variant, and the hash of the tokenizer of its codes."""
         found = {"mergevq.variant": self.preset or self.model.kind}
         if self.tokenizer_sha256:
             found["mergevq.tokenizer"] = self.tokenizer_sha256
         return found
 
 
-def known_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
-    """The kept counts that a generator can be trained at; a raster generator is not told, so it takes any."""
+def trainable_keeps(model: GeneratorConfig) -> tuple[int, ...] | range:
+    """The kept counts that a generator can be trained at; any for a raster generator, which is not conditioned on them."""
     return range(1, model.grid_tokens + 1) if isinstance(model, RasterConfig) else model.keeps
 
 

@@ -33,7 +33,7 @@ SHEET_CLASSES, SHEET_EACH = 12, 8
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """What is sampled where, in a form that travels to workers."""
+    """A sampling job and its folder; travels to workers."""
 
     spec: SamplingSpec
     directory: str
@@ -66,7 +66,7 @@ class SamplingJob:
 
 
 class BatchResult(NamedTuple):
-    """What became of a batch."""
+    """The result of a batch."""
 
     images: int
     tokens: int

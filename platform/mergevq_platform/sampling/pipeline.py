@@ -95,7 +95,7 @@ def open_sampling(
     task, step = recipe.generator, int(about["step"])
     checkpoint = checkpoints.at_step(location, step)
     settings = task.generation
-    chosen = chosen_keep(recipe, keep)
+    chosen = keep_to_sample(recipe, keep)
     tokens = chosen or task.model.grid_tokens
     if steps is None and settings.steps is not None:
         steps = min(settings.steps, tokens)
@@ -123,7 +123,7 @@ def open_sampling(
     )
 
 
-def chosen_keep(recipe: Recipe, keep: int | None) -> int | None:
+def keep_to_sample(recipe: Recipe, keep: int | None) -> int | None:
     """The kept count to sample at: the given one, the recipe's, or the most often trained; None for raster order.
 
     Raises `InputError` for a count that was not trained.
@@ -221,7 +221,7 @@ def class_names(recipe: Recipe) -> tuple[str, ...]:
     return names if len(names) == len(numbers) else numbers
 
 
-def chosen_classes(wanted: Sequence[str] | None, names: Sequence[str]) -> tuple[int, ...]:
+def class_labels(wanted: Sequence[str] | None, names: Sequence[str]) -> tuple[int, ...]:
     """Class numbers of names or numbers; all for none. Raises `InputError` for one that is neither."""
     chosen = []
     for word in wanted or map(str, range(len(names))):

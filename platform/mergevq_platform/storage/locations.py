@@ -38,4 +38,4 @@ def local_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise InputError(f"'{text}': nobody here is called so; write the path out") from None
+        raise InputError(f"'{text}': no user of that name here; write the path out") from None

@@ -39,7 +39,7 @@ class FoundModel:
 
     @property
     def label(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         if self.fetched is not None:
             return self.name
         return (
@@ -72,7 +72,7 @@ class FoundModel:
 
     @property
     def task_kind(self) -> str:
-        """What was trained: the `kind` of the recipe's task."""
+        """The `kind` of the recipe's task."""
         if self.fetched is not None or checkpoints.is_bare(self.place):
             return "tokenizer"
         with checkpoints.newest(self.place, files=checkpoints.RECIPE) as directory:
@@ -106,7 +106,7 @@ class FoundModel:
 def find(
     name: str, *, home: Path, store: Store, storage: str | None = None, recipe: str | None = None
 ) -> FoundModel:
-    """What `name` means: `models:/NAME@alias`, a path or URI, a run's name, or the name or id of a run that only the
+    """The model of `name`: `models:/NAME@alias`, a path or URI, a run's name, or the name or id of a run that only the
     tracking store knows. A path is looked for first.
 
     `recipe` names data and protocol for a tokenizer without a recipe of its own. Raises `InputError` for a name that is

@@ -200,7 +200,7 @@ def parameters(recipe: Recipe) -> dict[str, object]:
 
 
 def tags(recipe: Recipe, run: Run) -> dict[str, str]:
-    """What a run is found by: kind, variant, commit, where its checkpoints lie."""
+    """MLflow tags of a run: kind, variant, commit, where its checkpoints lie."""
     found = {
         "mergevq.kind": recipe.task.kind,
         "mergevq.run": run.name,

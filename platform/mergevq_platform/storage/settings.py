@@ -1,4 +1,4 @@
-"""Where runs, the tracking store and checkpoints live; the one file that reads these variables.
+"""Locations of runs, tracking store and checkpoints; the one file that reads these variables.
 
 `MERGEVQ_HOME` moves everything, `MLFLOW_TRACKING_URI` the tracking store, `MERGEVQ_STORAGE` the checkpoints;
 `MERGEVQ_WEIGHTS` is a folder of published weights, where files named without a folder are looked for. A recipe

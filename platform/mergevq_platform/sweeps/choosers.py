@@ -1,4 +1,4 @@
-"""Who decides a walk through a space before any trial has run: grid, random draws, a population's changes.
+"""Choosers, which decide a walk through a space before any trial has run: grid, random draws, a population's changes.
 
 Optuna has samplers of these names, but none that draws what is drawn here: its `GridSampler` knows no conditional
 parameters and its `BruteForceSampler` shuffles; its `RandomSampler` consumes one stream, where a trial's draw is here a

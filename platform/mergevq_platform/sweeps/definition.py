@@ -1,4 +1,4 @@
-"""What a sweep is: a question, a base recipe, what may vary, how to search, when to stop early, what to aim at."""
+"""The definition of a sweep: question, base recipe, space, search, early stopping, objectives."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class EarlyStopping:
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """How the objectives are measured while trials still train: on fewer images than the final curve."""
+    """Measurement of the objectives while trials still train: on fewer images than the final curve."""
 
     keeps: tuple[int, ...] | None = None  # none: those of the recipe's curve
     scales: tuple[float, ...] | None = None  # generators: guidance scales; none: those of the recipe
@@ -145,7 +145,7 @@ class Sweep:
 
     @property
     def rung_steps(self) -> int | None:
-        """Optimizer steps between measurements of a trial under way; None where nobody reads them."""
+        """Optimizer steps between measurements of a trial under way; None where they are not read."""
         if isinstance(self.search, Population):
             return self.search.every_steps
         return self.stopping.every_steps if self.stopping else None

@@ -1,4 +1,4 @@
-"""What mattered: the share of an objective's variance that each parameter explains alone.
+"""Importance of parameters: the share of an objective's variance that each explains alone.
 
 Main effects of a functional ANOVA over a random forest (Hutter et al. 2014), taken of the forest's mean prediction. Every range is
 even here: hand over the logarithm of what was drawn evenly in its logarithm.

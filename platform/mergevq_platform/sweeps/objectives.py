@@ -1,4 +1,4 @@
-"""What a sweep aims at: scalars made from a trial's curve, over kept tokens or, of generators, over guidance scales."""
+"""Objectives: scalars made from a trial's curve, over kept tokens or, of generators, over guidance scales."""
 
 from __future__ import annotations
 

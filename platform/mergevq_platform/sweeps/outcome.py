@@ -1,4 +1,4 @@
-"""How a sweep ended: its finished trials, those that failed or were stopped early, and whether any is left to run."""
+"""The outcome of a sweep: finished trials, those that failed or were stopped early, and whether any is left to run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mergevq_platform.tracking.writer import sync
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended."""
+    """The outcome of a sweep."""
 
     definition: Sweep
     settings: SweepSettings

@@ -1,4 +1,4 @@
-"""What a sweep found: overlaid curves, the Pareto front, tables, what mattered, and the winner as a recipe."""
+"""The report of a sweep: overlaid curves, Pareto front, tables, importance, and the winner as a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep stores so that it can go on: its definition, and where it and its trials keep their things."""
+"""The stored state of a sweep, by which it resumes: its definition, and its folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS_FILE = "place.json"
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Where a sweep and its trials keep their things, and what was settled when it began; travels to the trials."""
+    """Folders of a sweep and its trials, and what was resolved when it began; travels to the trials."""
 
     name: str  # of the sweep
     home: str
@@ -91,7 +91,7 @@ def stored_definition(name: str, home: Path) -> Sweep:
 
 
 def directory_of(name: str, home: Path) -> Path:
-    """Where a sweep of this home keeps its things. Raises `InputError` for anything but a name.
+    """The folder of a sweep of this home. Raises `InputError` for anything but a name.
 
     A definition is a pickle of our own making, and reading a pickle runs code: it is read from the user's own home
     alone, never from a path that someone names or from storage.

@@ -1,4 +1,4 @@
-"""What a sweep shows on the terminal while it runs: its trials, and the time left."""
+"""The terminal display of a running sweep: its trials, and the time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be trained: one file a task, all listed here. A new task is a file in this folder and a line below.
+"""The tasks: one file each, all listed here. A new task is a file in this folder and a line below.
 
 A file is imported when a recipe names its task, so that reading a recipe loads nothing of the others.
 """

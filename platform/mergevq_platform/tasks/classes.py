@@ -1,4 +1,4 @@
-"""What tasks share that learn classes from labelled images, and those among them that build on a tokenizer."""
+"""Shared parts of tasks that learn classes from labelled images, and of those that use a tokenizer's features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ClassesTask(Task):
 
 @config
 class FeaturesTask(ClassesTask):
-    """A task whose classes are told from the features of a tokenizer."""
+    """A task that classifies the features of a tokenizer."""
 
     kind: str
     tokenizer: RunPath  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer

@@ -1,4 +1,4 @@
-"""Batches of codes: from a code set, or from images that the frozen tokenizer encodes inside each step."""
+"""Batches of codes, from a code set or from images that the frozen tokenizer encodes inside each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of images: what every task but a generator on a code set trains on."""
+"""Batches of images, for every task but a generator on a code set."""
 
 from __future__ import annotations
 

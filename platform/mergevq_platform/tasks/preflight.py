@@ -1,4 +1,4 @@
-"""Before a run: open all that it will need, during training and after, so that what is missing is said before it starts."""
+"""Preflight: open every input of a run, during training and after, before it starts."""
 
 from __future__ import annotations
 

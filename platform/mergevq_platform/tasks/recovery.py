@@ -27,8 +27,8 @@ from mergevq_platform.recipe import (
     Recipe,
     ResolvedRecipe,
     TokenizerTaskConfig,
-    known_keeps,
     placeholder_task,
+    trainable_keeps,
 )
 from mergevq_platform.recipe.paths import RunPath
 from mergevq_platform.storage import checkpoints
@@ -71,12 +71,12 @@ class RecoveryTask(Task):
         stage_1 = _tokenizer_task(found)
         if self.generator is None and self.keep is None and checkpoints.is_bare(found.location):
             raise InputError(f"{found.location} is a tokenizer without a recipe: give task.keep")
-        pinned = replace(
+        resolved = replace(
             self, tokenizer=found.location, tokenizer_sha256=found.sha256, keep=self.keep or stage_1.keep
         )
         if self.generator is not None:
-            pinned = replace(pinned, **self._pin_generator(self.generator, found))
-        return replace(pinned, stage_1=stage_1)
+            resolved = replace(resolved, **self._pin_generator(self.generator, found))
+        return replace(resolved, stage_1=stage_1)
 
     def _pin_generator(self, place: str, tokenizer: TokenizerRef) -> dict[str, Any]:
         with checkpoints.newest(place, files=checkpoints.MODEL) as directory:
@@ -92,7 +92,7 @@ class RecoveryTask(Task):
             )
         keep = self.keep or made.keep
         candidates = keep.candidates(made.model.grid_tokens)
-        if unknown := [count for count in candidates if count not in known_keeps(made.model)]:
+        if unknown := [count for count in candidates if count not in trainable_keeps(made.model)]:
             raise InputError(
                 f"task.keep: the generator at {location} was not trained at {', '.join(map(str, unknown))} kept tokens: "
                 "leave task.keep out to take its own"

@@ -1,14 +1,14 @@
-"""What a training, its preparation and its evaluation ask of a task: the seam between the platform and what is trained.
+"""The protocol of a task: the seam between the platform and what is trained.
 
 The loop, the driver, sweeps, planning and the command line know this protocol and no task. A task is a class of its own in this
 folder: a configuration (the section `task` of a recipe) with these methods.
 
-    what a recipe asks (`TaskConfig`)   complete, complete_views, check, pin, kept_counts, draw_keep, tags, parameters
-    what a training asks                open_data, build, open_feed, compile, warning
-    before it starts                    reads_images, unlabelled, require_data, require_measures
-    after it                            evaluated, measures, evaluator, after_training, rate_factors, features, features_sha256
-    sweeps                              curves, on_fewer_images
-    planning                            classes, random_batch
+    recipe (`TaskConfig`)   complete, complete_views, check, pin, kept_counts, draw_keep, tags, parameters
+    training                open_data, build, open_feed, compile, warning
+    before a training       reads_images, unlabelled, require_data, require_measures
+    after a training        evaluated, measures, evaluator, after_training, rate_factors, features, features_sha256
+    sweeps                  curves, on_fewer_images
+    planning                classes, random_batch
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mergevq_platform.recipe import EvaluationConfig, Recipe, ResolvedRecipe, Ta
 
 @dataclass(frozen=True)
 class Worker:
-    """Who this process is among the workers of a run."""
+    """Rank, number of workers and device of this process."""
 
     rank: int = 0
     world_size: int = 1
@@ -61,7 +61,7 @@ class Samples(Protocol):
 
 
 class Feed(Protocol):
-    """What the loop asks of a task's data."""
+    """Batches and validations of a task, as the loop reads them."""
 
     @property
     def encoder(self) -> nn.Module | None:
@@ -78,7 +78,7 @@ class Feed(Protocol):
 
 
 class FewImages(Protocol):
-    """How little a sweep measures while trials train."""
+    """The limits of a measurement between the steps of a trial."""
 
     @property
     def keeps(self) -> tuple[int, ...] | None:
@@ -98,7 +98,7 @@ class FewImages(Protocol):
 
 
 class Task(TaskConfig):
-    """What is trained, and all that is special about it. Methods that a subclass must have raise `NotImplementedError`."""
+    """A task: the section `task` of a recipe, with the methods of a training. Required methods raise `NotImplementedError` here."""
 
     @property
     def reads_images(self) -> bool:
@@ -122,20 +122,20 @@ class Task(TaskConfig):
         training.model().compile()
 
     def warning(self, losses: dict[str, float]) -> str | None:
-        """What to say, once, of the losses of a step that is not among the first."""
+        """The warning, given once, on the losses of a step that is not among the first."""
         del losses
         return None
 
     def unlabelled(self, samples: Any) -> int:
-        """How many samples the task cannot learn from, for want of a label."""
+        """The number of samples without a label, where the task needs one."""
         del samples
         return 0
 
     def require_data(self, recipe: Recipe) -> None:
-        """Open what a feed will need beside the training split. Raises `InputError` for what is missing or does not fit."""
+        """Open the inputs of a feed beside the training split. Raises `InputError` for what is missing or does not fit."""
 
     def require_measures(self, recipe: Recipe) -> None:
-        """Open what `after_training` measures with, beside the evaluation split. Raises `InputError` as above."""
+        """Open the networks of `after_training`, beside the evaluation split. Raises `InputError` as above."""
 
     @property
     def evaluated(self) -> bool:
@@ -152,7 +152,7 @@ class Task(TaskConfig):
     ) -> KindEvaluator[Any]:
         """The evaluator of a checkpoint (None: of the model before its first step).
 
-        Raises `InputError` for options that do not fit, and for a task whose checkpoints nothing evaluates.
+        Raises `InputError` for options that do not fit, and for a task without an evaluator.
         """
         raise InputError(
             f"{recipe.name} trains a {self.kind}, which nothing evaluates: name a tokenizer, a generator or a probe"
@@ -161,7 +161,7 @@ class Task(TaskConfig):
     def after_training(
         self, recipe: ResolvedRecipe, checkpoint: str, options: EvaluationOptions, run: str
     ) -> tuple[EvaluationReport, KindEvaluator[Any]]:
-        """The report of the newest checkpoint of a run that has ended, and who made it."""
+        """The report of the newest checkpoint of a run that has ended, and its evaluator."""
         evaluator = self.evaluator(recipe, checkpoint, options)
         return evaluator.report(run), evaluator
 
@@ -181,19 +181,19 @@ class Task(TaskConfig):
 
     @property
     def curves(self) -> bool:
-        """Whether sweeps can compare trainings of this task: whether its reports are curves, and it has `on_fewer_images`."""
+        """Whether sweeps can compare trainings of this task: its reports are curves, and it has `on_fewer_images`."""
         return False
 
     def on_fewer_images(self, recipe: ResolvedRecipe, few: FewImages) -> ResolvedRecipe:
-        """The recipe with an evaluation that is over soon."""
+        """The recipe with an evaluation within the limits of `few`."""
         raise NotImplementedError
 
     def classes(self) -> int:
-        """The classes that a model is made for, whatever the data; 0 where it takes those of the data."""
+        """The number of classes that the model fixes; 0 where it takes that of the data."""
         return 0
 
     def random_batch(self, rows: int, keep: int | None, seed: int) -> Batch:
-        """A batch of noise that costs what a real one does, for tasks that read no images."""
+        """A batch of noise with the cost of a real one, for tasks that read no images."""
         raise NotImplementedError
 
 

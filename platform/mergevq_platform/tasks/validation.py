@@ -1,4 +1,4 @@
-"""A quick look at the model during training: accumulators over a few fixed batches, merged over the ranks."""
+"""Validation during training: accumulators over a few fixed batches, merged over the ranks."""
 
 from __future__ import annotations
 

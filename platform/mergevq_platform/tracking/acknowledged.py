@@ -1,4 +1,4 @@
-"""How far a store has acknowledged a journal: `journal.sent.json` beside it, an entry for each store."""
+"""Acknowledged positions of a journal: `journal.sent.json` beside it, an entry for each store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergevq_platform.tracking.store import Store
 
 @dataclass(frozen=True)
 class Position:
-    """How far one store has acknowledged a journal: the run's ids there, and where the next record begins."""
+    """The position that one store has acknowledged: the run's ids there, and the offset of the next record."""
 
     run_id: str
     experiment_id: str
@@ -22,7 +22,7 @@ class Position:
 
 
 def read_position(journal: Path, store: Store) -> Position | None:
-    """Where `store` stands with the journal, by what lies beside it; None where nothing is noted."""
+    """The position of `store`, by the file beside the journal; None where nothing is noted."""
     entry = _stores(journal).get(store.public_uri)
     return Position(**entry) if entry else None
 

@@ -43,7 +43,7 @@ def open_for_curve(run_dir: Path, *, fresh: bool = False) -> Journal:
 
     The run's own while it has no curve; else, with `fresh`, or while the run is still being written, the
     journal of a new run under `run_dir/evaluations/`, linked by `evaluates`: a second point at the same step
-    would be a spike that nobody can delete.
+    would be a spike that cannot be deleted.
     """
     path = Path(run_dir) / JOURNAL_NAME
     identity = read_identity(path)

@@ -36,7 +36,7 @@ class RunRefused(RuntimeError):
 
 
 class Delivery:
-    """Brings the journal at `path` to `store`, one chunk per call of `advance`.
+    """Delivers the journal at `path` to `store`, one chunk per call of `advance`.
 
     Any exception of `advance` leaves the delivery usable: call it again, later. One process at a time
     delivers a journal; a second one gets `DeliveryHeld`.
@@ -56,7 +56,7 @@ class Delivery:
 
     @property
     def position(self) -> Position | None:
-        """Where the store stands, once it has answered."""
+        """The position that the store has acknowledged; None until it has answered."""
         return self._position
 
     @property
@@ -81,7 +81,7 @@ class Delivery:
             raise
 
     def close(self) -> None:
-        """Let others deliver."""
+        """Release the journal for other processes."""
         self._outbox.release()
 
     def _connect(self) -> tuple[MlflowClient, Position]:

@@ -58,7 +58,7 @@ def allowed(host: str, port: int, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def family(host: str) -> socket.AddressFamily:
-    """The family of `host`'s address. Raises `OSError` for a name that nobody knows."""
+    """The family of `host`'s address. Raises `OSError` for a name that does not resolve."""
     return socket.getaddrinfo(host.strip("[]") or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
         0
     ][0]
@@ -72,7 +72,7 @@ def _in_url(host: str) -> str:
 
 
 def _near(name: str) -> bool:
-    """Whether nobody, or nobody beyond one link, reaches this machine by that name."""
+    """Whether the address reaches no machine, or none beyond one link."""
     try:
         address = ipaddress.ip_address(name)
     except ValueError:

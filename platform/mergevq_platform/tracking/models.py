@@ -77,7 +77,7 @@ class Registered:
 
     @property
     def uri(self) -> str:
-        """What `mlflow.pyfunc.load_model` and `mergevq evaluate` take."""
+        """The URI for `mlflow.pyfunc.load_model` and `mergevq evaluate`."""
         return f"{SCHEME}{self.name}@{self.alias}" if self.alias else f"{SCHEME}{self.name}/{self.version}"
 
 

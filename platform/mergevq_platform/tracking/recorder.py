@@ -1,4 +1,4 @@
-"""The recorder: what a training loop, an evaluation or an actor around them writes to.
+"""The recorder of a training loop, an evaluation or an actor around them.
 
 Journal and writer in one process. Everything it is made from is plain and picklable, so that an actor can
 build it where it runs; workers of a run report to that one actor and never talk to MLflow.
@@ -20,13 +20,13 @@ from mergevq_platform.tracking.writer import SyncReport, Writer
 
 
 class Recorder(Protocol):
-    """Where a run reports to; a loop knows this and nothing of MLflow. No call waits for a server."""
+    """The recorder of a run. A loop knows this protocol and nothing of MLflow. No call waits for a server."""
 
     def params(self, values: Mapping[str, Any]) -> None:
         """The flattened recipe."""
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Facts that may change: commit, variant, fingerprints."""
+        """Tags that may change: commit, variant, fingerprints."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Values at an optimizer step; a step recorded twice keeps its first value."""
@@ -68,17 +68,17 @@ class LocalRecorder:
 
     @property
     def identity(self) -> RunIdentity:
-        """Who this run is."""
+        """The identity of this run."""
         return self.journal.identity
 
     @property
     def delivery_error(self) -> str | None:
-        """Why the store lacks the latest records, if it does."""
+        """The reason why the store lacks the latest records, if it does."""
         return self._writer.error if self._writer else None
 
     @property
     def store(self) -> Store | None:
-        """Where the records are delivered to."""
+        """The store of the records."""
         return self._store
 
     def params(self, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a journal holds and how it is read: run, records, values; safe beside the process that appends."""
+"""Records of a journal and their reading: run, records, values; safe beside the process that appends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def new_uid() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """Who a run is, before any server knows it.
+    """The identity of a run, before any server knows it.
 
     `parent` and `evaluates` are uids of other runs: the sweep that this trial belongs to, and the run whose
     checkpoint this run measures.

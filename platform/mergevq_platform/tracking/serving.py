@@ -1,4 +1,4 @@
-"""What MLflow calls to load a registered tokenizer: safetensors and a configuration in, a `predict` out.
+"""The loader that MLflow calls for a registered tokenizer: safetensors and a configuration in, a `predict` out.
 
 MLflow's model names this module and not a pickle: `mlflow.pyfunc.load_model` works wherever this package is installed.
 """
@@ -33,7 +33,7 @@ class ServedTokenizer:
 
     @torch.inference_mode()
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
-        """What `params` asks for of images (B, H, W, 3) uint8.
+        """The outputs that `params` asks for, of images (B, H, W, 3) uint8.
 
         `keep`: kept tokens, 0 for all; `output`: one of `OUTPUTS`, several with commas between, or `all`. Answers:
         `indices` (B, K) int64; `source` (B, N) int64, the kept token of each grid cell; `features` (B, D) float32, the

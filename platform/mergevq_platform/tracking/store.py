@@ -83,7 +83,7 @@ class Store:
                     file = Path(given).expanduser().absolute()
                 except RuntimeError:
                     raise InputError(
-                        f"MLFLOW_TRACKING_URI '{uri}': nobody here is called so; write the path out, sqlite:////path/mlflow.db"
+                        f"MLFLOW_TRACKING_URI '{uri}': no user of that name here; write the path out, sqlite:////path/mlflow.db"
                     ) from None
                 return cls(uri=_sqlite_uri(file), artifact_root=artifacts)
             case "postgresql" | "mysql" | "mssql":
@@ -151,7 +151,7 @@ class Store:
             ) from error
 
     def failure(self, error: BaseException) -> str:
-        """That a request to this store failed, and why."""
+        """The message of a failed request to this store."""
         return f"tracking store {self.public_uri}: {reason_of(error)}{through(self.uri)}"
 
     def experiment_id(self, client: MlflowClient, name: str) -> str:
@@ -199,7 +199,7 @@ class Store:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a store refused, in a line: what its database said where there is one, without the layers above."""
+    """The reason of a store's refusal, in a line: what its database said where there is one, without the layers above."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(original := getattr(inner, "orig", None), BaseException):

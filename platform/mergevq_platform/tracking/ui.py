@@ -78,7 +78,7 @@ class UiServer:
         return self._process.poll() is None
 
     def output(self) -> str:
-        """What the server has printed last."""
+        """The last output of the server."""
         self._output.flush()
         size = self._output.seek(0, os.SEEK_END)
         self._output.seek(max(0, size - 4000))

@@ -1,4 +1,4 @@
-"""What a tracking store lacks of a run and of all that belongs to it, and how to bring it there."""
+"""Undelivered records of a run and of all that belongs to it, and their delivery."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """What a delivery came to: what went, what is left, and the run's ids (None where no server answered)."""
+    """The result of a delivery: records sent, records left, and the run's ids (None where no server answered)."""
 
     store: str
     run_id: str | None
@@ -75,7 +75,7 @@ class Writer:
 
     @property
     def error(self) -> str | None:
-        """Why the store does not have the latest records, if so."""
+        """The reason why the store lacks the latest records, if it does."""
         return self._error
 
     def flush(self, timeout_seconds: float = 30.0) -> bool:

@@ -80,7 +80,7 @@ def test_a_killed_evaluation_goes_on_and_a_second_one_measures_nothing(
 
 
 def test_what_an_answer_depends_on_names_it(
-    spec: EvaluationSpec, recipe: Recipe, measured: Callable[..., Any], pictures: Path, tmp_path: Path
+    spec: EvaluationSpec, recipe: Recipe, measured: Callable[..., Any], image_set: Path, tmp_path: Path
 ) -> None:
     from mergevq_platform.data import write_shapes
 
@@ -95,7 +95,7 @@ def test_what_an_answer_depends_on_names_it(
     for other in changed:
         _, asked = measured(EvaluationSpec(None, other, other.data.path, "cpu"))
         assert asked > every / 4, (
-            "another seed, count, picture set or background is another tokenizer or another number"
+            "another seed, count, image set or background is another tokenizer or another number"
         )
 
 

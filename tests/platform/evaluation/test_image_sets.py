@@ -1,4 +1,4 @@
-"""Pictures against pictures: any folder as a person has it, the same numbers from every kind of source, and bad input."""
+"""Images against images: any folder as a person has it, the same numbers from every kind of source, and bad input."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mergevq_platform.evaluation import api
 
 
 @pytest.fixture(scope="module")
-def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 64 pictures of the validation split as files, in a folder of each class."""
+def folder(image_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 64 images of the validation split as files, in a folder of each class."""
     root = tmp_path_factory.mktemp("files")
-    batch = EvalBatches(open_dataset(pictures, "val"), 16, 64).batch(0)
+    batch = EvalBatches(open_dataset(image_set, "val"), 16, 64).batch(0)
     for index, (image, label) in enumerate(zip(batch["image"], batch["label"], strict=True)):
         (root / f"class_{int(label):02d}").mkdir(exist_ok=True)
         array = image.permute(1, 2, 0).numpy()
@@ -46,26 +46,28 @@ def judged(arguments: list[str]) -> dict[str, Any]:
     return json.loads(Path("scores.json").read_text())
 
 
-def test_files_and_their_packed_copy_are_the_same_set(folder: Path, pictures: Path, at_home: Path) -> None:
-    scores = judged(["--images", str(folder), "--reference", str(pictures), "--split", "val"])
+def test_files_and_their_packed_copy_are_the_same_set(folder: Path, image_set: Path, at_home: Path) -> None:
+    scores = judged(["--images", str(folder), "--reference", str(image_set), "--split", "val"])
     values, protocol = scores["values"], scores["protocol"]
     assert values["gfd_random_v1"] == pytest.approx(0, abs=1e-6)
     assert (values["precision_random_v1"], values["recall_random_v1"]) == (1, 1)
     assert values["class_coverage"] == 100
     assert (protocol["images"], protocol["reference_images"], protocol["size"]) == (64, 64, 16)
-    assert protocol["biased"], "64 pictures for 200 features"
+    assert protocol["biased"], "64 images for 200 features"
     text = Path("scores.md").read_text()
     assert "strongly biased" in text
     assert "gfd_random_v1" in text
     assert not any("fid" in key for key in values), "no Inception measured this"
 
 
-def test_the_numbers_are_those_of_the_library(folder: Path, pictures: Path, at_home: Path) -> None:
-    scores = judged(["--images", str(folder), "--reference", str(pictures), "--split", "train", "--no-cache"])
+def test_the_numbers_are_those_of_the_library(folder: Path, image_set: Path, at_home: Path) -> None:
+    scores = judged(
+        ["--images", str(folder), "--reference", str(image_set), "--split", "train", "--no-cache"]
+    )
     network = extractor(RandomFeaturesConfig())
     found = []
     for split in ("val", "train"):
-        batches = EvalBatches(open_dataset(pictures, split), 16, 192)
+        batches = EvalBatches(open_dataset(image_set, split), 16, 192)
         found.append(network(to_unit_range(batches.batch(0), torch.device("cpu"))["image"]))
     statistics = [FeatureStatistics() for _ in found]
     for one, features in zip(statistics, found, strict=True):
@@ -77,11 +79,11 @@ def test_the_numbers_are_those_of_the_library(folder: Path, pictures: Path, at_h
     assert values["recall_random_v1"] == pytest.approx(manifold.recall, abs=0.01)
 
 
-def test_statistics_stand_in_for_the_pictures_and_know_their_extractor(
-    folder: Path, pictures: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+def test_statistics_stand_in_for_the_images_and_know_their_extractor(
+    folder: Path, image_set: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judged(["--images", str(pictures), "--split", "train", "--save-statistics", "train.npz"])
-    direct = judged(["--images", str(folder), "--reference", str(pictures), "--split", "train"])["values"]
+    judged(["--images", str(image_set), "--split", "train", "--save-statistics", "train.npz"])
+    direct = judged(["--images", str(folder), "--reference", str(image_set), "--split", "train"])["values"]
     stored = judged(["--images", str(folder), "--reference", "train.npz"])
     assert stored["values"]["gfd_random_v1"] == pytest.approx(direct["gfd_random_v1"], rel=1e-9)
     assert "recall_random_v1" not in stored["values"], "moments have no neighbours"
@@ -103,10 +105,10 @@ def test_an_npz_of_samples_is_read_as_the_adm_suite_writes_it(folder: Path, at_h
 
 
 @pytest.mark.ray
-def test_one_two_and_five_workers_agree(folder: Path, pictures: Path, ray_home: Path) -> None:
+def test_one_two_and_five_workers_agree(folder: Path, image_set: Path, ray_home: Path) -> None:
     found = [
         api.evaluate_images(
-            str(folder), str(pictures), home=ray_home, split="train", workers=workers, cache=False
+            str(folder), str(image_set), home=ray_home, split="train", workers=workers, cache=False
         ).values
         for workers in (1, 2, 5)
     ]
@@ -115,14 +117,14 @@ def test_one_two_and_five_workers_agree(folder: Path, pictures: Path, ray_home: 
 
 
 def test_what_cannot_be_judged_is_said_in_one_line(
-    folder: Path, pictures: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, image_set: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (at_home / "empty").mkdir()
     (at_home / "mixed").mkdir()
     (at_home / "broken").mkdir()
     Image.new("RGB", (16, 16)).save("mixed/a.png")
     Image.new("RGB", (20, 16)).save("mixed/b.png")
-    (at_home / "broken" / "a.png").write_bytes(b"no picture")
+    (at_home / "broken" / "a.png").write_bytes(b"no image")
     np.savez("wrong.npz", a=np.zeros(3))
     for arguments, message in (
         (["--images", "empty"], "empty holds no images"),
@@ -130,7 +132,7 @@ def test_what_cannot_be_judged_is_said_in_one_line(
         (["--images", "mixed"], "b.png has 20 x 16 pixels, a.png 16 x 16.*--size"),
         (["--images", "broken"], "a.png cannot be read"),
         (["--images", "wrong.npz"], "arr_0"),
-        (["--images", str(pictures)], "splits train, val.*--split"),
+        (["--images", str(image_set)], "splits train, val.*--split"),
         (["--images", str(folder), "--reference", "wrong.npz"], "arr_0"),
         (["--images", str(folder), "--inception", "nowhere.pth"], "no file 'nowhere.pth'.*MERGEVQ_WEIGHTS"),
         (["--images", str(folder), "--extractor", "{kind: timm}"], "missing key"),
@@ -152,7 +154,7 @@ def test_what_cannot_be_judged_is_said_in_one_line(
 
 
 def test_no_option_is_taken_that_changes_nothing(
-    folder: Path, pictures: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, image_set: Path, at_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = sorted(folder.rglob("*.png"))[:8]
     np.savez("samples.npz", np.stack([np.asarray(Image.open(file)) for file in files]))
@@ -179,7 +181,7 @@ def test_no_option_is_taken_that_changes_nothing(
         assert "give a whole number of at least 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.run(["evaluate", "--images", ""])  # would be this directory
-    assert judged(["--images", "samples.npz", "--reference", str(pictures), "--split", "train"])["values"]
+    assert judged(["--images", "samples.npz", "--reference", str(image_set), "--split", "train"])["values"]
 
 
 def test_the_size_of_an_npz_is_what_others_are_brought_to(
@@ -218,8 +220,10 @@ def test_the_home_is_meant_by_its_sign_and_a_folder_is_no_file(
     assert f"is a directory ({at_home})" in capsys.readouterr().err
 
 
-def test_classes_of_a_set_without_all_labels_are_those_of_the_labelled(pictures: Path, at_home: Path) -> None:
-    (source,) = pictures.glob("val-*.parquet")
+def test_classes_of_a_set_without_all_labels_are_those_of_the_labelled(
+    image_set: Path, at_home: Path
+) -> None:
+    (source,) = image_set.glob("val-*.parquet")
     table = pq.read_table(source).replace_schema_metadata(None)
     labels = pa.array(np.where(np.arange(len(table)) < 10, -1, table["label"].to_numpy()))
     Path("some").mkdir()
@@ -231,7 +235,7 @@ def test_classes_of_a_set_without_all_labels_are_those_of_the_labelled(pictures:
     assert "10 of 64 images" in scores["protocol"]["lacking"]["class"]
 
 
-def test_a_picture_that_breaks_after_its_header_is_named(at_home: Path) -> None:
+def test_a_image_that_breaks_after_its_header_is_named(at_home: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save("whole.png")
     (at_home / "cut").mkdir()
     data = Path("whole.png").read_bytes()

@@ -96,21 +96,21 @@ def test_a_registered_model_loads_in_a_fresh_process_and_is_measured_by_its_name
     assert cli.run(["register", "tokens", "--name", "shapes", "--alias", "champion"]) == 0
     assert "models:/shapes@champion  version 1" in capsys.readouterr().out
 
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    np.save("pictures.npy", pictures)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    np.save("images.npy", images)
     script = (
         "import sys, numpy, mlflow\n"
         "mlflow.set_tracking_uri(sys.argv[1])\n"
         "model = mlflow.pyfunc.load_model('models:/shapes@champion')\n"
-        "pictures = numpy.load('pictures.npy')\n"
-        "answer = model.predict(pictures, params={'keep': 9, 'output': 'all'})\n"
-        "numpy.savez('answer.npz', all=model.predict(pictures)['indices'], **answer)\n"
+        "images = numpy.load('images.npy')\n"
+        "answer = model.predict(images, params={'keep': 9, 'output': 'all'})\n"
+        "numpy.savez('answer.npz', all=model.predict(images)['indices'], **answer)\n"
         "assert 'ray' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, store.uri], check=True, timeout=300)
     answer = np.load("answer.npz")
     tokenizer = mergevq.load(run.newest_checkpoint())
-    encoded = tokenizer.encode(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1, 9)
+    encoded = tokenizer.encode(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1, 9)
     assert np.array_equal(answer["indices"], encoded.indices.numpy())
     assert np.array_equal(answer["source"], encoded.source.assignment.numpy())
     assert np.allclose(answer["features"], encoded.summary.detach().numpy(), atol=1e-5)
@@ -154,7 +154,7 @@ def test_nothing_in_a_model_is_pickled(run: Run, homes: tuple[Path, Path]) -> No
 
 
 @pytest.mark.parametrize(
-    ("pictures", "params", "message"),
+    ("images", "params", "message"),
     [
         (np.zeros((1, 16, 16, 3), np.float32), {}, r"float32 .*uint8 \(B, 16, 16, 3\)"),
         (np.zeros((1, 8, 8, 3), np.uint8), {}, r"\(1, 8, 8, 3\)"),
@@ -167,11 +167,11 @@ def test_nothing_in_a_model_is_pickled(run: Run, homes: tuple[Path, Path]) -> No
     ],
 )
 def test_a_model_says_what_it_takes(
-    pictures: np.ndarray, params: dict[str, Any], message: str, tmp_path: Path
+    images: np.ndarray, params: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     mergevq.save(mergevq.create("test_gr"), tmp_path)
     with pytest.raises(InputError, match=message):
-        ServedTokenizer(tmp_path).predict(pictures, params)
+        ServedTokenizer(tmp_path).predict(images, params)
 
 
 def test_a_generator_that_only_the_tracking_store_knows_is_measured_and_generates(

@@ -48,8 +48,8 @@ def recipe(small_recipe: dict[str, Any]) -> Recipe:
 
 
 @pytest.fixture
-def changed(pictures: Path, tmp_path: Path) -> Callable[..., str]:
-    """A copy of the pictures as bare Parquet, with other labels, other bytes, or fewer rows, by split."""
+def changed(image_set: Path, tmp_path: Path) -> Callable[..., str]:
+    """A copy of the images as bare Parquet, with other labels, other bytes, or fewer rows, by split."""
 
     def make(
         labels: dict[str, Callable[[np.ndarray], Any]] | None = None,
@@ -60,7 +60,7 @@ def changed(pictures: Path, tmp_path: Path) -> Callable[..., str]:
         directory = tmp_path / name
         directory.mkdir()
         for split in ("train", "val"):
-            (source,) = Path(pictures).glob(f"{split}-*.parquet")
+            (source,) = Path(image_set).glob(f"{split}-*.parquet")
             table = pq.read_table(source).replace_schema_metadata(None)
             table = table.slice(0, (rows or {}).get(split, len(table)))
             if split in (labels or {}):
@@ -386,12 +386,12 @@ def test_a_generator_is_judged_against_as_few_images_as_there_are(
 
 
 def test_a_generator_may_be_judged_on_the_images_that_it_learnt_from(
-    small_generator: dict[str, Any], pictures: Path, tmp_path: Path
+    small_generator: dict[str, Any], image_set: Path, tmp_path: Path
 ) -> None:
     changes = {"evaluation": {"images": 40}}
-    report, _ = generators_report(small_generator, str(pictures), tmp_path)
+    report, _ = generators_report(small_generator, str(image_set), tmp_path)
     again, _ = generators_report(
-        merged(small_generator, {"data": {"evaluation_split": "train"}}), str(pictures), tmp_path, **changes
+        merged(small_generator, {"data": {"evaluation_split": "train"}}), str(image_set), tmp_path, **changes
     )
     assert again.rows[0].keys() == report.rows[0].keys()
 

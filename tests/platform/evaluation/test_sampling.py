@@ -24,7 +24,7 @@ from mergevq_platform.recipe import resolve
 from mergevq_platform.sampling.job import SamplingJob, SamplingWorker, sample_images
 from mergevq_platform.sampling.pipeline import (
     SamplingPipeline,
-    chosen_classes,
+    class_labels,
     class_names,
     open_sampling,
 )
@@ -70,7 +70,7 @@ def job(
 ) -> SamplingJob:
     spec = open_sampling(run.location, **of)
     names = class_names(spec.recipe)
-    return SamplingJob(spec, str(out), chosen_classes(classes, names), names, num, batch)
+    return SamplingJob(spec, str(out), class_labels(classes, names), names, num, batch)
 
 
 def evaluator_of(run: Run, **options: Any) -> Any:
@@ -83,19 +83,19 @@ def codes(out: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in ("indices", "label", "sample")}
 
 
-def test_pictures_are_the_decoded_codes_with_classes_in_turn(run: Run, tmp_path: Path) -> None:
+def test_images_are_the_decoded_codes_with_classes_in_turn(run: Run, tmp_path: Path) -> None:
     wanted = job(run, tmp_path / "out", classes=("heart", "disc", "3"))
     manifest = sample_images(wanted, progress=False)
     made = codes(tmp_path / "out")
     assert made["sample"].tolist() == list(range(20))
     assert made["label"][:4].tolist() == [10, 0, 3, 10]
     assert made["indices"].shape == (20, 16)
-    pictures = to_uint8(SamplingPipeline(wanted.spec).decode(torch.from_numpy(made["indices"]))).permute(
+    images = to_uint8(SamplingPipeline(wanted.spec).decode(torch.from_numpy(made["indices"]))).permute(
         0, 2, 3, 1
     )
     for sample, label in zip(made["sample"], made["label"], strict=True):
         stored = np.asarray(Image.open(wanted.image(int(sample), int(label))))
-        assert np.abs(stored.astype(int) - pictures[sample].numpy()).max() <= 1
+        assert np.abs(stored.astype(int) - images[sample].numpy()).max() <= 1
     assert (tmp_path / "out" / "pictures" / "000000-heart.png").is_file()
     assert Image.open(tmp_path / "out" / "contact_sheet.png").size[0] > 100
     assert manifest["tokenizer"]["sha256"] == wanted.spec.tokenizer.sha256
@@ -140,7 +140,7 @@ def test_an_interrupted_job_samples_only_what_is_missing(
     next((tmp_path / "parts" / "pictures").glob("000007-*.png")).unlink()
     done.clear()
     sample_images(job(run, tmp_path / "parts"), progress=False)
-    assert done == [1], "a batch that lost a picture is made again"
+    assert done == [1], "a batch that lost an image is made again"
 
 
 def test_another_job_in_the_same_directory_is_refused(run: Run, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ MISTAKES = {
     "a negative count": (["--top-k", "-1"], r"--top-k -1: at least 0"),
     "a negative scale": (["--cfg", "-1"], r"--cfg -1: at least 0"),
     "no number": (["--cfg", "1", "nan"], r"--cfg nan: a finite number"),
-    "no pictures": (["--num", "0"], r"--num is 0"),
+    "no images": (["--num", "0"], r"--num is 0"),
     "another tokenizer": (["--tokenizer", "OTHER"], r"its codes mean something else"),
 }
 
@@ -209,7 +209,7 @@ def test_more_steps_than_tokens_are_refused(random_order: Run) -> None:
 def test_the_command_line_tokenizes_trains_data_and_generates(
     run: Run,
     home: Path,
-    pictures: Path,
+    image_set: Path,
     tokenizer_directory: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -224,7 +224,7 @@ def test_the_command_line_tokenizes_trains_data_and_generates(
                 str(tokenizer_directory),
                 out,
                 "--data",
-                str(pictures),
+                str(image_set),
                 "--keep",
                 "{kind: uniform, counts: [4, 9]}",
             ]

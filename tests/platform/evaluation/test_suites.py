@@ -129,7 +129,7 @@ def test_one_class_and_broken_features_are_said() -> None:
             job.on_rows(torch.device("cpu"), 0, 1)
 
 
-def test_fewer_pictures_than_features_are_said_loudly(recipe: Recipe) -> None:
+def test_fewer_images_than_features_are_said_loudly(recipe: Recipe) -> None:
     with pytest.warns(UserWarning, match="64 images for 200 features"):
         curve = evaluator(recipe, (16,), suites=("reconstruction",)).report("x")
     from mergevq_platform.figures.series import notes
@@ -137,7 +137,7 @@ def test_fewer_pictures_than_features_are_said_loudly(recipe: Recipe) -> None:
     assert any("strongly biased upwards" in note for note in notes(curve))
 
 
-def test_nearest_pictures_are_those_of_the_largest_cosine() -> None:
+def test_nearest_images_are_those_of_the_largest_cosine() -> None:
     generator = np.random.default_rng(0)
     bank, queries = generator.normal(size=(50, 6)), generator.normal(size=(4, 6))
     found = nearest(bank, queries * 100, 3)

@@ -13,7 +13,7 @@ from mergevq.errors import InputError
 from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api, probing, reconstruction, tokenizer_worker
-from mergevq_platform.evaluation.spec import EvaluationSpec, chosen_keeps
+from mergevq_platform.evaluation.spec import EvaluationSpec, keeps_to_measure
 from mergevq_platform.evaluation.tokenizer import CAVEATS
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.recipe import Recipe, resolve
@@ -31,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(small_recipe: dict[str, Any]) -> Recipe:
-    small_recipe["evaluation"] |= {"batch": 24, "probe_images": 96}  # 64 pictures: the last batch is partial
+    small_recipe["evaluation"] |= {"batch": 24, "probe_images": 96}  # 64 images: the last batch is partial
     return resolve(small_recipe | {"steps": 2, "checkpoint_every": 2})
 
 
@@ -121,9 +121,7 @@ def test_evaluating_writes_files_and_never_a_second_point_at_the_same_step(
         assert sorted(point.step for point in history) == [4, 9, 16]
 
 
-def test_pictures_without_labels_get_a_curve_without_a_probe(
-    run: Run, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_images_without_labels_get_a_curve_without_a_probe(run: Run, recipe: Recipe, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     (tmp_path / "data").mkdir()
@@ -145,7 +143,7 @@ def test_the_caveat_of_a_teacher_that_saw_labels_is_in_the_protocol() -> None:
 
 def test_an_unreachable_count_names_the_reachable_ones(recipe: Recipe) -> None:
     with pytest.raises(InputError, match=r"cannot keep 3 tokens: this encoder reaches 4 to 16 of 16"):
-        chosen_keeps(recipe, (3,))
+        keeps_to_measure(recipe, (3,))
 
 
 def test_the_untrained_baseline_is_the_initialisation_of_that_very_run(run: Run, recipe: Recipe) -> None:
@@ -158,7 +156,7 @@ def test_the_untrained_baseline_is_the_initialisation_of_that_very_run(run: Run,
     assert len(moved) > 20
 
 
-def test_reconstructing_picture_files_writes_both_grids(run: Run, home: Path, tmp_path: Path) -> None:
+def test_reconstructing_image_files_writes_both_grids(run: Run, home: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
@@ -187,7 +185,7 @@ def test_files_that_are_no_images_are_all_named_before_anything_is_made(
     for said in (
         r"cut.jpg cannot be decoded (",
         r"empty.png holds no bytes",
-        r"readme.txt is not a picture",
+        r"readme.txt is not an image",
         f"{tmp_path} cannot be read (is a directory)",
         r"nowhere.png cannot be read (no such file",
     ):

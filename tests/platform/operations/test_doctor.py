@@ -50,7 +50,7 @@ def test_good_nodes_are_ok_and_the_exit_status_says_so(small: recipe.Recipe) -> 
         *checks.clocks({"a": (0.01, 0.001), "b": (-0.2, 0.01)}),
         *checks.storage([GOOD, TWIN], {"a": ["a", "b"], "b": ["a", "b"]}, "/shared"),
         *checks.disks([GOOD, TWIN]),
-        *checks.data([GOOD, TWIN], "/pictures"),
+        *checks.data([GOOD, TWIN], "/images"),
         checks.memory([GOOD, TWIN], small, 10**8, 10**6),
     ]
     assert set(levels(findings)) == {"ok"}
@@ -137,14 +137,14 @@ def test_the_network_is_judged_by_what_was_measured() -> None:
     assert "connection refused" in (checks.network(None, "connection refused", None)).message
 
 
-def test_a_node_answers_and_leaves_nothing_behind(pictures: Path, tmp_path: Path) -> None:
+def test_a_node_answers_and_leaves_nothing_behind(image_set: Path, tmp_path: Path) -> None:
     weights = tmp_path / "w.pt"
     weights.write_bytes(b"x")
     query = NodeQuery(
         storage=str(tmp_path / "store"),
         home=str(tmp_path / "home"),
         token="t",
-        data=str(pictures),
+        data=str(image_set),
         splits=("train", "val"),
         weights=(str(weights), "/none"),
     )

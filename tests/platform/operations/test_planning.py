@@ -80,11 +80,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[recipe.Recipe, S
 
 
 def test_measured_sizes_are_those_of_a_real_run(
-    measured: tuple[recipe.Recipe, StepMeasurement], pictures: Path, tmp_path: Path
+    measured: tuple[recipe.Recipe, StepMeasurement], image_set: Path, tmp_path: Path
 ) -> None:
     resolved, sizes = measured
-    resolved = replace(resolved, data=replace(resolved.data, path=str(pictures)))
-    training = loop.build(resolved, open_dataset(str(pictures), "train"))
+    resolved = replace(resolved, data=replace(resolved.data, path=str(image_set)))
+    training = loop.build(resolved, open_dataset(str(image_set), "train"))
     trained = sum(p.numel() * 4 for p in training.parameters() if p.requires_grad)
     assert sizes.gradient_bytes == trained
     # Parameters, gradients, two moments, and the moving average of the model; buffers and step counters are small.

@@ -35,7 +35,7 @@ def read_verb(words: list[str]) -> Verb:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_recipe: dict[str, Any]) -> Path:
-    """A working directory with a recipe, pictures and runs."""
+    """A working directory with a recipe, images and runs."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""What is trusted and what is not: servers, tokens, credentials, pickles, archives, pictures, recipes."""
+"""What is trusted and what is not: servers, tokens, credentials, pickles, archives, images, recipes."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_no_password_survives_cleaning(password: str) -> None:
 
 
 def test_a_recipe_with_credentials_is_refused_without_repeating_them(small_recipe: dict[str, Any]) -> None:
-    small_recipe["data"]["path"] = f"s3://key:{SECRET}@bucket/pictures"
-    with pytest.raises(InputError, match=r"data\.path: 's3://bucket/pictures' was given with") as refusal:
+    small_recipe["data"]["path"] = f"s3://key:{SECRET}@bucket/images"
+    with pytest.raises(InputError, match=r"data\.path: 's3://bucket/images' was given with") as refusal:
         recipe.resolve(small_recipe)
     assert SECRET not in str(refusal.value)
 
@@ -233,7 +233,7 @@ def test_a_recipe_cannot_name_code(tmp_path: Path, small_recipe: dict[str, Any])
     assert not witness.exists()
 
 
-def test_a_picture_that_would_unpack_into_gigabytes_is_refused_unread() -> None:
+def test_a_image_that_would_unpack_into_gigabytes_is_refused_unread() -> None:
     import struct
     import zlib
 

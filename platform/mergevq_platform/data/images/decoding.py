@@ -31,7 +31,7 @@ class ImageDecodeError(ValueError):
 
 
 class ImageTraits(NamedTuple):
-    """What the bytes of an image were."""
+    """Format and traits of an image's bytes."""
 
     format: str  # Pillow's name of the file's format
     transparent: bool  # whether a pixel was not wholly opaque
@@ -55,7 +55,7 @@ def decode(
     background it is read as sets were that are packed before there was one: alpha is dropped, 32-bit greys are clipped.
 
     Raises `ImageDecodeError` for bytes that are missing, not an image, truncated, larger than `max_pixels`, or grey of a range
-    that nobody can tell.
+    that cannot be told.
     """
     return decoded(data, max_pixels=max_pixels, background=background).image
 

@@ -1,4 +1,4 @@
-"""Which files are images: the endings of what Pillow opens here, and what first bytes say."""
+"""Files that are images: endings that Pillow opens here, and kinds by first bytes."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ WHITE_IS_ZERO = 0
 
 
 class UnknownRange(ValueError):
-    """A grey of which nobody can tell what is white; the message is the reason."""
+    """A grey whose white cannot be told; the message is the reason."""
 
 
 def is_deep(image: Image.Image) -> bool:

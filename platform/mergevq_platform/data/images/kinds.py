@@ -1,4 +1,4 @@
-"""What kinds of image a split was packed from."""
+"""Kinds of image that a split was packed from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergevq_platform.data.images.decoding import ImageTraits
 
 @dataclass(frozen=True)
 class FormatCounts:
-    """How many images are of which format, have transparent pixels, or were scaled from which range of greys."""
+    """Counts of images by format, with transparent pixels, and by the range of greys that they were scaled from."""
 
     formats: dict[str, int]  # Pillow's names
     transparent: int

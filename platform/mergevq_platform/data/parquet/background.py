@@ -1,4 +1,4 @@
-"""Which background a set is read with, and when that is part of what the set is."""
+"""The background that a set is read with, and whether it is part of the set's fingerprint."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def of_footers(wanted: Background | None) -> Background:
 
 
 def identity(background: Background | None, split: Split | None) -> list[str]:
-    """What a background adds to a fingerprint: nothing where it changes no pixel against sets of before.
+    """The part of a fingerprint that a background adds: nothing where it changes no pixel against sets of before.
 
-    A packed split counts its transparent images. Of bare Parquet (`split` None) nobody has: on white it keeps the
+    A packed split counts its transparent images. Of bare Parquet (`split` None) they are not counted: on white it keeps the
     fingerprint that it had before there were backgrounds, so that runs go on; the caches of evaluations name the background
     beside the fingerprint.
     """

@@ -50,7 +50,7 @@ class Classes:
 
 @dataclass
 class _Labels:
-    """What the label column of a split holds."""
+    """The label column of a split."""
 
     highest: int = -1
     texts: Counter[str | None] = field(default_factory=Counter)

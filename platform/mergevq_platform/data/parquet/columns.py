@@ -1,4 +1,4 @@
-"""Which columns of a Parquet file hold the images and their classes."""
+"""The columns of a Parquet file that hold the images and their classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_LABELS = "none"  # as the label column: none is read
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a Parquet file hold the image and its label.
+    """The columns of a Parquet file that hold the image and its label.
 
     `field` is the image column's field of bytes where it is a struct, none where it is bytes itself. `folders` tells that
     labels stand in the names of folders, label=0/part-0.parquet.

@@ -52,7 +52,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a data directory holds."""
+    """The manifest of a data directory."""
 
     splits: dict[str, Split]
     classes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a reader of a set of Parquet files should be told: a line each."""
+"""Notes on a set of Parquet files for its reader, a line each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_CLASSES = {
 
 
 def about_columns(part: SplitFiles, folders: Sequence[str], *, looked_for: bool) -> list[str]:
-    """Which columns are read, and, where nobody chose, which others look like labels."""
+    """Which columns are read, and, where none was chosen, which others look like labels."""
     columns = part.columns
     where = f"folders '{columns.label}=…'" if columns.folders else f"column '{columns.label}'"
     lines = [f"images: column '{columns.image}'; labels: {where if columns.label else 'none'}"]
@@ -66,7 +66,7 @@ def about_columns(part: SplitFiles, folders: Sequence[str], *, looked_for: bool)
 
 
 def about_labels(classes: Classes) -> list[str]:
-    """How the classes are numbered, where that is not what the files say."""
+    """The numbering of the classes, where it is not that of the files."""
     if not classes.named:
         return []
     return [f"labels are names: {len(classes.names):,} in all splits, numbered in sorted order"]

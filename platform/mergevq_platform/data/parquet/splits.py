@@ -1,4 +1,4 @@
-"""Which Parquet files of a directory belong to which split, told by the names of files and folders."""
+"""The Parquet files of each split of a directory, by the names of files and folders."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Member(NamedTuple):
 
 @dataclass
 class Report:
-    """What is said of archives once they were read."""
+    """Remarks on archives once they were read."""
 
     refused: list[Skipped] = field(default_factory=list)  # members that were not looked at
     left_out: LeftOut = field(default_factory=LeftOut)

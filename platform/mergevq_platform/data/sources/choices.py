@@ -18,7 +18,7 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What a user may choose where a source leaves a choice; none: what the source itself says."""
+    """A user's choices where a source is ambiguous; None: the source's own."""
 
     layout: Layout | None = None
     splits: tuple[str, ...] | None = None  # names of the folders that are splits; ("none",): no folder is

@@ -1,4 +1,4 @@
-"""What the folders above the images of a source mean, decided once for all of them: a level of splits, a level of classes."""
+"""The meaning of the folders above a source's images, decided once for all: a level of splits, a level of classes."""
 
 from __future__ import annotations
 

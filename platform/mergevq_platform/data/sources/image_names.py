@@ -1,4 +1,4 @@
-"""Which image of a source a text means: its path, the end of it, or a path that ends in it, with or without its ending."""
+"""Images of a source by text: its path, the end of it, or a path that ends in it, with or without its ending."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergevq_platform.data.sources.summary import named
 
 
 class Image(NamedTuple):
-    """How an image may be called in a labels file: from the source's root, and within its archive."""
+    """The names of an image in a labels file: from the source's root, and within its archive."""
 
     name: str
     inner: str

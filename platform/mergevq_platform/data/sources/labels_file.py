@@ -20,7 +20,7 @@ _BOXES = re.compile(r"(n\d+)((\s+-?\d+(\.\d+)?){4}\s*)(n\d+((\s+-?\d+(\.\d+)?){4
 
 @dataclass(frozen=True)
 class Labels:
-    """What a labels file says of the images of a source."""
+    """The labels that a labels file gives to the images of a source."""
 
     file: Path
     column: str

@@ -66,7 +66,7 @@ class Contents:
 
 
 def contents_of(root: Path, labels: Path | None = None) -> Contents:
-    """What lies at `root`, a folder or one file. A labels file that lies there is none of the others."""
+    """The layouts at `root`, a folder or one file. A labels file that lies there is none of the others."""
     found = Contents(root=root)
     if root.is_file():
         _sort(root, root.name, found)

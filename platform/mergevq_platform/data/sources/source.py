@@ -25,7 +25,7 @@ FEW = 10  # files of one ending, of which one may hold the labels
 
 
 def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> ImageSource:
-    """What there is to pack at `source`: image files in folders, archives of them, or a tree of Parquet files.
+    """The source at `source`: image files in folders, archives of them, or a tree of Parquet files.
 
     How it is laid out is decided once, for all of it; `choices` decide where two readings are possible. Compressed archives
     are copied as tars to `scratch`. Raises `InputError` where there are no images, where two readings are possible, for

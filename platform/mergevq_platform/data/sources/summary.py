@@ -1,4 +1,4 @@
-"""What was understood of a source of images, as it is said to people and kept in the manifest."""
+"""The summary of a source of images, for people and for the manifest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Unused:
 
 
 def reason_of(name: str) -> str:
-    """What is said of a file that is no image by its name."""
+    """The remark on a file that is no image by its name."""
     ending = PurePosixPath(name).suffix.lower()
     return f"files ending {ending}" if ending else "files without an ending that are no images"
 
@@ -66,12 +66,12 @@ class SplitCount(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSummary:
-    """How a source is laid out. What is in the manifest anyway is not kept twice: see `to_tree`."""
+    """The layout of a source. What is in the manifest anyway is not kept twice: see `to_tree`."""
 
     layout: str  # "class folders"
     splits: Mapping[str, SplitCount] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
-    class_images: tuple[int, ...] = ()  # of the first split that has labels; () where nobody counted
+    class_images: tuple[int, ...] = ()  # of the first split that has labels; () where they were not counted
     notes: tuple[tuple[str, str], ...] = ()  # (about what, what): where the classes lie, the labels file …
     unused: tuple[Unused, ...] = ()
     perhaps_labels: frozenset[str] = frozenset()  # of `unused`, the reasons of files that may say the classes

@@ -1,4 +1,4 @@
-"""Whole copies of compressed archives as plain tars: images are then read from any place of them, by many processes."""
+"""Copies of compressed archives as plain tars, of which many processes read images at any offset."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NotWhole(ValueError):
 
 
 def archive_kind(stream: IO[bytes], *, named: bool = True) -> str | None:
-    """What the bytes of a file are, whatever it is called: "tar", "gzip", "bzip2", "xz", "zstd" (of a tar), "zip", "7z",
+    """The kind of a file by its bytes, whatever its name: "tar", "gzip", "bzip2", "xz", "zstd" (of a tar), "zip", "7z",
     "rar"; None for anything else, and for nothing but zeros, an empty tar, where it is not `named` so. The stream's place is
     moved."""
     start = stream.tell()

@@ -140,7 +140,7 @@ def disks(reports: Sequence[NodeReport]) -> Iterator[Finding]:
             least[label] = min(least.get(label, (free, node.name)), (free, node.name))
     for label, (free, name) in least.items():
         level = _worse(-free, -DISK_WARN_BYTES, -DISK_FAIL_BYTES)
-        fix = "make room, or move MERGEVQ_HOME"
+        fix = "free space, or move MERGEVQ_HOME"
         if label == "shared memory":
             level = "ok" if free >= SHARED_MEMORY_BYTES else "warn"
             fix = "start containers with more (--shm-size, an emptyDir of medium Memory): loader processes need it"

@@ -1,4 +1,4 @@
-"""What one node has and sees. Everything here runs on that node and returns plain values."""
+"""The report of one node. Everything here runs on that node and returns plain values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NodeQuery:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node has and sees; `problems` are what could not be examined, by subject."""
+    """Devices, versions and views of a node; `problems`: what could not be examined, by subject."""
 
     name: str
     versions: dict[str, str]

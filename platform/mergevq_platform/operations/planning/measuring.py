@@ -36,7 +36,7 @@ FOREVER = 10**9  # a step at which everything that starts late has started
 
 @config
 class StepMeasurement:
-    """What a step of a recipe takes on one device; `mergevq plan --save` writes it, `--measured` reads it."""
+    """Time and memory of a recipe's step on one device; `mergevq plan --save` writes it, `--measured` reads it."""
 
     recipe: str
     machine: str  # device and threads

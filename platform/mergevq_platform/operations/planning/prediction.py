@@ -20,7 +20,7 @@ WORTH_HALF = 0.5  # below this efficiency a device does less than half of what i
 
 @dataclass(frozen=True, kw_only=True)
 class Links:
-    """How devices reach each other; bandwidths in gigabits per second, one way, as links are sold."""
+    """Links between devices; bandwidths in gigabits per second, one way, as links are sold."""
 
     within_gbps: float  # of a device, inside a node
     between_gbps: float  # of a node, shared by its devices

@@ -58,7 +58,7 @@ def conclusions(
     *,
     memory_gib: float | None = None,
 ) -> list[str]:
-    """What the numbers come to: whether it fits, what bounds it, its checkpoints, where more devices stop paying."""
+    """The conclusions of a plan: whether it fits, what bounds it, its checkpoints, where more devices stop paying."""
     lines = [
         f"memory of a device: {measured.state_bytes / 2**20:,.0f} MiB of state and {measured.activation_bytes / 2**20:.1f} MiB a "
         f"image: {asked.memory_bytes / 2**20:,.0f} MiB at micro_batch {asked.micro_batch}"

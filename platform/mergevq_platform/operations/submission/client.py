@@ -31,7 +31,7 @@ class ClusterClient(JobSubmissionClient):
     Beside Ray's: an address in the environment does not replace the one that is given; no question waits for ever; a token
     is sent only to a cluster that refuses to answer without one: of RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH,
     `home/ray_token` (which our own local clusters use) and ~/.ray/auth_token, the first that it takes. Raises `InputError` if
-    nobody answers or no token fits.
+    there is no answer or no token fits.
     """
 
     def __init__(self, address: str | None = None, *, home: Path) -> None:

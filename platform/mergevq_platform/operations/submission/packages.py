@@ -57,7 +57,7 @@ class ClusterInfo:
 
 @dataclass(frozen=True)
 class Installation:
-    """What has to be installed for a job, and what the user should know."""
+    """The packages to install for a job, and the warnings for the user."""
 
     install: list[str] = field(default_factory=list)  # requirements for the runtime environment
     warnings: list[str] = field(default_factory=list)

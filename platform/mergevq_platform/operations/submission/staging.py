@@ -1,4 +1,4 @@
-"""What a job needs of this machine, in one folder: our two packages and the files that its command line names.
+"""The upload of a job, in one folder: our two packages and the files that its command line names.
 
 A staged folder, and not the working directory of whoever submits, is what travels: so that a wheel and a checkout
 upload the same tree, that neither data nor runs nor a forgotten dump can go along, and that the packages lie at the top of

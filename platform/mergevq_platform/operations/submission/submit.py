@@ -32,7 +32,7 @@ SETUP_SECONDS = 1800  # to install packages
 
 @dataclass(frozen=True, kw_only=True)
 class DriverResources:
-    """What the job's own process (the driver) asks of the cluster; its workers ask for themselves."""
+    """Resources of the job's own process (the driver); its workers ask for themselves."""
 
     cpus: float | None = None
     gpus: float | None = None

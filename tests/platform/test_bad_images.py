@@ -28,10 +28,10 @@ BAD = (3, 9, 10, 20, 27)
 @pytest.fixture
 def damaged(small_recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A recipe of one epoch, four steps, over 32 images of which five are half a file."""
-    pictures, labels = render(np.arange(32), "train", 16)
+    images, labels = render(np.arange(32), "train", 16)
     records = [
-        ImageRecord(encode_png(picture)[: 150 if row in BAD else None], f"{row}.png", int(label))
-        for row, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        ImageRecord(encode_png(image)[: 150 if row in BAD else None], f"{row}.png", int(label))
+        for row, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
     write_set(tmp_path / "set", {"train": records}, CLASSES, size=16, source={}, row_group_rows=8)
     small_recipe["data"] |= {"path": str(tmp_path / "set"), "bad_image_limit": len(BAD)}
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_before_they_were_counted_goes_on(damaged: dict[str, Any
     assert counts(alone(damaged, tmp_path / "run"))[-1] > 0
 
 
-def test_a_recipe_that_calls_them_pictures_goes_on(damaged: dict[str, Any], tmp_path: Path) -> None:
+def test_a_recipe_with_the_old_name_of_the_limit_goes_on(damaged: dict[str, Any], tmp_path: Path) -> None:
     recipe = resolve(damaged)
     damaged["data"]["bad_picture_limit"] = damaged["data"].pop("bad_image_limit")
     assert resolve(damaged) == recipe
