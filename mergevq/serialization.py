@@ -82,7 +82,7 @@ def read_export(directory: str | Path, format: str, *, what: str, key: str) -> t
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise InputError(
-            f"{key}: '{directory}' holds no {what.removeprefix('a ')}: train one, then name its export"
+            f"{key}: '{directory}' holds no {what.removeprefix('a ')}: train one, then name its checkpoint"
         )
     try:
         description = json.loads(path.read_text())

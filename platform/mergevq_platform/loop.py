@@ -106,7 +106,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
 
     feed = task.open_feed(recipe, samples, worker)
     with feed.stream(state.step, state.bad_images) as stream:
-        saved_at, asked_at = state.step, time.monotonic()
+        asked_at = time.monotonic()
         compiled: set[int | None] = set()
         batches = iter(stream)
         while state.step < total_steps:
@@ -151,11 +151,8 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
             due = state.step % recipe.checkpoint_every == 0 or state.step == total_steps
             if due or stopping or leaving:
                 save()
-                saved_at = state.step
             if stopping:
                 break
-        if saved_at != state.step or state.step == 0:
-            save()
     return state.step
 
 
@@ -164,7 +161,7 @@ def length(recipe: Recipe, samples: Samples) -> tuple[int, int]:
     steps_per_epoch = samples.rows // recipe.global_batch
     if steps_per_epoch == 0:
         raise InputError(
-            f"data.path has {samples.rows} images, fewer than global_batch {recipe.global_batch}: lower global_batch"
+            f"{samples.path} has {samples.rows} training samples, fewer than global_batch {recipe.global_batch}: lower global_batch"
         )
     if recipe.steps is not None:
         return recipe.steps, steps_per_epoch

@@ -332,3 +332,27 @@ def test_a_run_of_the_home_is_found_there_whatever_storage_the_environment_names
     moved.mkdir(parents=True)
     (moved / "checkpoint.json").write_text("{}")
     assert Run.find("before", home=home, storage=shared).storage == shared
+
+
+def test_a_recipe_beside_resume_and_a_change_without_a_value_are_told_apart(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "not both" in refused(["train", str(recipe_file), "--resume", "run"], capsys)
+    assert "'steps' changes no key" in refused(["train", str(recipe_file), "steps", "4"], capsys)
+    assert "not both" in refused(["evaluate", "run", "--images", "folder"], capsys)
+
+
+def test_plan_requires_no_changes_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["plan"])
+    assert "a.b=c" not in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_reader_that_has_left_is_no_error(at_home: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    made = subprocess.run(
+        [sys.executable, "-m", "mergevq_platform", "recipes", "demo"], stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    assert (made.returncode, made.stderr) == (cli.READER_LEFT, b"")

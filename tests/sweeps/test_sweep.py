@@ -38,7 +38,7 @@ from mergevq_platform.sweeps import (
     sample_frechet,
     uniform,
 )
-from mergevq_platform.sweeps.trial import Finished
+from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store
@@ -130,7 +130,7 @@ def test_a_sweep_over_generators_ends_in_their_figure_over_guidance_scales(
     task = {"kind": "generator", "preset": "test_mergear", "model": {"classes": 12}, "generation": generation}
     tree = small_recipe | {
         "name": "generator",
-        "task": task | {"tokenizer": str(tokenizer)},
+        "task": task | {"tokenizer": tokenizer.name},
         "data": {"path": small_recipe["data"]["path"], "views": {"image_size": 16}},
         "evaluation": {"batch": 16, "images": 32, "probe_images": 48},
         "steps": 4,
@@ -303,13 +303,13 @@ DRIVER = """
 import sys
 from pathlib import Path
 from mergevq_platform.sweeps import driver, loading
-home, file, resume = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-sweep = None if resume else loading.load(file)
-driver.sweep(sweep, home=home, name=None if resume else "cut", resume="cut" if resume else None)
+driver.sweep(loading.load(sys.argv[2]), home=Path(sys.argv[1]), name="cut")
 """
 
 
-def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(base: Path, tmp_path: Path) -> None:
+def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(
+    base: Path, tmp_path: Path, ray_home: Path
+) -> None:
     file = tmp_path / "question.py"
     file.write_text(
         "from mergevq_platform.sweeps import *\n"
@@ -337,7 +337,7 @@ def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(base: Path, 
     records = sorted((home / "ray").glob("cut-*/finished.json"))
     before = {path: path.stat().st_mtime_ns for path in records}
     assert 1 <= len(before) < 3
-    subprocess.run([*command, "resume"], env=environment, check=True, timeout=300)
+    driver.sweep(None, home=home, resume="cut")  # by this process, on the session's cluster
     after = sorted((home / "ray").glob("cut-*/finished.json"))
     assert len(after) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before

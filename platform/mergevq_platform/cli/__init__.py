@@ -7,6 +7,8 @@ before its end (what is left to do then can be resumed, and nothing that waits f
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 import traceback
 import warnings
@@ -29,6 +31,8 @@ from mergevq_platform.storage import settings
 # What a user can fix, by a message of ours or by the name of the file that the system's own gives.
 FAULTS_OF_PLACES = (InputError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
+READER_LEFT = 141  # as a shell counts a program that SIGPIPE ended
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit with its status."""
@@ -41,18 +45,43 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if not options.debug:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without lines of code
     try:
-        return (
+        status = (
             options.function(options) or 0
-        )  # a verb that returns a status: of a job, or of a run that was stopped
+        )  # a verb may return one: of a job, or of a run that was stopped
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError as error:
+        if not _reader_left():
+            return _report(error, options.debug)
+        return READER_LEFT
     except Exception as error:
-        if options.debug:
-            traceback.print_exc()
-        else:
-            print(f"mergevq: {one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(root_cause(error), FAULTS_OF_PLACES) else 1
+        return _report(error, options.debug)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Print an error; returns the exit status that it stands for."""
+    if debug:
+        traceback.print_exception(error)
+    else:
+        print(f"mergevq: {one_line(error)}", file=sys.stderr)
+    return 2 if isinstance(root_cause(error), FAULTS_OF_PLACES) else 1
+
+
+def _reader_left() -> bool:
+    """Whether standard output goes to a program that has ended (`mergevq runs show RUN | head`); then no more is printed."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # replaced by something that is no file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

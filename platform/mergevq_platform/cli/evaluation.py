@@ -150,7 +150,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     extractor = _extractor(options)
     if bool(options.run) == bool(options.images):
-        raise InputError("give a run (mergevq runs list names them), or --images PLACE")
+        both = ", not both" if options.run else ""
+        raise InputError(f"give a run (mergevq runs list names them), or --images PLACE{both}")
     if options.images:
         _evaluate_images(options, extractor)
         return
@@ -265,9 +266,9 @@ def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
-    from mergevq_platform.evaluation import api
+    from mergevq_platform.evaluation import reconstruction
 
-    for path in api.reconstruct(
+    for path in reconstruction.reconstruct(
         options.checkpoint,
         options.images,
         home=read_settings().home,

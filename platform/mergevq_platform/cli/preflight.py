@@ -22,7 +22,7 @@ def add(verbs: Any) -> None:
         "on every node of the cluster of RAY_ADDRESS, else on this machine without Ray. Exit status 1 if a line fails.",
     )
     doctor.add_argument("recipe", nargs="?", help="a recipe file or name")
-    doctor.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
+    doctor.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
     doctor.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     doctor.add_argument(
         "--storage",
@@ -34,10 +34,10 @@ def add(verbs: Any) -> None:
         "plan",
         help="memory, time and traffic of a recipe on a cluster, on paper",
         description="Measure a step of RECIPE on this machine's device (or read a measurement), and work out what it takes on --nodes "
-        "of --gpus devices over the stated links. The recipe's data is not needed.",
+        "of --gpus devices over the stated links. The recipe's data is not needed, the weights that it names are.",
     )
     plan.add_argument("recipe", help="a recipe file or name")
-    plan.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
+    plan.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
     plan.add_argument("--nodes", type=count, default=1)
     plan.add_argument("--gpus", type=count, default=1, help="devices (or CPU workers) of a node (default 1)")
     plan.add_argument("--link-gbps", type=float, default=100.0, help="between nodes, of a node (default 100)")
@@ -85,6 +85,8 @@ def _plan(options: argparse.Namespace) -> None:
     from mergevq_platform import recipe
     from mergevq_platform.evaluation.tables import table_console
     from mergevq_platform.operations import planning
+    from mergevq_platform.storage.lookup import places_of_runs
+    from mergevq_platform.tracking.store import Store
 
     chosen = recipe.locate(recipe.load(options.recipe, options.overrides))
     if options.measured:
@@ -92,7 +94,9 @@ def _plan(options: argparse.Namespace) -> None:
         if measured.recipe != chosen.name:
             print(f"note: measured with recipe '{measured.recipe}', applied to '{chosen.name}'")
     else:
-        measured = planning.measure(chosen)
+        home, uri = read_settings().home, read_settings().tracking_uri
+        find_run = places_of_runs(home, lambda: Store.at(home, uri))
+        measured = planning.measure(chosen, find_run=find_run)
     if options.save:
         options.save.write_text(json.dumps(to_tree(measured), indent=1))
     if options.device_tflops:

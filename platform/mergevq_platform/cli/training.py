@@ -23,7 +23,7 @@ def add(verbs: Any) -> None:
     train.add_argument(
         "recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)"
     )
-    train.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change")
+    train.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
     train.add_argument("--resume", metavar="RUN", help="go on with a run; its stored recipe is used")
     train.add_argument("--name", help="the run's name (default: recipe, time, four letters)")
     train.add_argument(
@@ -49,14 +49,14 @@ def add(verbs: Any) -> None:
 
     recipes = verbs.add_parser("recipes", help="list the packaged recipes, or print one complete")
     recipes.add_argument("recipe", nargs="?", help="print this recipe, resolved")
-    recipes.add_argument("overrides", nargs="*", metavar="a.b=c")
+    recipes.add_argument("overrides", nargs="*", default=[], metavar="a.b=c")
     recipes.set_defaults(function=_recipes)
 
 
 def _train(options: argparse.Namespace) -> int:
     from mergevq_platform import data, recipe
     from mergevq_platform.distributed import trainer
-    from mergevq_platform.evaluation import api
+    from mergevq_platform.evaluation import api, registering
     from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.tasks.task import task_of
     from mergevq_platform.tracking import models
@@ -66,8 +66,15 @@ def _train(options: argparse.Namespace) -> int:
     words = [text for text in [options.recipe, *options.overrides] if text]
     overrides = tuple(text for text in words if "=" in text)
     names = [text for text in words if "=" not in text]
-    if bool(names) == bool(options.resume) or len(names) > 1:
-        raise InputError("give one recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN")
+    if len(names) > 1:
+        raise InputError(
+            f"'{names[1]}' changes no key of the recipe '{names[0]}': write KEY=VALUE, such as steps=4"
+        )
+    if bool(names) == bool(options.resume):
+        both = ", not both" if names else ""
+        raise InputError(
+            f"give a recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN{both}"
+        )
     home = read_settings().home
     given = recipe.load(names[0], overrides) if names else None
     tracking_uri = read_settings().tracking_uri
@@ -104,7 +111,7 @@ def _train(options: argparse.Namespace) -> int:
             f"not registered, as the run is not in MLflow yet: afterwards mergevq register {outcome.run.name} --name {model}{and_alias}"
         )
     if model and not outcome.stopped:
-        made = api.register(
+        made = registering.register(
             outcome.run.name,
             model,
             home=home,

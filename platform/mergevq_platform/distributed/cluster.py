@@ -8,10 +8,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mergevq.errors import InputError
-from mergevq_platform.recipe import ClusterConfig
+
+if TYPE_CHECKING:
+    from mergevq_platform.recipe import ClusterConfig
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 SMALL_CLUSTER_POLL_SECONDS = "0.5"  # Ray Train paces every report at this interval; its own default is 2 s
@@ -102,7 +104,7 @@ def require_resources(cluster: ClusterConfig, device: Literal["cpu", "cuda"]) ->
     """Raise `InputError` if the cluster as it is can never hold the workers, instead of waiting for ever."""
     if lack := shortage(cluster, device):
         raise InputError(
-            f"the recipe asks for {lack}: lower cluster.workers, or set cluster.device=cpu, or add nodes"
+            f"the recipe asks for {lack}: lower cluster.workers, {'' if device == 'cpu' else 'set cluster.device=cpu, '}or add nodes"
         )
 
 

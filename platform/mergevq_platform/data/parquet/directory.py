@@ -83,10 +83,10 @@ def _existing(path: str | Path) -> tuple[Location, str]:
         raise InputError(f"'{name}' cannot be reached: {' '.join(str(error).split())[:200]}") from None
     if kind == pyarrow.fs.FileType.NotFound:
         raise InputError(
-            f"no data at {name}: make it with `mergevq data shapes DIR` or `mergevq data pack SOURCE DIR`, or correct data.path"
+            f"no data at {name}: make it with `mergevq data shapes DIR` or `mergevq data pack SOURCE DIR`, or correct the path"
         )
     if kind == pyarrow.fs.FileType.File:
-        raise InputError(f"{name} is a file: data.path is the directory that holds the Parquet shards")
+        raise InputError(f"{name} is a file: name the directory that holds the Parquet shards")
     return location, name
 
 
