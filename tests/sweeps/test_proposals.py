@@ -12,6 +12,8 @@ from typing import Any
 import optuna
 import pytest
 
+from mergevq_platform.evaluation.curve import Curve, lacking_sentences
+from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.sweeps import (
     Grid,
     Sweep,
@@ -116,3 +118,12 @@ def test_what_earlier_versions_pickled_is_found_by_its_former_name() -> None:
     watch.__setstate__({"place": settings})
     assert watch.settings == settings
     assert pickle.loads(pickle.dumps(watch)).settings == settings
+
+
+def test_an_objective_of_before_is_read_by_its_former_modules() -> None:
+    # An objective is pickled by value: it names, by module, the functions that its body calls.
+    know_former_names()
+    former = pickle.loads(b"cmergevq_platform.curves\nlacking_sentences\n.")
+    assert former is lacking_sentences
+    assert pickle.loads(b"cmergevq_platform.curves\nCurve\n.") is Curve
+    assert pickle.loads(b"cmergevq_platform.generator_report\nGeneratorReport\n.") is GeneratorReport

@@ -8,6 +8,8 @@ from pkgutil import resolve_name
 
 # A module, or `module:attribute`, as a pickle may name it -> where it is now.
 RENAMED = {
+    "mergevq_platform.curves": "mergevq_platform.evaluation.curve",
+    "mergevq_platform.generator_report": "mergevq_platform.evaluation.generator_report",
     "mergevq_platform.pareto": "mergevq_platform.figures.pareto",
     "mergevq_platform.sweeps.driver:_explored": "mergevq_platform.sweeps.tuning:_explored",
     "mergevq_platform.sweeps.driver:_label": "mergevq_platform.sweeps.tuning:_label",
