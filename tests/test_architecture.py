@@ -25,7 +25,6 @@ ANY = {
     "evaluation/cache.py": (8, "jobs and results of every kind pass through the cache"),
     "evaluation/cache_files.py": (8, "values of every kind become tensors and JSON"),
     "evaluation/generator.py": (1, "NumPy's float of any width"),
-    "evaluation/images.py": (1, "the measures of metrics' configurations"),
     "evaluation/passes.py": (6, "jobs and results of every kind"),
     "evaluation/probing.py": (5, "fitted probes of every kind are remembered together"),
     "evaluation/results.py": (10, "results of every kind merge"),
@@ -34,7 +33,6 @@ ANY = {
     "evaluation/worker.py": (6, "a worker answers jobs of every kind"),
     "sweeps/importance.py": (3, "scikit-learn's trees, which have no types, and values of recipe keys"),
     "sweeps/plain_values.py": (1, "whatever a sweep file holds, as plain numbers and text"),
-    "sweeps/trial.py": (5, "the recorder of a run: a local one, or an actor of Ray, which has no types"),
 }
 
 # Files that may say "picture", how often at most, and why. Elsewhere it is "image".

@@ -70,8 +70,8 @@ from mergevq_platform.sweeps import (
     report,
     uniform,
 )
+from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.sweeps.space import suggested, walked
-from mergevq_platform.sweeps.trial import Finished
 from mergevq_platform.sweeps.tuning import tpe_sampler
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -325,7 +325,7 @@ def teacher_forced(generator: Any, batch: dict[str, Tensor], keep: int, order: T
 def generate_files(place: str, directory: str, *, num: int, batch: int, seed: int, scale: float) -> Tree:
     """Codes and image files of a checkpoint's generator, as `mergevq generate` makes them; returns the manifest."""
     spec = open_sampling(place, seed=seed).at_scale(scale)
-    names = class_names(recipes.resolve(spec.recipe))
+    names = class_names(spec.recipe)
     job = SamplingJob(spec, directory, class_labels((), names), names, num, batch)
     return sample_images(job, progress=False)
 

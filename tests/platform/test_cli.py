@@ -197,7 +197,7 @@ def test_overrides_may_stand_after_options(recipe_file: Path, capsys: pytest.Cap
 
 
 MISTAKES = [
-    (["train"], "give one recipe"),
+    (["train"], "give a recipe"),
     (["train", "nowhere"], "no recipe 'nowhere'"),
     (["train", "RECIPE", "data.path=/nowhere/at/all"], "/nowhere/at/all"),
     (["train", "RECIPE", "global_batch=512", "micro_batch=512"], "fewer than global_batch 512"),

@@ -179,7 +179,8 @@ def test_of_one_image_nothing_is_said_without_a_reference(
 def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergevq_platform.evaluation.images import ImageSetsEvaluator, ImageSetsSpec
+    from mergevq_platform.evaluation.images import ImageSetsEvaluator
+    from mergevq_platform.evaluation.images_worker import ImageSetsSpec
     from mergevq_platform.evaluation.passes import Passes
 
     for index in range(3):

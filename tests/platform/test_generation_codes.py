@@ -16,7 +16,7 @@ from mergevq.errors import InputError
 from mergevq.keep import ListedKeepConfig, UniformKeepConfig
 from mergevq_platform import cli
 from mergevq_platform.codes import CodeSet, CodeStream, open_codes, tokenize
-from mergevq_platform.codes.tokenizing import TokenizeWorker
+from mergevq_platform.codes.tokenize_worker import TokenizeWorker
 from mergevq_platform.data import BatchPartition, EvalBatches, open_dataset, to_unit_range
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer
 

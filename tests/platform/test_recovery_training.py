@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mergevq
-from mergevq.config import to_tree, with_overrides
+from mergevq.config import with_overrides
 from mergevq.errors import InputError
 from mergevq_platform import cli, loop
 from mergevq_platform.data import open_dataset
@@ -123,7 +123,7 @@ def test_a_complete_tokenizer_comes_out_of_which_only_recovery_has_learnt(
     (row,) = json.loads((out / "curve.json").read_text())["rows"]
     assert row["recovery_accuracy"] == pytest.approx(last["val/recovery_accuracy_9"], abs=1e-6)
     untrained = [
-        TokenizerWorker(EvaluationSpec(None, to_tree(of), str(image_set), "cpu")).untrained()
+        TokenizerWorker(EvaluationSpec(None, of, str(image_set), "cpu")).untrained()
         for of in (recipe, stage_1)
     ]
     assert same(*(model.state_dict() for model in untrained)), "the baseline is from before stage 1"

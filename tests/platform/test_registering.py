@@ -10,7 +10,7 @@ import yaml
 
 from mergevq.errors import InputError
 from mergevq_platform import cli
-from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation import registering
 from mergevq_platform.operations.submission import read_verb
 from mergevq_platform.tracking.models import check_target, parse_target
 
@@ -78,5 +78,5 @@ def test_training_and_submitting_refuse_it_before_anything_begins(
 def test_registering_refuses_it_before_the_store_is_asked(tmp_path: Path) -> None:
     for name, alias in (("shapes", "v2"), ("a:b", None)):
         with pytest.raises(InputError, match=r"alias 'v2'|model name 'a:b'"):
-            api.register("no-such-run", name, alias=alias, home=tmp_path / "home")
+            registering.register("no-such-run", name, alias=alias, home=tmp_path / "home")
     assert not (tmp_path / "home").exists()

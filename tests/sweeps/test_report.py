@@ -12,7 +12,7 @@ from mergevq.errors import InputError
 from mergevq_platform.evaluation.compare import compare
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.sweeps import Random, Sweep, integer, log_uniform, mean_log_frechet, mean_psnr, report
-from mergevq_platform.sweeps.trial import Finished
+from mergevq_platform.sweeps.finished import Finished
 
 SWEEP = Sweep(
     name="s",

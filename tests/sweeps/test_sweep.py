@@ -38,7 +38,7 @@ from mergevq_platform.sweeps import (
     sample_frechet,
     uniform,
 )
-from mergevq_platform.sweeps.trial import Finished
+from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store
@@ -130,7 +130,7 @@ def test_a_sweep_over_generators_ends_in_their_figure_over_guidance_scales(
     task = {"kind": "generator", "preset": "test_mergear", "model": {"classes": 12}, "generation": generation}
     tree = small_recipe | {
         "name": "generator",
-        "task": task | {"tokenizer": str(tokenizer)},
+        "task": task | {"tokenizer": tokenizer.name},
         "data": {"path": small_recipe["data"]["path"], "views": {"image_size": 16}},
         "evaluation": {"batch": 16, "images": 32, "probe_images": 48},
         "steps": 4,

@@ -266,9 +266,9 @@ def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
-    from mergevq_platform.evaluation import api
+    from mergevq_platform.evaluation import reconstruction
 
-    for path in api.reconstruct(
+    for path in reconstruction.reconstruct(
         options.checkpoint,
         options.images,
         home=read_settings().home,

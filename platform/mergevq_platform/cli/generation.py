@@ -222,9 +222,8 @@ def _generate(options: argparse.Namespace) -> None:
         guidance=parse(GuidanceConfig, {**to_tree(settings.guidance), **guidance}, options=OPTIONS),
         tokenizer=tokenizer,
     )
-    from mergevq_platform.recipe import parse_resolved
 
-    names = pipeline.class_names(parse_resolved(spec.recipe))
+    names = pipeline.class_names(spec.recipe)
     job = sampling_job.SamplingJob(
         spec=spec,
         directory=str(options.out),

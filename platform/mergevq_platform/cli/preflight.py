@@ -85,6 +85,8 @@ def _plan(options: argparse.Namespace) -> None:
     from mergevq_platform import recipe
     from mergevq_platform.evaluation.tables import table_console
     from mergevq_platform.operations import planning
+    from mergevq_platform.storage.lookup import places_of_runs
+    from mergevq_platform.tracking.store import Store
 
     chosen = recipe.locate(recipe.load(options.recipe, options.overrides))
     if options.measured:
@@ -92,7 +94,9 @@ def _plan(options: argparse.Namespace) -> None:
         if measured.recipe != chosen.name:
             print(f"note: measured with recipe '{measured.recipe}', applied to '{chosen.name}'")
     else:
-        measured = planning.measure(chosen)
+        home, uri = read_settings().home, read_settings().tracking_uri
+        find_run = places_of_runs(home, lambda: Store.at(home, uri))
+        measured = planning.measure(chosen, find_run=find_run)
     if options.save:
         options.save.write_text(json.dumps(to_tree(measured), indent=1))
     if options.device_tflops:

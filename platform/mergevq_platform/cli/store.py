@@ -107,9 +107,9 @@ def _runs_rm(options: argparse.Namespace) -> None:
 
 
 def _register(options: argparse.Namespace) -> None:
-    from mergevq_platform.evaluation import api
+    from mergevq_platform.evaluation import registering
 
-    made = api.register(
+    made = registering.register(
         options.run,
         options.name,
         home=read_settings().home,

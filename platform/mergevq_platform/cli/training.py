@@ -56,7 +56,7 @@ def add(verbs: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     from mergevq_platform import data, recipe
     from mergevq_platform.distributed import trainer
-    from mergevq_platform.evaluation import api
+    from mergevq_platform.evaluation import api, registering
     from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.tasks.task import task_of
     from mergevq_platform.tracking import models
@@ -111,7 +111,7 @@ def _train(options: argparse.Namespace) -> int:
             f"not registered, as the run is not in MLflow yet: afterwards mergevq register {outcome.run.name} --name {model}{and_alias}"
         )
     if model and not outcome.stopped:
-        made = api.register(
+        made = registering.register(
             outcome.run.name,
             model,
             home=home,

@@ -19,13 +19,13 @@ import yaml
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from mergevq.config import to_tree, with_overrides
+from mergevq.config import with_overrides
 from mergevq_platform import loop
 from mergevq_platform.distributed import cluster, failures, heartbeat
 from mergevq_platform.distributed.process_group import NodeInterfaceTorchConfig
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.training_progress import TrainingProgress
-from mergevq_platform.distributed.worker import FailureReporter, worker_loop
+from mergevq_platform.distributed.worker import FailureReporter, WorkerLoopConfig, worker_loop
 from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints, naming
 from mergevq_platform.storage.lookup import places_of_runs
@@ -146,12 +146,9 @@ def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu"
     filesystem, path = checkpoints.open_storage(run.location)
     return TorchTrainer(
         worker_loop,  # type: ignore[arg-type]  # here and below the checker sees Ray Train V1's classes
-        train_loop_config={
-            "recipe": to_tree(recipe),
-            "actor": actor,
-            "device": device,
-            "location": run.location,
-        },
+        train_loop_config=dict(
+            WorkerLoopConfig(recipe=recipe, actor=actor, device=device, location=run.location)
+        ),
         torch_config=NodeInterfaceTorchConfig(),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import pyarrow.fs
 import ray
@@ -23,7 +23,7 @@ from mergevq_platform import loop
 from mergevq_platform.distributed import failures
 from mergevq_platform.distributed.heartbeat import HeartbeatSender
 from mergevq_platform.meter import BrokenTraining
-from mergevq_platform.recipe import parse_resolved
+from mergevq_platform.recipe import ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.tasks.task import Worker
 
@@ -167,13 +167,22 @@ class FailureReporter(UserCallback):
         self.actor.failed.remote(failures.one_line(WorkerGroupError("", worker_exceptions)))
 
 
-def worker_loop(config: dict[str, Any]) -> int | None:
+class WorkerLoopConfig(TypedDict):
+    """What the driver hands every worker."""
+
+    recipe: ResolvedRecipe
+    actor: Any  # of `run_actor.RunActor`
+    device: Literal["cpu", "cuda"]
+    location: str  # of the run's checkpoints, a path or URI
+
+
+def worker_loop(config: WorkerLoopConfig) -> int | None:
     """Run one Ray Train worker; returns the steps done, None where a worker before gave up."""
     actor = config["actor"]
     final, failed = ray.get(actor.standing.remote())
     if final is not None:
         return None
-    recipe = parse_resolved(config["recipe"])  # nothing is looked for here: the driver has resolved it
+    recipe = config["recipe"]
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if config["device"] == "cuda" else torch.device("cpu")
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)

@@ -8,29 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 
-import mergevq
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
-from mergevq.serialization import read_config
-from mergevq_platform.data import ImageDecodeError, evaluation_view
-from mergevq_platform.data.image_folder import read_image
-from mergevq_platform.data.images.transparency import WHITE
-from mergevq_platform.data.parquet.directory import stated_background
-from mergevq_platform.data.reading import Background
 from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.classifier import ClassifierReport
 from mergevq_platform.evaluation.extractor_choice import with_files
-from mergevq_platform.evaluation.images import (
-    ImageSetsEvaluator,
-    ImageSetsReport,
-    ImageSetsSpec,
-    ImageSetsWorker,
-)
+from mergevq_platform.evaluation.images import ImageSetsEvaluator
+from mergevq_platform.evaluation.images_report import ImageSetsReport
+from mergevq_platform.evaluation.images_worker import ImageSetsSpec, ImageSetsWorker
 from mergevq_platform.evaluation.options import SUITES, EvaluationOptions, Suite
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.report import (
@@ -43,8 +32,6 @@ from mergevq_platform.evaluation.report import (
     show,
     write,
 )
-from mergevq_platform.evaluation.spec import keeps_to_measure, reachable_keeps
-from mergevq_platform.evaluation.tokenizer_figures import GRIDS, image_grids
 from mergevq_platform.evaluation.worker import Device, answers
 from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
@@ -53,10 +40,8 @@ from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.settings import read_settings
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.journal import Journal
-from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
-from mergevq_platform.tracking.models import Registered, check_target, register_model
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
-from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity, read_metrics
+from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import closing_line
 
@@ -228,60 +213,6 @@ def leave(
     record(report, files, recorder, description)
 
 
-def reconstruct(
-    name: str,
-    images: Sequence[Path],
-    *,
-    home: Path,
-    keeps: Sequence[int] | None,
-    out: Path,
-    tracking_uri: str | None = None,
-) -> list[Path]:
-    """Originals, reconstructions and cluster maps of image files, side by side; returns the files written.
-
-    Transparent pixels are put on the background of the run's recipe or its set, if that is at hand, else on white. Raises
-    `InputError` naming all files that cannot be read, and for an `out` that holds such files already, before anything is made.
-    """
-    if there := [name for name in GRIDS if (out / name).exists()]:
-        raise InputError(
-            f"--out {out} holds {' and '.join(there)} already: name another folder, or move them away"
-        )
-    found = find(name, home=home, store=Store.at(home, tracking_uri))
-    with checkpoints.weights(found.place) as directory:
-        background: Background = WHITE
-        if (recipe := found.stored_recipe) is not None:
-            background = recipe.data.background or stated_background(recipe.data.path) or WHITE
-            if keeps is None:
-                keeps = keeps_to_measure(recipe, None)
-        views = _views(images, read_config(directory).image_size, background)
-        tokenizer = mergevq.load(directory)
-    model = tokenizer.config
-    originals = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return list(
-        image_grids(
-            tokenizer, originals, reachable_keeps(model, keeps, range(1, model.grid_tokens + 1)), out
-        ).values()
-    )
-
-
-def _views(files: Sequence[Path], size: int, background: Background) -> list[np.ndarray]:
-    """The evaluation views of image files. Raises `InputError` naming all that cannot be read."""
-    views, bad, transparent = [], [], []
-    for path in files:
-        try:
-            image, look = read_image(path, background)
-        except ImageDecodeError as error:
-            bad.append(f"{path} {error}")
-            continue
-        views.append(evaluation_view(image, size))
-        transparent += [str(path)] if look.transparent else []
-    if bad:
-        raise InputError("; ".join(bad) + ": give image files")
-    if transparent:
-        note(f"transparent pixels become {background}: {', '.join(transparent)}")
-    return views
-
-
 def evaluate_images(
     images: str,
     reference: str | None,
@@ -326,46 +257,6 @@ def evaluate_images(
     if statistics is not None:
         write_reference(statistics, evaluator.statistics())
     return report
-
-
-def register(
-    name: str,
-    model: str,
-    *,
-    home: Path,
-    alias: str | None = None,
-    storage: str | None = None,
-    tracking_uri: str | None = None,
-) -> Registered:
-    """Register the newest checkpoint of a run as the MLflow model `model`, under `alias`, with its curve and data.
-
-    Raises `InputError` for a name that is no run of the store, and for a model's name or alias that cannot be.
-    """
-    check_target(model, alias)
-    store = Store.at(home, tracking_uri)
-    found = find(name, home=home, store=store, storage=storage)
-    tracked = found.tracked
-    if found.run is not None:
-        tracked = find_run(store, read_identity(found.run.directory / JOURNAL_NAME).uid)
-    if tracked is None:
-        raise InputError(f"{name} has no run in {store.public_uri}: only a run's tokenizer can be registered")
-    again = [run for run in list_runs(store, tracked.experiment) if run.evaluates == tracked.uid]
-    measured = next((run for run in [tracked, *again] if run.has_curve), None)
-    dataset = None
-    if measured is not None and "protocol.data" in measured.tags:
-        dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
-    with checkpoints.weights(found.checkpoint) as directory:
-        return register_model(
-            store,
-            tracked,
-            directory,
-            name=model,
-            alias=alias,
-            step=found.step,
-            image_size=found.recipe.tokenizer.model.image_size,
-            curve=stored_curve(store, measured) if measured else {},
-            dataset=dataset,
-        )
 
 
 def with_evaluation_files(recipe: ResolvedRecipe) -> ResolvedRecipe:

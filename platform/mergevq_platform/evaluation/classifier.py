@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -25,7 +25,7 @@ from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.results import Mergeable, merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, batches_key, identity, split_batches
-from mergevq_platform.recipe import Recipe, parse_resolved
+from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.tasks.task import task_of
@@ -54,7 +54,7 @@ class ClassifierWorker:
 
     def __init__(self, spec: EvaluationSpec) -> None:
         self.spec = spec
-        self.recipe = parse_resolved(spec.recipe)
+        self.recipe = spec.recipe
         self.device = torch.device(spec.device)
 
     @cached_property
@@ -194,10 +194,11 @@ class ClassifierEvaluator:
     passes: Passes
     step: int | None = None
     say: Callable[[str], None] = lambda text: None
-    recipe: Recipe = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.recipe = parse_resolved(self.spec.recipe)
+    @property
+    def recipe(self) -> ResolvedRecipe:
+        """The recipe whose data and protocol are used."""
+        return self.spec.recipe
 
     def report(self, run: str) -> ClassifierReport:
         """`top1` over the labelled images of the evaluation split, without any nothing; `unlabelled` and `undecodable` images

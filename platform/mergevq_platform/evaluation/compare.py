@@ -80,7 +80,7 @@ def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> lis
         if not trials:
             raise InputError(f"sweep '{name}' has no finished trial yet")
         from mergevq_platform.sweeps import report, stored
-        from mergevq_platform.sweeps.trial import Finished
+        from mergevq_platform.sweeps.finished import Finished
 
         definition = stored.stored_definition(name, home)
         records = [record for trial in trials if (record := Finished.load(trial))]

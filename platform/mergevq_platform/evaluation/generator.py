@@ -37,7 +37,7 @@ from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.probing import FitProbeJob, ScoreProbeJob
 from mergevq_platform.evaluation.spec import batches_key, split_batches
 from mergevq_platform.evaluation.splits import EvaluatedSplits
-from mergevq_platform.recipe import Recipe, parse_resolved
+from mergevq_platform.recipe import ResolvedRecipe
 from mergevq_platform.sampling.pipeline import SamplingSpec
 
 BATCHES_PER_JOB = 2  # at least
@@ -118,10 +118,10 @@ class GeneratorEvaluator:
         """The metrics over guidance scales, samples, and samples beside their neighbours, as files in `folder`, by name."""
         return write_figures(report, self.recipe, self.findings, folder)
 
-    @cached_property
-    def recipe(self) -> Recipe:
+    @property
+    def recipe(self) -> ResolvedRecipe:
         """The recipe whose data and protocol are used."""
-        return parse_resolved(self.spec.recipe)
+        return self.spec.recipe
 
     @cached_property
     def network(self) -> Extractor:

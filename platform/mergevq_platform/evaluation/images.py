@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.table import Table
 
 import mergevq
-from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq.metrics import (
     ClassBalance,
-    FeaturesConfig,
     FeatureStatistics,
-    InceptionExtractor,
     InceptionScore,
     Moments,
     ReferenceStatistics,
@@ -32,136 +28,17 @@ from mergevq.metrics import (
     score_name,
 )
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
-from mergevq_platform.data import ImageSet, open_images, to_unit_range
+from mergevq_platform.data import ImageSet
 from mergevq_platform.data.image_sets import PackedImages
 from mergevq_platform.data.npz_images import NpzImages
+from mergevq_platform.evaluation.images_report import ImageSetsReport
+from mergevq_platform.evaluation.images_worker import ImageSetJob, ImageSetsSpec
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
-from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.statistics import SPLITS
 from mergevq_platform.evaluation.tokenizer import BATCHES_PER_JOB, averaged
-from mergevq_platform.recipe import EvaluationConfig
-from mergevq_platform.storage.files import json_text
 
 FEWEST_FOR_TREND = 100  # images below which no distance is extrapolated
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSetsSpec:
-    """Two image sets and the features that compare them; travels to workers."""
-
-    images: str
-    reference: str | None  # none: nothing to compare with
-    extractor: dict[str, Any]
-    device: Literal["cpu", "cuda"]
-    batch: int = 64
-    size: int | None = None
-    split: str | None = None
-
-    def open(self, which: Literal["images", "reference"]) -> ImageSet:
-        """The images, or those that they are compared with."""
-        place = getattr(self, which)
-        return open_images(place, self.batch, size=self.size, split=self.split, option=f"--{which}")
-
-    @property
-    def settings(self) -> FeaturesConfig:
-        """The extractor's configuration."""
-        return parse(EvaluationConfig, {"extractor": self.extractor}).extractor
-
-
-class ImageSetJob(NamedTuple):
-    """Some batches of one of the sets."""
-
-    which: Literal["images", "reference"]
-    batches: tuple[int, ...]
-
-
-class ImageSetsWorker:
-    """One process's feature network and images; results are features (B, D) float32 by name, and labels."""
-
-    def __init__(self, spec: ImageSetsSpec) -> None:
-        self.spec, self.device = spec, torch.device(spec.device)
-        self.network = extractor(spec.settings, key="--extractor").to(self.device)
-        self.opened: dict[str, ImageSet] = {}
-
-    def answer(self, job: ImageSetJob) -> dict[str, np.ndarray]:
-        """Do one job."""
-        if job.which not in self.opened:
-            self.opened[job.which] = self.spec.open(job.which)
-        return merge(self._batch(self.opened[job.which].batch(index)) for index in job.batches)
-
-    def _batch(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        images = to_unit_range({"image": batch["image"]}, self.device)["image"]
-        match self.network:
-            case InceptionExtractor() as inception:
-                found = inception.outputs(images)._asdict()
-            case network:
-                found = {"pool": network(images)}
-        return {name: value.cpu().numpy() for name, value in found.items()} | {
-            "label": batch["label"].numpy()
-        }
-
-
-@dataclass(frozen=True)
-class ImageSetsReport:
-    """Metrics of images against a reference, with the protocol of the numbers."""
-
-    file_name: ClassVar[str] = "images.json"
-    folder: ClassVar[str] = "images"
-    shown_files: ClassVar[tuple[str, ...]] = ()
-
-    images: str
-    values: dict[str, float]
-    protocol: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json_text(asdict(self)))
-
-    def record_rows(self, recorder: EvaluationRecorder) -> None:
-        """`images/<metric>` at step 0."""
-        recorder.metrics(0, {f"images/{key}": value for key, value in self.values.items()})
-
-    def note(self, description: str) -> None:
-        """The run keeps its note."""
-        return None
-
-    def verdict(self) -> list[str]:
-        """None: what is compared with what is the caller's to say."""
-        return []
-
-    def table(self, width: int = 120) -> Table:
-        """For the terminal."""
-        del width
-        table = Table(title=self.images, caption=self.caption())
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        for key, value in self.values.items():
-            table.add_row(key, f"{value:.4g}")
-        return table
-
-    def markdown(self) -> str:
-        """As a Markdown table of one row."""
-        keys = list(self.values)
-        rows = ["| images | " + " | ".join(keys) + " |", "|---|" + "---:|" * len(keys)]
-        rows.append(f"| {self.images} | " + " | ".join(f"{self.values[key]:.4g}" for key in keys) + " |")
-        return "\n".join([*rows, "", self.caption()])
-
-    def caption(self) -> str:
-        """Counts, reference and extractor in one sentence."""
-        p = self.protocol
-        count = p["reference_images"]
-        against = f"{count:,} images" if count else "an unknown number of images"
-        against = f" against {against} of {p['reference']}" if p["reference"] else ""
-        biased = (
-            " No more images than features: the distance is strongly biased upwards." if p["biased"] else ""
-        )
-        return (
-            f"{p['images']:,} images of {p['size']} px{against}; "
-            f"{p['extractor']['description']}, {p['extractor']['resize']}.{biased}"
-            + "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
-        )
 
 
 @dataclass
@@ -333,7 +210,7 @@ class ImageSetsEvaluator:
             key["background"] = images.background
         return key
 
-    def _name(self, measure: Any) -> str:
+    def _name(self, measure: Literal["fd", "sfd", "fd_inf"]) -> str:
         return distance_name(self.network, "generation", measure)
 
     def _protocol(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mergevq.merge_schedule import reachable
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.data import Dataset, EvalBatches, Reading, open_dataset
 from mergevq_platform.evaluation.curve import six_counts
-from mergevq_platform.recipe import Recipe, parse_resolved
+from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 
 
@@ -29,7 +29,7 @@ class EvaluationSpec:
     """
 
     checkpoint: str | None
-    recipe: dict[str, Any]
+    recipe: ResolvedRecipe
     data: str
     device: Literal["cpu", "cuda"]
 
@@ -37,7 +37,7 @@ class EvaluationSpec:
 def identity(spec: EvaluationSpec) -> dict[str, str]:
     """What tells a model from every other: the hash of its weights, or how it would be initialised."""
     if spec.checkpoint is None:
-        return untrained_identity(parse_resolved(spec.recipe), 0)
+        return untrained_identity(spec.recipe, 0)
     with checkpoints.weights(spec.checkpoint) as directory:
         return {
             "weights_sha256": checkpoints.sha256(directory / "model.safetensors"),

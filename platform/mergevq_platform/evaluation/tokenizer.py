@@ -45,7 +45,7 @@ from mergevq_platform.evaluation.statistics import SPLITS, ImageSetStatistics
 from mergevq_platform.evaluation.tokenizer_figures import write_figures
 from mergevq_platform.evaluation.tokenizer_results import ReconstructionResult, TokenizerFindings
 from mergevq_platform.evaluation.tokenizer_worker import MANIFOLD_IMAGES, PassKind, TokenizerJob
-from mergevq_platform.recipe import Recipe, parse_resolved
+from mergevq_platform.recipe import ResolvedRecipe
 
 BATCHES_PER_JOB = 4  # at least
 FEATURES = ("cls", "mean")
@@ -104,10 +104,10 @@ class TokenizerEvaluator:
         """The trade-off, image grids and single findings, as files in `folder`, by name."""
         return write_figures(report, self.spec, self.findings, folder)
 
-    @cached_property
-    def recipe(self) -> Recipe:
+    @property
+    def recipe(self) -> ResolvedRecipe:
         """The recipe whose data and protocol are used."""
-        return parse_resolved(self.spec.recipe)
+        return self.spec.recipe
 
     @cached_property
     def network(self) -> Extractor:

@@ -22,7 +22,6 @@ from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, split_batches
 from mergevq_platform.evaluation.statistics import ImageSetStatistics, image_set_statistics
 from mergevq_platform.evaluation.tokenizer_results import ReconstructionResult
-from mergevq_platform.recipe import parse_resolved
 from mergevq_platform.storage import checkpoints
 
 MANIFOLD_IMAGES = 10_000  # of each set, at most, whose features precision and recall compare
@@ -47,7 +46,7 @@ class TokenizerWorker:
 
     def __init__(self, spec: EvaluationSpec) -> None:
         self.spec = spec
-        self.recipe = parse_resolved(spec.recipe)
+        self.recipe = spec.recipe
         self.device = torch.device(spec.device)
         self.decoded: dict[tuple[EvalBatches, int], dict[str, Tensor]] = {}
         self.opened: dict[tuple[str, tuple[int, ...]], EvalBatches] = {}

@@ -11,11 +11,13 @@ resolve.py      read, override, complete, check, make absolute, pin: once, in th
 from mergevq_platform.recipe.files import find, packaged_recipes, read
 from mergevq_platform.recipe.paths import named_paths, weights_files
 from mergevq_platform.recipe.resolve import (
+    FindRun,
     Pins,
     complete,
     load,
     locate,
     parse_resolved,
+    path_kind,
     placeholder_task,
     resolve,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "EvaluationConfig",
+    "FindRun",
     "GenerationConfig",
     "GeneratorTaskConfig",
     "OptimizerConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "named_paths",
     "packaged_recipes",
     "parse_resolved",
+    "path_kind",
     "placeholder_task",
     "read",
     "resolve",

@@ -44,6 +44,23 @@ def path_fields(cls: Any) -> dict[str, PathKind]:
     return {name: kind for name, kind in found.items() if kind is not None}
 
 
+@cache
+def path_keys(cls: Any) -> dict[str, PathKind]:
+    """Every dotted key by which a configuration of this class can name a path, whichever variants it is made of."""
+    found = dict(path_fields(cls))
+    for name, hint in typing.get_type_hints(cls).items():
+        for part in _configurations(hint):
+            found |= {f"{name}.{key}": kind for key, kind in path_keys(part).items()}
+    return found
+
+
+def _configurations(hint: Any) -> Iterator[Hashable]:
+    if dataclasses.is_dataclass(hint):
+        yield cast(Hashable, hint)
+    for part in typing.get_args(hint):
+        yield from _configurations(part)
+
+
 def _kind(hint: Any) -> PathKind | None:
     for part in (*getattr(hint, "__metadata__", ()), *map(_kind, typing.get_args(hint))):
         if isinstance(part, PathKind):

@@ -20,13 +20,14 @@ from mergevq.tokenizer import TokenizerConfig
 from mergevq.weights_file import file_sha256
 from mergevq_platform import tasks
 from mergevq_platform.recipe.files import read
-from mergevq_platform.recipe.paths import hash_field, named_paths
+from mergevq_platform.recipe.paths import hash_field, named_paths, path_keys
 from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
 from mergevq_platform.recipe.task_config import TaskConfig
 from mergevq_platform.storage.credentials import keys_with_credentials
 from mergevq_platform.storage.settings import read_settings
 
 R = TypeVar("R", bound=Recipe)
+FindRun = Callable[[str], str]  # what lies at the name of a run
 RENAMED = {"data": {"bad_picture_limit": "bad_image_limit"}}  # section -> key of earlier recipes -> key
 
 
@@ -76,8 +77,8 @@ def resolve(
     recipe: Recipe | Mapping[str, Any],
     folder: str | Path | None = None,
     *,
-    find_run: Callable[[str], str] | None = None,
-    pins: Pins | None = None,
+    find_run: FindRun | None = None,
+    pins: Iterable[Pins] = (),
 ) -> ResolvedRecipe:
     """The recipe with absolute paths, and with the hashes of the models and weights that it builds on.
 
@@ -86,15 +87,15 @@ def resolve(
     recipe's hash says.
     """
     located = locate(recipe if isinstance(recipe, Recipe) else complete(recipe), folder)
+    for known in pins:
+        located = known.laid_over(located)
     if find_run is not None:
         located = _with_runs(located, find_run)
-    if pins is not None:
-        located = pins.laid_over(located)
     tree = to_tree(located) | {"task": to_tree(located.task.pin())}
     return parse_resolved(_with_hashes(located, tree))
 
 
-def locate(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
+def locate(recipe: R, folder: str | Path | None = None) -> R:
     """The recipe with absolute paths for files and folders relative to `folder` (None: the working directory).
 
     Workers and trials run in directories of their own. Files of weights are looked for in the folder `MERGEVQ_WEIGHTS` too.
@@ -112,7 +113,13 @@ def locate(recipe: Recipe, folder: str | Path | None = None) -> Recipe:
         if weights and kind is PathKind.WEIGHTS:  # the path of another machine is a name here
             known += [weights / written, weights / Path(written).name]
         _set(tree, key, next((str(place) for place in known if place.exists()), written))
-    return _parse(Recipe, tree)
+    return _parse(type(recipe), tree)
+
+
+def path_kind(key: str) -> PathKind | None:
+    """What the path is of that a dotted key names, in a recipe of whichever task; None for a key of something else."""
+    sections = (Recipe, *(_section(cast(Hashable, _class(kind))) for kind in tasks.KINDS))
+    return next((kinds[key] for kinds in map(path_keys, sections) if key in kinds), None)
 
 
 def placeholder_task(model: TokenizerConfig) -> Tree:
@@ -184,7 +191,7 @@ def _renamed(tree: Mapping[str, Any]) -> Tree:
     return renamed
 
 
-def _with_runs(recipe: Recipe, find_run: Callable[[str], str]) -> Recipe:
+def _with_runs(recipe: Recipe, find_run: FindRun) -> Recipe:
     tree = to_tree(recipe)
     for key, kind, path, _ in named_paths(recipe):
         if kind is PathKind.RUN:

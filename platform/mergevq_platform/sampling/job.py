@@ -146,7 +146,7 @@ def described(job: SamplingJob) -> dict[str, Any]:
     """What decides the images: the protocol of a job."""
     return {
         **job.spec.protocol(),
-        "recipe": job.spec.recipe["name"],
+        "recipe": job.spec.recipe.name,
         "classes": {str(label): job.names[label] for label in job.classes},
         "num": job.num,
         "batch": job.batch,

@@ -26,7 +26,7 @@ from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
 from mergevq_platform.codes.tokenizer import tokenizer_of
 from mergevq_platform.data import open_dataset
-from mergevq_platform.recipe import Recipe, parse_resolved
+from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
@@ -38,7 +38,7 @@ class SamplingSpec:
     checkpoint: str  # one checkpoint's directory or URI
     sha256: str  # of the generator's weights file
     step: int
-    recipe: dict[str, Any]
+    recipe: ResolvedRecipe
     tokenizer: TokenizerRef
     device: Literal["cpu", "cuda"]
     keep: int | None  # None: a raster generator is not told
@@ -53,6 +53,7 @@ class SamplingSpec:
 
     def protocol(self) -> dict[str, Any]:
         """What decides the codes, and whose they are, as plain values."""
+        kind = self.recipe.generator.model.kind
         return {
             "generator": {
                 "checkpoint": self.checkpoint,
@@ -61,9 +62,9 @@ class SamplingSpec:
                 "ema": True,
             },
             "tokenizer": self.tokenizer.to_tree(),
-            "kind": self.recipe["task"]["model"]["kind"],
+            "kind": kind,
             "kept_tokens": self.keep,
-            "source": "recovered" if self.recipe["task"]["model"]["kind"] == "random_order" else "generated",
+            "source": "recovered" if kind == "random_order" else "generated",
             "steps": self.steps,
             "seed": self.seed,
             "sampling": self.sampling,
@@ -111,7 +112,7 @@ def open_sampling(
         checkpoint=checkpoint,
         sha256=about["sha256"][WEIGHTS],
         step=step,
-        recipe=to_tree(recipe),
+        recipe=recipe,
         tokenizer=tokenizer_of(recipe, tokenizer),
         device=device,
         keep=chosen,
@@ -151,7 +152,7 @@ class SamplingPipeline:
 
     def __init__(self, spec: SamplingSpec) -> None:
         self.spec = spec
-        self.recipe = parse_resolved(spec.recipe)
+        self.recipe = spec.recipe
         self.device = torch.device(spec.device)
         self.sampling = parse(SamplingConfig, spec.sampling)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq.serialization import read_config
-from mergevq_platform.recipe import ResolvedRecipe, parse_resolved, placeholder_task, read
+from mergevq_platform.recipe import FindRun, ResolvedRecipe, parse_resolved, placeholder_task, read
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run, run_around
 from mergevq_platform.tracking.curve import open_for_curve, open_for_evaluation
@@ -141,7 +141,7 @@ def _found(name: str, *, home: Path, store: Store, storage: str | None) -> Found
     return FoundModel(name=name, place=run.location, run=run)
 
 
-def places_of_runs(home: Path, store: Callable[[], Store]) -> Callable[[str], str]:
+def places_of_runs(home: Path, store: Callable[[], Store]) -> FindRun:
     """What a recipe's name of a run, of a registered model or of an id means: its place. A path or URI stays as it is.
 
     It raises `InputError` for a name that means nothing.

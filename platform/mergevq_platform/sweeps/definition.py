@@ -8,7 +8,7 @@ from pathlib import Path
 from mergevq.config import Tree, with_overrides
 from mergevq.errors import InputError
 from mergevq_platform import recipe as recipes
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.recipe import FindRun, Recipe, ResolvedRecipe
 from mergevq_platform.storage import naming
 from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps import space as spaces
@@ -93,9 +93,7 @@ class Sweep:
     gpus_per_trial: float = 1.0  # of a trial with one worker on GPUs; a fraction shares one
     max_failures: int = 2  # restarts of a trial from its checkpoint
     folder: str | None = None  # what relative paths start from; none: where we are. Set when a sweep begins.
-    pins: recipes.Pins | None = (
-        None  # the models and weights that its recipes build on. Set when a sweep begins.
-    )
+    pins: tuple[recipes.Pins, ...] = ()  # what its recipes build on. Set when a sweep begins.
 
     def __post_init__(self) -> None:
         # A file may hold NumPy's numbers, which neither JSON nor a recipe takes.
@@ -126,6 +124,24 @@ class Sweep:
     def first_recipe(self) -> Recipe:
         """The recipe of first choices: what all trials have in common stands in it."""
         return self.recipe_of(choosers.corners(self.space)[0])
+
+    def pinned(self, find_run: FindRun) -> tuple[Sweep, ResolvedRecipe]:
+        """The sweep with all that its recipes build on found, and the recipe of first choices.
+
+        Raises `InputError` for a model of any choice that is not there.
+        """
+        pins: dict[tuple[str, ...], recipes.Pins] = {}
+        resolved = []
+        for params in choosers.corners(self.space):
+            recipe = self.recipe_of(params)
+            paths = tuple(path for _, _, path, _ in recipes.named_paths(recipe))
+            if paths not in pins:
+                try:
+                    resolved.append(recipes.resolve(recipe, find_run=find_run, pins=self.pins))
+                except InputError as error:
+                    raise InputError(f"sweep '{self.name}' with {described(params)}: {error}") from None
+                pins[paths] = recipes.Pins.between(recipe, resolved[-1])
+        return replace(self, pins=tuple(pins.values())), resolved[0]
 
     @property
     def rung_steps(self) -> int | None:

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergevq_platform.distributed import cluster
-from mergevq_platform.recipe import Pins, Recipe, resolve
+from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.credentials import refuse_credentials
+from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.sweeps import report, stored
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import Sweep
@@ -61,9 +62,8 @@ def sweep(
     if definition.folder is None:
         definition = replace(definition, folder=os.getcwd())
     definition.check()
-    first = definition.first_recipe()
-    base = resolve(first, pins=definition.pins)
-    definition = replace(definition, pins=Pins.between(first, base))
+    uri = settings.tracking_uri if resume is not None else tracking_uri
+    definition, base = definition.pinned(places_of_runs(home, lambda: Store.at(home, uri)))
     fingerprint = preflight(base).fingerprint
     if needing := [objective.name for objective in definition.objectives if objective.needs_probe]:
         require_classes(base, f"the objective {needing[0]} needs a probe")

@@ -12,8 +12,9 @@ from ray.tune import ResultGrid
 from mergevq.errors import InputError
 from mergevq_platform.distributed.failures import one_line
 from mergevq_platform.sweeps.definition import Sweep
+from mergevq_platform.sweeps.finished import RECORD, STOPPED, Finished
 from mergevq_platform.sweeps.stored import SweepSettings
-from mergevq_platform.sweeps.trial import RECORD, STOPPED, Finished, chosen
+from mergevq_platform.sweeps.trial import chosen
 from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.records import JOURNAL_NAME, Status
 from mergevq_platform.tracking.store import Store

@@ -22,9 +22,9 @@ from mergevq_platform.figures.overlay import overlay_figure
 from mergevq_platform.figures.pareto import front, hypervolume
 from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps.definition import Population, Sweep, described
+from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
-from mergevq_platform.sweeps.trial import Finished
 from mergevq_platform.tracking.recorder import Recorder
 
 MIN_FOR_IMPORTANCE = 4

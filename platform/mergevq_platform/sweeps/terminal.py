@@ -19,8 +19,8 @@ from rich.table import Table
 from mergevq_platform.distributed.progress import duration
 from mergevq_platform.storage.files import write_whole
 from mergevq_platform.sweeps.definition import Sweep, described
+from mergevq_platform.sweeps.finished import STOPPED
 from mergevq_platform.sweeps.stored import SweepSettings
-from mergevq_platform.sweeps.trial import STOPPED
 
 _boards: dict[str, Board] = {}  # by sweep; Tune pickles its callbacks, a terminal cannot be pickled
 

@@ -7,7 +7,6 @@ group of its own, for which the trial itself holds no CPU.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -29,58 +28,22 @@ from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.api import evaluator_of, leave
 from mergevq_platform.evaluation.curve import Curve
-from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
 from mergevq_platform.figures.kept_counts import drawn_figure
-from mergevq_platform.recipe import ResolvedRecipe, complete, locate, parse_resolved, resolve
+from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps.definition import Sweep, described, named
+from mergevq_platform.sweeps.finished import RECORD, Finished
 from mergevq_platform.sweeps.objectives import UntrainedPoint
 from mergevq_platform.sweeps.space import Params
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
-
-RECORD = "finished.json"
-STOPPED = "stopped.json"  # of a trial that the scheduler ended early
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a finished trial leaves behind, whole or not at all."""
-
-    name: str
-    params: Params
-    seed: int
-    steps: int
-    objectives: dict[str, float]
-    curve: dict[str, Any]  # of `Curve`, or of `GeneratorReport`
-    drawn: dict[str, int]  # kept count -> steps that drew it
-    seconds: float
-    recipe: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, in one step."""
-        write_whole(path, json_text(asdict(self)))
-
-    @classmethod
-    def load(cls, path: Path) -> Finished | None:
-        """The record at `path`, if there is one; an objective that was no finite number is NaN."""
-        if not path.is_file():
-            return None
-        record = cls(**json.loads(path.read_text()))
-        objectives = {name: math.nan if value is None else value for name, value in record.objectives.items()}
-        curve = {**record.curve, "rows": [without_nulls(row) for row in record.curve["rows"]]}
-        return replace(record, objectives=objectives, curve=curve)
-
-    def evaluation(self) -> Evaluation:
-        """The curve."""
-        return (GeneratorReport if "references" in self.curve else Curve)(**self.curve)
 
 
 @dataclass
@@ -194,12 +157,12 @@ def _in_group(
     begun = (run.directory / "recipe.yaml").is_file()
     found: dict[str, Any] = {}
 
-    def watch(checkpoint: str, step: int, recorder: Any) -> None:
+    def watch(checkpoint: str, step: int, recorder: EvaluationRecorder) -> None:
         if sweep.rung_steps is not None and step < (recipe.steps or 0):
             with checkpoints.newest(checkpoint, files=checkpoints.MODEL) as directory:
                 tune.report({"step": step, **_rung(sweep, place, recipe, directory, step, recorder)})
 
-    def after(outcome: trainer.Outcome, recorder: Any) -> None:
+    def after(outcome: trainer.Outcome, recorder: EvaluationRecorder) -> None:
         with checkpoints.newest(outcome.run.newest_checkpoint(), files=checkpoints.MODEL) as directory:
             found["curve"] = _final(recipe, place, run, str(directory), outcome.step, recorder)
         found["drawn"] = _drawn(recipe, outcome.step)
@@ -222,7 +185,12 @@ def _in_group(
 
 
 def _rung(
-    sweep: Sweep, place: SweepSettings, recipe: ResolvedRecipe, directory: Path, step: int, recorder: Any
+    sweep: Sweep,
+    place: SweepSettings,
+    recipe: ResolvedRecipe,
+    directory: Path,
+    step: int,
+    recorder: EvaluationRecorder,
 ) -> dict[str, float]:
     """The objectives on few images; recorded as `rung/<objective>`."""
     few = task_of(recipe).on_fewer_images(recipe, sweep.rung)
@@ -234,7 +202,12 @@ def _rung(
 
 
 def _final(
-    recipe: ResolvedRecipe, place: SweepSettings, run: Run, checkpoint: str, step: int, recorder: Any
+    recipe: ResolvedRecipe,
+    place: SweepSettings,
+    run: Run,
+    checkpoint: str,
+    step: int,
+    recorder: EvaluationRecorder,
 ) -> Evaluation:
     evaluator = evaluator_of(recipe, checkpoint, step=step, device=_device(place.device))
     report: Evaluation = evaluator.report(run.name)
@@ -252,7 +225,7 @@ def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
     return Counter(keep for step in range(steps) if (keep := task.draw_keep(seed, step)) is not None)
 
 
-def _record_drawn(drawn: Counter[int], recorder: Any, run: Run) -> None:
+def _record_drawn(drawn: Counter[int], recorder: EvaluationRecorder, run: Run) -> None:
     path = run.directory / "curve" / "kept_counts_drawn.png"
     path.parent.mkdir(exist_ok=True)
     save_png(drawn_figure(drawn, run.name), path)
@@ -307,7 +280,7 @@ def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
 
     Raises `InputError` where the images have no labels.
     """
-    recipe = parse_resolved(to_tree(locate(complete(sweep.base()), sweep.folder)))
+    recipe = resolve(sweep.base(), sweep.folder, pins=sweep.pins)
     settings = replace(
         recipe.evaluation,
         keeps=(recipe.tokenizer.model.grid_tokens,),

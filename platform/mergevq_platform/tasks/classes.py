@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Self
 
-from mergevq.config import config, to_tree
+from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.data import Dataset
@@ -57,7 +57,7 @@ class FeaturesTask(ClassesTask):
         self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
     ) -> ClassifierEvaluator:
         """See `Task.evaluator`: the top-1."""
-        spec = EvaluationSpec(checkpoint, to_tree(recipe), options.data or recipe.data.path, options.device)
+        spec = EvaluationSpec(checkpoint, recipe, options.data or recipe.data.path, options.device)
         passes = Passes(answers(ClassifierWorker, spec, options.workers), options.cache)
         return ClassifierEvaluator(spec, passes, options.step, options.say)
 

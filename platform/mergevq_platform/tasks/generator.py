@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from mergevq.config import Tree, config, merged, to_tree
+from mergevq.config import config
 from mergevq.generation import build_generator
 from mergevq.training.generator import GeneratorTraining
 from mergevq.training.protocol import Training
@@ -25,7 +25,6 @@ from mergevq_platform.recipe import (
     Recipe,
     ResolvedRecipe,
     locate,
-    parse_resolved,
 )
 from mergevq_platform.sampling.pipeline import open_sampling
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer
@@ -129,11 +128,13 @@ class GeneratorTask(GeneratorTaskConfig, Task):
             seed=options.seed,
             tokenizer=options.tokenizer,
         )
-        changed: Tree = {"data": {"path": options.data or recipe.data.path}}
+        measured = recipe
+        if options.data:
+            measured = replace(measured, data=replace(recipe.data, path=options.data))
         if options.images is not None:
-            changed["task"] = {"generation": {"images": options.images}}
-        located = locate(parse_resolved(merged(to_tree(recipe), changed)))
-        spec = replace(spec, recipe=to_tree(located))
+            settings = replace(self.generation, images=options.images)
+            measured = replace(measured, task=replace(self, generation=settings))
+        spec = replace(spec, recipe=locate(measured))
         passes = Passes(answers(GeneratorWorker, spec, options.workers), options.cache)
         scales = options.scales or recipe.generator.generation.scales
         return GeneratorEvaluator(spec, passes, scales, say=options.say)

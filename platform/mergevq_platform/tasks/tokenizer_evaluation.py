@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mergevq.config import to_tree
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.spec import EvaluationSpec, keeps_to_measure
@@ -16,7 +15,7 @@ def tokenizer_evaluator(
     recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
 ) -> TokenizerEvaluator:
     """Raises `InputError` for kept counts that cannot be reached."""
-    spec = EvaluationSpec(checkpoint, to_tree(recipe), options.data or recipe.data.path, options.device)
+    spec = EvaluationSpec(checkpoint, recipe, options.data or recipe.data.path, options.device)
     passes = Passes(answers(TokenizerWorker, spec, options.workers), options.cache)
     keeps = keeps_to_measure(recipe, options.keeps)
     return TokenizerEvaluator(spec, passes, keeps, options.suites, options.seeds, options.step, options.say)

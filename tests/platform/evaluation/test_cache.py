@@ -49,7 +49,7 @@ def recipe(small_recipe: dict[str, Any]) -> Recipe:
 @pytest.fixture
 def spec(recipe: Recipe) -> EvaluationSpec:
     """The untrained tokenizer: what a cache does has nothing to do with training."""
-    return EvaluationSpec(None, to_tree(recipe), recipe.data.path, "cpu")
+    return EvaluationSpec(None, recipe, recipe.data.path, "cpu")
 
 
 @pytest.fixture
@@ -93,8 +93,7 @@ def test_what_an_answer_depends_on_names_it(
         resolve(to_tree(recipe) | {"data": to_tree(recipe)["data"] | {"background": "black"}}),
     ]
     for other in changed:
-        tree = to_tree(other)
-        _, asked = measured(EvaluationSpec(None, tree, other.data.path, "cpu"))
+        _, asked = measured(EvaluationSpec(None, other, other.data.path, "cpu"))
         assert asked > every / 4, (
             "another seed, count, image set or background is another tokenizer or another number"
         )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from mergevq_platform.distributed.ordered_map import Share
 from mergevq_platform.evaluation import api, generator, manifold, neighbours
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.passes import Passes
-from mergevq_platform.evaluation.spec import EvaluationSpec
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.evaluation.worker import answers
 from mergevq_platform.recipe import Recipe, resolve
@@ -102,7 +102,7 @@ def test_precision_and_recall_in_shares_are_the_librarys(monkeypatch: pytest.Mon
     numbers = np.random.default_rng(0)
     a, b = (numbers.normal(size=(count, 6)).astype(np.float32) for count in (50, 70))
     expected = precision_recall(torch.from_numpy(a), torch.from_numpy(b))
-    passes = Passes(answers(TokenizerWorker, EvaluationSpec(None, {}, "", "cpu")))
+    passes = Passes(answers(TokenizerWorker, SimpleNamespace(device="cpu")))
     for chunk in (manifold.CHUNK, 16):
         monkeypatch.setattr(manifold, "CHUNK", chunk)
         found = manifold.precision_recall(passes, a, {"of": "a"}, b, {"of": "b"})
@@ -225,14 +225,14 @@ class Driver(generator.GeneratorEvaluator):
 
         from mergevq.metrics import RandomFeaturesConfig
 
-        super().__init__(Some(seed=0, keep=None), Passes(sizes), [1.5])  # type: ignore[arg-type]
         data = Some(path="", train_split="train", evaluation_split="val")
         generation = Some(images=sizes.generated, batch=sizes.generated // 100, baselines=False)
-        self.recipe: Any = Some(
+        recipe = Some(
             data=data,
             generator=Some(generation=generation),
             evaluation=Some(extractor=RandomFeaturesConfig()),
         )
+        super().__init__(Some(seed=0, keep=None, recipe=recipe), Passes(sizes), [1.5])  # type: ignore[arg-type]
 
     def _real(self, kind: Any, part: str) -> tuple[Any, dict[str, Any]]:
         jobs = [generator.RealJob(kind, (b, b + 1), part) for b in range(0, 100, 2)]

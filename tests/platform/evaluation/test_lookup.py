@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,18 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import mergevq
 from mergevq.errors import InputError
 from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation import api, registering
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer
+from mergevq_platform.sweeps import Grid, Sweep, choice, sample_frechet
 from mergevq_platform.tasks.probe import ProbeTask
 from mergevq_platform.tracking import models
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
@@ -143,7 +146,7 @@ def loop_data(run: Run) -> str:
 def test_nothing_in_a_model_is_pickled(run: Run, homes: tuple[Path, Path]) -> None:
     store = Store.at(homes[0])
     if not store.client().search_registered_models("name = 'plain'"):
-        api.register("tokens", "plain", home=homes[0])
+        registering.register("tokens", "plain", home=homes[0])
     fetched = fetch_model(store, "models:/plain/1", homes[0] / "models")
     assert {path.name for path in fetched.path.iterdir()} == {
         "config.json", "model.safetensors", "recipe.yaml", "origin.json",
@@ -226,7 +229,7 @@ def registered(run: Run, homes: tuple[Path, Path]) -> str:
     """The run as a registered model, by its name in URIs."""
     store = Store.at(homes[0])
     if not store.client().search_registered_models("name = 'everywhere'"):
-        api.register("tokens", "everywhere", home=homes[0], alias="champion")
+        registering.register("tokens", "everywhere", home=homes[0], alias="champion")
     return "models:/everywhere@champion"
 
 
@@ -312,3 +315,62 @@ def test_a_curve_whose_protocol_was_edited_away_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert "curve.json: its protocol lacks extractor, data_fingerprint" in line
     assert "evaluate it again" in line
+
+
+@pytest.fixture
+def probe_of_a_name(small_recipe: dict[str, Any], run: Run, homes: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A recipe file that names what it builds on as a person does who has just trained it."""
+    path = tmp_path / "probe.yaml"
+    path.write_text(
+        yaml.safe_dump(small_recipe | {"name": "probe", "task": {"kind": "probe", "tokenizer": run.name}})
+    )
+    return path
+
+
+@pytest.mark.parametrize("verb", ["plan", "doctor"])
+def test_what_looks_ahead_finds_an_upstream_by_the_name_of_its_run(
+    verb: str,
+    probe_of_a_name: Path,
+    homes: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(homes[0]))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    status = cli.run([verb, str(probe_of_a_name)])
+    said = capsys.readouterr().out
+    assert status == 0, said
+    assert ("memory" in said) if verb == "doctor" else ("measured on" in said)
+    status = cli.run([verb, str(probe_of_a_name), "task.tokenizer=nothing"])
+    captured = capsys.readouterr()
+    assert status != 0
+    assert "task.tokenizer: no run 'nothing' in " in captured.out + captured.err
+
+
+def test_a_sweep_finds_the_upstream_of_every_choice_before_its_trials(
+    small_recipe: dict[str, Any], run: Run, homes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    task = {"kind": "generator", "preset": "test_mergear", "model": {"classes": 12}, "tokenizer": "other"}
+    data = {"path": small_recipe["data"]["path"], "views": {"image_size": 16}}
+    path = tmp_path / "generator.yaml"
+    path.write_text(yaml.safe_dump(small_recipe | {"task": task, "data": data}))
+    store = Store.at(homes[0])
+    names = (run.name, find_run(store, run.name).run_id[:10])
+    sweep = Sweep(
+        name="upstream",
+        question="Is one tokenizer the other?",
+        recipe=str(path),
+        space={"task.tokenizer": choice(*names), "seed": choice(0, 1)},
+        search=Grid(),
+        objectives=(sample_frechet(),),
+    )
+    sweep.check()
+    pinned, first = sweep.pinned(places_of_runs(homes[0], lambda: store))
+    assert len(pinned.pins) == 2
+    weights = checkpoints.sha256(Path(run.newest_checkpoint()) / "model.safetensors")
+    for params, seed in pinned.listed() or ():
+        trial = resolve(pinned.recipe_of(params, seed=seed), pins=pinned.pins).generator
+        assert (trial.tokenizer, trial.tokenizer_sha256) == (first.generator.tokenizer, weights)
+    lacking = dataclasses.replace(sweep, space={**sweep.space, "task.tokenizer": choice(*names, "gone")})
+    with pytest.raises(InputError, match=r"^sweep 'upstream' with .*=gone, .*task\.tokenizer: no run 'gone'"):
+        lacking.pinned(places_of_runs(homes[0], lambda: store))

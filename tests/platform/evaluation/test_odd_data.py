@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from mergevq.config import merged, to_tree
+from mergevq.config import merged
 from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.distributed.local import LocalHost
@@ -81,7 +82,7 @@ def measured(
     recipe: Recipe, data: str, tmp_path: Path, keeps: tuple[int, ...] = KEEPS, cache: Cache | None = None
 ) -> Curve:
     """The curve, with all that an evaluation writes down of it."""
-    spec = EvaluationSpec(None, to_tree(recipe), data, "cpu")
+    spec = EvaluationSpec(None, recipe, data, "cpu")
     one = TokenizerEvaluator(spec, Passes(answers(TokenizerWorker, spec), cache), keeps, step=0)
     curve = one.report("odd")
     files = write(curve, one, tmp_path / "out")
@@ -268,7 +269,7 @@ def test_the_untrained_tokenizer_needs_neither_teacher_nor_training_images(
     expected = loop.build(recipe, task_of(recipe).open_data(recipe)).model().state_dict()
     small_recipe["task"]["losses"]["alignment"] = {"kind": "stand_in", "directory": "nowhere"}
     small_recipe["data"]["path"] = str(tmp_path / "nowhere")
-    spec = EvaluationSpec(None, to_tree(resolve(small_recipe)), str(tmp_path / "nowhere"), "cpu")
+    spec = EvaluationSpec(None, resolve(small_recipe), str(tmp_path / "nowhere"), "cpu")
     found = TokenizerWorker(spec).untrained(1).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -396,7 +397,7 @@ def test_a_generator_may_be_judged_on_the_images_that_it_learnt_from(
 
 
 def nearest(small: np.ndarray, train: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    spec = EvaluationSpec(None, {}, "", "cpu")
+    spec = SimpleNamespace(device="cpu")
     return neighbours.nearest(Passes(answers(TokenizerWorker, spec)), small, {}, train, {}, k=k)
 
 

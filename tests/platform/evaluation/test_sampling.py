@@ -69,7 +69,7 @@ def job(
     run: Run, out: Path, *, num: int = 20, batch: int = 6, classes: tuple[str, ...] = (), **of: Any
 ) -> SamplingJob:
     spec = open_sampling(run.location, **of)
-    names = class_names(resolve(spec.recipe))
+    names = class_names(spec.recipe)
     return SamplingJob(spec, str(out), class_labels(classes, names), names, num, batch)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.metrics import knn_votes, linear_probe, precision_recall
 from mergevq.metrics.sgd_probe import PUBLISHED
@@ -34,7 +34,7 @@ def recipe(small_recipe: dict[str, Any]) -> Recipe:
 
 
 def evaluator(recipe: Recipe, keeps: tuple[int, ...] = (4, 9, 16), **options: Any) -> TokenizerEvaluator:
-    spec = EvaluationSpec(None, to_tree(recipe), recipe.data.path, "cpu")
+    spec = EvaluationSpec(None, recipe, recipe.data.path, "cpu")
     return TokenizerEvaluator(spec, Passes(answers(TokenizerWorker, spec)), keeps, step=0, **options)
 
 
@@ -109,7 +109,7 @@ def test_the_probes_of_a_job_are_the_librarys_with_what_was_chosen() -> None:
         (means[y] + generator.normal(size=(len(y), 8))).astype(np.float32) for y in (train_y, test_y)
     )
     features = LabelledFeatures(train_x, train_y, test_x, test_y)
-    spec = EvaluationSpec(None, {}, "", "cpu")
+    spec = SimpleNamespace(device="cpu")
     probes = Probes(Passes(answers(TokenizerWorker, spec)))
     found = probes.probe({}, features, "cls")
     expected = linear_probe(*map(torch.from_numpy, (train_x, train_y, test_x, test_y)))

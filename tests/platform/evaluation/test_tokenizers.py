@@ -12,7 +12,7 @@ from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation import api, probing, tokenizer_worker
+from mergevq_platform.evaluation import api, probing, reconstruction, tokenizer_worker
 from mergevq_platform.evaluation.spec import EvaluationSpec, keeps_to_measure
 from mergevq_platform.evaluation.tokenizer import CAVEATS
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
@@ -147,7 +147,7 @@ def test_an_unreachable_count_names_the_reachable_ones(recipe: Recipe) -> None:
 
 
 def test_the_untrained_baseline_is_the_initialisation_of_that_very_run(run: Run, recipe: Recipe) -> None:
-    spec = EvaluationSpec(run.newest_checkpoint(), to_tree(recipe), recipe.data.path, "cpu")
+    spec = EvaluationSpec(run.newest_checkpoint(), recipe, recipe.data.path, "cpu")
     first, again = TokenizerWorker(spec).untrained(), TokenizerWorker(spec).untrained()
     trained = TokenizerWorker(spec).tokenizer
     for name, value in first.state_dict().items():
@@ -160,7 +160,7 @@ def test_reconstructing_image_files_writes_both_grids(run: Run, home: Path, tmp_
     from PIL import Image
 
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
-    files = api.reconstruct(
+    files = reconstruction.reconstruct(
         "evaluated", [tmp_path / "photo.png"], home=home, keeps=[4, 16], out=tmp_path / "out"
     )
     assert {file.name for file in files} == {"reconstructions.png", "clusters.png"}
@@ -179,7 +179,7 @@ def test_files_that_are_no_images_are_all_named_before_anything_is_made(
     (tmp_path / "readme.txt").write_text("no image")
     names = ["photo.png", "cut.jpg", "empty.png", "readme.txt", ".", "nowhere.png"]
     with pytest.raises(InputError) as refusal:
-        api.reconstruct(
+        reconstruction.reconstruct(
             "evaluated", [tmp_path / name for name in names], home=home, keeps=[4], out=tmp_path / "out"
         )
     for said in (
@@ -202,9 +202,9 @@ def test_transparent_pixels_of_a_file_are_put_on_white_and_that_is_said(
     Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGB", (16, 16), "white").save(tmp_path / "white.png")
     made = [
-        api.reconstruct("evaluated", [tmp_path / f"{name}.png"], home=home, keeps=[4], out=tmp_path / name)[
-            0
-        ].read_bytes()
+        reconstruction.reconstruct(
+            "evaluated", [tmp_path / f"{name}.png"], home=home, keeps=[4], out=tmp_path / name
+        )[0].read_bytes()
         for name in ("clear", "white")
     ]
     assert made[0] == made[1]
@@ -217,7 +217,9 @@ def test_a_thin_file_is_reconstructed_from_its_middle(run: Run, home: Path, tmp_
     from PIL import Image
 
     Image.new("RGB", (200_000, 1), "teal").save(tmp_path / "line.png")
-    api.reconstruct("evaluated", [tmp_path / "line.png"], home=home, keeps=[4], out=tmp_path / "out")
+    reconstruction.reconstruct(
+        "evaluated", [tmp_path / "line.png"], home=home, keeps=[4], out=tmp_path / "out"
+    )
     assert (tmp_path / "out" / "reconstructions.png").is_file()
 
 
@@ -228,7 +230,9 @@ def test_what_was_reconstructed_is_not_written_over(run: Run, home: Path, tmp_pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "clusters.png").write_bytes(b"mine")
     with pytest.raises(InputError, match=r"--out .*out holds clusters\.png already: name another folder"):
-        api.reconstruct("evaluated", [tmp_path / "photo.png"], home=home, keeps=[4], out=tmp_path / "out")
+        reconstruction.reconstruct(
+            "evaluated", [tmp_path / "photo.png"], home=home, keeps=[4], out=tmp_path / "out"
+        )
     assert (tmp_path / "out" / "clusters.png").read_bytes() == b"mine"
 
 

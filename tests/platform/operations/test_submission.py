@@ -85,16 +85,36 @@ def test_files_from_elsewhere_are_renamed_and_cluster_paths_stay(here: Path, tmp
     elsewhere.parent.mkdir()
     elsewhere.write_text("x")
     (here / "w.pt").write_text("weights")
-    words = ["train", str(elsewhere), f"a.b={elsewhere}", "c.d=w.pt", f"--recipe={here / 'small.yaml'}"]
+    words = [
+        "train",
+        str(elsewhere),
+        f"task.initial_weights={elsewhere}",
+        "task.initial_weights=w.pt",
+        f"--recipe={here / 'small.yaml'}",
+    ]
     staged = staging.stage(words, tmp_path / "out", packages=False)
     assert staged.words == [
         "train",
         "given/small.yaml",
-        f"a.b={elsewhere}",
-        "c.d=w.pt",
+        f"task.initial_weights={elsewhere}",
+        "task.initial_weights=w.pt",
         "--recipe=small.yaml",
     ]
     assert set(staged.files) == {"given/small.yaml", "w.pt", "small.yaml"}
+
+
+def test_what_an_override_names_is_known_from_its_type_and_not_from_what_lies_here(
+    here: Path, tmp_path: Path
+) -> None:
+    for name in ("mine", "w.pt"):
+        (here / name).write_text("x")
+    (here / "folder").mkdir()
+    words = ["train", "name=mine", "experiment=folder", "task.loss_preset=w.pt"]
+    staged = staging.stage(words, tmp_path / "out", packages=False)
+    assert (staged.words, staged.files) == (words, {})
+    assert staging.stage(
+        ["train", "task.losses.perceptual.backbone=w.pt"], tmp_path / "out", packages=False
+    ).files == {"w.pt": 1}
 
 
 def test_folders_of_this_machine_are_refused_but_names_are_not(here: Path, tmp_path: Path) -> None:
@@ -414,6 +434,16 @@ def test_verbs_may_be_passed_in_any_number_of_words() -> None:
 def test_what_a_job_reads_is_named_where_the_cluster_sees_it(key: str, words: list[str], here: Path) -> None:
     with pytest.raises(InputError, match=rf"^{key} is '.*', a relative path: .*{key}=/shared/"):
         read_verb(["train", *words])
+
+
+@pytest.mark.parametrize("name", ["tokens", "models:/tokens@champion"])
+def test_an_upstream_may_be_the_name_of_a_run_that_the_cluster_knows(name: str, here: Path) -> None:
+    words = ["train", "demo_mergear", "data.path=/shared/shapes", "task.codes=null", f"task.tokenizer={name}"]
+    assert read_verb(words).recipe == "demo_mergear"
+    (here / name).mkdir(parents=True)
+    if "/" not in name:
+        with pytest.raises(InputError, match=r"^task\.tokenizer is 'tokens', a relative path"):
+            read_verb(words)
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])

@@ -26,6 +26,7 @@ from mergevq_platform.recipe import (
     locate,
     named_paths,
     parse_resolved,
+    path_kind,
     resolve,
 )
 from mergevq_platform.recipe.paths import path_fields
@@ -89,11 +90,11 @@ def test_a_trial_takes_what_the_sweep_has_found(
     pins = Pins.between(first, base)
     assert set(pins.found) == {"task.tokenizer", "task.tokenizer_sha256", "task.tokenizer_codes_sha256"}
     (tmp_path / "codes" / "manifest.json").unlink()
-    trial = resolve(locate(complete(tree | {"seed": 1})), pins=pins)
+    trial = resolve(locate(complete(tree | {"seed": 1})), pins=[pins])
     assert dataclasses.replace(trial, seed=base.seed) == base
     other = with_overrides(tree, ["task.codes=/nowhere"])
     with pytest.raises(InputError, match="no code set at /nowhere"):
-        resolve(locate(complete(other)), pins=pins)
+        resolve(locate(complete(other)), pins=[pins])
 
 
 def test_files_of_weights_are_resolved_to_their_hashes(small_recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -162,3 +163,22 @@ def test_every_text_that_names_a_place_has_the_type_of_one() -> None:
                 named.add(name)
                 assert name in path_fields(cls), f"{cls.__name__}.{name}"
     assert {"path", "codes", "tokenizer", "generator", "weights", "directory", "backbone"} <= named
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("data.path", PathKind.DATA),
+        ("task.codes", PathKind.CODES),
+        ("task.tokenizer", PathKind.RUN),
+        ("task.initial_weights", PathKind.WEIGHTS),
+        ("task.losses.perceptual.backbone", PathKind.WEIGHTS),
+        ("evaluation.extractor.weights", PathKind.WEIGHTS),
+        ("task.losses.alignment.directory", PathKind.EXPORT),
+        ("name", None),
+        ("task.model.window", None),
+        ("task.tokenizer.tokenizer", None),
+    ],
+)
+def test_the_kind_of_a_path_is_known_from_its_key_alone(key: str, kind: PathKind | None) -> None:
+    assert path_kind(key) is kind

@@ -120,7 +120,7 @@ def storage(reports: Sequence[NodeReport], seen: dict[str, list[str]], location:
             "mount it there, or choose another --storage or MERGEVQ_HOME",
         )
     wrote = {node.name for node in reports if node.wrote}
-    for name in wrote & seen.keys():
+    for name in sorted(wrote & seen.keys()):
         if missing := sorted(wrote - set(seen[name])):
             yield fail(
                 "storage",

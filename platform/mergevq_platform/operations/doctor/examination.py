@@ -18,6 +18,7 @@ from mergevq_platform.operations.doctor.checks import Finding
 from mergevq_platform.operations.doctor.node import NodeQuery, NodeReport
 from mergevq_platform.recipe import Recipe, weights_files
 from mergevq_platform.storage.credentials import without_credentials
+from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.settings import Settings
 from mergevq_platform.tracking.store import Store, reason_of
 
@@ -162,7 +163,7 @@ def examine(
     if recipe:
         add(checks.data(reports, recipe.data.path))
         add(checks.weights(reports, files))
-        measured, finding = _needs(recipe)
+        measured, finding = _needs(recipe, settings)
         if measured is not None:
             finding = checks.memory(reports, recipe, measured.state_bytes, measured.activation_bytes)
         add([finding] if finding else [])
@@ -197,11 +198,12 @@ def _tracking(settings: Settings) -> Finding:
     return checks.tracking(store.public_uri, None)
 
 
-def _needs(recipe: Recipe) -> tuple[Any, Finding | None]:
+def _needs(recipe: Recipe, settings: Settings) -> tuple[Any, Finding | None]:
     # Two images: some losses compare images of a batch.
     from mergevq_platform.operations import planning
 
+    find_run = places_of_runs(settings.home, lambda: Store.at(settings.home, settings.tracking_uri))
     try:
-        return planning.measure(recipe, micro_batch=2, repeats=1), None
+        return planning.measure(recipe, micro_batch=2, repeats=1, find_run=find_run), None
     except InputError as error:
         return None, Finding("fail", "recipe", str(error), "")

@@ -25,7 +25,7 @@ from mergevq_platform.operations.planning.synthetic import (
     micro_batches,
     with_images,
 )
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.recipe import FindRun, Recipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.checkpoints import TrainingState
 from mergevq_platform.tasks.task import Worker, task_of
@@ -59,19 +59,20 @@ def measure(
     device: torch.device | None = None,
     micro_batch: int | None = None,
     repeats: int = REPEATS,
+    find_run: FindRun | None = None,
 ) -> StepMeasurement:
     """Measure a step of `recipe` on `device` (default: the GPU, else as many CPU threads as torch is set to).
 
     `micro_batch` is that of the recipe by default; for sizes alone one repeat suffices. Losses that start later in training
     are measured as started, the kept count is the mean of what the recipe draws (memory: the largest), `compile` is left
-    off. A generator learns random codes, or encodes images first where its recipe does. Raises `InputError` if weights
-    files, a tokenizer or a generator that the recipe builds on are missing.
+    off. A generator learns random codes, or encodes images first where its recipe does. `find_run` is that of `recipe.resolve`.
+    Raises `InputError` if weights files, a tokenizer or a generator that the recipe builds on are missing.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     large = micro_batch or recipe.largest_micro_batch
     small = max(1, large // 4)
     with tempfile.TemporaryDirectory(prefix="mergevq-plan-") as folder:
-        resolved, dataset = with_images(recipe, Path(folder) / "images", max(64, 2 * large))
+        resolved, dataset = with_images(recipe, Path(folder) / "images", max(64, 2 * large), find_run)
         task = task_of(resolved)
         samples = SyntheticSamples(dataset, task.classes() or dataset.num_classes)
         training = loop.build(resolved, samples).to(device)

@@ -18,17 +18,20 @@ from mergevq_platform.data import (
     open_dataset,
     write_shapes,
 )
-from mergevq_platform.recipe import Recipe, ResolvedRecipe, parse_resolved, resolve
+from mergevq_platform.recipe import FindRun, Recipe, ResolvedRecipe, parse_resolved, resolve
 from mergevq_platform.tasks.task import task_of
 
 INPUT_IMAGES = 32
 KEEP_DRAWS = 256
 
 
-def with_images(recipe: Recipe, folder: Path, count: int) -> tuple[ResolvedRecipe, Dataset]:
+def with_images(
+    recipe: Recipe, folder: Path, count: int, find_run: FindRun | None = None
+) -> tuple[ResolvedRecipe, Dataset]:
     """The recipe on `count` procedural images in `folder`, and their training split."""
     # Random codes stand in for a code set, which need not be here.
-    resolved = resolve(recipe) if task_of(recipe).reads_images else parse_resolved(to_tree(recipe))
+    upstream = task_of(recipe).reads_images
+    resolved = resolve(recipe, find_run=find_run) if upstream else parse_resolved(to_tree(recipe))
     size = recipe.data.views.image_size
     write_shapes(folder, images=count, val_images=1, size=size, seed=0)
     data = replace(recipe.data, path=str(folder), train_split="train", image_column=None, label_column=None)

@@ -17,10 +17,12 @@ from pathlib import Path
 import mergevq
 import mergevq_platform
 from mergevq.errors import InputError
-from mergevq_platform.recipe import packaged_recipes
+from mergevq.paths import PathKind
+from mergevq_platform.recipe import packaged_recipes, path_kind
 
 LIMIT_BYTES = 50 * 1024**2
 NAMED_PATHS = 5  # of the largest, in the message that refuses an upload
+WHY = {"folder": "folders are not uploaded", "file": "of an override's files only weights are uploaded"}
 FOREIGN = "given"  # folder of files from outside the working directory
 
 
@@ -59,10 +61,10 @@ def stage(
 ) -> Staged:
     """Fill `directory` with what the words of a verb need on another machine.
 
-    A word, or the value of `--option=…`, that names a file is uploaded; so is a relative value of an override `a.b=…`
-    (an absolute one is taken for a path of the cluster). `include` names more files and folders; where they lie in a git
-    checkout, `.gitignore` is honoured. Raises `InputError` for a folder of this machine among the words, and for an
-    upload above `limit_bytes`, before anything is copied.
+    A word, or the value of `--option=…`, that names a file is uploaded; so is a relative one of an override `a.b=…` whose
+    key names a file of weights (an absolute one is taken for a path of the cluster). `include` names more files and
+    folders; where they lie in a git checkout, `.gitignore` is honoured. Raises `InputError` for other files and folders
+    of this machine among the words, and for an upload above `limit_bytes`, before anything is copied.
     """
     renamed, named = _named_files(words)
     sources: dict[str, Path] = dict(_package_files()) if packages else {}
@@ -97,17 +99,23 @@ def _named_files(words: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         if not equals or Path(word).is_file():
             head, equals, value = "", "", word
         override = bool(equals) and not head.startswith("-")
+        kind = path_kind(head) if override else None
+        if override and kind is None:  # a number, or a name that something here may have too
+            renamed.append(word)
+            continue
         path = Path(value).expanduser()
-        if path.is_file() and not (override and path.is_absolute()):
+        uploaded = not override or (kind is PathKind.WEIGHTS and not path.is_absolute())
+        if uploaded and path.is_file():
             name = _name(path, found)
             found[name] = path.resolve()
             renamed.append(f"{head}{equals}{name}")
             continue
         # The first word is the verb; a bare word may be a run's or a recipe's name.
-        folder = index > 0 and path.is_dir() and not path.is_absolute() and (bool(equals) or "/" in value)
-        if folder:
+        here = path.is_dir() and index > 0 and (bool(equals) or "/" in value)
+        if (here or (override and path.is_file())) and not path.is_absolute():
+            what = "folder" if here else "file"
             raise InputError(
-                f"'{word}': {value} is a folder of this machine, and folders are not uploaded: name a path or URI that "
+                f"'{word}': {value} is a {what} of this machine, and {WHY[what]}: name a path or URI that "
                 "every node of the cluster sees (files of code go along with --include)"
             )
         renamed.append(word)

@@ -13,7 +13,7 @@ from mergevq_platform import recipe as recipes
 from mergevq_platform.recipe import Recipe, named_paths
 from mergevq_platform.storage import naming
 from mergevq_platform.storage.credentials import refuse_credentials
-from mergevq_platform.tracking.models import parse_target
+from mergevq_platform.tracking.models import SCHEME, parse_target
 
 NOT_JOBS = ("submit", "jobs", "ui")
 BEGINNING = ("train", "sweep")  # verbs whose --name is a new run's
@@ -96,17 +96,25 @@ def _read_sweep(options: argparse.Namespace) -> tuple[str, list[Path]]:
 
 def _uploaded_weights(recipe: Recipe) -> list[Path]:
     # A relative path means this machine's: small weights go along, images and runs do not.
-    found = []
+    found, problems = [], []
     for key, kind, path, _ in named_paths(recipe):
-        if "://" in path or (kind not in REMOTE and Path(path).is_absolute()):
+        local = not Path(path).expanduser().is_absolute() and "://" not in path
+        if not local or (kind is PathKind.RUN and _names_a_run(path)):
             continue
-        if kind in REMOTE and not Path(path).expanduser().is_absolute():
-            raise InputError(
+        if kind is PathKind.WEIGHTS and Path(path).is_file():
+            found.append(Path(path))
+        elif kind in REMOTE:
+            problems.append(
                 f"{key} is '{path}', a relative path: a job runs in a folder of its own, so name it where the cluster sees it, "
                 f"{key}=/shared/… or a URI"
             )
-        if kind is PathKind.EXPORT or (kind is PathKind.WEIGHTS and not Path(path).is_file()):
-            raise InputError(f"{key} is '{path}', a relative path: name it where the cluster sees it")
-        if kind is PathKind.WEIGHTS:
-            found.append(Path(path))
+        else:
+            problems.append(f"{key} is '{path}', a relative path: name it where the cluster sees it")
+    if problems:
+        raise InputError("; ".join(problems))
     return found
+
+
+def _names_a_run(path: str) -> bool:
+    # The job looks the name up in its own home and tracking store.
+    return path.startswith(SCHEME) or ("/" not in path and not Path(path).exists())

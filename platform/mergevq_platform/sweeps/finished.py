@@ -1,0 +1,51 @@
+"""What a finished trial leaves behind: its choice, its objectives and its curve, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.figures.compared import Evaluation
+from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.sweeps.space import Params
+
+RECORD = "finished.json"
+STOPPED = "stopped.json"  # of a trial that the scheduler ended early
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished trial leaves behind, whole or not at all."""
+
+    name: str
+    params: Params
+    seed: int
+    steps: int
+    objectives: dict[str, float]
+    curve: dict[str, Any]  # of `Curve`, or of `GeneratorReport`
+    drawn: dict[str, int]  # kept count -> steps that drew it
+    seconds: float
+    recipe: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, in one step."""
+        write_whole(path, json_text(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> Finished | None:
+        """The record at `path`, if there is one; an objective that was no finite number is NaN."""
+        if not path.is_file():
+            return None
+        record = cls(**json.loads(path.read_text()))
+        objectives = {name: math.nan if value is None else value for name, value in record.objectives.items()}
+        curve = {**record.curve, "rows": [without_nulls(row) for row in record.curve["rows"]]}
+        return replace(record, objectives=objectives, curve=curve)
+
+    def evaluation(self) -> Evaluation:
+        """The curve."""
+        return (GeneratorReport if "references" in self.curve else Curve)(**self.curve)
