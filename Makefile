@@ -8,12 +8,10 @@ RUN := $(VENV)/bin
 
 setup: $(VENV)/installed
 
-# Both ways install the versions of uv.lock: uv where it is on the path, else pip with the lock as constraints.
+# Both ways install the versions of uv.lock: uv where it is on the path and reaches its files, else pip with the lock as constraints.
 $(VENV)/installed: pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mergevq needs Python 3.11 or newer; set PYTHON=python3.11"; exit 2; }
-	if command -v uv >/dev/null; then \
-		UV_PROJECT_ENVIRONMENT=$(VENV) uv sync --frozen --extra dev --python $(PYTHON); \
-	else \
+	if command -v uv >/dev/null && UV_PROJECT_ENVIRONMENT=$(VENV) uv sync --frozen --extra dev --python $(PYTHON); then :; else \
 		{ test -x $(RUN)/python || $(PYTHON) -m venv $(VENV); } && \
 		$(PYTHON) .ci/constraints.py >$(VENV)/constraints.txt && \
 		$(RUN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'; \

@@ -63,7 +63,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     total_steps, _ = length(recipe, samples)
     if worker.rank == 0 and (without := task.unlabelled(samples)):
         host.warn(
-            f"{without:,} of the {samples.rows:,} images of '{recipe.data.train_split}' have no label: they teach the classes nothing"
+            f"{without:,} of the {samples.rows:,} images of '{recipe.data.train_split}' have no label: they are not used for classification"
         )
 
     layout = torch.channels_last if recipe.channels_last else torch.preserve_format

@@ -277,9 +277,10 @@ def test_what_the_bytes_were_is_told() -> None:
         "TIFF",
         False,
         "32-bit integers of 0 to 65,535",
+        False,
     )
-    assert decoded(encoded(keyed(), "WEBP"))[1] == ("WEBP", False, None)
-    assert decoded(encoded(half_seen(4)))[1] == ("PNG", True, None)
+    assert decoded(encoded(keyed(), "WEBP"))[1] == ("WEBP", False, None, False)
+    assert decoded(encoded(half_seen(4)))[1] == ("PNG", True, None, False)
 
 
 def test_no_other_program_is_asked_to_decode() -> None:

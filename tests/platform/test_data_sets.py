@@ -161,7 +161,7 @@ def expect(message: str, path: Path | str, split: str = "train") -> None:
 def test_what_is_missing_is_named_with_the_fix(ours: Path, tmp_path: Path) -> None:
     expect("no data at .*nowhere: make it with `mergevq data shapes DIR`", tmp_path / "nowhere")
     expect("has no split 'test', only train, val", ours, "test")
-    expect("is a file: data.path is the directory", ours / "train-00000.parquet")
+    expect("is a file: name the directory", ours / "train-00000.parquet")
     (tmp_path / "empty").mkdir()
     expect("holds no Parquet files: pack images", tmp_path / "empty")
     expect("cannot be opened", "ftp3://somewhere/else")

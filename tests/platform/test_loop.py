@@ -255,7 +255,9 @@ def test_a_batch_larger_than_the_data_is_refused_with_the_fix(
     small_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     small_recipe |= {"global_batch": 512, "micro_batch": 512}
-    with pytest.raises(InputError, match=r"192 images, fewer than global_batch 512: lower global_batch"):
+    with pytest.raises(
+        InputError, match=r"192 training samples, fewer than global_batch 512: lower global_batch"
+    ):
         train(resolve(small_recipe), tmp_path)
 
 

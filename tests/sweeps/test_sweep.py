@@ -22,6 +22,7 @@ from mergevq_platform import recipe as recipes
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.compare import compare
 from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.storage import checkpoints
 from mergevq_platform.sweeps import (
     EarlyStopping,
     Grid,
@@ -125,7 +126,9 @@ def test_a_sweep_over_generators_ends_in_their_figure_over_guidance_scales(
     small_recipe["cluster"] = {"workers": 1, "device": "cpu"}
     tokenizer = ray_home / "ray" / "tokenizer"
     tokenizer.mkdir(parents=True)
-    loop.train(recipes.resolve(small_recipe | {"steps": 2}), loop.Worker(), LocalHost(tokenizer))
+    upstream = recipes.resolve(small_recipe | {"steps": 2})
+    (tokenizer / "recipe.yaml").write_text(checkpoints.recipe_yaml(upstream))
+    loop.train(upstream, loop.Worker(), LocalHost(tokenizer))
     generation = {"scales": [1.0, 2.0], "images": 48, "batch": 24}
     task = {"kind": "generator", "preset": "test_mergear", "model": {"classes": 12}, "generation": generation}
     tree = small_recipe | {

@@ -39,7 +39,7 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def complete(tree: Mapping[str, Any]) -> Recipe:
     """A recipe from its tree: presets are written out under what the tree says, defaults are filled in, all is checked.
 
-    Nothing is opened or looked for. Raises `InputError` for what cannot be.
+    Nothing is opened or looked for. Raises `InputError` for unknown keys and values that do not fit.
     """
     return _complete(Recipe, tree)
 
@@ -51,19 +51,19 @@ def parse_resolved(tree: Mapping[str, Any]) -> ResolvedRecipe:
 
 @dataclass(frozen=True)
 class Pins:
-    """Locations and hashes that resolving a recipe found. A recipe on the same upstream models takes them over without a look."""
+    """Resolved locations and hashes, for recipes that name the same paths: these need not be resolved again."""
 
     paths: dict[str, str]  # of the recipe before
     found: Tree  # key -> value, what was added to it
 
     @classmethod
     def between(cls, before: Recipe, after: ResolvedRecipe) -> Pins:
-        """The pins of a recipe: `before` has absolute paths, `after` is the same recipe resolved."""
+        """The pins of a recipe, from the recipe with absolute paths and the same recipe resolved."""
         given = flattened(to_tree(before))
         found = {key: value for key, value in flattened(to_tree(after)).items() if given.get(key) != value}
         return cls(_paths(before), found)
 
-    def laid_over(self, recipe: Recipe) -> Recipe:
+    def applied_to(self, recipe: Recipe) -> Recipe:
         """The recipe with these pins, if it builds on the same models; else unchanged."""
         if _paths(recipe) != self.paths:
             return recipe
@@ -88,7 +88,7 @@ def resolve(
     """
     located = locate(recipe if isinstance(recipe, Recipe) else complete(recipe), folder)
     for known in pins:
-        located = known.laid_over(located)
+        located = known.applied_to(located)
     if find_run is not None:
         located = _with_runs(located, find_run)
     tree = to_tree(located) | {"task": to_tree(located.task.pin())}

@@ -71,7 +71,7 @@ class Recipe:
             )
         if self.micro_batch is not None:
             try:
-                self.deal  # noqa: B018 - raises
+                self.batch_partition  # noqa: B018 - raises
             except InputError as error:
                 raise ValueError(str(error)) from None
         self.task.check(self.evaluation)
@@ -82,7 +82,7 @@ class Recipe:
         return self.micro_batch or -(-self.global_batch // self.cluster.least_workers)
 
     @property
-    def deal(self) -> BatchPartition:
+    def batch_partition(self) -> BatchPartition:
         """The partition of a step's images into passes and ranks."""
         return BatchPartition.of(
             self.global_batch, self.largest_micro_batch, self.cluster.workers, self.cluster.least_workers

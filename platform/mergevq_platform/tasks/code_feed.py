@@ -82,7 +82,7 @@ class CodeFeed:
         return CodeStream(
             self.samples,
             _keep_of_step(recipe),
-            partition=recipe.deal,
+            partition=recipe.batch_partition,
             seed=recipe.seed,
             rank=self.worker.rank,
             world_size=self.worker.world_size,

@@ -41,7 +41,7 @@ class ImageFeed:
         return TrainStream(
             self.samples,
             recipe.data.views,
-            partition=recipe.deal,
+            partition=recipe.batch_partition,
             seed=recipe.seed,
             rank=self.worker.rank,
             world_size=self.worker.world_size,

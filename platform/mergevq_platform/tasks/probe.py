@@ -35,7 +35,7 @@ class ProbeTask(FeaturesTask):
 
     def open_feed(self, recipe: Recipe, samples: Dataset, worker: Worker) -> ImageFeed:
         """See `Task.open_feed`."""
-        features = cache(lambda: self.features(worker.device))  # read where there is a validation
+        features = cache(lambda: self.features(worker.device))  # loaded at the first validation
 
         def measure(heads: Any, batch: Batch, meters: Meters) -> None:
             """Accuracy of each head on the labelled images."""
@@ -48,7 +48,7 @@ class ProbeTask(FeaturesTask):
 
     @property
     def rate_factors(self) -> tuple[float, ...]:
-        """One head for each."""
+        """Learning-rate factors, one head each."""
         return self.settings.rate_factors
 
     def features(self, device: torch.device) -> FrozenFeatures:
@@ -56,5 +56,5 @@ class ProbeTask(FeaturesTask):
         return FrozenFeatures(self.open_tokenizer(), self.settings).to(device)
 
     def features_sha256(self) -> str:
-        """Of the tokenizer; recipes of before it was recorded are asked to find it."""
+        """Hash of the tokenizer's weights; computed for recipes that did not record it."""
         return self.tokenizer_sha256 or find_tokenizer(self.tokenizer, key="task.tokenizer").sha256

@@ -308,7 +308,9 @@ def test_what_classifies_learns_from_labelled_images_and_is_judged_by_them(
     host = LocalHost(run)
     preflight(recipe)
     loop.train(recipe, loop.Worker(), host)
-    assert "48 of the 192 images of 'train' have no label: they teach the classes nothing" in host.warnings
+    assert (
+        "48 of the 192 images of 'train' have no label: they are not used for classification" in host.warnings
+    )
     validated = {
         name: value for _, values in host.history for name, value in values.items() if "val/" in name
     }
