@@ -28,10 +28,11 @@ demo-generate: setup  ## after `make demo`: two small generators on its tokenize
 	$(RUN)/python jobs/demo_generate.py
 
 LONG := soak or cluster or faults or long or gpu
+RAY_FILES = $$(grep -rl --include='*.py' 'mark\.ray' tests)  # the others need not be imported to be deselected
 test: setup  ## the ordinary suite: what starts Ray, and beside it the rest, whose output follows at the end; each half's ten slowest
 	@rest=$$(mktemp); trap 'rm -f "$$rest"' EXIT; \
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10 -m 'not (ray or $(LONG))' >"$$rest" 2>&1 & \
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10 -m 'ray and not ($(LONG))'; ray=$$?; \
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10 -m 'ray and not ($(LONG))' $(RAY_FILES); ray=$$?; \
 	wait $$!; others=$$?; cat "$$rest"; exit $$((ray | others))
 
 test-long: setup  ## real trainings on Ray that the ordinary suite shows smaller; minutes
