@@ -15,7 +15,6 @@ from mergevq.errors import InputError
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
-from mergevq_platform.evaluation.classifier import ClassifierReport
 from mergevq_platform.evaluation.extractor_choice import with_files
 from mergevq_platform.evaluation.images import ImageSetsEvaluator
 from mergevq_platform.evaluation.images_report import ImageSetsReport
@@ -35,13 +34,11 @@ from mergevq_platform.evaluation.report import (
 from mergevq_platform.evaluation.worker import Device, answers
 from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.lookup import FoundModel, find
+from mergevq_platform.storage.lookup import find
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.settings import read_settings
 from mergevq_platform.tasks.task import task_of
-from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.recorder import LocalRecorder, until_recorded
-from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import closing_line
 
@@ -122,7 +119,7 @@ def evaluate(
     stamp = time.strftime("%Y%m%d-%H%M%S")
     files = write(report, evaluator, out or (found.directory or Path.cwd()) / f"{report.folder}-{stamp}")
     show(report, files)
-    if track and (journal := _journal(found, home, report)):
+    if track and (journal := found.journal(home)):
         recorder = LocalRecorder.around(journal, store)
         with until_recorded(recorder):
             record(report, files, recorder, settings.description)
@@ -268,14 +265,6 @@ def with_evaluation_files(recipe: ResolvedRecipe) -> ResolvedRecipe:
     if settings is None:
         return recipe
     return replace(recipe, evaluation=with_files(settings, read_settings().weights))
-
-
-def _journal(found: FoundModel, home: Path, report: EvaluationReport) -> Journal | None:
-    # A curve is looked for by `open_for_curve` itself; a classifier's numbers have no curve.
-    again = False
-    if found.run is not None and isinstance(report, ClassifierReport):
-        again = bool(read_metrics(found.run.directory / JOURNAL_NAME, "test/"))
-    return found.journal(home, fresh=again)
 
 
 def _device(home: Path, workers: int, address: str | None) -> Device:

@@ -29,6 +29,7 @@ from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.tasks.task import task_of
+from mergevq_platform.tracking.records import TEST_PREFIX
 
 BATCHES_PER_JOB = 1  # at least
 
@@ -131,7 +132,7 @@ class ClassifierReport:
     def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`test/<metric>` at the checkpoint's step."""
         recorder.metrics(
-            self.protocol["step"] or 0, {f"test/{name}": value for name, value in self.values.items()}
+            self.protocol["step"] or 0, {f"{TEST_PREFIX}{name}": value for name, value in self.values.items()}
         )
 
     def note(self, description: str) -> None:

@@ -83,11 +83,10 @@ class FoundModel:
         """Where tables and figures of its evaluations belong, if it has a run here."""
         return self.run.directory if self.run else None
 
-    def journal(self, home: Path, *, fresh: bool = False) -> Journal | None:
-        """The journal that a new evaluation goes to: the run's own, or, with `fresh` or where it has a curve, of a new run that
-        is linked to it."""
+    def journal(self, home: Path) -> Journal | None:
+        """The journal that a new evaluation goes to: the run's own, or, where it has one, of a new run that is linked to it."""
         if self.run is not None and (self.run.directory / JOURNAL_NAME).is_file():
-            return open_for_curve(self.run.directory, fresh=fresh)
+            return open_for_curve(self.run.directory)
         if self.tracked is not None:
             return open_for_evaluation(home / "evaluations", self.tracked)
         return None

@@ -39,9 +39,9 @@ def curve_records(rows: Mapping[int, Mapping[str, float]]) -> list[tuple[int, di
 
 
 def open_for_curve(run_dir: Path, *, fresh: bool = False) -> Journal:
-    """The journal that a new curve of the run in `run_dir` goes to.
+    """The journal that a new evaluation of the run in `run_dir` goes to.
 
-    The run's own while it has no curve; else, with `fresh`, or while the run is still being written, the
+    The run's own while it has none; else, with `fresh`, or while the run is still being written, the
     journal of a new run under `run_dir/evaluations/`, linked by `evaluates`: a second point at the same step
     would be a spike that cannot be deleted.
     """
@@ -49,7 +49,7 @@ def open_for_curve(run_dir: Path, *, fresh: bool = False) -> Journal:
     identity = read_identity(path)
     if not fresh:
         own = _unless_held(path)
-        if own is not None and not own.has_curve:
+        if own is not None and not own.evaluated:
             return own
         if own is not None:
             own.close()

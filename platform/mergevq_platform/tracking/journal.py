@@ -26,6 +26,7 @@ from mergevq_platform.tracking.records import (
     CURVE_PREFIX,
     JOURNAL_NAME,
     SCALE_PREFIX,
+    TEST_PREFIX,
     RunIdentity,
     Status,
     now_ms,
@@ -101,9 +102,9 @@ class Journal:
         return self.path.parent
 
     @property
-    def has_curve(self) -> bool:
-        """Whether this run carries a curve already."""
-        return bool(self._curve_steps)
+    def evaluated(self) -> bool:
+        """Whether this run carries the numbers of an evaluation already."""
+        return bool(self._curve_steps) or any(key.startswith(TEST_PREFIX) for key in self._last_step)
 
     def append_params(self, values: Mapping[str, Any]) -> None:
         """Record flat parameters.

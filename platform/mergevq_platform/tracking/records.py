@@ -15,6 +15,7 @@ from mergevq.errors import InputError
 JOURNAL_NAME = "journal.jsonl"
 CURVE_PREFIX = "curve/"  # step: kept tokens
 SCALE_PREFIX = "cfg_curve/"  # step: 100 x guidance scale
+TEST_PREFIX = "test/"  # of an evaluation without a curve; step: the checkpoint's
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 

@@ -265,6 +265,15 @@ def test_evaluating_again_makes_a_linked_run_and_never_a_second_point(path: Path
     assert read_metrics(again.path, "curve/") == {"curve/psnr": {4: 15.5}}
 
 
+def test_evaluating_again_without_a_curve_makes_a_linked_run_too(path: Path) -> None:
+    Journal(path, identity("train")).close()
+    with open_for_curve(path.parent) as own:
+        assert own.path == path
+        own.append_metrics(8, {"test/top1": 50.0})
+    with open_for_curve(path.parent) as again:
+        assert (again.path != path, again.identity.evaluates) == (True, own.identity.uid)
+
+
 def test_the_curve_of_a_run_still_in_training_goes_to_a_linked_run(path: Path) -> None:
     with Journal(path, identity()) as training, open_for_curve(path.parent) as journal:
         assert journal.identity.evaluates == training.identity.uid
