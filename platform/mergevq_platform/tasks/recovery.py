@@ -35,14 +35,13 @@ from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer, mismatch
 from mergevq_platform.tasks.classes import require_size
 from mergevq_platform.tasks.image_feed import ImageFeed, open_images
-from mergevq_platform.tasks.measures import require_extractor, require_lpips
-from mergevq_platform.tasks.task import Task, Worker
-from mergevq_platform.tasks.tokenizer_evaluation import tokenizer_evaluator
+from mergevq_platform.tasks.task import Worker
+from mergevq_platform.tasks.tokenizer_evaluation import TokenizerCheckpointTask
 from mergevq_platform.tasks.validation import Meters
 
 
 @config
-class RecoveryTask(Task):
+class RecoveryTask(TokenizerCheckpointTask):
     """Fine-tune a tokenizer's Source Recovery after stage 2, all else frozen (paper, A.1).
 
     `stage_1`, the task that the tokenizer was trained by, is recorded when the run begins, as are the hashes: a checkpoint of
@@ -158,30 +157,6 @@ class RecoveryTask(Task):
     def open_feed(self, recipe: Recipe, samples: Dataset, worker: Worker) -> ImageFeed:
         """See `Task.open_feed`."""
         return ImageFeed(recipe, samples, worker, partial(measure_recovery, self.kept_counts()))
-
-    def compile(self, training: Training) -> None:
-        """Compile the tokenizer's blocks: one graph for every (layer, kept count)."""
-        training.model().compile(kept_counts=len(self.kept_counts()))
-
-    def require_measures(self, recipe: Recipe) -> None:
-        """See `Task.require_measures`: extractor and LPIPS."""
-        require_extractor(recipe)
-        require_lpips(recipe)
-
-    @property
-    def evaluated(self) -> bool:
-        """Yes."""
-        return True
-
-    def measures(self, settings: EvaluationConfig) -> EvaluationConfig:
-        """See `Task.measures`: extractor and LPIPS."""
-        return settings
-
-    def evaluator(
-        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
-    ) -> TokenizerEvaluator:
-        """See `Task.evaluator`: a checkpoint is a complete tokenizer."""
-        return tokenizer_evaluator(recipe, checkpoint, options)
 
     def after_training(
         self, recipe: ResolvedRecipe, checkpoint: str, options: EvaluationOptions, run: str

@@ -10,20 +10,17 @@ from mergevq.metrics import CodeUsage, Psnr, RecoveryAccuracy
 from mergevq.training.protocol import Training
 from mergevq.training.tokenizer import build_training
 from mergevq_platform.data import Batch, Dataset
-from mergevq_platform.evaluation.options import EvaluationOptions
-from mergevq_platform.evaluation.tokenizer import TokenizerEvaluator
-from mergevq_platform.recipe import EvaluationConfig, Recipe, ResolvedRecipe, TokenizerTaskConfig
+from mergevq_platform.recipe import Recipe, ResolvedRecipe, TokenizerTaskConfig
 from mergevq_platform.tasks.image_feed import ImageFeed, open_images
-from mergevq_platform.tasks.measures import require_extractor, require_lpips
-from mergevq_platform.tasks.task import FewImages, Task, Worker
-from mergevq_platform.tasks.tokenizer_evaluation import tokenizer_evaluator
+from mergevq_platform.tasks.task import FewImages, Worker
+from mergevq_platform.tasks.tokenizer_evaluation import TokenizerCheckpointTask
 from mergevq_platform.tasks.validation import Meters
 
 LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is worth a warning
 
 
 @config
-class TokenizerTask(TokenizerTaskConfig, Task):
+class TokenizerTask(TokenizerTaskConfig, TokenizerCheckpointTask):
     """Train a MergeVQ tokenizer."""
 
     def open_data(self, recipe: Recipe) -> Dataset:
@@ -38,10 +35,6 @@ class TokenizerTask(TokenizerTaskConfig, Task):
         """See `Task.open_feed`."""
         return ImageFeed(recipe, samples, worker, measure_tokenizer)
 
-    def compile(self, training: Training) -> None:
-        """Compile the blocks: one graph for every (layer, kept count)."""
-        training.model().compile(kept_counts=len(self.kept_counts()))
-
     def warning(self, losses: dict[str, float]) -> str | None:
         """That few codes are in use."""
         if self.model.quantizer.kind != "lfq":
@@ -53,26 +46,6 @@ class TokenizerTask(TokenizerTaskConfig, Task):
             f"the codebook entropy is {losses['codebook_entropy']:.2f} nats of at most {highest:.2f}, few codes "
             "are used; raise task.losses.entropy.weight or lower optimizer.learning_rate"
         )
-
-    def require_measures(self, recipe: Recipe) -> None:
-        """See `Task.require_measures`: extractor and LPIPS."""
-        require_extractor(recipe)
-        require_lpips(recipe)
-
-    @property
-    def evaluated(self) -> bool:
-        """Yes."""
-        return True
-
-    def measures(self, settings: EvaluationConfig) -> EvaluationConfig:
-        """See `Task.measures`: extractor and LPIPS."""
-        return settings
-
-    def evaluator(
-        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
-    ) -> TokenizerEvaluator:
-        """See `Task.evaluator`."""
-        return tokenizer_evaluator(recipe, checkpoint, options)
 
     @property
     def curves(self) -> bool:
