@@ -40,7 +40,7 @@ def identity(spec: EvaluationSpec) -> dict[str, str]:
         return untrained_identity(spec.recipe, 0)
     with checkpoints.weights(spec.checkpoint) as directory:
         return {
-            "weights_sha256": checkpoints.sha256(directory / "model.safetensors"),
+            "weights_sha256": checkpoints.weights_sha256(directory),
             "config_sha256": checkpoints.sha256(directory / "config.json"),
         }
 

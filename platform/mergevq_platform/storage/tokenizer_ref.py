@@ -45,7 +45,7 @@ class TokenizerRef:
     def load(self, device: torch.device | str = "cpu") -> MergeVQ:
         """The tokenizer in evaluation mode, without gradients. Raises `InputError` if other weights lie there now."""
         with checkpoints.weights(self.location) as directory:
-            found = checkpoints.sha256(directory / WEIGHTS)
+            found = checkpoints.weights_sha256(directory)
             if found != self.sha256:
                 raise InputError(mismatch(f"the tokenizer at {self.location}", found, self.sha256))
             return mergevq.load(directory).requires_grad_(False).to(device)
@@ -75,7 +75,7 @@ def find_tokenizer(
             location = checkpoints.at_step(place, checkpoints.about(directory)["step"])
         found = TokenizerRef(
             location,
-            checkpoints.sha256(directory / WEIGHTS),
+            checkpoints.weights_sha256(directory),
             config.image_size,
             config.grid_tokens,
             config.quantizer.vocabulary,
@@ -103,7 +103,7 @@ def open_tokenizer(location: str, sha256: str | None, *, key: str) -> MergeVQ:
     """The tokenizer at a place, in evaluation mode. Raises `InputError`, naming `key`, if another lies there than `sha256` says."""
     with checkpoints.weights(location) as directory:
         if sha256 is not None:
-            found = checkpoints.sha256(directory / WEIGHTS)
+            found = checkpoints.weights_sha256(directory)
             if found != sha256:
                 raise InputError(
                     f"{key}: {location} has weights {found[:12]}…, but the run began with "

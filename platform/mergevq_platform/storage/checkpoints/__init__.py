@@ -34,6 +34,7 @@ from mergevq_platform.storage.checkpoints.reading import (
     sha256,
     verify,
     weights,
+    weights_sha256,
 )
 from mergevq_platform.storage.checkpoints.state import TrainingState
 from mergevq_platform.storage.checkpoints.writing import keep, recipe_yaml, write
@@ -64,5 +65,6 @@ __all__ = [
     "step_of",
     "verify",
     "weights",
+    "weights_sha256",
     "write",
 ]

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from mergevq.errors import InputError
+from mergevq.serialization import WEIGHTS
 from mergevq.weights_file import file_sha256 as sha256
 from mergevq_platform.recipe import ResolvedRecipe, parse_resolved
 from mergevq_platform.storage.checkpoints.listing import ABOUT, candidates
@@ -23,7 +24,7 @@ from mergevq_platform.storage.locations import local_path, open_storage
 # The files that a reader wants. Only who goes on training wants resume.pt, which is several times the model.
 RECIPE = ("recipe.yaml",)
 CONFIG = ("config.json",)
-MODEL = ("config.json", "model.safetensors", "recipe.yaml")
+MODEL = ("config.json", WEIGHTS, "recipe.yaml")
 RESUME = ("resume.pt",)
 
 
@@ -92,6 +93,12 @@ def about(directory: Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint file {path} is corrupt (it is not JSON): use an earlier checkpoint of the run"
         ) from None
+
+
+def weights_sha256(directory: Path) -> str:
+    """The sha256 of the weights in a directory that `weights` opened: recorded, which they were checked against, or computed."""
+    known = {} if is_bare(str(directory)) else about(directory)["sha256"]
+    return known.get(WEIGHTS) or sha256(directory / WEIGHTS)
 
 
 def verify(directory: Path, files: Collection[str] | None = None) -> None:
