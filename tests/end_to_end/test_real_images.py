@@ -11,8 +11,9 @@ import pytest
 from mergevq_platform import data, loop
 from mergevq_platform.data.parquet.directory import read_manifest
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.recipe import resolve
+from mergevq_platform.tasks.task import task_of
 from textures import CLASSES, ICON, TRAIN, VAL, write_textures
 
 
@@ -87,7 +88,11 @@ def test_a_tokenizer_learns_from_it_and_is_judged_with_a_probe(
     assert last < first
 
     checkpoint = str(next(host.directory.glob("checkpoint_*")))
-    curve = api.evaluator_of(recipe, checkpoint, device="cpu", step=40, keeps=(4, 9, 16)).report("textures")
+    curve = (
+        task_of(recipe)
+        .evaluator(recipe, checkpoint, EvaluationOptions(device="cpu", step=40, keeps=(4, 9, 16)))
+        .report("textures")
+    )
     assert [row["keep"] for row in curve.rows] == [4, 9, 16]
     for row in curve.rows:
         assert row["majority_top1"] == pytest.approx(10.0)

@@ -49,8 +49,8 @@ from mergevq_platform.data import (
 )
 from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation import api
 from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.sampling.job import SamplingJob, sample_images
 from mergevq_platform.sampling.pipeline import class_labels, class_names, open_sampling
 from mergevq_platform.storage import checkpoints
@@ -338,7 +338,7 @@ def _evaluator(place: str, settings: Tree | None, **options: Any) -> Any:
     if settings:
         recipe = recipes.resolve(merged(to_tree(recipe), {"evaluation": settings}))
     step = checkpoints.about(Path(place))["step"]
-    return api.evaluator_of(recipe, place, device="cpu", step=step, **options)
+    return task_of(recipe).evaluator(recipe, place, EvaluationOptions(device="cpu", step=step, **options))
 
 
 def _saved(report: Any, file: str) -> tuple[Tree, list[str]]:

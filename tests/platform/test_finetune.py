@@ -17,6 +17,7 @@ from mergevq_platform import loop
 from mergevq_platform.data import ViewsConfig, make_views
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.preflight import preflight
@@ -59,7 +60,12 @@ def test_fine_tuning_moves_the_encoder_and_its_top1_is_measured(tree: dict[str, 
         name for name, value in tuned.encoder.state_dict().items() if not torch.equal(value, before[name])
     ]
     assert len(moved) > 10
-    (found,) = api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu").report("x").rows
+    (found,) = (
+        task_of(recipe)
+        .evaluator(recipe, run.newest_checkpoint(), EvaluationOptions(device="cpu"))
+        .report("x")
+        .rows
+    )
     assert 0 <= found["top1_low"] <= found["top1"] <= found["top1_high"] <= 100
     assert found["top1"] * 64 / 100 == pytest.approx(round(found["top1"] * 64 / 100)), (
         "of 64 images, the last batch too"

@@ -17,6 +17,7 @@ from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api
 from mergevq_platform.evaluation.classifier import ClassifierWorker
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
@@ -62,7 +63,11 @@ def test_heads_learn_on_a_frozen_tokenizer_and_the_better_one_answers(
     losses = [values["train/head_1"] for values in named if "train/head_1" in values]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
-    report = api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu").report("x")
+    report = (
+        task_of(recipe)
+        .evaluator(recipe, run.newest_checkpoint(), EvaluationOptions(device="cpu"))
+        .report("x")
+    )
     (found,) = report.rows
     assert found["head"] == 1, "the other's rate is a ten-thousandth"
 

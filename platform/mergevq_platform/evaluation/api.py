@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -97,9 +97,7 @@ def evaluate(
         chosen = replace(chosen, extractor=extractor)
     settings = with_evaluation_files(replace(found.recipe, evaluation=chosen))
     device = _device(home, workers, address)
-    evaluator = evaluator_of(
-        settings,
-        found.checkpoint,
+    options = EvaluationOptions(
         step=found.step,
         device=device,
         workers=workers if workers > 1 else 0,
@@ -115,6 +113,7 @@ def evaluate(
         tokenizer=tokenizer,
         say=note,
     )
+    evaluator = task_of(settings).evaluator(settings, found.checkpoint, options)
     report = evaluator.report(found.label)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     files = write(report, evaluator, out or (found.directory or Path.cwd()) / f"{report.folder}-{stamp}")
@@ -126,49 +125,6 @@ def evaluate(
         again = found.run.name if found.run else str(journal.run_dir)
         print(closing_line(recorder, settings.experiment, sync=again))
     return report
-
-
-def evaluator_of(
-    recipe: ResolvedRecipe,
-    checkpoint: str | None,
-    *,
-    device: Device,
-    step: int | None = None,
-    workers: int = 0,
-    cache: Cache | None = None,
-    data: str | None = None,
-    keeps: Sequence[int] | None = None,
-    suites: Sequence[Suite] = SUITES,
-    seeds: int = 1,
-    scales: Sequence[float] | None = None,
-    images: int | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    tokenizer: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> KindEvaluator[Any]:
-    """The evaluator of a recipe's task and a checkpoint: in this process for 0 `workers`, else on so many Ray actors.
-
-    Without a checkpoint, of the tokenizer before its first step. The other options are those of `evaluate`. Raises
-    `InputError` for settings that do not fit, and for a task without an evaluator.
-    """
-    options = EvaluationOptions(
-        device=device,
-        step=step,
-        workers=workers,
-        cache=cache,
-        data=data,
-        keeps=keeps,
-        suites=suites,
-        seeds=seeds,
-        scales=scales,
-        images=images,
-        steps=steps,
-        seed=seed,
-        tokenizer=tokenizer,
-        say=say,
-    )
-    return task_of(recipe).evaluator(recipe, checkpoint, options)
 
 
 def after_training(outcome: TrainingOutcome, recorder: EvaluationRecorder) -> None:

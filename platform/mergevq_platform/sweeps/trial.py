@@ -26,8 +26,9 @@ from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation.api import evaluator_of, leave
+from mergevq_platform.evaluation.api import leave
 from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.figures import save_png
@@ -194,7 +195,9 @@ def _rung(
 ) -> dict[str, float]:
     """The objectives on few images; recorded as `rung/<objective>`."""
     few = task_of(recipe).on_fewer_images(recipe, sweep.rung)
-    evaluator = evaluator_of(few, str(directory), step=step, device=_device(place.device))
+    evaluator = task_of(few).evaluator(
+        few, str(directory), EvaluationOptions(step=step, device=_device(place.device))
+    )
     curve: Evaluation = evaluator.report(recipe.name)
     values = measured(sweep, curve, place.reference)
     recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
@@ -209,7 +212,9 @@ def _final(
     step: int,
     recorder: EvaluationRecorder,
 ) -> Evaluation:
-    evaluator = evaluator_of(recipe, checkpoint, step=step, device=_device(place.device))
+    evaluator = task_of(recipe).evaluator(
+        recipe, checkpoint, EvaluationOptions(step=step, device=_device(place.device))
+    )
     report: Evaluation = evaluator.report(run.name)
     leave(report, evaluator, run.directory / report.folder, recorder, recipe.description, shown=False)
     return report
@@ -289,7 +294,11 @@ def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
         untrained_baseline=False,
     )
     recipe = replace(recipe, evaluation=settings)
-    curve: Curve = evaluator_of(recipe, None, step=0, device=_device(device)).report("untrained")
+    curve: Curve = (
+        task_of(recipe)
+        .evaluator(recipe, None, EvaluationOptions(step=0, device=_device(device)))
+        .report("untrained")
+    )
     row = curve.rows[0]
     if "probe_top1_cls" not in row:
         raise InputError(f"{recipe.data.path} has no labels: an objective of this sweep needs a probe")

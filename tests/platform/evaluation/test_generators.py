@@ -18,13 +18,15 @@ from mergevq.metrics import precision_recall
 from mergevq_platform import loop
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.distributed.ordered_map import Share
-from mergevq_platform.evaluation import api, generator, manifold, neighbours
+from mergevq_platform.evaluation import generator, manifold, neighbours
 from mergevq_platform.evaluation.cache import Cache
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.evaluation.worker import answers
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.tasks.task import task_of
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,9 @@ def measured(
     recipe: Recipe, checkpoint: str, cache: Cache | None, last: int | None = None, **options: Any
 ) -> tuple[Any, int]:
     """(report, jobs that were done) of an evaluation that dies at the `last` job."""
-    evaluator: Any = api.evaluator_of(recipe, checkpoint, device="cpu", cache=cache, **options)
+    evaluator: Any = task_of(recipe).evaluator(
+        recipe, checkpoint, EvaluationOptions(device="cpu", cache=cache, **options)
+    )
     inner, done = evaluator.passes.answers, 0
 
     def counting(jobs: Sequence[Any]) -> Iterator[Any]:

@@ -21,10 +21,11 @@ from mergevq.config import merged
 from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation import api, neighbours
+from mergevq_platform.evaluation import neighbours
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.report import write
 from mergevq_platform.evaluation.spec import EvaluationSpec
@@ -318,7 +319,7 @@ def test_what_classifies_learns_from_labelled_images_and_is_judged_by_them(
     assert all(0 <= value <= 100 for value in validated.values())
     if kind == "classifier":
         return
-    report = api.evaluator_of(recipe, str(run), device="cpu").report("odd")
+    report = task_of(recipe).evaluator(recipe, str(run), EvaluationOptions(device="cpu")).report("odd")
     (found,) = report.rows
     assert (found["unlabelled"], found["undecodable"]) == (16, 3)
     assert (found["top1"] * 45 / 100) == pytest.approx(round(found["top1"] * 45 / 100)), (
@@ -329,7 +330,9 @@ def test_what_classifies_learns_from_labelled_images_and_is_judged_by_them(
     assert said[1:3] == ["16 images of 'val' have no label: left out", "3 images cannot be decoded: left out"]
     assert (len(said) == 4) == (kind == "probe"), "a probe's head was chosen by training images"
     none = changed(labels={"val": lambda y: np.full_like(y, -1)}, name="none")
-    report = api.evaluator_of(recipe, str(run), device="cpu", data=none).report("odd")
+    report = (
+        task_of(recipe).evaluator(recipe, str(run), EvaluationOptions(device="cpu", data=none)).report("odd")
+    )
     assert "top1" not in report.rows[0]
     assert report.rows[0]["unlabelled"] == 64
     assert report.verdict() == ["no top-1: no image of 'val' has a label"]
@@ -344,7 +347,7 @@ def generators_report(
     if not run.exists():
         run.mkdir()
         loop.train(recipe, loop.Worker(), LocalHost(run))
-    one = api.evaluator_of(recipe, str(run), device="cpu", scales=[2.0])
+    one = task_of(recipe).evaluator(recipe, str(run), EvaluationOptions(device="cpu", scales=[2.0]))
     report: GeneratorReport = one.report("odd")
     files = write(report, one, tmp_path / "report")
     assert GeneratorReport.load(files["report.json"]) == report

@@ -17,9 +17,9 @@ from mergevq.generation import SamplingConfig
 from mergevq.metrics import to_uint8
 from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.evaluation import api
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.evaluation.generator_worker import GeneratorWorker
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.recipe import resolve
 from mergevq_platform.sampling.job import SamplingJob, SamplingWorker, sample_images
 from mergevq_platform.sampling.pipeline import (
@@ -30,6 +30,7 @@ from mergevq_platform.sampling.pipeline import (
 )
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.store import Store
 
 
@@ -75,7 +76,9 @@ def job(
 
 def evaluator_of(run: Run, **options: Any) -> Any:
     recipe = checkpoints.recipe_of(Path(run.newest_checkpoint()))
-    return api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu", **options)
+    return task_of(recipe).evaluator(
+        recipe, run.newest_checkpoint(), EvaluationOptions(device="cpu", **options)
+    )
 
 
 def codes(out: Path) -> dict[str, np.ndarray]:

@@ -13,12 +13,14 @@ from mergevq.errors import InputError
 from mergevq_platform import cli, loop
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation import api, probing, reconstruction, tokenizer_worker
+from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.spec import EvaluationSpec, keeps_to_measure
 from mergevq_platform.evaluation.tokenizer import CAVEATS
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
@@ -48,8 +50,10 @@ def run(recipe: Recipe, home: Path) -> Run:
 
 
 def curve_of(run: Run, recipe: Recipe, workers: int = 0) -> list[dict[str, float]]:
-    evaluator = api.evaluator_of(
-        recipe, run.newest_checkpoint(), device="cpu", step=2, workers=workers, keeps=(4, 9, 16)
+    evaluator = task_of(recipe).evaluator(
+        recipe,
+        run.newest_checkpoint(),
+        EvaluationOptions(device="cpu", step=2, workers=workers, keeps=(4, 9, 16)),
     )
     return evaluator.report("x").rows
 
@@ -128,9 +132,15 @@ def test_images_without_labels_get_a_curve_without_a_probe(run: Run, recipe: Rec
     for split in ("train", "val"):
         (source,) = Path(recipe.data.path).glob(f"{split}-*.parquet")
         pq.write_table(pq.read_table(source).select(["image"]), tmp_path / "data" / f"{split}-00000.parquet")
-    curve = api.evaluator_of(
-        recipe, run.newest_checkpoint(), device="cpu", step=2, keeps=(4, 9, 16), data=str(tmp_path / "data")
-    ).report("x")
+    curve = (
+        task_of(recipe)
+        .evaluator(
+            recipe,
+            run.newest_checkpoint(),
+            EvaluationOptions(device="cpu", step=2, keeps=(4, 9, 16), data=str(tmp_path / "data")),
+        )
+        .report("x")
+    )
     assert "psnr" in curve.rows[0]
     assert (curve.protocol["background"], "384 x 256" in curve.protocol["resizing"]) == ("white", True)
     assert not any("probe" in key for key in curve.rows[0])
@@ -259,7 +269,12 @@ def test_the_files_of_training_alone_may_be_gone(run: Run, recipe: Recipe, tmp_p
     trained_with = resolve(merged(to_tree(recipe), {"task": {"losses": losses}}))
 
     def row(recipe: Recipe) -> dict[str, float]:
-        return api.evaluator_of(recipe, run.newest_checkpoint(), device="cpu", keeps=(9,)).report("x").rows[0]
+        return (
+            task_of(recipe)
+            .evaluator(recipe, run.newest_checkpoint(), EvaluationOptions(device="cpu", keeps=(9,)))
+            .report("x")
+            .rows[0]
+        )
 
     assert row(trained_with) == row(recipe)
 
@@ -268,7 +283,11 @@ def test_weights_that_training_began_with_are_needed_by_the_untrained_baseline_a
     run: Run, recipe: Recipe, tmp_path: Path
 ) -> None:
     begun = resolve(merged(to_tree(recipe), {"task": {"initial_weights": str(tmp_path / "gone.pth")}}))
-    curve = api.evaluator_of(begun, run.newest_checkpoint(), device="cpu", keeps=(9,)).report("x")
+    curve = (
+        task_of(begun)
+        .evaluator(begun, run.newest_checkpoint(), EvaluationOptions(device="cpu", keeps=(9,)))
+        .report("x")
+    )
     assert "probe_top1_cls" in curve.rows[0]
     assert not any("untrained" in key for key in curve.rows[0])
     assert "are not there: no untrained baseline" in " ".join(curve.verdict())
@@ -288,8 +307,10 @@ def test_a_probe_is_fitted_once_for_the_same_features(
     features = tokenizer_worker.features
     monkeypatch.setattr(probing, "linear_probe", counting)
     monkeypatch.setattr(tokenizer_worker, "features", lambda model, images, keep: features(model, images, 9))
-    evaluator = api.evaluator_of(
-        recipe, run.newest_checkpoint(), device="cpu", keeps=(4, 9, 16), suites=("representation",)
+    evaluator = task_of(recipe).evaluator(
+        recipe,
+        run.newest_checkpoint(),
+        EvaluationOptions(device="cpu", keeps=(4, 9, 16), suites=("representation",)),
     )
     rows = evaluator.report("x").rows
     assert len(rows) == 3
