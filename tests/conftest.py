@@ -121,3 +121,12 @@ def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cluster.connect(home)
     yield home
     ray.shutdown()
+
+
+@pytest.fixture
+def joining(ray_home: Path) -> dict[str, str]:
+    """The environment of a driver in a process of its own that joins the session's cluster."""
+    import ray
+
+    # The path of the token is in the environment already: `connect` put it there.
+    return os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}

@@ -40,10 +40,9 @@ print(list(answers([2, 4])))
 
 
 @pytest.mark.ray
-def test_an_input_error_of_a_worker_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path)], capture_output=True, text=True, timeout=240
-    )
+def test_an_input_error_of_a_worker_is_one_line(tmp_path: Path, joining: dict[str, str]) -> None:
+    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    done = subprocess.run(command, env=joining, capture_output=True, text=True, timeout=240)
     assert done.stdout.splitlines() == [
         "InputError no file 'weights.pth' here",
         "InputError an image cannot be decoded",

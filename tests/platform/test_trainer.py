@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,17 @@ from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run
-from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store
-from raynodes import journal_of, same, state
+from raynodes import journal_of, same, state, step_of
 
 pytestmark = pytest.mark.ray
+STEPS = 30
 
 
 @pytest.fixture
 def two_workers(small_recipe: dict[str, Any]) -> dict[str, Any]:
     small_recipe["cluster"] = {"workers": 2, "device": "cpu"}
-    return small_recipe | {"steps": 20, "checkpoint_every": 10}
+    return small_recipe | {"steps": STEPS, "checkpoint_every": 10}
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +98,15 @@ def test_two_workers_train_and_every_step_reaches_mlflow_once(
     ray_home: Path, undisturbed: dict[str, Any]
 ) -> None:
     outcome, journal = undisturbed["outcome"], undisturbed["journal"]
-    assert (outcome.step, outcome.stopped) == (20, False)
-    assert sorted(journal["train/total"]) == list(range(1, 21))
+    assert (outcome.step, outcome.stopped) == (STEPS, False)
+    assert sorted(journal["train/total"]) == list(range(1, STEPS + 1))
 
     client = Store.at(ray_home).client()
     experiment = client.get_experiment_by_name("mergevq")
     (run,) = client.search_runs([experiment.experiment_id], "tags.`mergevq.run` = 'undisturbed'")
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "train/total")
-    assert sorted(point.step for point in history) == list(range(1, 21))
+    assert sorted(point.step for point in history) == list(range(1, STEPS + 1))
     assert run.data.params["task.model.encoder.depth"] == "2"
     assert len(run.data.tags["mergevq.data_fingerprint"]) == 64
     assert run.data.metrics["system/images_per_second"] > 0
@@ -114,30 +114,59 @@ def test_two_workers_train_and_every_step_reaches_mlflow_once(
     assert run.data.params["merge_ratios"] == "[0.75, 0.4375, 0.0]"
 
 
-def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
-    two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any]
-) -> None:
-    run = Run("killed", ray_home, str(ray_home / "ray"))
-    killed: list[int] = []
+@dataclass(frozen=True)
+class DisturbedRun:
+    """Two workers' run that was stopped in its first steps, resumed, and lost a worker after step 11."""
 
-    def kill_one_worker_after_the_first_checkpoint() -> None:
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
-            journal = run.directory / "journal.jsonl"
-            if journal.is_file() and max(read_metrics(journal).get("train/total", {0: 0.0})) >= 12:
-                last = descendants("RayTrainWorker")[-1]
-                last.kill()
-                killed.append(last.pid)
-                return
-            time.sleep(0.02)
+    stopped: trainer.Outcome
+    resumed: trainer.Outcome
+    killed: list[int]  # processes
 
-    thread = threading.Thread(target=kill_one_worker_after_the_first_checkpoint)
+
+@pytest.fixture
+def disturbed(two_workers: dict[str, Any], ray_home: Path, finished: dict[str, Any]) -> DisturbedRun:
+    if "disturbed" not in finished:
+        run = Run("disturbed", ray_home, str(ray_home / "ray"))
+        killed: list[int] = []
+
+        def kill_one_worker() -> None:
+            last = descendants("RayTrainWorker")[-1]
+            last.kill()
+            killed.append(last.pid)
+
+        with once_at_step(run, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            stopped = trainer.train(resolve(two_workers), home=ray_home, name=run.name)
+        with once_at_step(run, max(stopped.step + 1, 12), kill_one_worker):
+            resumed = trainer.train(None, home=ray_home, resume=run.name)
+        finished["disturbed"] = DisturbedRun(stopped, resumed, killed)
+    return finished["disturbed"]
+
+
+@contextlib.contextmanager
+def once_at_step(run: Run, step: int, act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` in another thread as soon as the run's journal holds the step, at most once, and only within the context."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.02):
+            if step_of(run) >= step:
+                return act()
+
+    thread = threading.Thread(target=work)
     thread.start()
-    outcome = trainer.train(resolve(two_workers), home=ray_home, name="killed")
-    thread.join()
-    assert killed, "the run ended before a worker could be killed"
-    assert same(state(outcome.run), undisturbed["state"])
-    assert journal_of(outcome.run) == undisturbed["journal"]
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_killed_worker_in_mid_run_changes_no_weight_and_no_metric(
+    disturbed: DisturbedRun, undisturbed: dict[str, Any]
+) -> None:
+    assert disturbed.killed, "the run ended before a worker could be killed"
+    assert same(state(disturbed.resumed.run), undisturbed["state"])
+    assert journal_of(disturbed.resumed.run) == undisturbed["journal"]
 
 
 def test_a_signal_in_the_last_step_of_a_run_by_epochs_comes_too_late_to_stop_it(
@@ -148,29 +177,13 @@ def test_a_signal_in_the_last_step_of_a_run_by_epochs_comes_too_late_to_stop_it(
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
-    two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any]
+    disturbed: DisturbedRun, undisturbed: dict[str, Any]
 ) -> None:
-    run = Run("stopped", ray_home, str(ray_home / "ray"))
-
-    def stop_in_mid_run() -> None:
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
-            journal = run.directory / "journal.jsonl"
-            if journal.is_file() and max(read_metrics(journal).get("train/total", {0: 0.0})) >= 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            time.sleep(0.02)
-
-    stopper = threading.Thread(target=stop_in_mid_run)
-    stopper.start()
-    first = trainer.train(resolve(two_workers), home=ray_home, name="stopped")
-    stopper.join()
-    assert first.stopped
-    assert 3 <= first.step < 20
-    second = trainer.train(None, home=ray_home, resume="stopped")
-    assert (second.step, second.stopped) == (20, False)
-    assert same(state(second.run), undisturbed["state"])
-    assert journal_of(run) == undisturbed["journal"]
+    assert disturbed.stopped.stopped
+    assert 3 <= disturbed.stopped.step < STEPS
+    assert (disturbed.resumed.step, disturbed.resumed.stopped) == (STEPS, False)
+    assert same(state(disturbed.resumed.run), undisturbed["state"])
+    assert journal_of(disturbed.resumed.run) == undisturbed["journal"]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -40,9 +38,11 @@ from mergevq_platform.sweeps import (
     uniform,
 )
 from mergevq_platform.sweeps.finished import Finished
+from mergevq_platform.sweeps.outcome import SweepOutcome
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store
+from raynodes import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -234,27 +234,36 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(base: Path, ray_home: Path) 
     assert sorted(journal["train/total"]) == list(range(1, 41))
 
 
-def test_a_trial_that_fails_for_good_is_named_and_the_sweep_goes_on(base: Path, ray_home: Path) -> None:
-    sweep = made(
-        base,
-        space={"optimizer.learning_rate": choice(1e-3, 1e30)},
-        overrides=("steps=12",),
-        max_failures=0,
-    )
-    outcome = driver.sweep(sweep, home=ray_home, name="failing")
-    assert outcome.complete
-    assert [trial.name for trial in outcome.finished] == ["failing-000"]
-    assert list(outcome.failed) == ["failing-001"]
-    assert "step " in outcome.failed["failing-001"]
-    assert {run.name: run.status for run in list_runs(Store.at(ray_home))}["failing-001"] == "FAILED"
+@pytest.fixture(scope="module")
+def failing() -> dict[str, SweepOutcome]:
+    """What tests share: one sweep, of which a trial finishes, one diverges and one needs more memory than there is."""
+    return {}
 
 
-def test_a_trial_out_of_memory_says_what_to_lower(base: Path, ray_home: Path) -> None:
-    sweep = made(base, space={"task.model.recovery.hidden": choice(32, 10**13)}, max_failures=0)
-    outcome = driver.sweep(sweep, home=ray_home, name="greedy")
-    assert [trial.name for trial in outcome.finished] == ["greedy-000"]
-    assert outcome.failed["greedy-001"].startswith("out of memory")
-    assert "lower micro_batch" in outcome.failed["greedy-001"]
+@pytest.fixture
+def failed(base: Path, ray_home: Path, failing: dict[str, SweepOutcome]) -> SweepOutcome:
+    """The outcome of the sweep `failing`, run for the first test that asks."""
+    if "outcome" not in failing:
+        models = choice({}, {"encoder": {"layer_scale": 1e30}}, {"recovery": {"hidden": 10**13}})
+        sweep = made(base, space={"task.model": models}, overrides=("steps=12",), max_failures=0)
+        failing["outcome"] = driver.sweep(sweep, home=ray_home, name="failing")
+    return failing["outcome"]
+
+
+def test_trials_that_fail_for_good_are_named_and_the_sweep_goes_on(
+    failed: SweepOutcome, ray_home: Path
+) -> None:
+    assert failed.complete
+    assert [trial.name for trial in failed.finished] == ["failing-000"]
+    assert sorted(failed.failed) == ["failing-001", "failing-002"]
+    assert "step " in failed.failed["failing-001"]
+    statuses = {run.name: run.status for run in list_runs(Store.at(ray_home))}
+    assert statuses["failing-001"] == statuses["failing-002"] == "FAILED"
+
+
+def test_a_trial_out_of_memory_says_what_to_lower(failed: SweepOutcome) -> None:
+    assert failed.failed["failing-002"].startswith("out of memory")
+    assert "lower micro_batch" in failed.failed["failing-002"]
 
 
 @pytest.mark.long
@@ -286,7 +295,7 @@ def test_optuna_searches_two_objectives(base: Path, ray_home: Path) -> None:
         search=Tpe(trials=3),
         overrides=("steps=2",),
     )
-    outcome = driver.sweep(sweep, home=ray_home, name="tpe")
+    outcome = driver.sweep(sweep, home=ray_home, name="tpe", concurrent=1)
     assert [trial.name for trial in outcome.finished] == ["tpe-000", "tpe-001", "tpe-002"]
     assert len({trial.params["task.losses.entropy.weight"] for trial in outcome.finished}) == 3
 
@@ -306,12 +315,12 @@ DRIVER = """
 import sys
 from pathlib import Path
 from mergevq_platform.sweeps import driver, loading
-driver.sweep(loading.load(sys.argv[2]), home=Path(sys.argv[1]), name="cut")
+driver.sweep(loading.load(sys.argv[2]), home=Path(sys.argv[1]), name="cut", concurrent=1)
 """
 
 
 def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(
-    base: Path, tmp_path: Path, ray_home: Path
+    base: Path, tmp_path: Path, joining: dict[str, str]
 ) -> None:
     file = tmp_path / "question.py"
     file.write_text(
@@ -320,9 +329,8 @@ def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(
         "space={'task.losses.entropy.weight': choice(0.01, 0.02, 0.03)}, objectives=(mean_psnr(),))\n"
     )
     home = tmp_path / "home"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH_TOKEN")}
     command = [sys.executable, "-c", DRIVER, str(home), str(file)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, env=joining, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
         while not list((home / "ray").glob("cut-*/finished.json")):
@@ -330,17 +338,13 @@ def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(
             assert time.monotonic() < deadline
             time.sleep(0.1)
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
-        psutil.wait_procs(family, timeout=30)
-        for left in family:
-            if left.is_running():
-                left.kill()
+    wait_until(lambda: not descendants("ImplicitFunc", "run_trial"), 60, "the cluster ends the trials")
     records = sorted((home / "ray").glob("cut-*/finished.json"))
     before = {path: path.stat().st_mtime_ns for path in records}
     assert 1 <= len(before) < 3
-    driver.sweep(None, home=home, resume="cut")  # by this process, on the session's cluster
+    driver.sweep(None, home=home, resume="cut")  # by this process
     after = sorted((home / "ray").glob("cut-*/finished.json"))
     assert len(after) == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
