@@ -139,7 +139,7 @@ def _follow(client: ClusterClient, job: str) -> int:
 def _list(options: argparse.Namespace) -> None:
     from rich.table import Table
 
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
     from mergevq_platform.operations import submission
 
     table = Table()
@@ -154,7 +154,7 @@ def _list(options: argparse.Namespace) -> None:
             *(job.submission_id, told[0], told[1], job.status.lower()),
             *(time.strftime("%m-%d %H:%M", began) if began else "", told[2][:8], told[3]),
         )
-    table_console().print(table)
+    print_table(table)
 
 
 def _logs(options: argparse.Namespace) -> int:

@@ -239,7 +239,7 @@ def _extractor(options: argparse.Namespace) -> FeaturesConfig | None:
 
 def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | None) -> None:
     from mergevq_platform.evaluation import api
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
 
     report = api.evaluate_images(
         options.images,
@@ -254,7 +254,7 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
         address=options.address,
         cache=not options.no_cache,
     )
-    table_console().print(report.table())
+    print_table(report.table())
     _write(report, options)
 
 

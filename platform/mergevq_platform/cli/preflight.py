@@ -83,7 +83,7 @@ def _plan(options: argparse.Namespace) -> None:
 
     from mergevq.config import to_tree
     from mergevq_platform import recipe
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
     from mergevq_platform.operations import planning
     from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.tracking.store import Store
@@ -119,7 +119,7 @@ def _plan(options: argparse.Namespace) -> None:
         f"links: {links.within_gbps:g} Gbit/s within a node, {links.between_gbps:g} between nodes; "
         f"{links.overlap:.0%} of the backward pass hides all-reduce; an epoch: {images:,} images ({whose})"
     )
-    table_console().print(planning.table(rows, (options.nodes, options.gpus)))
+    print_table(planning.table(rows, (options.nodes, options.gpus)))
     for line in planning.conclusions(chosen, measured, asked, rows, memory_gib=options.memory_gib):
         print(line)
 

@@ -66,7 +66,7 @@ def _runs_list(options: argparse.Namespace) -> None:
 
     from rich.table import Table
 
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
     from mergevq_platform.tracking.listing import list_runs
 
     table = Table()
@@ -75,7 +75,7 @@ def _runs_list(options: argparse.Namespace) -> None:
     for run in list_runs(store_in_use(), options.experiment):
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
         table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)
-    table_console().print(table)
+    print_table(table)
 
 
 def _runs_show(options: argparse.Namespace) -> None:
