@@ -132,6 +132,7 @@ def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
     named = found(options.tokenizer)
+    named.require_tokenizer()
     tokenizer, recipe = find_tokenizer(named.place), named.stored_recipe
     if recipe is None:
         if not options.data or not options.keep:
@@ -195,6 +196,7 @@ def _generate(options: argparse.Namespace) -> None:
     from mergevq_platform.sampling import pipeline
 
     named = found(options.run, storage=options.storage)
+    named.require_generator()
     tokenizer = found(options.tokenizer).place if options.tokenizer else None
     settings = named.recipe.generator.generation
     sampling = {
