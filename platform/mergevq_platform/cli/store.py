@@ -17,8 +17,9 @@ def add(verbs: Any) -> None:
     listing = runs.add_parser("list", help="all runs, newest first")
     listing.add_argument("--experiment", help="only of this experiment")
     listing.set_defaults(function=_runs_list)
-    showing = runs.add_parser("show", help="a run's choices, state and curve")
+    showing = runs.add_parser("show", help="a run's state, its curve and verdict; --recipe: its choices")
     showing.add_argument("run", help="name or id")
+    showing.add_argument("--recipe", action="store_true", help="print every key of the recipe, after the curve")
     showing.set_defaults(function=_runs_show)
     removing = runs.add_parser(
         "rm", help="move runs to the store's trash; --files deletes their checkpoints too"
@@ -79,15 +80,25 @@ def _runs_list(options: argparse.Namespace) -> None:
 
 
 def _runs_show(options: argparse.Namespace) -> None:
+    from mergevq_platform.evaluation import report
+    from mergevq_platform.evaluation.stored_reports import newest_report
     from mergevq_platform.tracking.listing import find_run, stored_curve
 
     store = store_in_use()
     run = find_run(store, options.run)
     print(f"{run.name}  {run.kind}  {run.status.lower()}  experiment {run.experiment}  id {run.run_id}")
-    for key, value in sorted(run.params.items()):
-        print(f"  {key} = {value}")
-    for key, points in stored_curve(store, run).items():
-        print(f"  {key}: " + "  ".join(f"{keep}: {value:.4g}" for keep, value in points.items()))
+    evaluated = newest_report(store, run, read_settings().home / "evaluations")
+    if evaluated is not None:
+        report.show_numbers(evaluated)
+    elif curve := stored_curve(store, run):  # its file did not get there
+        for key, points in curve.items():
+            print(f"  {key}: " + "  ".join(f"{keep}: {value:.4g}" for keep, value in points.items()))
+    else:
+        print(f"not evaluated yet: mergevq evaluate {run.name}")
+    if options.recipe:
+        print("\n".join(f"  {key} = {value}" for key, value in sorted(run.params.items())))
+    else:
+        print(f"recipe: {len(run.params)} keys; mergevq runs show {run.name} --recipe prints them")
 
 
 def _runs_rm(options: argparse.Namespace) -> None:
