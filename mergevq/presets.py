@@ -94,7 +94,9 @@ PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
     **{f"r_{px}_vitb": partial(_r, px) for px in (128, 256)},
     "tiny_gr_32": _tiny_gr,
 }
-TEST_PRESETS = {f"test_{kind}": partial(_test, kind) for kind in ("g", "gr", "r")}  # created by name, never listed
+TEST_PRESETS = {
+    f"test_{kind}": partial(_test, kind) for kind in ("g", "gr", "r")
+}  # created by name, never listed
 
 
 def preset(name: str) -> TokenizerConfig:
