@@ -21,7 +21,9 @@ SCALE_PREFIX = "cfg_curve/"  # step: 100 x guidance scale
 SCALE_KEY = f"{SCALE_PREFIX}guidance_scale"  # likewise, and the scale itself
 TEST_PREFIX = "test/"  # of an evaluation without a curve; step: the checkpoint's
 # What a paper prints has the prefixes above; the rest of an evaluation has these, which MLflow sorts behind them.
-CURVE_BEST_PREFIX = "curve_best/"  # the best over all kept counts; step: the kept tokens that it was reached with
+CURVE_BEST_PREFIX = (
+    "curve_best/"  # the best over all kept counts; step: the kept tokens that it was reached with
+)
 CURVE_DETAILS_PREFIX = "curve_details/"
 SCALE_BEST_PREFIX = "cfg_curve_best/"
 SCALE_DETAILS_PREFIX = "cfg_curve_details/"

@@ -44,7 +44,9 @@ PRINTED = {
 }
 
 
-def recorded(report: Curve | GeneratorReport | ClassifierReport, path: Path) -> Mapping[str, dict[int, float]]:
+def recorded(
+    report: Curve | GeneratorReport | ClassifierReport, path: Path
+) -> Mapping[str, dict[int, float]]:
     recorder = LocalRecorder(path, None, RunIdentity(name="run", experiment="headlines"))
     report.record_rows(recorder)
     recorder.close("FINISHED")

@@ -170,7 +170,9 @@ def test_a_journal_begun_anew_after_its_loss_doubles_nothing(
     assert store.client().get_run(report.run_id).data.tags["changed.b"] == "2"
 
 
-def test_a_curve_is_read_whole_wherever_its_details_lie(store: Store, tmp_path: Path, me: RunIdentity) -> None:
+def test_a_curve_is_read_whole_wherever_its_details_lie(
+    store: Store, tmp_path: Path, me: RunIdentity
+) -> None:
     whole = {64: {"psnr": 22.0, "bits_source": 64.0}, 4: {"psnr": 15.0, "bits_source": 9.0}}
     before = Path(__file__).with_name("journal_before_details.jsonl")
     (tmp_path / "before").mkdir()
