@@ -56,8 +56,8 @@ class TokenizerTrainingConfig:
     recovery: RecoveryLossConfig = RecoveryLossConfig()
     alignment: AlignmentConfig = NoAlignmentConfig()
 
-    def views_needed(self, image_size: int) -> ViewSizes:
-        """The sides of both further views for images of `image_size`, None where unused."""
+    def views_needed(self, image_size: int | tuple[int, int]) -> ViewSizes:
+        """The sizes of both further views for images of `image_size`, None where unused."""
         return self.alignment.views_needed(image_size)
 
 

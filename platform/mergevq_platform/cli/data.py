@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.typed import as_typed, naming_options
 from mergevq_platform.storage.settings import read_settings
@@ -40,7 +40,12 @@ def add(verbs: Any) -> None:
     pack = data.add_parser("pack", help="class folders, archives, WebDataset or Parquet -> shards, resumable")
     pack.add_argument("source", type=user_path)
     pack.add_argument("directory", type=user_path)
-    pack.add_argument("--size", type=count, help="resize the shorter side to this many pixels")
+    pack.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="shrink images until they cover this: 64, a shorter side of 64 pixels, or 48x64, height x width",
+    )
     pack.add_argument(
         "--validation-fraction",
         type=float,

@@ -146,8 +146,8 @@ class TokenizeWorker:
         )
 
 
-def view_of(image: Any, size: int, seed: int, sample: int, crop: int) -> np.ndarray:
-    """A view of an RGB image, uint8 (S, S, 3); see the module's docstring."""
+def view_of(image: Any, size: int | tuple[int, int], seed: int, sample: int, crop: int) -> np.ndarray:
+    """A view of an RGB image, uint8 (h, w, 3); see the module's docstring."""
     pair, mirrored = divmod(crop, 2)
     if pair == 0:
         pixels = evaluation_view(image, size)

@@ -79,7 +79,7 @@ class Dataset:
         labelled: bool,
         fingerprint: str,
         columns: Columns,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         label_names: Sequence[str] | None = None,
         shard_labels: Sequence[int] | None = None,
         unlabelled: int = 0,

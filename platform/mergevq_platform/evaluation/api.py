@@ -172,7 +172,7 @@ def evaluate_images(
     *,
     home: Path,
     extractor: FeaturesConfig | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     split: str | None = None,
     seeds: int = 1,
     workers: int = 1,

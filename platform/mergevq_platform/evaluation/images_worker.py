@@ -28,7 +28,7 @@ class ImageSetsSpec:
     extractor: dict[str, Any]
     device: Literal["cpu", "cuda"]
     batch: int = 64
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
     split: str | None = None
 
     def open(self, which: Literal["images", "reference"]) -> ImageSet:

@@ -62,7 +62,7 @@ def reconstruct(
     )
 
 
-def _views(files: Sequence[Path], size: int, background: Background) -> list[np.ndarray]:
+def _views(files: Sequence[Path], size: int | tuple[int, int], background: Background) -> list[np.ndarray]:
     """The evaluation views of image files. Raises `InputError` naming all that cannot be read."""
     views, bad, transparent = [], [], []
     for path in files:
