@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.file_kinds import some
-from mergevq.image_size import height_width, size_text
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq.paths import WeightsPath
 from mergevq.variants import other_variant
 from mergevq.weights_file import load_strictly, read_weights
@@ -74,7 +74,7 @@ class TimmModel(NamedTuple):
     )  # how its position embeddings were resampled; None where they are as they were trained
 
 
-def timm_network(network: TimmNetworkConfig, *, key: str, image_size: int | tuple[int, int]) -> TimmModel:
+def timm_network(network: TimmNetworkConfig, *, key: str, image_size: ImageSize) -> TimmModel:
     """The headless network for images of `image_size`; position embeddings are resampled to it.
 
     Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
@@ -140,8 +140,8 @@ def _grids(state: Mapping[str, Tensor], own: Grid | None = None) -> dict[str, Gr
     for name, value in state.items():
         if "pos_embed" in name and value.ndim == 3:
             side = math.isqrt(value.shape[1])  # a few prefix tokens do not reach the next square
-            oblong = own is not None and 0 <= value.shape[1] - own[0] * own[1] <= PREFIX_TOKENS
-            found[name] = own if oblong and own is not None else (side, side)
+            fits = own is not None and 0 <= value.shape[1] - own[0] * own[1] <= PREFIX_TOKENS
+            found[name] = own if fits and own is not None else (side, side)
     return found
 
 

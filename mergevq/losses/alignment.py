@@ -21,8 +21,8 @@ Matching = Literal["kl", "mse", "cosine"]
 class ViewSizes(NamedTuple):
     """The sizes in pixels of the further views that a step needs; None where it needs none."""
 
-    student: int | tuple[int, int] | None
-    teacher: int | tuple[int, int] | None
+    student: ImageSize | None
+    teacher: ImageSize | None
 
 
 @config
@@ -32,7 +32,7 @@ class NoAlignmentConfig:
     kind: Literal["none"] = "none"
     weight: Literal[0] = 0
 
-    def views_needed(self, image_size: int | tuple[int, int]) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         del image_size
         return ViewSizes(None, None)
 
@@ -54,7 +54,7 @@ class TimmAlignmentConfig(TimmNetworkConfig):
     student_size: ImageSize | None = None
     teacher_size: ImageSize = 224
 
-    def views_needed(self, image_size: int | tuple[int, int]) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         height, width = (side * 7 // 8 for side in height_width(image_size))
         smaller = image_size if height % 16 or width % 16 else parse_size((height, width))
         return ViewSizes(self.student_size or smaller, self.teacher_size)
@@ -86,7 +86,7 @@ class SelfAlignmentConfig:
                 f"{self.student_temperature}: a teacher that is not sharper collapses"
             )
 
-    def views_needed(self, image_size: int | tuple[int, int]) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         return ViewSizes(self.student_size or image_size, self.teacher_size or image_size)
 
 
@@ -100,7 +100,7 @@ class SupervisedAlignmentConfig:
     label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.1
     student_size: ImageSize | None = None
 
-    def views_needed(self, image_size: int | tuple[int, int]) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         return ViewSizes(self.student_size or image_size, None)
 
 
@@ -119,7 +119,7 @@ class StandInAlignmentConfig:
     student_size: ImageSize | None = None
     teacher_size: ImageSize | None = None
 
-    def views_needed(self, image_size: int | tuple[int, int]) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         return ViewSizes(self.student_size or image_size, self.teacher_size or image_size)
 
 

@@ -72,7 +72,7 @@ PerceptualConfig = Annotated[
 
 
 def perceptual_distance(
-    term: PerceptualConfig, *, image_size: int | tuple[int, int], key: str = "perceptual"
+    term: PerceptualConfig, *, image_size: ImageSize, key: str = "perceptual"
 ) -> PerceptualDistance | None:
     """The frozen module that computes the unweighted term, None without one.
 
@@ -191,7 +191,7 @@ def _vgg16_features() -> nn.Sequential:
 class TimmDistance(PerceptualDistance):
     network: Any  # timm's interface is more than nn.Module's
 
-    def __init__(self, term: TimmPerceptualConfig, *, key: str, image_size: int | tuple[int, int]) -> None:
+    def __init__(self, term: TimmPerceptualConfig, *, key: str, image_size: ImageSize) -> None:
         super().__init__()
         self.size = term.size
         self.layers = None if term.layers is None else list(term.layers)

@@ -16,7 +16,7 @@ from pydantic import Field
 from scipy.special import ndtri
 
 from mergevq.config import config
-from mergevq.image_size import height_width
+from mergevq.image_size import ImageSize, height_width
 
 # Of ImageNet's values in [0, 1], per colour channel, as timm and torchvision have them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,7 +50,7 @@ def rand_augmented(pixels: np.ndarray, settings: RandAugmentConfig, random: np.n
     return np.asarray(image)
 
 
-def erase_numbers(size: int | tuple[int, int]) -> int:
+def erase_numbers(size: ImageSize) -> int:
     """The number of random numbers that `erased` needs for a view of `size`."""
     height, width = height_width(size)
     return 4 * ERASE_TRIES + 3 * height * width

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from mergevq.image_size import height_width
+from mergevq.image_size import ImageSize, height_width
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.images.decoding import FIGURE, ImageDecodeError
 from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
@@ -80,7 +80,7 @@ def _spread(dataset: Dataset, count: int) -> list[int]:
     return [sample for _, _, sample in sorted(order)[:count]]
 
 
-def _thumbnail(image: Image.Image, cell: tuple[int, int], size: int | tuple[int, int] | None) -> Image.Image:
+def _thumbnail(image: Image.Image, cell: tuple[int, int], size: ImageSize | None) -> Image.Image:
     if size and max(height_width(size)) < max(cell):  # small images are shown pixel by pixel, not blurred
         if max(image.size) > MOST_VIEWS * min(image.size):
             image = ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)  # the middle

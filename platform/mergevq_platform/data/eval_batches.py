@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mergevq.errors import InputError
-from mergevq.image_size import height_width
+from mergevq.image_size import ImageSize, height_width
 from mergevq_platform.data.dataset import Dataset, ImageRow
 from mergevq_platform.data.images.decoding import MAX_PIXELS, ImageDecodeError
 from mergevq_platform.data.loader import Batch
@@ -34,7 +34,7 @@ class EvalBatches:
     def __init__(
         self,
         dataset: Dataset,
-        size: int | tuple[int, int],
+        size: ImageSize,
         batch: int,
         *,
         limit: int | None = None,

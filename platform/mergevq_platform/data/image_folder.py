@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mergevq.errors import InputError
-from mergevq.image_size import height_width, parse_size
+from mergevq.image_size import ImageSize, height_width, parse_size
 from mergevq_platform.data.eval_batches import DECODING_THREADS
 from mergevq_platform.data.images.decoding import FIGURE, Decoded, ImageDecodeError, decoded
 from mergevq_platform.data.images.endings import FORMATS, ending, is_image
@@ -53,7 +53,7 @@ class ImageFolder:
         folder: str | Path,
         batch: int,
         *,
-        size: int | tuple[int, int] | None = None,
+        size: ImageSize | None = None,
         files: Files | None = None,
     ) -> None:
         self.folder, self.batch_size = Path(folder), batch
@@ -138,7 +138,7 @@ def _header(path: Path) -> _Header | None:
         raise InputError(f"{path} cannot be read as an image ({error}): mend it or take it away") from None
 
 
-def _one_size(files: Sequence[Path], shapes: Sequence[tuple[int, int]]) -> int | tuple[int, int]:
+def _one_size(files: Sequence[Path], shapes: Sequence[tuple[int, int]]) -> ImageSize:
     for path, (width, height) in zip(files, shapes, strict=True):
         if (width, height) != shapes[0]:
             raise InputError(

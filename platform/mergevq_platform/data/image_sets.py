@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mergevq.errors import InputError
-from mergevq.image_size import parse_size
+from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.eval_batches import EvalBatches
 from mergevq_platform.data.image_folder import ImageFolder, files_of
 from mergevq_platform.data.images.endings import ending
@@ -20,7 +20,7 @@ class ImageSet(Protocol):
     """A set of images of one size in fixed batches."""
 
     images: int
-    size: int | tuple[int, int]
+    size: ImageSize
 
     @property
     def background(self) -> Background | None:
@@ -71,7 +71,7 @@ def open_images(
     place: str,
     batch: int,
     *,
-    size: int | tuple[int, int] | None = None,
+    size: ImageSize | None = None,
     split: str | None = None,
     option: str = "--images",
 ) -> ImageFolder | NpzImages | PackedImages:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mergevq.config import parse
 from mergevq.errors import InputError
-from mergevq.image_size import parse_size
+from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.images.decoding import MAX_PIXELS
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
@@ -44,7 +44,7 @@ def pack(
     source: str | Path,
     directory: str | Path,
     *,
-    size: int | tuple[int, int] | None = None,
+    size: ImageSize | None = None,
     parallel: bool = False,
     labels: str | Path | None = None,
     validation_fraction: float = 0.0,
@@ -209,7 +209,7 @@ def _manifest(
     found: ImageSource,
     splits: dict[str, list[list[Item]]],
     packed: list[PackedShard],
-    size: int | tuple[int, int] | None,
+    size: ImageSize | None,
     source: dict[str, Any],
     background: Background | None,
 ) -> Manifest:

@@ -104,20 +104,20 @@ def make_views(
     return views
 
 
-def evaluation_view(image: Image.Image | np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def evaluation_view(image: Image.Image | np.ndarray, size: ImageSize) -> np.ndarray:
     """The image resized to cover `size` (bicubic; a square: its shorter side) and cropped in the middle: uint8 (h, w, 3)."""
     pixels, (tall, broad) = np.array(image), height_width(size)
     height, width = covering(pixels, size)
     return _part(pixels, (height, width), (height - tall) // 2, (width - broad) // 2, (tall, broad))
 
 
-def evaluation_view_text(size: int | tuple[int, int]) -> str:
+def evaluation_view_text(size: ImageSize) -> str:
     """How `evaluation_view` brings images to `size`, for a protocol."""
     whole = f"shorter side to {size}" if isinstance(size, int) else f"resized to cover {size_text(size)}"
     return f"{whole} (bicubic), centre crop"
 
 
-def _random_crop(pixels: np.ndarray, size: int | tuple[int, int], random: np.ndarray) -> np.ndarray:
+def _random_crop(pixels: np.ndarray, size: ImageSize, random: np.ndarray) -> np.ndarray:
     tall, broad = height_width(size)
     height, width = covering(pixels, size)
     top, left = int(random[0] * (height - tall + 1)), int(random[1] * (width - broad + 1))
@@ -126,7 +126,7 @@ def _random_crop(pixels: np.ndarray, size: int | tuple[int, int], random: np.nda
 
 def _random_resized_crop(
     pixels: np.ndarray,
-    size: int | tuple[int, int],
+    size: ImageSize,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     random: np.ndarray,
@@ -137,7 +137,7 @@ def _random_resized_crop(
     return _resized(pixels[top : top + height, left : left + width], tall, broad)
 
 
-def covering(pixels: np.ndarray, size: int | tuple[int, int]) -> tuple[int, int]:
+def covering(pixels: np.ndarray, size: ImageSize) -> tuple[int, int]:
     """Height and width of the smallest copy of the image that covers `size`: of a square, the shorter side is at it.
 
     The other side rounds, as in ADM's center_crop_arr.

@@ -14,7 +14,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.image_size import size_text
+from mergevq.image_size import ImageSize, size_text
 from mergevq.metrics import (
     ClassBalance,
     FeatureStatistics,
@@ -238,7 +238,7 @@ class ImageSetsEvaluator:
         }
 
 
-def _typed(size: int | tuple[int, int]) -> str:
+def _typed(size: ImageSize) -> str:
     return size_text(size).replace(" ", "")
 
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.image_size import parse_size
+from mergevq.image_size import ImageSize, parse_size
 from mergevq.serialization import WEIGHTS, read_config
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.storage import checkpoints
@@ -30,7 +30,7 @@ class TokenizerRef:
 
     location: str  # a checkpoint, a tokenizer alone, or a URI of either
     sha256: str  # of its weights file
-    image_size: int | tuple[int, int]
+    image_size: ImageSize
     grid_tokens: int
     vocabulary: int
     codes_sha256: str | None = (

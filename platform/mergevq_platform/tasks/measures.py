@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mergevq.errors import InputError
-from mergevq.image_size import height_width, size_text
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq.metrics import extractor
 from mergevq.metrics.lpips import LpipsDistance
 from mergevq_platform.recipe import Recipe
@@ -30,7 +30,7 @@ def require_lpips(recipe: Recipe) -> None:
     _require_takes(f"evaluation.lpips: {distance.name}", size, lambda: distance(blank, blank))
 
 
-def _require_takes(what: str, size: int | tuple[int, int], forward: Callable[[], Tensor]) -> None:
+def _require_takes(what: str, size: ImageSize, forward: Callable[[], Tensor]) -> None:
     try:
         forward()
     except RuntimeError as error:  # PyTorch's word for a map that has become smaller than a kernel

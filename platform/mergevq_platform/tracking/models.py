@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergevq.errors import InputError
-from mergevq.image_size import height_width, size_text
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq_platform.tracking.listing import TrackedRun
 from mergevq_platform.tracking.records import now_ms
 from mergevq_platform.tracking.store import Store, import_mlflow
@@ -99,7 +99,7 @@ def register_model(
     name: str,
     alias: str | None,
     step: int | None,
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
     curve: Mapping[str, Mapping[int, float]],
     dataset: tuple[str, str] | None,
 ) -> Registered:
@@ -143,7 +143,7 @@ def _uploaded(
     *,
     name: str,
     step: int | None,
-    image_size: int | tuple[int, int],
+    image_size: ImageSize,
 ) -> LoggedModel:
     with tempfile.TemporaryDirectory(prefix="mergevq-model-") as temporary:
         model = client.create_logged_model(
@@ -222,7 +222,7 @@ def _place(downloaded: Path, target: Path, uri: str) -> None:
 
 
 def _write(
-    folder: Path, tokenizer: Path, origin: dict[str, Any], image_size: int | tuple[int, int], model_id: str
+    folder: Path, tokenizer: Path, origin: dict[str, Any], image_size: ImageSize, model_id: str
 ) -> None:
     import_mlflow()
     import mlflow.pyfunc

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mergevq.image_size import height_width
+from mergevq.image_size import ImageSize, height_width
 from mergevq_platform.data.images.endings import FORMATS
 from mergevq_platform.data.images.greys import UnknownRange, as_8_bits, is_deep
 from mergevq_platform.data.images.transparency import (
@@ -118,7 +118,7 @@ def _without_background(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize_to_cover(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+def resize_to_cover(image: Image.Image, size: ImageSize) -> Image.Image:
     """The image at the smallest size that covers `size` (bicubic, antialiased): of a square, its shorter side is at it.
 
     The other side rounds to whole pixels.
@@ -132,7 +132,7 @@ def resize_to_cover(image: Image.Image, size: int | tuple[int, int]) -> Image.Im
     )
 
 
-def cover_scale(image: Image.Image, size: int | tuple[int, int]) -> float:
+def cover_scale(image: Image.Image, size: ImageSize) -> float:
     """The factor by which an image is resized to cover `size`."""
     (width, height), (tall, broad) = image.size, height_width(size)
     return max(tall / height, broad / width)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
-from mergevq.image_size import parse_size
+from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.reading import Background
 
@@ -57,9 +57,7 @@ class Manifest:
 
     splits: dict[str, Split]
     classes: tuple[str, ...]
-    size: (
-        int | tuple[int, int] | None
-    )  # pixels that images cover, a square's or (height, width); None: as they came
+    size: ImageSize | None  # pixels that images cover, a square's or (height, width); None: as they came
     source: dict[str, Any] = field(default_factory=dict)
     background: Background | None = (
         None  # of transparent pixels; None: packed before there was one, see `decode`
@@ -115,7 +113,7 @@ class Manifest:
             ) from None
 
 
-def _size(stored: Any) -> int | tuple[int, int] | None:
+def _size(stored: Any) -> ImageSize | None:
     try:
         return None if stored is None else parse_size(stored)
     except InputError as error:
