@@ -11,6 +11,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize
 from mergevq.serialization import read_config
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.data import ImageDecodeError, evaluation_view
@@ -122,7 +123,7 @@ def distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _views(files: Sequence[Path], size: int, background: Background) -> list[np.ndarray]:
+def _views(files: Sequence[Path], size: ImageSize, background: Background) -> list[np.ndarray]:
     """The evaluation views of image files. Raises `InputError` naming all that cannot be read."""
     views, bad, transparent = [], [], []
     for path in files:
