@@ -67,7 +67,8 @@ class Page:
         return self.evaluate("document.body ? document.body.innerText : ''") or ""
 
     def wait_for(self, expression: str, seconds: float, what: str = "") -> Any:
-        """The first true value of a JavaScript expression. Fails with the page's text after `seconds`."""
+        """The first true value of a JavaScript expression, which may fail at first. Fails with the page's text after `seconds`."""
+        expression = f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()"
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if value := self.evaluate(expression):
