@@ -151,12 +151,21 @@ def add(verbs: Any) -> None:
         "reconstruct",
         help="originals, reconstructions and cluster maps side by side",
         description="Encode and decode image files at several kept counts, and draw them with the cells that were merged.",
-        examples=["mergevq reconstruct RUN photo.jpg --keep 9 16 25 --out images"],
+        examples=[
+            "mergevq reconstruct RUN photo.jpg --keep 9 16 25 --out images",
+            "mergevq reconstruct RUN photo.jpg --size 192x256",
+        ],
     )
     reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
     reconstruct.add_argument("images", nargs="+", type=user_path, metavar="IMAGE", help="image files")
     reconstruct.add_argument(
         "--keep", type=count, action="extend", nargs="+", metavar="K", help="kept-token counts (default: six)"
+    )
+    reconstruct.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="bring images to this size, 64 or 48x64 (height x width; default: the tokenizer's own)",
     )
     reconstruct.add_argument(
         "--out",
@@ -297,6 +306,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
         home=read_settings().home,
         keeps=options.keep,
         out=options.out,
+        size=options.size,
         tracking_uri=read_settings().tracking_uri,
     ):
         print(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq.image_size import ImageSize
+from mergevq.image_size import ImageSize, grid_of, size_text
+from mergevq.merge_schedule import reachable, scaled_keep
 from mergevq.serialization import read_config
+from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.data import ImageDecodeError, evaluation_view
 from mergevq_platform.data.image_folder import read_image
 from mergevq_platform.data.images.transparency import WHITE
@@ -34,12 +37,15 @@ def reconstruct(
     home: Path,
     keeps: Sequence[int] | None,
     out: Path,
+    size: ImageSize | None = None,
     tracking_uri: str | None = None,
 ) -> list[Path]:
     """Originals, reconstructions and cluster maps of image files, side by side; returns the files written.
 
-    Transparent pixels are put on the background of the run's recipe or its set, if that is at hand, else on white. Raises
-    `InputError` naming all files that cannot be read, and for an `out` that holds such files already, before anything is made.
+    Images are resized to cover `size`, by default the tokenizer's own, and cropped in the middle; at another size the kept
+    counts that were not given are those of the recipe at the same merge ratio. Transparent pixels are put on the background
+    of the run's recipe or its set, if that is at hand, else on white. Raises `InputError` naming all files that cannot be
+    read, and for a size that does not divide into cells and an `out` that holds such files already, before anything is made.
     """
     if there := [name for name in GRIDS if (out / name).exists()]:
         raise InputError(
@@ -48,20 +54,37 @@ def reconstruct(
     found = find(name, home=home, store=Store.at(home, tracking_uri))
     found.require_tokenizer()
     with checkpoints.weights(found.place) as directory:
+        own = read_config(directory)
         background: Background = WHITE
+        model = own if size is None else _at_size(own, size)
         if (recipe := found.stored_recipe) is not None:
             background = recipe.data.background or stated_background(recipe.data.path) or WHITE
             if keeps is None:
-                keeps = keeps_to_measure(recipe, None)
-        views = _views(images, read_config(directory).image_size, background)
+                keeps = _scaled(keeps_to_measure(recipe, None), own, model)
+        views = _views(images, model.image_size, background)
         tokenizer = mergevq.load(directory)
-    model = tokenizer.config
     originals = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return list(
         image_grids(
             tokenizer, originals, reachable_keeps(model, keeps, range(1, model.grid_tokens + 1)), out
         ).values()
     )
+
+
+def _at_size(own: TokenizerConfig, size: ImageSize) -> TokenizerConfig:
+    """The tokenizer's configuration for images of `size`. Raises `InputError` where they do not divide into its cells."""
+    try:
+        rows, columns = grid_of(size, own.encoder.reduction)
+    except InputError as error:
+        raise InputError(f"--size {size_text(size).replace(' ', '')}: {error}") from None
+    return replace(own, image_size=size, keep=min(own.keep, rows * columns))
+
+
+def _scaled(keeps: Sequence[int], own: TokenizerConfig, model: TokenizerConfig) -> tuple[int, ...]:
+    """Kept counts of the grid of `own` at the same merge ratio on that of `model`, as far as its layers reach."""
+    least = reachable(model.grid_tokens, model.encoder.depth).start
+    counts = (max(least, scaled_keep(keep, own.grid_tokens, model.grid_tokens)) for keep in keeps)
+    return tuple(dict.fromkeys(counts))
 
 
 def _views(files: Sequence[Path], size: ImageSize, background: Background) -> list[np.ndarray]:
