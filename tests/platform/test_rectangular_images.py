@@ -87,7 +87,13 @@ def test_a_tokenizer_of_48_x_64_is_evaluated_and_reconstructs(
 
     Image.new("RGB", (90, 70), "teal").save("photo.png")
     assert cli.run(["reconstruct", name, "photo.png", "--out", "own"]) == 0, capsys.readouterr().err
-    assert cli.run(["reconstruct", name, "photo.png", "--size", "64x32", "--out", "tall"]) == 0
+    assert (
+        cli.run(["reconstruct", name, "photo.png", "--size", "64x32", "--out", "tall", "--html", "page.html"])
+        == 0
+    )
+    page = Path("page.html").read_text()
+    assert "64 × 32 px, 32 grid tokens" in page
+    assert "8 of 32, 75% merged" in page
     # Three images beside each other, enlarged twice: 48 x 64 and 64 x 32 pixels.
     assert Image.open("own/reconstructions.png").size == (24 + 3 * (128 + 8) - 8, 30 + 96 + 12)
     assert Image.open("tall/reconstructions.png").size == (24 + 3 * (64 + 8) - 8, 30 + 128 + 12)
