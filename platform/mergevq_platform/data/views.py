@@ -41,7 +41,9 @@ MOST_VIEWS = (
 class ViewsConfig:
     """Sizes in pixels and the random crops of each view. `student_size` and `teacher_size`: none, no such view."""
 
-    image_size: Side
+    image_size: Annotated[int, Field(ge=0)] = (
+        0  # side in pixels; 0: the one that the trained tokenizer works at
+    )
     student_size: Side | None = None
     teacher_size: Side | None = None
     image_flip: Fraction = 0.0
