@@ -44,9 +44,8 @@ _SCRIPT = (
     'localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1",JSON.stringify(true))}catch(e){}'
     'location.replace(document.getElementById("page").href)'
 )
-_POLICY = "default-src 'none'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'".format(
-    base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-)
+_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_POLICY = f"default-src 'none'; script-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
 
 
 def lacking() -> str | None:
