@@ -32,6 +32,8 @@ class Page:
                 *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
                 *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
                 *("--disable-dev-shm-usage", "--disable-extensions", f"--window-size={width},{height}"),
+                # A mouse, as on a desk: without one, the tools of a chart stand before its lines.
+                "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
                 "--remote-debugging-port=0",
                 f"--user-data-dir={profile}",
                 "about:blank",

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mergevq_platform.tracking.acknowledged import Position
@@ -104,11 +104,18 @@ def keep_up(store: Store, position: Position, *, changed: bool) -> str | None:
     return None
 
 
-def link(store: Store, base_url: str, experiment: str, run: str | None = None) -> Link | None:
+def link(
+    store: Store,
+    base_url: str,
+    experiment: str,
+    run: str | None = None,
+    *,
+    through: Callable[[str], str] = str,
+) -> Link | None:
     """The address of an experiment's curves, or of those of the run of that name, in the interface at `base_url`.
 
-    It opens on the shared view once that is there, written now if need be. None where the store knows no such experiment.
-    A server that takes longer than `PATIENCE_SECONDS` gets the plain address.
+    It opens on the shared view once that is there, written now if need be, and leads `through` a landing page. None where
+    the store knows no such experiment. A server that takes longer than `PATIENCE_SECONDS` gets the plain address.
     """
     answer: list[Link | None] = []
     thread = threading.Thread(
@@ -116,7 +123,8 @@ def link(store: Store, base_url: str, experiment: str, run: str | None = None) -
     )
     thread.start()
     thread.join(PATIENCE_SECONDS if store.is_server else None)
-    return answer[0] if answer else Link(base_url, "it took too long to answer")
+    found = answer[0] if answer else Link(base_url, "it took too long to answer")
+    return found and replace(found, address=through(found.address))
 
 
 def _link(store: Store, base_url: str, experiment: str, run: str | None) -> Link | None:
