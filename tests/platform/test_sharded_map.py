@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mergevq.files import whole_file
 from mergevq_platform.distributed.sharded_map import RECORDS, ShardRecords, plan_digest, resumed_map
-from mergevq_platform.storage.files import whole_file
 
 
 def squares(jobs: list[int], known: dict[int, int], asked: list[int]) -> list[int]:

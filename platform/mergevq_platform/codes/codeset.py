@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
+from mergevq.files import whole_file
 from mergevq.weights_file import file_sha256
 from mergevq_platform.data.parquet.location import Location
 from mergevq_platform.data.parquet.manifest import MANIFEST
 from mergevq_platform.data.parquet.splits import same_split
-from mergevq_platform.storage.files import whole_file
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 FORMAT = "mergevq-codes/1"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from mergevq import keep as kept
 from mergevq.config import to_tree
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq.keep import KeepDistributionConfig
 from mergevq.merge_schedule import reachable
 from mergevq.serialization import read_config
@@ -34,7 +35,6 @@ from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import plan_digest, resumed_map
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 GROUP_ROWS = 256

@@ -14,6 +14,7 @@ from typing import Any
 
 from mergevq.config import parse
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq_platform.data.images.decoding import MAX_PIXELS
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
@@ -34,7 +35,6 @@ from mergevq_platform.data.sources.image_source import ImageSource, Item
 from mergevq_platform.data.sources.source import find_source
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import RECORDS, ShardRecords, plan_digest, resumed_map
-from mergevq_platform.storage.files import write_whole
 
 MapJobs = Callable[[Callable[[PackJob], PackedShard], list[PackJob]], Iterable[PackedShard]]
 

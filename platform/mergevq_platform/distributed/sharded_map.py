@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mergevq.files import write_whole
 from mergevq_platform.distributed.progress import counted
-from mergevq_platform.storage.files import write_whole
 
 RECORDS = ".parts"  # the folder of the records, until the set is whole
 

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mergevq.files import whole_file
 from mergevq.metrics.accumulate import Accumulator
 from mergevq_platform.evaluation.results import Mergeable
-from mergevq_platform.storage.files import whole_file
 
 AnyKind = TypeVar("AnyKind", Accumulator, Mergeable)
 

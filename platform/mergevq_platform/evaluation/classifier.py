@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +13,6 @@ from rich.table import Table
 from torch import Tensor
 
 import mergevq
-from mergevq.errors import InputError
 from mergevq.metrics import Mean
 from mergevq.metrics.labelled import wilson_interval
 from mergevq.training.finetune import load_fine_tuned
@@ -23,11 +21,11 @@ from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
+from mergevq_platform.evaluation.report_files import load_report, save_report
 from mergevq_platform.evaluation.results import Mergeable, merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, batches_key, identity, split_batches
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.records import TEST_PREFIX
 
@@ -113,16 +111,12 @@ class ClassifierReport:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        write_whole(path, json_text(asdict(self)))
+        save_report(self, path)
 
     @classmethod
     def load(cls, path: Path) -> ClassifierReport:
         """Read JSON written by `save`. Raises `InputError` if it is something else."""
-        try:
-            tree = json.loads(path.read_text())
-            return cls(**{**tree, "rows": [without_nulls(row) for row in tree["rows"]]})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} is not a classifier's report ({error})") from None
+        return load_report(cls, path, what="a classifier's report")
 
     @property
     def values(self) -> dict[str, float]:

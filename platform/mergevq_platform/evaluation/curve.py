@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from rich.table import Table
 
-from mergevq.errors import InputError
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.evaluation.report_files import load_report, save_report
 
 WIDE = 150  # terminal columns that all of a curve needs
 NARROW = (
@@ -42,16 +40,12 @@ class Curve:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        write_whole(path, json_text(asdict(self)))
+        save_report(self, path)
 
     @classmethod
     def load(cls, path: Path) -> Curve:
         """Read JSON written by `save`; older files may hold infinite PSNR. Raises `InputError` if it is something else."""
-        try:
-            curve = cls(**json.loads(path.read_text()))
-            return replace(curve, rows=[without_nulls(row) for row in curve.rows])
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a curve written by mergevq evaluate ({error})") from None
+        return load_report(cls, path, what="a curve written by mergevq evaluate")
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`curve/<metric>` at step = kept tokens."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from rich.table import Table
 
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.storage.files import json_text
+from mergevq_platform.storage.json_text import json_text
 
 
 @dataclass(frozen=True)

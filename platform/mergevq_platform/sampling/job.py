@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from mergevq.errors import InputError
+from mergevq.files import whole_file, write_whole
 from mergevq.metrics import to_uint8
 from mergevq_platform import figures
 from mergevq_platform.data.image_folder import SHEET
@@ -25,7 +26,6 @@ from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.progress import counted
 from mergevq_platform.sampling.pipeline import SamplingPipeline, SamplingSpec
-from mergevq_platform.storage.files import whole_file, write_whole
 
 MANIFEST = "generation.json"
 SHEET_CLASSES, SHEET_EACH = 12, 8

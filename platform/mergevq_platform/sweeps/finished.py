@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mergevq.files import write_whole
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.figures.compared import Evaluation
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.storage.json_text import json_text, without_nulls
 from mergevq_platform.sweeps.space import Params
 
 RECORD = "finished.json"

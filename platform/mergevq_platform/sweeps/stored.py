@@ -12,8 +12,8 @@ from pathlib import Path
 import cloudpickle
 
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq_platform.storage import naming
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps.definition import Sweep, Tpe
 from mergevq_platform.sweeps.objectives import UntrainedPoint

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergevq_platform.storage.files import write_whole
+from mergevq.files import write_whole
 from mergevq_platform.tracking.store import Store
 
 

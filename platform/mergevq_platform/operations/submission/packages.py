@@ -18,9 +18,9 @@ from packaging.version import Version
 
 import mergevq_platform
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq_platform.operations.submission.client import ClusterClient
 from mergevq_platform.operations.submission.following import end_of, pending_reason
-from mergevq_platform.storage.files import write_whole
 
 PROBE_SECONDS = 300.0
 PROBE_HINT_SECONDS = 15.0
