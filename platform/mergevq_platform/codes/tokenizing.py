@@ -91,7 +91,7 @@ def tokenize(
     records.begin()
     parts = resumed_map(
         jobs,
-        answers(TokenizeWorker, subject, workers=workers, device=device),
+        lambda missing: answers(TokenizeWorker, subject, workers=workers, device=device)(missing),
         finished=lambda job: _finished(subject, job),
         size=lambda job: sum(block.stop - block.start for block in job.blocks),
         title="tokenizing",

@@ -190,7 +190,7 @@ def _on_ray(pack: Callable[[PackJob], PackedShard], jobs: list[PackJob]) -> Iter
     import ray
 
     workers = min(len(jobs), int(ray.cluster_resources().get("CPU", 1)))
-    return answers(_Packer, pack, workers=workers)(jobs) if jobs else []
+    return answers(_Packer, pack, workers=workers)(jobs)
 
 
 def _background_of(source: str | Path) -> Background | None:

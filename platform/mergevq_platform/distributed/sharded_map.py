@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mergevq.errors import InputError
 from mergevq.files import write_whole
 from mergevq_platform.distributed.progress import counted
 
@@ -35,18 +36,47 @@ def resumed_map(
 ) -> list[Result]:
     """The results of all jobs, in their order. A job of which `finished` gives the result is not run again.
 
-    `run` gives the results of the others in their order, as `ordered_map.answers` does. Progress counts `unit`s, of which a
-    job has `size`.
+    `run` gives the results of the others in their order, as `ordered_map.answers` does; it is not called for none. Progress
+    counts `unit`s, of which a job has `size`.
     """
-    results = [finished(job) for job in jobs]
-    missing = [number for number, result in enumerate(results) if result is None]
+    known = [finished(job) for job in jobs]
     sizes = [size(job) for job in jobs]
     with counted(title, unit, sum(sizes), shown=progress) as advance:
-        advance(sum(sizes) - sum(sizes[number] for number in missing))
-        for number, result in zip(missing, run([jobs[number] for number in missing]), strict=True):
-            results[number] = result
-            advance(sizes[number])
-    return [result for result in results if result is not None]
+        results = resumed(
+            range(len(jobs)),
+            lambda missing: run([jobs[number] for number in missing]),
+            finished=known.__getitem__,
+            done=lambda numbers: advance(sum(sizes[number] for number in numbers)),
+        )
+        return list(results)
+
+
+def resumed(
+    jobs: Sequence[Job],
+    run: Callable[[list[Job]], Iterable[Result]],
+    *,
+    finished: Callable[[Job], Result | None],
+    done: Callable[[list[Job]], object] = lambda jobs: None,
+) -> Iterator[Result]:
+    """As `resumed_map`, one result at a time: those that are finished are asked for again when it is their turn.
+
+    `done` is told first of the finished jobs, then of each that was run. Raises `InputError` where a finished result is gone
+    when it is its turn.
+    """
+    missing = {number for number, job in enumerate(jobs) if finished(job) is None}
+    done([job for number, job in enumerate(jobs) if number not in missing])
+    wanted = [jobs[number] for number in sorted(missing)]
+    made = zip(wanted, run(wanted) if wanted else (), strict=True)
+    for number, job in enumerate(jobs):
+        if number in missing:
+            _, result = next(made)
+            done([job])
+            yield result
+        elif (found := finished(job)) is not None:
+            yield found
+        else:
+            raise InputError(f"result {number} of {len(jobs)} was there and is gone: run the same again")
+    next(made, None)  # to its end, where the lengths are compared
 
 
 @dataclass(frozen=True)

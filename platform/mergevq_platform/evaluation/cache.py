@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergevq_platform.distributed.sharded_map import resumed
 from mergevq_platform.evaluation.cache_files import load, save
 from mergevq_platform.evaluation.results import merge
 from mergevq_platform.tracking.locks import ExclusiveLock
@@ -64,16 +65,15 @@ class Cache:
     def _parts(
         self, folder: Path, jobs: Sequence[Any], ask: Callable[[Sequence[Any]], Iterable[Any]]
     ) -> Iterator[Any]:
-        files = [folder / f"{index:06d}{SUFFIX}" for index in range(len(jobs))]
-        unknown = {index for index, file in enumerate(files) if load(file) is None}
-        asked = iter(ask([jobs[index] for index in sorted(unknown)]))
-        for index, file in enumerate(files):
-            if index in unknown:
-                result = next(asked)
-                save(file, result)
-            else:
-                result = load(file)
-            yield result
+        def file(index: int) -> Path:
+            return folder / f"{index:06d}{SUFFIX}"
+
+        def run(missing: list[int]) -> Iterator[Any]:
+            for index, result in zip(missing, ask([jobs[index] for index in missing]), strict=True):
+                save(file(index), result)
+                yield result
+
+        return resumed(range(len(jobs)), run, finished=lambda index: load(file(index)))
 
     @property
     def bytes(self) -> int:
