@@ -8,7 +8,7 @@ Recovery predicts it from the codes (`decode_indices`).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 import torch
@@ -30,10 +30,9 @@ from mergevq.inputs import (
 )
 from mergevq.layers import GroupNorm, set_recompute
 from mergevq.merging import Source, sizes, unmerge
+from mergevq.number_types import Count
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
 from mergevq.recovery import RecoveryConfig, SourceRecovery
-
-Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 @config

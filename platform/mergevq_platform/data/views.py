@@ -9,15 +9,14 @@ antialiasing.
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch.nn import functional
 
 from mergevq.config import config
+from mergevq.number_types import Count, Fraction, Positive
 from mergevq.rng import Stream, uniforms
 from mergevq_platform.data.augment import (
     NUMBERS,
@@ -27,9 +26,6 @@ from mergevq_platform.data.augment import (
     rand_augmented,
 )
 
-Side = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 RESIZING = "antialiased bicubic, the longer side rounded to whole pixels (640 x 427 at 256: 384 x 256)"
 MOST_VIEWS = (
@@ -41,9 +37,9 @@ MOST_VIEWS = (
 class ViewsConfig:
     """Sizes in pixels and the random crops of each view. `student_size` and `teacher_size`: none, no such view."""
 
-    image_size: Side
-    student_size: Side | None = None
-    teacher_size: Side | None = None
+    image_size: Count
+    student_size: Count | None = None
+    teacher_size: Count | None = None
     image_flip: Fraction = 0.0
     image_scale: tuple[Positive, Positive] | None = (
         None  # none: resized and cropped; else a random resized crop, for classifiers
