@@ -11,7 +11,7 @@ from rich.table import Table
 from mergevq_platform.evaluation.curve import lacking_sentences
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import load_report, save_report
-from mergevq_platform.tracking.records import SCALE_PREFIX
+from mergevq_platform.tracking.records import SCALE_KEY, SCALE_PREFIX
 
 NAMES = {
     "reconstructed": "reconstructions (ceiling)",
@@ -46,10 +46,10 @@ class GeneratorReport:
         return load_report(cls, path, what="a generator's report")
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
-        """`cfg_curve/<metric>` at step = 100 x scale, references as metrics at the checkpoint's step."""
+        """`cfg_curve/<metric>` and the scale at step = 100 x scale, references as metrics at the checkpoint's step."""
         for row in self.rows:
             values = {f"{SCALE_PREFIX}{key}": value for key, value in row.items() if key != "scale"}
-            recorder.metrics(round(100 * row["scale"]), values)
+            recorder.metrics(round(100 * row["scale"]), {SCALE_KEY: row["scale"]} | values)
         step = self.protocol["generator"]["step"]
         for name in NAMES:
             if name in self.references:

@@ -1,7 +1,8 @@
 """Curves in a journal: metrics over kept-token counts, written so that MLflow draws them by itself.
 
 `curve/<key>` is logged with step = kept tokens. The part before the slash becomes a section of the chart
-page, and the step its x axis: one chart per metric, one line per run.
+page, and the step its x axis: one chart per metric, one line per run. MLflow calls that axis "Step" whatever it
+counts; an axis that is a metric has the metric's name, so the kept tokens are logged as one too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.records import (
     CURVE_PREFIX,
     JOURNAL_NAME,
+    KEPT_KEY,
     RunIdentity,
     new_uid,
     read_identity,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def append_curve(journal: Journal, rows: Mapping[int, Mapping[str, float]]) -> int:
-    """Record `rows`, kept tokens -> key -> value, and return how many values were new.
+    """Record `rows`, kept tokens -> key -> value, and return how many values were new, their axis among them.
 
     A point that the run already has stays as it is: measure again into `open_for_curve`'s new run.
     """
@@ -32,9 +34,10 @@ def append_curve(journal: Journal, rows: Mapping[int, Mapping[str, float]]) -> i
 
 
 def curve_records(rows: Mapping[int, Mapping[str, float]]) -> list[tuple[int, dict[str, float]]]:
-    """`rows` as (step, metrics) with keys under `curve/`, in rising order of kept tokens."""
+    """`rows` as (step, metrics) with keys under `curve/` and `KEPT_KEY`, in rising order of kept tokens."""
     return [
-        (kept, {f"{CURVE_PREFIX}{key}": value for key, value in rows[kept].items()}) for kept in sorted(rows)
+        (kept, {KEPT_KEY: kept} | {f"{CURVE_PREFIX}{key}": value for key, value in rows[kept].items()})
+        for kept in sorted(rows)
     ]
 
 

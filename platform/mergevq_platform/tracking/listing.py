@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.delivery import EVALUATES_TAG, KIND_TAG, PARENT_TAG, UID_TAG
-from mergevq_platform.tracking.records import CURVE_PREFIX, SCALE_PREFIX
+from mergevq_platform.tracking.records import CURVE_PREFIX, KEPT_KEY, SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def stored_curve(store: Store, run: TrackedRun) -> dict[str, dict[int, float]]:
     curve: dict[str, dict[int, float]] = {}
     with store.session() as client:
         for key in sorted(run.metrics):
-            if key.startswith(CURVE_PREFIX):
+            if key.startswith(CURVE_PREFIX) and key != KEPT_KEY:
                 # The history comes in order of time, and points may have been measured in any order.
                 history = client.get_metric_history(run.run_id, key)
                 points = sorted((metric.step, as_recorded(metric.value)) for metric in history)

@@ -14,7 +14,11 @@ from mergevq.errors import InputError
 
 JOURNAL_NAME = "journal.jsonl"
 CURVE_PREFIX = "curve/"  # step: kept tokens
+KEPT_KEY = (
+    f"{CURVE_PREFIX}kept_tokens"  # the step again, as a metric: an axis that bears the name of what it counts
+)
 SCALE_PREFIX = "cfg_curve/"  # step: 100 x guidance scale
+SCALE_KEY = f"{SCALE_PREFIX}guidance_scale"  # likewise, and the scale itself
 TEST_PREFIX = "test/"  # of an evaluation without a curve; step: the checkpoint's
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
