@@ -21,8 +21,12 @@ class EvaluationRecorder(Protocol):
     def metrics(self, step: int, values: Mapping[str, float]) -> object:
         """Values at a step."""
 
-    def curve(self, rows: Mapping[int, Mapping[str, float]]) -> object:
-        """Rows by kept tokens."""
+    def curve(
+        self,
+        rows: Mapping[int, Mapping[str, float]],
+        details: Mapping[int, Mapping[str, float]] | None = None,
+    ) -> object:
+        """Rows by kept tokens: what a paper prints, and the details."""
 
     def tags(self, values: Mapping[str, str]) -> object:
         """Tags of the run."""

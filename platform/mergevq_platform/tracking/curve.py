@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.records import (
+    CURVE_DETAILS_PREFIX,
     CURVE_PREFIX,
     JOURNAL_NAME,
     KEPT_KEY,
@@ -25,19 +26,31 @@ if TYPE_CHECKING:
     from mergevq_platform.tracking.listing import TrackedRun
 
 
-def append_curve(journal: Journal, rows: Mapping[int, Mapping[str, float]]) -> int:
-    """Record `rows`, kept tokens -> key -> value, and return how many values were new, their axis among them.
+CurveRows = Mapping[int, Mapping[str, float]]  # kept tokens -> key -> value
+
+
+def append_curve(journal: Journal, rows: CurveRows, details: CurveRows | None = None) -> int:
+    """Record `rows` and, under a prefix of their own, `details`; return how many values were new, their axis among them.
 
     A point that the run already has stays as it is: measure again into `open_for_curve`'s new run.
     """
-    return sum(journal.append_metrics(kept, values) for kept, values in curve_records(rows))
+    return sum(journal.append_metrics(kept, values) for kept, values in curve_records(rows, details))
 
 
-def curve_records(rows: Mapping[int, Mapping[str, float]]) -> list[tuple[int, dict[str, float]]]:
-    """`rows` as (step, metrics) with keys under `curve/` and `KEPT_KEY`, in rising order of kept tokens."""
+def curve_records(rows: CurveRows, details: CurveRows | None = None) -> list[tuple[int, dict[str, float]]]:
+    """(step, metrics) with keys of `rows` under `curve/`, `KEPT_KEY`, and keys of `details` under `curve_details/`.
+
+    In rising order of kept tokens.
+    """
+    details = details or {}
     return [
-        (kept, {KEPT_KEY: kept} | {f"{CURVE_PREFIX}{key}": value for key, value in rows[kept].items()})
-        for kept in sorted(rows)
+        (
+            kept,
+            {KEPT_KEY: kept}
+            | {f"{CURVE_PREFIX}{key}": value for key, value in rows.get(kept, {}).items()}
+            | {f"{CURVE_DETAILS_PREFIX}{key}": value for key, value in details.get(kept, {}).items()},
+        )
+        for kept in sorted({*rows, *details})
     ]
 
 
