@@ -20,7 +20,7 @@ from mergevq.weights_file import load_strictly, read_weights
 
 
 class FrozenModule(nn.Module):
-    """A module that takes no gradient, stays in eval mode, and is no part of what a resumed run restores.
+    """A module that takes no gradient, stays in eval mode, and is not part of a run's state.
 
     Call `freeze` at the end of the constructor.
     """

@@ -1,4 +1,4 @@
-"""`mergevq doctor` and `plan`: before a run, what could go wrong and what it will take."""
+"""`mergevq doctor` and `plan`: a cluster and a recipe checked, time and memory predicted, before a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mergevq runs`, `register`, `cache`, `sync` and `ui`: what is kept, and what the store holds."""
+"""`mergevq runs`, `register`, `cache`, `sync` and `ui`: runs, registered models, the cache, and the tracking store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mergevq train`, `recipes` and `import-official`: where tokenizers come from."""
+"""`mergevq train`, `recipes` and `import-official`: training, packaged recipes, checkpoints of the official release."""
 
 from __future__ import annotations
 

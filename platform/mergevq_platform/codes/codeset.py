@@ -1,4 +1,4 @@
-"""Code sets: images as a frozen tokenizer sees them, as Parquet shards with a manifest.
+"""Code sets: the codes of an image set by a frozen tokenizer, in Parquet shards with a manifest.
 
 Columns: `indices` list<int32> (K codes in canonical order), `assignment` list<int16> (N slots), `label`, `sample` (the
 image's row in its own set), `crop` (see `views`), `keep` (K). Every row group holds one kept count, so that a batch has one.

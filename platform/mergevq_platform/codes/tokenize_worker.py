@@ -55,7 +55,7 @@ class CodeShardJob:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """What is tokenized into what, in a form that travels to workers."""
+    """The specification of a tokenization; travels to workers."""
 
     tokenizer: TokenizerRef
     data: str
@@ -72,12 +72,12 @@ class Tokenization:
 
     @property
     def records(self) -> ShardRecords:
-        """Which shards are finished."""
+        """The records of finished shards."""
         return ShardRecords(Path(self.directory))
 
 
 class TokenizedShard(NamedTuple):
-    """What became of a planned shard."""
+    """The result of a planned shard."""
 
     shard: CodeShard | None
     views: int

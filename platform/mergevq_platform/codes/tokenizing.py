@@ -183,7 +183,7 @@ def _manifest(
 
 
 def _finished(subject: Tokenization, job: CodeShardJob) -> TokenizedShard | None:
-    """What an earlier run left of the same job, if its shard is there whole."""
+    """The result of the same job by an earlier run, if its shard is there whole."""
     facts = subject.records.read(job.file, subject.key(job))
     if facts is None:
         return None

@@ -116,7 +116,7 @@ class ShardRecords:
         return tree
 
     def remove_leftovers(self, planned: Iterable[str]) -> None:
-        """Delete what killed processes left half-written, and shards of an earlier plan that had more of them."""
+        """Delete half-written files of killed processes, and shards of an earlier plan that had more of them."""
         for path in self.directory.glob(".*.parquet.*.tmp"):
             path.unlink(missing_ok=True)
         wanted = set(planned)
@@ -133,5 +133,5 @@ class ShardRecords:
 
 
 def plan_digest(keys: Iterable[str]) -> str:
-    """Digest of a plan, from the digests of its jobs: what tells the set that is made of it from others."""
+    """Digest of a plan, from the digests of its jobs; it identifies the set that is made of the plan."""
     return hashlib.sha256("".join(keys).encode()).hexdigest()

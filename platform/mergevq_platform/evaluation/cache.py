@@ -77,7 +77,7 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """How much there is."""
+        """Bytes of all files together."""
         return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
 
     def clear(self) -> int:

@@ -1,4 +1,4 @@
-"""The evaluation of what classifies, a fine-tuned encoder or a probe's heads: top-1 over the whole evaluation split."""
+"""The evaluation of classifiers, fine-tuned encoders and heads of probes: top-1 over the whole evaluation split."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ClassifierJob(NamedTuple):
 
 @dataclass
 class ClassifierResult(Mergeable):
-    """Right answers of each head on labelled images; and how many images had no label or could not be decoded."""
+    """Right answers of each head on labelled images, with the numbers of images without a label and of undecodable ones."""
 
     top1: dict[str, Mean]  # by the head's number
     unlabelled: int = 0
@@ -94,7 +94,7 @@ class ClassifierWorker:
 
 
 def num_heads(recipe: Recipe) -> int:
-    """How many heads are trained beside each other: a probe's, one for each rate."""
+    """The number of heads that are trained beside each other: a probe has one for each rate."""
     return len(task_of(recipe).rate_factors or (1.0,))
 
 
@@ -151,7 +151,7 @@ class ClassifierReport:
         return f"{head}\n{row}\n\n{self.caption()}"
 
     def caption(self) -> str:
-        """What the numbers are of."""
+        """Data and weights of the numbers."""
         p = self.protocol
         return (
             f"{p['images']:,} images of '{p['split']}', data {p['data_fingerprint'][:12]}, EMA weights of step {p['step']}, "
@@ -159,7 +159,7 @@ class ClassifierReport:
         )
 
     def verdict(self) -> list[str]:
-        """Top-1, what it is without, and how a probe's head was chosen."""
+        """Sentences on top-1, on the images left out, and on the choice of a probe's head."""
         found, split = self.values, self.protocol["split"]
         if "top1" not in found:
             return [f"no top-1: no image of '{split}' has a label", *self._undecodable()]

@@ -78,7 +78,7 @@ class Curve:
 
     @property
     def suites(self) -> list[str]:
-        """What was measured; files from before there was a choice have both."""
+        """The suites that were measured; files from before there was a choice have both."""
         return self.protocol.get("suites", ["reconstruction", "representation"])
 
     @property
@@ -210,14 +210,14 @@ class Curve:
         return [column for column in every if any(column[0] in row for row in self.rows)]
 
     def weights(self) -> str:
-        """Which weights were measured."""
+        """The weights that were measured, in words."""
         p = self.protocol
         if p["step"] is None:
             return f"weights as saved in {PurePath(p['checkpoint']).name}"
         return f"{'EMA' if p['ema'] else 'raw'} weights of step {p['step']:,}"
 
     def caption(self) -> str:
-        """What the numbers are, in one paragraph: extractor, data, counts, teacher."""
+        """Extractor, data, counts and teacher, in one paragraph."""
         p = self.protocol
         parts = []
         if "reconstruction" in self.suites:
@@ -243,7 +243,7 @@ class Curve:
 
 
 def lacking_sentences(protocol: dict[str, Any]) -> list[str]:
-    """What the data of a measurement did not allow and why, and how many images it is without."""
+    """Sentences on the metrics that the data did not allow, with reasons, and on the images left out."""
     left_out = [
         f"{len(rows):,} image{'s' * (len(rows) > 1)} of '{split}' cannot be decoded: left out"
         for split, rows in protocol.get("left_out", {}).items()
@@ -252,7 +252,7 @@ def lacking_sentences(protocol: dict[str, Any]) -> list[str]:
 
 
 def tuned_curve(before: Curve, after: Curve) -> Curve:
-    """`after` with what Source Recovery decides of `before` beside it, as `<key>_before`; both at the same kept counts."""
+    """`after` with the metrics of Source Recovery from `before` beside its own, as `<key>_before`; both at the same kept counts."""
     keys = ("recovery_accuracy", "psnr_recovered", f"{after.frechet_key}_recovered")
     rows = [
         row | {f"{key}_before": old[key] for key in keys if key in old}

@@ -56,7 +56,7 @@ class ImageSetsEvaluator:
         self.identity = {"name": self.network.name, **self.network.identity}
 
     def report(self, run: str) -> ImageSetsReport:
-        """All that these features allow: what cannot be had (an npz has no features for recall) is left out."""
+        """All metrics that these features allow; the others (an npz of statistics has no features for recall) are left out."""
         self._require_split()
         found = {
             key: value for key, value in (self._distances() | self._alone()).items() if math.isfinite(value)
@@ -64,7 +64,7 @@ class ImageSetsEvaluator:
         return ImageSetsReport(run, found, self._protocol())
 
     def write_figures(self, report: ImageSetsReport, folder: Path) -> dict[str, Path]:
-        """None."""
+        """No figures."""
         return {}
 
     def statistics(self) -> ReferenceStatistics:
@@ -121,19 +121,19 @@ class ImageSetsEvaluator:
 
     @cached_property
     def images(self) -> ImageSet:
-        """Those that are evaluated."""
+        """The evaluated images."""
         return self._opened("images")
 
     @cached_property
     def others(self) -> ImageSet | None:
-        """Those that they are compared with; none without a reference, or where it is statistics alone."""
+        """The images of the reference; None without one, or where it is statistics alone."""
         if self.spec.reference is None or _is_statistics(self.spec.reference):
             return None
         return self._opened("reference")
 
     @cached_property
     def found(self) -> dict[str, np.ndarray]:
-        """Their features."""
+        """The features of the evaluated images."""
         return self._features("images", self.images)
 
     @cached_property

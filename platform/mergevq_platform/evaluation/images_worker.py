@@ -1,4 +1,4 @@
-"""The side of image sets of a worker: features of their images."""
+"""The worker's side of image sets: features of their images."""
 
 from __future__ import annotations
 

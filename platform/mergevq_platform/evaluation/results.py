@@ -15,7 +15,7 @@ class Mergeable:
     """A dataclass of results that merges field by field: accumulators, arrays (B, …), counts; None is of nothing."""
 
     def merge(self, other: Self) -> Self:
-        """Of both sets of images, these first."""
+        """The result over both sets of images, these first."""
         return merge([self, other])
 
 

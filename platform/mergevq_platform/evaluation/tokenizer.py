@@ -1,4 +1,4 @@
-"""The evaluation of a tokenizer: at every kept count, how well it reconstructs, and what its features know.
+"""The evaluation of a tokenizer: reconstruction and representation at every kept count.
 
 The work is cut into passes (all images of a split, of one kind, at one kept count), and passes into jobs of whole batches: see
 `passes`.
@@ -129,7 +129,7 @@ class TokenizerEvaluator:
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """What the tokenizer's results depend on beside the images."""
+        """The identity of the weights: part of the key of a pass."""
         return identity(self.spec)
 
     @cached_property
@@ -306,7 +306,7 @@ class TokenizerEvaluator:
         return key
 
     def protocol(self) -> dict[str, Any]:
-        """What the numbers mean: data, counts, extractor, weights, probe."""
+        """The protocol of the numbers: data, counts, extractor, weights, probe."""
         recipe, settings = self.recipe, self.recipe.evaluation
         evaluated = self.splits.batches["test"]
         protocol: dict[str, Any] = {
@@ -354,7 +354,7 @@ class TokenizerEvaluator:
 
 
 def likeness_names(network: Extractor) -> dict[str, str]:
-    """What the metrics of reconstructions as a set are called with the network's features."""
+    """The names of the set metrics of reconstructions (Fréchet distances, scores) with the network's features."""
     return {
         "frechet": distance_name(network, "reconstruction"),
         "spatial_frechet": distance_name(network, "reconstruction", "sfd"),
@@ -367,7 +367,7 @@ def likeness_names(network: Extractor) -> dict[str, str]:
 
 @lru_cache(maxsize=4)
 def lpips_identity(files: LpipsFilesConfig) -> dict[str, Any]:
-    """What numbers of LPIPS with these files must share to be compared."""
+    """The identity of LPIPS with these files: numbers with the same one can be compared."""
     return LpipsDistance(files).identity
 
 

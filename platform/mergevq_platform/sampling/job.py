@@ -141,7 +141,7 @@ def sample_images(job: SamplingJob, *, workers: int = 0, progress: bool = True) 
 
 
 def described(job: SamplingJob) -> dict[str, Any]:
-    """What decides the images: the protocol of a job."""
+    """The protocol of a job: everything that decides the images."""
     return {
         **job.spec.protocol(),
         "recipe": job.spec.recipe.name,

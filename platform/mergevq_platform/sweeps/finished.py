@@ -1,4 +1,4 @@
-"""What a finished trial leaves behind: its choice, its objectives and its curve, whole or not at all."""
+"""The record of a finished trial: its choice, its objectives and its curve."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STOPPED = "stopped.json"  # of a trial that the scheduler ended early
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished trial leaves behind, whole or not at all."""
+    """The record of a finished trial, on disk whole or not at all."""
 
     name: str
     params: Params

@@ -96,7 +96,7 @@ class Board:
         return table
 
     def time_left(self) -> str:
-        """A guess from the trials that have ended."""
+        """The time left, estimated from the trials that have ended."""
         done = sum(row.state in ("finished", "stopped early", "failed") for row in self.rows.values())
         if not done:
             return f"0 of {self.expected} trials ended"

@@ -50,7 +50,7 @@ class FeaturesTask(ClassesTask):
 
     @property
     def evaluated(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def evaluator(

@@ -75,7 +75,7 @@ def query(client: ClusterClient, home: Path) -> ClusterInfo:
 
 
 def compare(info: ClusterInfo, needed: list[Requirement]) -> Installation:
-    """What to install and to warn of. Raises `InputError` for what no job can change."""
+    """The packages to install, and the warnings. Raises `InputError` for what no job can change."""
     wanted = python_requirement()
     if Version(info.python) not in Requirement(f"python{wanted}").specifier:
         raise InputError(f"the cluster runs Python {info.python}, mergevq needs {wanted}: take another image")
