@@ -22,7 +22,6 @@ SHAPELESS = {"utils.py", "util.py", "common.py", "base.py", "helpers.py", "misc.
 # How often `Any` may stand for something else than a table of YAML or JSON (`dict[str, Any]`), at most, and why.
 ANY = {
     "evaluation/api.py": (1, "an evaluator of whatever kind of job its checkpoint has"),
-    "evaluation/cache.py": (8, "jobs and results of every kind pass through the cache"),
     "evaluation/cache_files.py": (8, "values of every kind become tensors and JSON"),
     "evaluation/generator.py": (1, "NumPy's float of any width"),
     "evaluation/passes.py": (6, "jobs and results of every kind"),

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mergevq_platform.distributed.sharded_map import resumed
 from mergevq_platform.evaluation.cache_files import load, save
@@ -23,6 +23,9 @@ from mergevq_platform.tracking.locks import ExclusiveLock
 FORMAT = 5  # of the files, and of what the numbers in them mean: raise it when either changes
 LIMIT_BYTES = 20 * 1024**3  # of all files together; the longest unused go first
 SUFFIX = ".safetensors"
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Cache:
         return cls(home / "cache")
 
     def through(
-        self, key: Mapping[str, Any], jobs: Sequence[Any], ask: Callable[[Sequence[Any]], Iterable[Any]]
-    ) -> Any:
+        self, key: Mapping[str, Any], jobs: Sequence[Job], ask: Callable[[Sequence[Job]], Iterable[Result]]
+    ) -> Result:
         """The merged result of the jobs that make up the pass `key`; only those without a result here are asked for."""
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
         name = f"{key['kind']}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
@@ -63,12 +66,12 @@ class Cache:
         return merged
 
     def _parts(
-        self, folder: Path, jobs: Sequence[Any], ask: Callable[[Sequence[Any]], Iterable[Any]]
-    ) -> Iterator[Any]:
+        self, folder: Path, jobs: Sequence[Job], ask: Callable[[Sequence[Job]], Iterable[Result]]
+    ) -> Iterator[Result]:
         def file(index: int) -> Path:
             return folder / f"{index:06d}{SUFFIX}"
 
-        def run(missing: list[int]) -> Iterator[Any]:
+        def run(missing: list[int]) -> Iterator[Result]:
             for index, result in zip(missing, ask([jobs[index] for index in missing]), strict=True):
                 save(file(index), result)
                 yield result
