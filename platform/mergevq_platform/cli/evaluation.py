@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.storage.settings import read_settings
@@ -103,7 +103,12 @@ def add(verbs: Any) -> None:
         metavar="PLACE",
         help="with --images: the images, or the npz of statistics (pytorch-fid's, the ADM suite's), to compare with",
     )
-    evaluate.add_argument("--size", type=count, help="with --images: bring all images to this size first")
+    evaluate.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="with --images: bring all images to this size first, 64 or 48x64 (height x width)",
+    )
     evaluate.add_argument("--split", help="with --images: of Parquet sets")
     evaluate.add_argument(
         "--save-statistics",
