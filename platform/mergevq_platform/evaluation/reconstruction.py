@@ -11,6 +11,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq.image_size import ImageSize
 from mergevq.serialization import read_config
 from mergevq.tokenizer import MergeVQ
@@ -31,7 +32,6 @@ from mergevq_platform.evaluation.report import (
 from mergevq_platform.evaluation.spec import keeps_to_measure, reachable_keeps
 from mergevq_platform.evaluation.tokenizer_figures import GRIDS, image_grids
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.storage.lookup import FoundModel, find
 from mergevq_platform.tracking.store import Store
 
