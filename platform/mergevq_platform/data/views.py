@@ -9,15 +9,17 @@ antialiasing. A view is a square or any rectangle: an image is resized until it 
 from __future__ import annotations
 
 import math
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import BeforeValidator
 from torch.nn import functional
 
 from mergevq.config import config
-from mergevq.image_size import ImageSize, height_width, size_text
-from mergevq.number_types import Fraction, Positive
+from mergevq.image_size import ImageSize, height_width, parse_size, size_text
+from mergevq.number_types import Fraction, Positive, WholeNumber
 from mergevq.rng import Stream, uniforms
 from mergevq_platform.data.augment import (
     NUMBERS,
@@ -34,12 +36,19 @@ MOST_VIEWS = (
 )
 
 
+def _size_or_none(value: Any) -> int | tuple[int, int]:
+    return 0 if value == 0 else parse_size(value)
+
+
+OpenImageSize = Annotated[WholeNumber | tuple[WholeNumber, WholeNumber], BeforeValidator(_size_or_none)]
+
+
 @config
 class ViewsConfig:
     """Sizes in pixels, each one number for a square or [height, width], and the random crops of each view.
     `student_size` and `teacher_size`: none, no such view."""
 
-    image_size: ImageSize
+    image_size: OpenImageSize = 0  # in pixels: of a square one number, else [height, width], or 48x64; 0: that of the tokenizer in training
     student_size: ImageSize | None = None
     teacher_size: ImageSize | None = None
     image_flip: Fraction = 0.0
