@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.typed import as_typed, naming_options
 from mergevq_platform.cli.verbs import add_group, add_verb
@@ -29,6 +29,12 @@ def add(verbs: Any) -> None:
         description="Make small image sets, pack large ones into Parquet shards, and look into any.",
         examples=["mergevq data info DIR"],
     )
+    _add_made(data)
+    _add_packed(data)
+
+
+def _add_made(data: Any) -> None:
+    """Image sets that the verbs make."""
     shapes = add_verb(
         data,
         "shapes",
@@ -54,6 +60,10 @@ def add(verbs: Any) -> None:
     digits.add_argument("directory", type=user_path, help="the new set's folder")
     digits.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     digits.set_defaults(function=_data_digits)
+
+
+def _add_packed(data: Any) -> None:
+    """Image sets that users bring."""
     pack = add_verb(
         data,
         "pack",
@@ -63,7 +73,12 @@ def add(verbs: Any) -> None:
     )
     pack.add_argument("source", type=user_path, help="the images: a folder of folders, archives or Parquet")
     pack.add_argument("directory", type=user_path, help="the new set's folder")
-    pack.add_argument("--size", type=count, help="resize the shorter side to this many pixels")
+    pack.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="shrink images until they cover this: 64, a shorter side of 64 pixels, or 48x64, height x width",
+    )
     pack.add_argument(
         "--validation-fraction",
         type=float,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.storage.settings import read_settings
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
+    _add_evaluate(verbs)
+    _add_reconstruct(verbs)
+
+
+def _add_evaluate(verbs: Any) -> None:
     evaluate = add_verb(
         verbs,
         "evaluate",
@@ -91,6 +96,13 @@ def add(verbs: Any) -> None:
         metavar="FILE",
         help="short for --extractor '{kind: inception, weights: FILE}': pt_inception-2015-12-05-6726825d.pth makes it FID",
     )
+    _add_image_sets(evaluate)
+    _add_procedure(evaluate)
+    evaluate.set_defaults(function=_evaluate)
+
+
+def _add_image_sets(evaluate: argparse.ArgumentParser) -> None:
+    """Options of an evaluation of image sets without a model."""
     evaluate.add_argument(
         "--images",
         type=user_place,
@@ -103,7 +115,12 @@ def add(verbs: Any) -> None:
         metavar="PLACE",
         help="with --images: the images, or the npz of statistics (pytorch-fid's, the ADM suite's), to compare with",
     )
-    evaluate.add_argument("--size", type=count, help="with --images: bring all images to this size first")
+    evaluate.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="with --images: bring all images to this size first, 64 or 48x64 (height x width)",
+    )
     evaluate.add_argument("--split", help="with --images: of Parquet sets")
     evaluate.add_argument(
         "--save-statistics",
@@ -111,6 +128,10 @@ def add(verbs: Any) -> None:
         metavar="NPZ",
         help="with --images: write their statistics, for others",
     )
+
+
+def _add_procedure(evaluate: argparse.ArgumentParser) -> None:
+    """Options of how it is done: repetitions, workers, files, storage, tracking, cache."""
     evaluate.add_argument(
         "--seeds",
         type=count,
@@ -139,8 +160,9 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--no-cache", action="store_true", help="measure all of it again (mergevq cache says what is kept)"
     )
-    evaluate.set_defaults(function=_evaluate)
 
+
+def _add_reconstruct(verbs: Any) -> None:
     reconstruct = add_verb(
         verbs,
         "reconstruct",

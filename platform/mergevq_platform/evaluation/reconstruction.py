@@ -10,6 +10,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize
 from mergevq.serialization import read_config
 from mergevq_platform.data import ImageDecodeError, evaluation_view
 from mergevq_platform.data.image_folder import read_image
@@ -63,7 +64,7 @@ def reconstruct(
     )
 
 
-def _views(files: Sequence[Path], size: int, background: Background) -> list[np.ndarray]:
+def _views(files: Sequence[Path], size: ImageSize, background: Background) -> list[np.ndarray]:
     """The evaluation views of image files. Raises `InputError` naming all that cannot be read."""
     views, bad, transparent = [], [], []
     for path in files:
