@@ -77,6 +77,14 @@ def _add_evaluate(verbs: Any) -> None:
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )
+    _add_measures(evaluate)
+    _add_image_sets(evaluate)
+    _add_procedure(evaluate)
+    evaluate.set_defaults(function=_evaluate)
+
+
+def _add_measures(evaluate: argparse.ArgumentParser) -> None:
+    """Options of the features and probes that it measures with."""
     evaluate.add_argument(
         "--extractor",
         metavar="YAML",
@@ -96,9 +104,6 @@ def _add_evaluate(verbs: Any) -> None:
         metavar="FILE",
         help="short for --extractor '{kind: inception, weights: FILE}': pt_inception-2015-12-05-6726825d.pth makes it FID",
     )
-    _add_image_sets(evaluate)
-    _add_procedure(evaluate)
-    evaluate.set_defaults(function=_evaluate)
 
 
 def _add_image_sets(evaluate: argparse.ArgumentParser) -> None:

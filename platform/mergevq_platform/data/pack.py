@@ -88,9 +88,7 @@ def pack(
             Reading, {"image_column": image_column, "label_column": label_column, "background": background}
         ),
     )
-    found = _found(source, choices, directory)
-    if found.understood is not None:
-        say("\n".join([str(source), *found.understood.lines()]))
+    found = _found(source, choices, directory, say)
     splits = shuffled(found, seed, shard_rows, validation_fraction)
     _say_held_out(found, splits, validation_fraction, say)
     background = choices.reading.background or _background_of(source)
@@ -112,15 +110,10 @@ def pack(
         for split, shards in splits.items()
         for index, items in enumerate(shards)
     ]
-    digest = plan_digest(job.key for job in jobs)
-    records = ShardRecords(directory)
-    if existing := existing_manifest(directory):
-        if existing.source.get("digest") == digest:
-            records.end()
-            return existing
-        raise InputError(
-            f"{directory} already holds another image set: name another directory, or delete it first"
-        )
+    digest, records = plan_digest(job.key for job in jobs), ShardRecords(directory)
+    if existing := _existing_pack(directory, digest):
+        records.end()
+        return existing
     records.begin()
     run = map_jobs or (_on_ray if parallel else map)
     packed = resumed_map(
@@ -133,12 +126,8 @@ def pack(
         progress=progress,
     )
 
-    settings: dict[str, Any] = {
-        "path": str(source),
-        "size": list(size) if isinstance(size, tuple) else size,
-        "seed": seed,
-        "digest": digest,
-    }
+    stated_size = list(size) if isinstance(size, tuple) else size
+    settings = {"path": str(source), "size": stated_size, "seed": seed, "digest": digest}
     columns = {"image_column": image_column, "label_column": label_column}
     settings |= {key: column for key, column in columns.items() if column is not None}
     manifest = _manifest(found, splits, packed, size, settings, background)
@@ -162,6 +151,16 @@ def _directory_for(source: str | Path, directory: str | Path) -> Path:
     return directory
 
 
+def _existing_pack(directory: Path, digest: str) -> Manifest | None:
+    """The manifest of the same pack, if it is finished. Raises `InputError` where another image set lies there."""
+    existing = existing_manifest(directory)
+    if existing and existing.source.get("digest") != digest:
+        raise InputError(
+            f"{directory} already holds another image set: name another directory, or delete it first"
+        )
+    return existing
+
+
 def _say_held_out(
     found: ImageSource,
     splits: dict[str, list[list[Item]]],
@@ -174,16 +173,19 @@ def _say_held_out(
         say(f"  held out  {alone}")
 
 
-def _found(source: str | Path, choices: Choices, directory: Path) -> ImageSource:
-    """The source to pack; one that is refused leaves nothing behind."""
+def _found(source: str | Path, choices: Choices, directory: Path, say: Callable[[str], None]) -> ImageSource:
+    """The source to pack; `say` is told what was understood. One that is refused leaves nothing behind."""
     scratch = directory / RECORDS
     before, made = scratch.exists(), not directory.exists()
     try:
-        return find_source(source, choices, scratch=scratch)
+        found = find_source(source, choices, scratch=scratch)
     except InputError:
         if not before:
             shutil.rmtree(directory if made else scratch, ignore_errors=True)
         raise
+    if found.understood is not None:
+        say("\n".join([str(source), *found.understood.lines()]))
+    return found
 
 
 class _Packer:
