@@ -21,17 +21,7 @@ SHAPELESS = {"utils.py", "util.py", "common.py", "base.py", "helpers.py", "misc.
 
 # How often `Any` may stand for something else than a table of YAML or JSON (`dict[str, Any]`), at most, and why.
 ANY = {
-    "evaluation/api.py": (1, "an evaluator of whatever kind of job its checkpoint has"),
-    "evaluation/cache_files.py": (8, "values of every kind become tensors and JSON"),
-    "evaluation/generator.py": (1, "NumPy's float of any width"),
-    "evaluation/passes.py": (6, "jobs and results of every kind"),
-    "evaluation/probing.py": (5, "fitted probes of every kind are remembered together"),
-    "evaluation/results.py": (10, "results of every kind merge"),
-    "evaluation/tokenizer.py": (2, "the results of its passes"),
-    "evaluation/tokenizer_worker.py": (2, "the results of its passes"),
-    "evaluation/worker.py": (6, "a worker answers jobs of every kind"),
-    "sweeps/importance.py": (3, "scikit-learn's trees, which have no types, and values of recipe keys"),
-    "sweeps/plain_values.py": (1, "whatever a sweep file holds, as plain numbers and text"),
+    "sweeps/importance.py": (2, "scikit-learn's trees, which have no types"),
 }
 
 LONGEST = 60  # lines of a function's body, without its docstring
