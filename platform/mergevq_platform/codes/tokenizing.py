@@ -17,7 +17,7 @@ from mergevq.files import write_whole
 from mergevq.keep import KeepDistributionConfig
 from mergevq.merge_schedule import require_reachable
 from mergevq.serialization import read_config
-from mergevq_platform.codes.codeset import CodeManifest, CodeShard, read_manifest
+from mergevq_platform.codes.manifest import CodeManifest, CodeShard, read_manifest
 from mergevq_platform.codes.tokenize_worker import (
     CodeShardJob,
     ImageRange,
