@@ -117,7 +117,6 @@ class ForwardOutput(NamedTuple):
     encoded: Encoded
     reconstruction: Tensor  # (B, 3, H, W)
     recovery_logits: Tensor | None  # (B, N, K)
-    latents: Tensor  # (B, K, G)
     head: Tensor | None  # (B, out)
 
 
@@ -298,7 +297,6 @@ class MergeVQ(nn.Module):
             encoded,
             self.decode(encoded),
             self.recovery(codes) if self.recovery is not None else None,
-            encoded.latents,
             self.head(encoded.summary) if self.head is not None else None,
         )
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from mergevq.image_size import ImageSize
-from mergevq_platform.codes.codeset import Codes, CodeShard, write_shard
+from mergevq_platform.codes.codeset import Codes, write_shard
+from mergevq_platform.codes.manifest import CodeShard
 from mergevq_platform.data import (
     Dataset,
     ImageDecodeError,

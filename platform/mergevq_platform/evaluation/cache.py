@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mergevq_platform.distributed.sharded_map import resumed
 from mergevq_platform.evaluation.cache_files import load, save
@@ -49,7 +49,7 @@ class Cache:
         whole, parts = self.directory / f"{name}{SUFFIX}", self.directory / name
         if (known := load(whole)) is not None:
             os.utime(whole)
-            return known
+            return cast(Result, known)  # the key names the jobs
         parts.mkdir(parents=True, exist_ok=True)
         try:
             lock = ExclusiveLock(self.directory / f"{name}.lock")
@@ -76,7 +76,7 @@ class Cache:
                 save(file(index), result)
                 yield result
 
-        return resumed(range(len(jobs)), run, finished=lambda index: load(file(index)))
+        return resumed(range(len(jobs)), run, finished=lambda index: cast("Result | None", load(file(index))))
 
     @property
     def bytes(self) -> int:

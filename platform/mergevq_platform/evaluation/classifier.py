@@ -26,6 +26,7 @@ from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import load_report, save_report
 from mergevq_platform.evaluation.results import Mergeable, merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, batches_key, identity, split_batches
+from mergevq_platform.evaluation.worker import WorkerProcess
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.tasks.task import task_of
@@ -39,6 +40,10 @@ class ClassifierJob(NamedTuple):
 
     split: str
     batches: tuple[int, ...]
+
+    def on_batches(self, process: WorkerProcess) -> ClassifierResult:
+        """Right answers of the batches."""
+        return process.worker(ClassifierWorker).answer(self)
 
 
 @dataclass

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from rich.table import Table
 from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import load_report, save_report
+from mergevq_platform.evaluation.trends import gain_sentence, trend_sentence
 from mergevq_platform.tracking.records import CURVE_BEST_PREFIX
 
 WIDE = 150  # terminal columns that all of a curve needs
@@ -106,7 +106,7 @@ class Curve:
         if len(points) < 3:
             return []
         keeps, values = ([point[side] for point in points] for side in (0, 1))
-        return [_trend(claim, keeps, values, expected, least)]
+        return [trend_sentence(claim, keeps, values, expected, least)]
 
     def _of_probe(self) -> list[str]:
         claim = "the probe rises with fewer kept tokens, as in the paper"
@@ -120,7 +120,7 @@ class Curve:
             sentences[-1] = f"not told{said}: the 95% intervals of the best and the worst count overlap"
         if "probe_top1_untrained" in self.rows[0]:
             gain = min(row["probe_top1_cls"] - row["probe_top1_untrained"] for row in self.rows)
-            sentences.append(_gain("the probe beats the untrained encoder at every kept count", gain))
+            sentences.append(gain_sentence("the probe beats the untrained encoder at every kept count", gain))
         return sentences
 
     def _overlaps(self, key: str) -> bool:
@@ -144,7 +144,7 @@ class Curve:
             "recovery_accuracy_before": "fine-tuning raised source recovery",
         }
         return [
-            _gain(
+            gain_sentence(
                 f"{claim} at every kept count below N",
                 min(row["recovery_accuracy"] - row[other] for row in merged),
             )
@@ -260,48 +260,6 @@ def tuned_curve(before: Curve, after: Curve) -> Curve:
     ]
     weights = {key: before.protocol[key] for key in ("checkpoint", "weights_sha256")}
     return replace(after, rows=rows, protocol=after.protocol | {"before": weights})
-
-
-def _trend(claim: str, keeps: Sequence[float], values: Sequence[float], expected: int, least: float) -> str:
-    # A trend needs a direction and a size: noise in the third digit has a rank correlation too. Nor may the noise of a part
-    # where the curve is flat outvote the part where it is steep, so only pairs that clearly differ have a say.
-    finite = numbered(values)
-    rho = rank_correlation(keeps, finite)
-    spread = (max(finite) - min(finite)) / max(max(map(abs, finite)), 1e-12)
-    word = "yes" if concordance(keeps, finite) * expected > 0.5 and spread > least else "NO"
-    return f"{word}: {claim} (rank correlation {rho:+.2f}, {min(values):.3g} to {max(values):.3g})"
-
-
-def numbered(values: Sequence[float]) -> list[float]:
-    """Values, of which none is NaN, where an infinity stands as far beyond the others as these span: older curves hold such PSNR."""
-    finite = [value for value in values if math.isfinite(value)] or [0.0]
-    low, high = min(finite), max(finite)
-    span = high - low or 1.0
-    return [value if math.isfinite(value) else high + span if value > 0 else low - span for value in values]
-
-
-def _gain(claim: str, points: float) -> str:
-    return f"{'yes' if points > 0 else 'NO'}: {claim} (weakest count: {points:+.1f} points)"
-
-
-def concordance(x: Sequence[float], y: Sequence[float]) -> float:
-    """Goodman and Kruskal's gamma of the pairs whose y differ by over a tenth of y's range: 1 where all rise, -1 where all
-    fall; 0 without such pairs."""
-    clear = (max(y) - min(y)) / 10
-    signs = [
-        (x2 > x1) - (x2 < x1) if y2 > y1 else (x2 < x1) - (x2 > x1)
-        for (x1, y1), (x2, y2) in combinations(zip(x, y, strict=True), 2)
-        if abs(y2 - y1) > clear
-    ]
-    return sum(signs) / len(signs) if signs else 0.0
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rho; 0 where one side is constant."""
-    from scipy.stats import spearmanr  # scipy.stats takes half a second to import
-
-    rho = spearmanr(x, y).statistic if len(set(x)) > 1 and len(set(y)) > 1 else 0.0
-    return 0.0 if math.isnan(rho) else float(rho)
 
 
 def six_counts(candidates: Sequence[int], grid_tokens: int, reachable: range) -> tuple[int, ...]:

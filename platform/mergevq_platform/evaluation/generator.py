@@ -197,7 +197,7 @@ class GeneratorEvaluator:
     def _neighbour_ratio(self, known: RealStatistics, result: GeneratorResult, key: Key) -> float:
         return float(self._median_distance(known, result, key) / known.reconstructed_distance)
 
-    def _median_distance(self, known: RealStatistics, result: GeneratorResult, key: Key) -> np.floating[Any]:
+    def _median_distance(self, known: RealStatistics, result: GeneratorResult, key: Key) -> np.floating:
         distances, _ = nearest(self.passes, result.small, key, known.train.small, known.train_key)
         return np.median(distances[:, 0])
 

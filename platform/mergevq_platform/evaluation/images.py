@@ -36,8 +36,9 @@ from mergevq_platform.evaluation.images_report import ImageSetsReport
 from mergevq_platform.evaluation.images_worker import ImageSetJob, ImageSetsSpec
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
+from mergevq_platform.evaluation.repetitions import averaged
 from mergevq_platform.evaluation.statistics import SPLITS
-from mergevq_platform.evaluation.tokenizer import BATCHES_PER_JOB, averaged
+from mergevq_platform.evaluation.tokenizer_passes import BATCHES_PER_JOB
 
 FEWEST_FOR_TREND = 100  # images below which no distance is extrapolated
 
@@ -53,7 +54,7 @@ class ImageSetsEvaluator:
     lacking: dict[str, str] = field(default_factory=dict)  # what so few images do not allow, and why
 
     def __post_init__(self) -> None:
-        self.network = extractor(self.spec.settings, key="--extractor")
+        self.network = extractor(self.spec.extractor, key="--extractor")
         self.identity = {"name": self.network.name, **self.network.identity}
 
     def report(self, run: str) -> ImageSetsReport:
