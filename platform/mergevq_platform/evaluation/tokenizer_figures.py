@@ -25,7 +25,7 @@ GRIDS = ("reconstructions.png", "clusters.png")  # files of `image_grids`
 def write_figures(
     curve: Curve, spec: EvaluationSpec, findings: TokenizerFindings, folder: Path
 ) -> dict[str, Path]:
-    """The table as CSV, the figures of the curve, image grids, and what `findings` adds: files in `folder` by name."""
+    """The table as CSV, the figures of the curve, image grids, and the figures of `findings`: files in `folder` by name."""
     files = {"table.csv": folder / "table.csv"}
     files["table.csv"].write_text(curve.csv())
     files |= curve_figures(curve, folder)
@@ -47,7 +47,7 @@ def evaluated_batches(curve: Curve, worker: TokenizerWorker, split: str) -> Eval
 def finding_figures(
     findings: TokenizerFindings, curve: Curve, worker: TokenizerWorker, folder: Path
 ) -> dict[str, Path]:
-    """How often codes are used, the worst reconstructions, the nearest neighbours: files in `folder`."""
+    """Code usage, the worst reconstructions, the nearest neighbours: files in `folder`."""
     drawn = {}
     keeps, data = [int(keep) for keep in curve.column("keep")], worker.recipe.data
     evaluated = evaluated_batches(curve, worker, data.evaluation_split)

@@ -7,14 +7,12 @@ group of its own, for which the trial itself holds no CPU.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import shutil
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,11 @@ import torch
 from ray import tune
 
 from mergevq.config import to_tree
-from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.distributed import trainer
-from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.api import leave
-from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
 from mergevq_platform.figures.frame import COLOURS
@@ -45,43 +39,11 @@ from mergevq_platform.sweeps.finished import RECORD, Finished
 from mergevq_platform.sweeps.objectives import UntrainedPoint
 from mergevq_platform.sweeps.space import Params
 from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.sweeps.trial_host import TrialHost
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.view_state import RUN_COLOUR_TAG
-
-
-@dataclass
-class TrialHost(LocalHost):
-    """The loop's host in a trial: metrics to the trial's journal, checkpoints and objectives to Ray Tune."""
-
-    recorder: LocalRecorder | None = None
-    measured: Callable[[Path, int], dict[str, float]] | None = None
-    objectives: tuple[str, ...] = ()
-    handed: Path | None = None  # the checkpoint that Tune gave
-
-    def latest(self) -> Path | None:
-        """Tune's checkpoint: this trial's last one, or in a population another's that was copied."""
-        return self.handed
-
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Into the journal."""
-        assert self.recorder is not None
-        self.recorder.metrics(step, values)
-
-    def progress(self, status: dict[str, float]) -> None:
-        """Keep the latest."""
-        self.status = status
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write, measure the objectives, and report both; Tune may end the trial here."""
-        super().save(step, write)
-        directory = self.directory / checkpoints.directory_name(step)
-        for older in checkpoints.listed(str(self.directory))[1:]:
-            shutil.rmtree(older, ignore_errors=True)
-        # Search algorithms look for every objective in every report, measured yet or not.
-        values = self.measured(directory, step) if self.measured else dict.fromkeys(self.objectives, math.nan)
-        tune.report({"step": step, **values}, checkpoint=tune.Checkpoint.from_directory(str(directory)))
 
 
 def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> None:
@@ -199,9 +161,7 @@ def _rung(
 ) -> dict[str, float]:
     """The objectives on few images; recorded as `rung/<objective>`."""
     few = task_of(recipe).on_fewer_images(recipe, sweep.rung)
-    evaluator = task_of(few).evaluator(
-        few, str(directory), EvaluationOptions(step=step, device=_device(place.device))
-    )
+    evaluator = task_of(few).evaluator(few, str(directory), EvaluationOptions(step=step, device=place.device))
     curve: Evaluation = evaluator.report(recipe.name)
     values = measured(sweep, curve, place.reference)
     recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
@@ -217,15 +177,11 @@ def _final(
     recorder: EvaluationRecorder,
 ) -> Evaluation:
     evaluator = task_of(recipe).evaluator(
-        recipe, checkpoint, EvaluationOptions(step=step, device=_device(place.device))
+        recipe, checkpoint, EvaluationOptions(step=step, device=place.device)
     )
     report: Evaluation = evaluator.report(run.name)
     leave(report, evaluator, run.directory / report.folder, recorder, recipe.description, shown=False)
     return report
-
-
-def _device(name: str) -> Device:
-    return "cuda" if name == "cuda" else "cpu"
 
 
 def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
@@ -299,28 +255,3 @@ def _handed() -> Iterator[Path | None]:
     else:
         with checkpoint.as_directory() as directory:
             yield Path(directory)
-
-
-def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
-    """The untrained tokenizer of the base recipe, every token kept, on the rung's images: a fixed point of the sweep.
-
-    Raises `InputError` where the images have no labels.
-    """
-    recipe = resolve(sweep.base(), sweep.folder, pins=sweep.pins)
-    settings = replace(
-        recipe.evaluation,
-        keeps=(recipe.tokenizer.model.grid_tokens,),
-        images=sweep.rung.images,
-        probe_images=sweep.rung.probe_images,
-        untrained_baseline=False,
-    )
-    recipe = replace(recipe, evaluation=settings)
-    curve: Curve = (
-        task_of(recipe)
-        .evaluator(recipe, None, EvaluationOptions(step=0, device=_device(device)))
-        .report("untrained")
-    )
-    row = curve.rows[0]
-    if "probe_top1_cls" not in row:
-        raise InputError(f"{recipe.data.path} has no labels: an objective of this sweep needs a probe")
-    return UntrainedPoint(frechet=row[curve.frechet_key], probe=row["probe_top1_cls"])

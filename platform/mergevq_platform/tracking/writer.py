@@ -1,4 +1,4 @@
-"""The writer: a thread that delivers a journal while the run goes on; and `sync`, for what it missed."""
+"""The writer: a thread that delivers a journal while the run goes on; and `sync`, for the records that it missed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Writer:
         return False
 
     def close(self, timeout_seconds: float = 30.0) -> SyncReport:
-        """Deliver what is left, for `timeout_seconds` at most, and stop."""
+        """Deliver the rest, for `timeout_seconds` at most, and stop."""
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout_seconds)
@@ -160,7 +160,7 @@ class Writer:
 
 
 def sync(run_dir: Path, store: Store) -> SyncReport:
-    """Deliver what `store` misses of the run in `run_dir`; repeating it changes nothing.
+    """Deliver the records that `store` lacks of the run in `run_dir`; repeating it changes nothing.
 
     A run that no process is writing any more, and that never said how it ended, is recorded as KILLED. Raises
     `InputError` where there is no journal or the store does not answer.
