@@ -72,10 +72,12 @@ class GeneratorReport:
 
     def note(self, description: str, figures: Mapping[str, str]) -> str:
         """The best of every goal, the verdict, a narrow table, the metrics over guidance scales; see `run_note`."""
-        least = (self.protocol["keys"].get("spatial_frechet"), "pictures_per_second")
-        columns = [column for column in self.columns() if column[0] not in least][: TABLE_COLUMNS - 1]
+        inner = self.protocol["keys"].get("spatial_frechet")
+        columns = [
+            column for column in self.columns() if column[0] != inner and not column[0].endswith("_second")
+        ]
         figure = figures.get("guidance.png") or figures.get("samples.png")
-        table = "\n".join(self._rows_of(columns))
+        table = "\n".join(self._rows_of(columns[: TABLE_COLUMNS - 1]))
         return run_note(
             self.answer(), self.verdict(), table, NOTE, self.caption(), description, figure=figure
         )
