@@ -12,6 +12,7 @@ import torch
 import mergevq
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize
+from mergevq.image_size import height_width
 from mergevq.serialization import read_config
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.data import ImageDecodeError, evaluation_view
@@ -104,7 +105,7 @@ def _require_free(out: Path | None, html: Path | None) -> None:
 def _facts(found: FoundModel, tokenizer: MergeVQ, sha256: str) -> list[str]:
     model = tokenizer.config
     weights = "weights as saved" if found.step is None else f"EMA weights of step {found.step:,}"
-    size = f"{model.image_size} × {model.image_size} px"
+    size = "{} × {} px".format(*height_width(model.image_size))
     return [
         f"Tokenizer {found.label}, {weights}, sha256 {sha256[:12]}: {size}, {model.grid_tokens} grid tokens, "
         f"{model.quantizer.vocabulary:,} codes.",
