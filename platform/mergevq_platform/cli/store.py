@@ -1,4 +1,4 @@
-"""`mergevq runs`, `register`, `cache`, `sync` and `ui`: what is kept, and what the store holds."""
+"""`mergevq runs`, `register`, `cache`, `sync` and `ui`: runs, registered models, the cache, and the tracking store."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from mergevq_platform.storage.settings import read_settings
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
+    _add_runs(verbs)
+    _add_register(verbs)
+    _add_cache(verbs)
+    _add_sync(verbs)
+    _add_ui(verbs)
+
+
+def _add_runs(verbs: Any) -> None:
     runs = add_group(
         verbs,
         "runs",
@@ -51,6 +59,8 @@ def add(verbs: Any) -> None:
     removing.add_argument("--files", action="store_true", help="also delete runs/ray/NAME (for good)")
     removing.set_defaults(function=_runs_rm)
 
+
+def _add_register(verbs: Any) -> None:
     registering = add_verb(
         verbs,
         "register",
@@ -68,6 +78,8 @@ def add(verbs: Any) -> None:
     )
     registering.set_defaults(function=_register)
 
+
+def _add_cache(verbs: Any) -> None:
     cache = add_verb(
         verbs,
         "cache",
@@ -84,6 +96,8 @@ def add(verbs: Any) -> None:
     )
     cache.set_defaults(function=_cache)
 
+
+def _add_sync(verbs: Any) -> None:
     sync = add_verb(
         verbs,
         "sync",
@@ -94,6 +108,8 @@ def add(verbs: Any) -> None:
     sync.add_argument("run", help="name or directory of a run or sweep; its trials and evaluations go along")
     sync.set_defaults(function=_sync)
 
+
+def _add_ui(verbs: Any) -> None:
     ui = add_verb(
         verbs,
         "ui",
