@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
@@ -13,13 +14,12 @@ from torch import Tensor, nn
 
 from mergevq import merging
 from mergevq.config import config
-from mergevq.errors import InputError
+from mergevq.image_size import grid_of, height_width
 from mergevq.inputs import check_images, whole_count
 from mergevq.layers import GroupNorm, MergeBlock, ResBlock, sincos
 from mergevq.merge_schedule import merge_schedule
+from mergevq.number_types import Count, Positive, ProperFraction, WholeNumber
 
-Count = Annotated[int, pydantic.Field(ge=1)]
-Positive = Annotated[float, pydantic.Field(gt=0)]
 Positions = Literal["none", "sincos", "learned"]
 
 
@@ -30,7 +30,7 @@ class HybridEncoderConfig:
     kind: Literal["hybrid"] = "hybrid"
     channels: Count = 64
     multipliers: tuple[Count, ...] = (1, 1, 2, 4, 8)
-    res_blocks: Annotated[int, pydantic.Field(ge=0)] = 4
+    res_blocks: WholeNumber = 4
     stem_stride: Literal[1, 2, 4] = (
         1  # above 1, the first convolution reduces too (small images, little time)
     )
@@ -42,9 +42,7 @@ class HybridEncoderConfig:
     layer_scale: Positive = 1e-5  # initial value; short trainings want more
     initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
     summary_std: Positive = 1e-6  # of the summary token's start
-    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] = (
-        0.0  # of the last block, rising from 0 at the first
-    )
+    drop_path: ProperFraction = 0.0  # of the last block, rising from 0 at the first
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -74,9 +72,7 @@ class ViTEncoderConfig:
     layer_scale: Positive = 1e-5  # initial value; short trainings want more
     initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
     summary_std: Positive = 1e-6  # of the summary token's start
-    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] = (
-        0.0  # of the last block, rising from 0 at the first
-    )
+    drop_path: ProperFraction = 0.0  # of the last block, rising from 0 at the first
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -103,16 +99,29 @@ class EncoderOutput(NamedTuple):
         return merging.mean_over_cells(self.tokens, self.source.size)
 
 
+class Cells(NamedTuple):
+    """Images as grid tokens, before merging: tokens (B, 1 + N, D), the summary token first, and the grid's sides."""
+
+    tokens: Tensor
+    rows: int
+    columns: int
+
+    def of(self, images: Sequence[int]) -> Cells:
+        """The cells of some images, by their positions in the batch."""
+        chosen = torch.tensor(images, device=self.tokens.device)
+        return self._replace(tokens=self.tokens.index_select(0, chosen))
+
+
 class Encoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
 
-    def __init__(self, config: HybridEncoderConfig | ViTEncoderConfig, grid: int) -> None:
+    def __init__(self, config: HybridEncoderConfig | ViTEncoderConfig, grid: int | tuple[int, int]) -> None:
         super().__init__()
-        self.config, self.grid = config, grid
+        self.config, self.grid = config, height_width(grid)
         self.stem = ConvStem(config) if isinstance(config, HybridEncoderConfig) else PatchStem(config)
         self.summary_token = nn.Parameter(torch.randn(1, 1, config.width) * config.summary_std)
         if config.positions == "learned":
-            self.positions = nn.Parameter(torch.randn(1, grid * grid, config.width) * 0.02)
+            self.positions = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], config.width) * 0.02)
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
             MergeBlock(config.width, config.heads, config.layer_scale, rate) for rate in rates
@@ -121,26 +130,43 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, keep: int) -> EncoderOutput:
         """Encode, keeping exactly `keep` tokens; raises `InputError` for a shape, dtype or count that cannot be."""
-        check_images(images, like=self.summary_token)
         keep = whole_count(keep)
-        height, width = images.shape[-2:]
-        reduction = self.config.reduction
-        if height % reduction or width % reduction:
-            raise InputError(f"images of {height} x {width} do not divide into cells of {reduction} pixels")
-        rows, columns = height // reduction, width // reduction
-        schedule = merge_schedule(rows * columns, keep, self.config.depth, self.config.inflection)
+        self.check(images, [keep])
+        return self.merge(self.embed(images), keep)
 
+    def check(self, images: Tensor, counts: Iterable[int]) -> None:
+        """Raise `InputError` for images of a shape or dtype that cannot be, and for counts that the layers cannot reach."""
+        check_images(images, like=self.summary_token)
+        rows, columns = self._grid(images)
+        for keep in counts:
+            self._schedule(rows * columns, keep)
+
+    def embed(self, images: Tensor) -> Cells:
+        """Images (B, 3, H, W) that `check` has passed -> their grid tokens, the positions added."""
+        rows, columns = self._grid(images)
         x = rearrange(self.stem(images), "b d h w -> b (h w) d")
         x = x + self.position(rows, columns, x)
         x = torch.cat([self.summary_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        return Cells(x, rows, columns)
+
+    def merge(self, cells: Cells, keep: int) -> EncoderOutput:
+        """Grid tokens -> exactly `keep` kept tokens, merged from layer to layer."""
+        x = cells.tokens
         size: Tensor | None = None
         assignment = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
-        for block, r in zip(self.blocks, schedule, strict=True):
+        for block, r in zip(self.blocks, self._schedule(x.shape[1] - 1, keep), strict=True):
             x, size, slot = block(x, size, r)
             if slot is not None:
                 assignment = slot.gather(1, assignment)
-        tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1)
+        tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1, (cells.rows, cells.columns))
         return EncoderOutput(x[:, 0], tokens, source)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        return grid_of((height, width), self.config.reduction)
+
+    def _schedule(self, grid_tokens: int, keep: int) -> tuple[int, ...]:
+        return merge_schedule(grid_tokens, keep, self.config.depth, self.config.inflection)
 
     def position(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """Position codes (1, rows * columns, D) for any grid; zero where the encoder has none."""
@@ -150,9 +176,9 @@ class Encoder(nn.Module):
             case "sincos":
                 return sincos(rows, columns, self.config.width, like.device).to(like.dtype)[None]
             case "learned":
-                if rows * columns == self.grid * self.grid:
+                if (rows, columns) == self.grid:
                     return self.positions.to(like.dtype)
-                grid = rearrange(self.positions, "1 (h w) d -> 1 d h w", h=self.grid)
+                grid = rearrange(self.positions, "1 (h w) d -> 1 d h w", h=self.grid[0])
                 table = F.interpolate(grid.float(), (rows, columns), mode="bicubic", align_corners=False)
                 return rearrange(table, "1 d h w -> 1 (h w) d").to(like.dtype)
 

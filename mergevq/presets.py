@@ -42,6 +42,12 @@ def _hybrid(
     )
 
 
+def _gr_64(size: str) -> TokenizerConfig:
+    """N = 64 at 64 px, by a reduction of 8: the square counts from 9 on have the six merge ratios of Table 4."""
+    multipliers = (2, 4, 8, 12) if size == "d32" else (1, 2, 4, 8)
+    return _hybrid(size, multipliers, 64, keep=36, head_layers=3)
+
+
 def _r(image_size: int) -> TokenizerConfig:
     return TokenizerConfig(
         image_size=image_size,
@@ -91,17 +97,21 @@ def _test(kind: str) -> TokenizerConfig:
 PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
     **{f"g_{px}_{size}": partial(_g, size, px) for px in (128, 256) for size in ("d32", "d64")},
     **{f"gr_{px}_{size}": partial(_gr, size, px) for px in (128, 256) for size in SIZES},
+    **{f"gr_64_{size}": partial(_gr_64, size) for size in ("d32", "d64")},
     **{f"r_{px}_vitb": partial(_r, px) for px in (128, 256)},
     "tiny_gr_32": _tiny_gr,
-    **{f"test_{kind}": partial(_test, kind) for kind in ("g", "gr", "r")},
 }
+TEST_PRESETS = {
+    f"test_{kind}": partial(_test, kind) for kind in ("g", "gr", "r")
+}  # created by name, never listed
 
 
 def preset(name: str) -> TokenizerConfig:
     """The configuration of a named tokenizer. Raises `InputError` that lists the names."""
-    if name not in PRESETS:
-        raise InputError(f"no preset '{name}': {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]()
+    known = PRESETS | TEST_PRESETS
+    if name not in known:
+        raise InputError(f"no preset '{name}': {', '.join(list_presets())}")
+    return known[name]()
 
 
 def parameter_counts(tokenizer: MergeVQ) -> dict[str, int]:
@@ -119,5 +129,5 @@ def parameter_counts(tokenizer: MergeVQ) -> dict[str, int]:
 
 
 def list_presets() -> list[str]:
-    """All preset names."""
+    """The names of all presets to train; `test_*`, which are for tests alone, are created by name."""
     return sorted(PRESETS)

@@ -7,7 +7,6 @@ and read their own descriptions by `write_model`, `read_export` and `load_export
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from torch import nn
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.file_kinds import check_kind
+from mergevq.files import whole_file, write_whole
 from mergevq.generation.config import parse_generator
 from mergevq.generation.model import Generator
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
@@ -64,13 +64,10 @@ def load_generator(directory: str | Path) -> Generator:
 def write_model(model: nn.Module, format: str, description: Mapping[str, Any], directory: str | Path) -> None:
     """Write a model's tensors, its format and its description; each file appears whole or not at all, config.json last."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, directory / f".{WEIGHTS}")
-    os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
-    text = json.dumps({"format": format, **description}, indent=1) + "\n"
-    (directory / f".{CONFIG}").write_text(text)
-    os.replace(directory / f".{CONFIG}", directory / CONFIG)
+    with whole_file(directory / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    write_whole(directory / CONFIG, json.dumps({"format": format, **description}, indent=1) + "\n")
 
 
 def read_export(directory: str | Path, format: str, *, what: str, key: str) -> tuple[dict[str, Any], str]:

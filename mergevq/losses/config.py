@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pydantic
 
 from mergevq.config import Tree, config
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize
 from mergevq.losses.adversarial import AdversarialConfig, PatchAdversarialConfig
 from mergevq.losses.alignment import AlignmentConfig, NoAlignmentConfig, ViewSizes
 from mergevq.losses.perceptual import NoPerceptualConfig, PerceptualConfig
@@ -56,8 +58,17 @@ class TokenizerTrainingConfig:
     recovery: RecoveryLossConfig = RecoveryLossConfig()
     alignment: AlignmentConfig = NoAlignmentConfig()
 
-    def views_needed(self, image_size: int) -> ViewSizes:
-        """The sides of both further views for images of `image_size`, None where unused."""
+    def after(self, steps: int) -> TokenizerTrainingConfig:
+        """The same terms for a training that goes on after `steps` optimizer steps: a late start or an annealing is that much nearer."""
+        annealing = self.entropy.annealing
+        rest = AnnealingConfig(start_factor=annealing.factor(steps), steps=max(0, annealing.steps - steps))
+        adversarial = self.adversarial
+        if isinstance(adversarial, PatchAdversarialConfig):
+            adversarial = replace(adversarial, start_step=max(0, adversarial.start_step - steps))
+        return replace(self, adversarial=adversarial, entropy=replace(self.entropy, annealing=rest))
+
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
+        """The sizes of both further views for images of `image_size`, None where unused."""
         return self.alignment.views_needed(image_size)
 
 

@@ -68,7 +68,7 @@ class TokenizerPhase(nn.Module):
         image_loss, losses = self._image_terms(images, result.reconstruction)
         terms = [image_loss, *self._adversarial_term(image_loss, result.reconstruction, step, losses)]
 
-        quantizer = self.tokenizer.quantizer.losses(result.latents)
+        quantizer = self.tokenizer.quantizer.losses(result.encoded.latents)
         losses |= quantizer
         entropy_weight = config.entropy.weight * config.entropy.annealing.factor(step)
         losses["entropy_weight"] = torch.full((), entropy_weight, device=images.device)
@@ -133,7 +133,7 @@ class TokenizerPhase(nn.Module):
         encoder = self.tokenizer.config.encoder
 
         def kept(view: Tensor) -> int:
-            grid = (view.shape[-1] // encoder.reduction) ** 2
+            grid = (view.shape[-2] // encoder.reduction) * (view.shape[-1] // encoder.reduction)
             # Rounding may fall below what the layers can reach on a smaller grid.
             return max(
                 scaled_keep(keep, self.tokenizer.grid_tokens, grid), reachable(grid, encoder.depth).start

@@ -106,9 +106,19 @@ NO_COUNTS = [9.0, [9], (9, 9), "9", np.float32(9), np.array([9, 9]), torch.tenso
 
 @pytest.mark.parametrize("keep", NO_COUNTS, ids=repr)
 def test_a_count_that_is_not_one_whole_number_is_named(tokenizer: mergevq.MergeVQ, keep: Any) -> None:
-    for call in (tokenizer.encode, tokenizer.encode_summary, tokenizer):
+    for call in (tokenizer.encode_summary, tokenizer):
         with pytest.raises(InputError, match=r"^keep must be one whole number for all images; this is "):
             call(images(), keep)
+
+
+@pytest.mark.parametrize("keep", [9.0, [9], "9", "99", np.float32(9), [9, 9.5], torch.nan], ids=repr)
+def test_what_is_neither_one_count_nor_one_for_each_image_is_named(
+    tokenizer: mergevq.MergeVQ, keep: Any
+) -> None:
+    with pytest.raises(
+        InputError, match=r"^keep (must be one whole number for all|has 1 counts for 2) images"
+    ):
+        tokenizer.encode(images(), keep)
 
 
 @pytest.mark.parametrize("keep", [np.int64(KEEP), np.array(KEEP), torch.tensor(KEEP)], ids=repr)
@@ -179,9 +189,10 @@ def test_codes_indices_and_sources_that_are_none_are_named(tokenizer: mergevq.Me
         r"source\.assignment must be a tensor; this is a list": Source([[0]], source.size),
         r"this is \(2, 0\) int64": Source(source.assignment[:, :0], source.size),
         "the source is on meta, the codes on cpu": Source(source.assignment.to("meta"), source.size),
-        r"must be \(B, N\) int64 of a square grid of N cells; this is \(2, 15\) int64": Source(
+        r"the source has 15 cells, which are no square: say its rows and columns": Source(
             source.assignment[:, :15], source.size
         ),
+        r"the source has 16 cells, but its grid is 3 x 5": Source(source.assignment, source.size, (3, 5)),
         r"\(2, 16\) float32": Source(source.assignment.float(), source.size),
         "the source is of 1 images of 9 tokens, the codes of 2 of 9": Source(
             source.assignment[:1], source.size[:1]

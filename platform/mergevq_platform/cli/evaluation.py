@@ -1,15 +1,15 @@
-"""`mergevq evaluate` and `reconstruct`: what a tokenizer does."""
+"""`mergevq evaluate`: what a model is worth, in numbers."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path, user_place
+from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    evaluate = verbs.add_parser(
+    evaluate = add_verb(
+        verbs,
         "evaluate",
         help="measure the curve of a run, a checkpoint or an imported tokenizer; of a generator, over guidance scales; of a probe, top-1",
+        description="Measure a trained model, or any image set, and print the table with its verdict. Results are kept by weights and "
+        "data: a second evaluation measures nothing, a killed one goes on.",
+        examples=[
+            "mergevq evaluate RUN",
+            "mergevq evaluate RUN --keep 9 16 25 --suite reconstruction",
+            "mergevq evaluate --images DIR --reference DIR_OR_NPZ",
+        ],
     )
     evaluate.add_argument(
         "run",
@@ -63,6 +71,14 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )
+    _add_measures(evaluate)
+    _add_image_sets(evaluate)
+    _add_procedure(evaluate)
+    evaluate.set_defaults(function=_evaluate)
+
+
+def _add_measures(evaluate: argparse.ArgumentParser) -> None:
+    """Options of the features and probes that it measures with."""
     evaluate.add_argument(
         "--extractor",
         metavar="YAML",
@@ -82,6 +98,10 @@ def add(verbs: Any) -> None:
         metavar="FILE",
         help="short for --extractor '{kind: inception, weights: FILE}': pt_inception-2015-12-05-6726825d.pth makes it FID",
     )
+
+
+def _add_image_sets(evaluate: argparse.ArgumentParser) -> None:
+    """Options of an evaluation of image sets without a model."""
     evaluate.add_argument(
         "--images",
         type=user_place,
@@ -94,7 +114,12 @@ def add(verbs: Any) -> None:
         metavar="PLACE",
         help="with --images: the images, or the npz of statistics (pytorch-fid's, the ADM suite's), to compare with",
     )
-    evaluate.add_argument("--size", type=count, help="with --images: bring all images to this size first")
+    evaluate.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="with --images: bring all images to this size first, 64 or 48x64 (height x width)",
+    )
     evaluate.add_argument("--split", help="with --images: of Parquet sets")
     evaluate.add_argument(
         "--save-statistics",
@@ -102,6 +127,10 @@ def add(verbs: Any) -> None:
         metavar="NPZ",
         help="with --images: write their statistics, for others",
     )
+
+
+def _add_procedure(evaluate: argparse.ArgumentParser) -> None:
+    """Options of how it is done: repetitions, workers, files, storage, tracking, cache."""
     evaluate.add_argument(
         "--seeds",
         type=count,
@@ -130,18 +159,6 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--no-cache", action="store_true", help="measure all of it again (mergevq cache says what is kept)"
     )
-    evaluate.set_defaults(function=_evaluate)
-
-    reconstruct = verbs.add_parser(
-        "reconstruct", help="originals, reconstructions and cluster maps side by side"
-    )
-    reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
-    reconstruct.add_argument("images", nargs="+", type=user_path, metavar="IMAGE")
-    reconstruct.add_argument(
-        "--keep", type=count, action="extend", nargs="+", metavar="K", help="kept-token counts (default: six)"
-    )
-    reconstruct.add_argument("--out", type=user_path, default=Path("reconstructions"))
-    reconstruct.set_defaults(function=_reconstruct)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -239,7 +256,7 @@ def _extractor(options: argparse.Namespace) -> FeaturesConfig | None:
 
 def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | None) -> None:
     from mergevq_platform.evaluation import api
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
 
     report = api.evaluate_images(
         options.images,
@@ -254,7 +271,7 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
         address=options.address,
         cache=not options.no_cache,
     )
-    table_console().print(report.table())
+    print_table(report.table())
     _write(report, options)
 
 
@@ -263,17 +280,3 @@ def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
         report.save(options.json)
     if options.markdown:
         options.markdown.write_text(report.markdown() + "\n")
-
-
-def _reconstruct(options: argparse.Namespace) -> None:
-    from mergevq_platform.evaluation import reconstruction
-
-    for path in reconstruction.reconstruct(
-        options.checkpoint,
-        options.images,
-        home=read_settings().home,
-        keeps=options.keep,
-        out=options.out,
-        tracking_uri=read_settings().tracking_uri,
-    ):
-        print(path)

@@ -1,4 +1,4 @@
-"""`mergevq train`, `recipes` and `import-official`: where tokenizers come from."""
+"""`mergevq train`, `recipes` and `import-official`: training, packaged recipes, checkpoints of the official release."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.storage.settings import read_settings
@@ -15,10 +16,18 @@ from mergevq_platform.storage.settings import read_settings
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    train = verbs.add_parser(
+    _add_train(verbs)
+    _add_import_official(verbs)
+    _add_recipes(verbs)
+
+
+def _add_train(verbs: Any) -> None:
+    train = add_verb(
+        verbs,
         "train",
         help="train on Ray, measure the curve, record it in MLflow",
         description="Train a recipe on this machine or on the cluster of RAY_ADDRESS. Ctrl-C leaves a resumable run.",
+        examples=["mergevq train demo steps=200", "mergevq train --resume RUN"],
     )
     train.add_argument(
         "recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)"
@@ -37,31 +46,38 @@ def add(verbs: Any) -> None:
     )
     train.set_defaults(function=_train)
 
-    official = verbs.add_parser(
-        "import-official", help="a checkpoint of the official MergeVQ release -> ours"
+
+def _add_import_official(verbs: Any) -> None:
+    official = add_verb(
+        verbs,
+        "import-official",
+        help="a checkpoint of the official MergeVQ release -> ours",
+        description="Turn a checkpoint of the official MergeVQ release into a tokenizer's folder that every verb takes.",
+        examples=["mergevq import-official released.ckpt imported --config released.yaml"],
     )
-    official.add_argument("checkpoint", type=user_path)
-    official.add_argument("out", type=user_path)
+    official.add_argument("checkpoint", type=user_path, help="the release's file of weights")
+    official.add_argument("out", type=user_path, help="the tokenizer's new folder")
     official.add_argument("--config", type=user_path, help="the release's own YAML of that checkpoint")
     official.add_argument("--preset", help="instead of --config: one of our presets")
     official.add_argument("--raw", action="store_true", help="take the raw weights, not the EMA ones")
     official.set_defaults(function=_import_official)
 
-    recipes = verbs.add_parser("recipes", help="list the packaged recipes, or print one complete")
+
+def _add_recipes(verbs: Any) -> None:
+    recipes = add_verb(
+        verbs,
+        "recipes",
+        help="list the packaged recipes, or print one complete",
+        description="List the packaged recipes, each with a line on what it trains; or print one with all of its keys.",
+        examples=["mergevq recipes", "mergevq recipes demo steps=200"],
+    )
     recipes.add_argument("recipe", nargs="?", help="print this recipe, resolved")
-    recipes.add_argument("overrides", nargs="*", default=[], metavar="a.b=c")
+    recipes.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
     recipes.set_defaults(function=_recipes)
 
 
-def _train(options: argparse.Namespace) -> int:
-    from mergevq_platform import data, recipe
-    from mergevq_platform.distributed import trainer
-    from mergevq_platform.evaluation import api, registering
-    from mergevq_platform.storage.lookup import places_of_runs
-    from mergevq_platform.tasks.task import task_of
-    from mergevq_platform.tracking import models
-    from mergevq_platform.tracking.store import Store
-
+def _recipe_words(options: argparse.Namespace) -> tuple[str | None, tuple[str, ...]]:
+    """The recipe's file or name, None with --resume, and the overrides."""
     # With --resume the positional recipe is left out, so its slot may hold the first override.
     words = [text for text in [options.recipe, *options.overrides] if text]
     overrides = tuple(text for text in words if "=" in text)
@@ -75,8 +91,21 @@ def _train(options: argparse.Namespace) -> int:
         raise InputError(
             f"give a recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN{both}"
         )
+    return (names[0] if names else None), overrides
+
+
+def _train(options: argparse.Namespace) -> int:
+    from mergevq_platform import data, recipe
+    from mergevq_platform.distributed import trainer
+    from mergevq_platform.evaluation import api, registering
+    from mergevq_platform.storage.lookup import places_of_runs
+    from mergevq_platform.tasks.task import task_of
+    from mergevq_platform.tracking import models
+    from mergevq_platform.tracking.store import Store
+
+    name, overrides = _recipe_words(options)
     home = read_settings().home
-    given = recipe.load(names[0], overrides) if names else None
+    given = recipe.load(name, overrides) if name else None
     tracking_uri = read_settings().tracking_uri
     find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
     chosen = recipe.resolve(given, find_run=find_run) if given else None

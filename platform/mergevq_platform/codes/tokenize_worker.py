@@ -17,7 +17,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from mergevq_platform.codes.codeset import Codes, CodeShard, write_shard
+from mergevq.image_size import ImageSize
+from mergevq_platform.codes.codeset import Codes, write_shard
+from mergevq_platform.codes.manifest import CodeShard
 from mergevq_platform.data import (
     Dataset,
     ImageDecodeError,
@@ -55,7 +57,7 @@ class CodeShardJob:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """What is tokenized into what, in a form that travels to workers."""
+    """The specification of a tokenization; travels to workers."""
 
     tokenizer: TokenizerRef
     data: str
@@ -72,12 +74,12 @@ class Tokenization:
 
     @property
     def records(self) -> ShardRecords:
-        """Which shards are finished."""
+        """The records of finished shards."""
         return ShardRecords(Path(self.directory))
 
 
 class TokenizedShard(NamedTuple):
-    """What became of a planned shard."""
+    """The result of a planned shard."""
 
     shard: CodeShard | None
     views: int
@@ -146,8 +148,8 @@ class TokenizeWorker:
         )
 
 
-def view_of(image: Any, size: int, seed: int, sample: int, crop: int) -> np.ndarray:
-    """A view of an RGB image, uint8 (S, S, 3); see the module's docstring."""
+def view_of(image: Any, size: ImageSize, seed: int, sample: int, crop: int) -> np.ndarray:
+    """A view of an RGB image, uint8 (h, w, 3); see the module's docstring."""
     pair, mirrored = divmod(crop, 2)
     if pair == 0:
         pixels = evaluation_view(image, size)

@@ -14,6 +14,8 @@ from typing import Any
 
 from mergevq.config import parse
 from mergevq.errors import InputError
+from mergevq.files import write_whole
+from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.images.decoding import MAX_PIXELS
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
@@ -34,7 +36,6 @@ from mergevq_platform.data.sources.image_source import ImageSource, Item
 from mergevq_platform.data.sources.source import find_source
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import RECORDS, ShardRecords, plan_digest, resumed_map
-from mergevq_platform.storage.files import write_whole
 
 MapJobs = Callable[[Callable[[PackJob], PackedShard], list[PackJob]], Iterable[PackedShard]]
 
@@ -43,7 +44,7 @@ def pack(
     source: str | Path,
     directory: str | Path,
     *,
-    size: int | None = None,
+    size: ImageSize | None = None,
     parallel: bool = False,
     labels: str | Path | None = None,
     validation_fraction: float = 0.0,
@@ -63,9 +64,10 @@ def pack(
 ) -> Manifest:
     """Pack the images of `source` into shards under `directory`; returns the manifest, which lists skipped files.
 
-    `size` shrinks images to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
-    connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
-    `class_depth` and the columns choose where the source leaves a choice, see `Choices` and `Reading`; `say` is told what was understood.
+    `size` shrinks images until they just cover it, a square (its shorter side) or (height, width), and never enlarges.
+    `parallel` uses the Ray cluster that this process is connected to; every node must see both places. `labels` is a CSV of
+    files and classes. `layout`, `folder_splits`, `class_depth` and the columns choose where the source leaves a choice, see
+    `Choices` and `Reading`; `say` is told what was understood.
     `validation_fraction` holds that share of `train` out as `val`; where the source has a `val`, that is said instead. Run again after an
     interruption, it goes on; run again after its end, it does nothing. Every image is decoded once to prove it whole.
     Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where an image is
@@ -73,19 +75,10 @@ def pack(
 
     Raises `InputError` for a source without usable images or a directory that holds something else.
     """
-    directory = Path(directory).expanduser().absolute()
-    if size is not None and size < 1:
-        raise InputError(f"size is {size}: it must be at least 1")
+    size = None if size is None else parse_size(size)
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file: name a directory")
-    if directory.resolve() == Path(source).expanduser().resolve():
-        raise InputError(f"source and directory are the same, {directory}: name another directory")
-    if directory.resolve().is_relative_to(Path(source).expanduser().resolve()):
-        raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
-    if not (directory / RECORDS).exists() and not existing_manifest(directory):
-        refuse_foreign_files(directory)
+    directory = _directory_for(source, directory)
     choices = Choices(
         layout=layout,
         splits=tuple(folder_splits) if folder_splits is not None else None,
@@ -95,14 +88,9 @@ def pack(
             Reading, {"image_column": image_column, "label_column": label_column, "background": background}
         ),
     )
-    found = _found(source, choices, directory)
-    if found.understood is not None:
-        say("\n".join([str(source), *found.understood.lines()]))
+    found = _found(source, choices, directory, say)
     splits = shuffled(found, seed, shard_rows, validation_fraction)
-    if validation_fraction and "val" in found.splits:
-        say("  held out  none: the source has a split 'val' already, --validation-fraction is not used")
-    if alone := only_held_out(found, splits):
-        say(f"  held out  {alone}")
+    _say_held_out(found, splits, validation_fraction, say)
     background = choices.reading.background or _background_of(source)
     jobs = [
         PackJob(
@@ -122,15 +110,10 @@ def pack(
         for split, shards in splits.items()
         for index, items in enumerate(shards)
     ]
-    digest = plan_digest(job.key for job in jobs)
-    records = ShardRecords(directory)
-    if existing := existing_manifest(directory):
-        if existing.source.get("digest") == digest:
-            records.end()
-            return existing
-        raise InputError(
-            f"{directory} already holds another image set: name another directory, or delete it first"
-        )
+    digest, records = plan_digest(job.key for job in jobs), ShardRecords(directory)
+    if existing := _existing_pack(directory, digest):
+        records.end()
+        return existing
     records.begin()
     run = map_jobs or (_on_ray if parallel else map)
     packed = resumed_map(
@@ -143,39 +126,66 @@ def pack(
         progress=progress,
     )
 
-    description: dict[str, Any] = {
-        "kind": "pack",
-        "of": found.kind,
-        "path": str(source),
-        "size": size,
-        "seed": seed,
-        "digest": digest,
-    }
+    stated_size = list(size) if isinstance(size, tuple) else size
+    settings = {"path": str(source), "size": stated_size, "seed": seed, "digest": digest}
     columns = {"image_column": image_column, "label_column": label_column}
-    description |= {key: column for key, column in columns.items() if column is not None}
-    description["ignored"] = found.ignored
-    if found.understood is not None:
-        description["understood"] = found.understood.to_tree()
-    manifest = _manifest(found, splits, packed, size, description, background)
-    if not any(split.rows for split in manifest.splits.values()):
-        first = next(item for split in manifest.splits.values() for item in split.skipped)
-        raise InputError(f"{source} has no usable image: the first, {first.file}, {first.reason}")
+    settings |= {key: column for key, column in columns.items() if column is not None}
+    manifest = _manifest(found, splits, packed, size, settings, background)
     records.remove_leftovers(job.file for job in jobs)
     write_whole(directory / MANIFEST, manifest.to_json())
     records.end()
     return manifest
 
 
-def _found(source: str | Path, choices: Choices, directory: Path) -> ImageSource:
-    """The source to pack; one that is refused leaves nothing behind."""
+def _directory_for(source: str | Path, directory: str | Path) -> Path:
+    """The absolute directory of a pack. Raises `InputError` for one that is the source, lies in it, or holds something else."""
+    directory = Path(directory).expanduser().absolute()
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file: name a directory")
+    if directory.resolve() == Path(source).expanduser().resolve():
+        raise InputError(f"source and directory are the same, {directory}: name another directory")
+    if directory.resolve().is_relative_to(Path(source).expanduser().resolve()):
+        raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
+    if not (directory / RECORDS).exists() and not existing_manifest(directory):
+        refuse_foreign_files(directory)
+    return directory
+
+
+def _existing_pack(directory: Path, digest: str) -> Manifest | None:
+    """The manifest of the same pack, if it is finished. Raises `InputError` where another image set lies there."""
+    existing = existing_manifest(directory)
+    if existing and existing.source.get("digest") != digest:
+        raise InputError(
+            f"{directory} already holds another image set: name another directory, or delete it first"
+        )
+    return existing
+
+
+def _say_held_out(
+    found: ImageSource,
+    splits: dict[str, list[list[Item]]],
+    validation_fraction: float,
+    say: Callable[[str], None],
+) -> None:
+    if validation_fraction and "val" in found.splits:
+        say("  held out  none: the source has a split 'val' already, --validation-fraction is not used")
+    if alone := only_held_out(found, splits):
+        say(f"  held out  {alone}")
+
+
+def _found(source: str | Path, choices: Choices, directory: Path, say: Callable[[str], None]) -> ImageSource:
+    """The source to pack; `say` is told what was understood. One that is refused leaves nothing behind."""
     scratch = directory / RECORDS
     before, made = scratch.exists(), not directory.exists()
     try:
-        return find_source(source, choices, scratch=scratch)
+        found = find_source(source, choices, scratch=scratch)
     except InputError:
         if not before:
             shutil.rmtree(directory if made else scratch, ignore_errors=True)
         raise
+    if found.understood is not None:
+        say("\n".join([str(source), *found.understood.lines()]))
+    return found
 
 
 class _Packer:
@@ -190,7 +200,7 @@ def _on_ray(pack: Callable[[PackJob], PackedShard], jobs: list[PackJob]) -> Iter
     import ray
 
     workers = min(len(jobs), int(ray.cluster_resources().get("CPU", 1)))
-    return answers(_Packer, pack, workers=workers)(jobs) if jobs else []
+    return answers(_Packer, pack, workers=workers)(jobs)
 
 
 def _background_of(source: str | Path) -> Background | None:
@@ -208,10 +218,11 @@ def _manifest(
     found: ImageSource,
     splits: dict[str, list[list[Item]]],
     packed: list[PackedShard],
-    size: int | None,
-    source: dict[str, Any],
+    size: ImageSize | None,
+    settings: dict[str, Any],
     background: Background | None,
 ) -> Manifest:
+    """The manifest of a finished pack. Raises `InputError` where no image was usable."""
     done: dict[str, Split] = {}
     for split in splits:
         mine = [part for part in packed if part.file.startswith(f"{split}-")]
@@ -228,4 +239,10 @@ def _manifest(
     if found.refused:
         first = next(iter(done))
         done[first] = replace(done[first], skipped=(*done[first].skipped, *found.refused))
+    if not any(split.rows for split in done.values()):
+        worst = next(item for split in done.values() for item in split.skipped)
+        raise InputError(f"{settings['path']} has no usable image: the first, {worst.file}, {worst.reason}")
+    source = {"kind": "pack", "of": found.kind, **settings, "ignored": found.ignored}
+    if found.understood is not None:
+        source["understood"] = found.understood.to_tree()
     return Manifest(splits=done, classes=found.classes, size=size, source=source, background=background)

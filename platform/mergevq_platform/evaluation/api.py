@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 
 import torch
 
-from mergevq.config import to_tree
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
@@ -172,7 +172,7 @@ def evaluate_images(
     *,
     home: Path,
     extractor: FeaturesConfig | None = None,
-    size: int | None = None,
+    size: ImageSize | None = None,
     split: str | None = None,
     seeds: int = 1,
     workers: int = 1,
@@ -191,7 +191,7 @@ def evaluate_images(
     spec = ImageSetsSpec(
         images=images,
         reference=reference,
-        extractor=to_tree(settings.extractor),
+        extractor=settings.extractor,
         device=device,
         size=size,
         split=split,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.table import Table
 
-from mergevq.errors import InputError
 from mergevq_platform.evaluation.curve import lacking_sentences
+from mergevq_platform.evaluation.headline import best_rows, divided
+from mergevq_platform.evaluation.note import TABLE_COLUMNS, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
-from mergevq_platform.tracking.records import SCALE_PREFIX
+from mergevq_platform.evaluation.report_files import load_report, save_report
+from mergevq_platform.tracking.records import SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX, SCALE_KEY, SCALE_PREFIX
 
 NAMES = {
     "reconstructed": "reconstructions (ceiling)",
@@ -40,34 +41,54 @@ class GeneratorReport:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        write_whole(path, json_text(asdict(self)))
+        save_report(self, path)
 
     @classmethod
     def load(cls, path: Path) -> GeneratorReport:
         """Read JSON written by `save`. Raises `InputError` if it is something else."""
-        try:
-            report = cls(**json.loads(path.read_text()))
-            references = {name: without_nulls(row) for name, row in report.references.items()}
-            return replace(report, rows=[without_nulls(row) for row in report.rows], references=references)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a generator's report ({error})") from None
+        return load_report(cls, path, what="a generator's report")
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
-        """`cfg_curve/<metric>` at step = 100 x scale, references as metrics at the checkpoint's step."""
+        """`cfg_curve/<metric>` and the scale at step = 100 x scale, `cfg_curve_best/<metric>` at that of the best, references as
+        metrics at the checkpoint's step; details under prefixes of their own."""
         for row in self.rows:
-            values = {f"{SCALE_PREFIX}{key}": value for key, value in row.items() if key != "scale"}
-            recorder.metrics(round(100 * row["scale"]), values)
+            rows, details = divided(row, self._is_headline, axis="scale")
+            values = {f"{SCALE_PREFIX}{key}": value for key, value in rows.items()}
+            values |= {f"{SCALE_DETAILS_PREFIX}{key}": value for key, value in details.items()}
+            recorder.metrics(round(100 * row["scale"]), {SCALE_KEY: row["scale"]} | values)
+        for key, found in best_rows(self.rows, (self.frechet_key,)).items():
+            recorder.metrics(round(100 * found["scale"]), {f"{SCALE_BEST_PREFIX}{key}": found[key]})
         step = self.protocol["generator"]["step"]
         for name in NAMES:
             if name in self.references:
-                values = {
-                    f"cfg_reference/{key}_{name}": value for key, value in self.references[name].items()
-                }
+                rows, details = divided(self.references[name], self._is_headline)
+                values = {f"cfg_reference/{key}_{name}": value for key, value in rows.items()}
+                values |= {f"cfg_reference_details/{key}_{name}": value for key, value in details.items()}
                 recorder.metrics(step, values)
 
-    def note(self, description: str) -> str:
-        """What the charts show, and the table."""
-        return f"{description}\n\n{NOTE}\n\n{self.markdown()}"
+    def _is_headline(self, key: str) -> bool:
+        names = ("frechet", "inception_score", "precision", "recall")
+        return key in ("class_top1", *(self.protocol["keys"][name] for name in names))
+
+    def note(self, description: str, figures: Mapping[str, str]) -> str:
+        """The best of every goal, the verdict, a narrow table, the metrics over guidance scales; see `run_note`."""
+        inner = self.protocol["keys"].get("spatial_frechet")
+        columns = [
+            column for column in self.columns() if column[0] != inner and not column[0].endswith("_second")
+        ]
+        figure = figures.get("guidance.png") or figures.get("samples.png")
+        table = "\n".join(self._rows_of(columns[: TABLE_COLUMNS - 1]))
+        return run_note(
+            self.answer(), self.verdict(), table, NOTE, self.caption(), description, figure=figure
+        )
+
+    def answer(self) -> str:
+        """The best Fréchet distance and its guidance scale, and what else was reached there."""
+        best, key = self.best, self.frechet_key
+        parts = [f"Fréchet distance {best[key]:.3g} (`{key}`)"] if key in best else []
+        if "class_top1" in best:
+            parts.append(f"class recognised {best['class_top1']:.1f}%")
+        return f"{', '.join(parts) or 'measured'} at {_scale_name(best['scale'])}, {self.kept()}"
 
     @property
     def frechet_key(self) -> str:
@@ -149,7 +170,9 @@ class GeneratorReport:
 
     def markdown(self) -> str:
         """The report as a Markdown table."""
-        columns = self.columns()
+        return "\n".join([*self._rows_of(self.columns()), "", self.caption()])
+
+    def _rows_of(self, columns: Sequence[tuple[str, str, str]]) -> list[str]:
         text = [
             "| | " + " | ".join(title for _, title, _ in columns) + " |",
             "|---|" + "---:|" * len(columns),
@@ -157,7 +180,7 @@ class GeneratorReport:
         for what, row in self.lines():
             cells = (format(row[key], form) if key in row else "" for key, _, form in columns)
             text.append(f"| {what} | " + " | ".join(cells) + " |")
-        return "\n".join([*text, "", self.caption()])
+        return text
 
     def kept(self) -> str:
         """What was generated: kind, kept tokens, steps."""

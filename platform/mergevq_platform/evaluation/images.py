@@ -14,6 +14,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, size_text
 from mergevq.metrics import (
     ClassBalance,
     FeatureStatistics,
@@ -35,8 +36,9 @@ from mergevq_platform.evaluation.images_report import ImageSetsReport
 from mergevq_platform.evaluation.images_worker import ImageSetJob, ImageSetsSpec
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
+from mergevq_platform.evaluation.repetitions import averaged
 from mergevq_platform.evaluation.statistics import SPLITS
-from mergevq_platform.evaluation.tokenizer import BATCHES_PER_JOB, averaged
+from mergevq_platform.evaluation.tokenizer_passes import BATCHES_PER_JOB
 
 FEWEST_FOR_TREND = 100  # images below which no distance is extrapolated
 
@@ -52,11 +54,11 @@ class ImageSetsEvaluator:
     lacking: dict[str, str] = field(default_factory=dict)  # what so few images do not allow, and why
 
     def __post_init__(self) -> None:
-        self.network = extractor(self.spec.settings, key="--extractor")
+        self.network = extractor(self.spec.extractor, key="--extractor")
         self.identity = {"name": self.network.name, **self.network.identity}
 
     def report(self, run: str) -> ImageSetsReport:
-        """All that these features allow: what cannot be had (an npz has no features for recall) is left out."""
+        """All metrics that these features allow; the others (an npz of statistics has no features for recall) are left out."""
         self._require_split()
         found = {
             key: value for key, value in (self._distances() | self._alone()).items() if math.isfinite(value)
@@ -64,7 +66,7 @@ class ImageSetsEvaluator:
         return ImageSetsReport(run, found, self._protocol())
 
     def write_figures(self, report: ImageSetsReport, folder: Path) -> dict[str, Path]:
-        """None."""
+        """No figures."""
         return {}
 
     def statistics(self) -> ReferenceStatistics:
@@ -121,19 +123,19 @@ class ImageSetsEvaluator:
 
     @cached_property
     def images(self) -> ImageSet:
-        """Those that are evaluated."""
+        """The evaluated images."""
         return self._opened("images")
 
     @cached_property
     def others(self) -> ImageSet | None:
-        """Those that they are compared with; none without a reference, or where it is statistics alone."""
+        """The images of the reference; None without one, or where it is statistics alone."""
         if self.spec.reference is None or _is_statistics(self.spec.reference):
             return None
         return self._opened("reference")
 
     @cached_property
     def found(self) -> dict[str, np.ndarray]:
-        """Their features."""
+        """The features of the evaluated images."""
         return self._features("images", self.images)
 
     @cached_property
@@ -143,9 +145,11 @@ class ImageSetsEvaluator:
         if other is None:
             return None
         if other.size != self.images.size:
-            fixed = next((p.size for p in (self.images, other) if isinstance(p, NpzImages)), "S")
+            sizes = (_typed(p.size) for p in (self.images, other) if isinstance(p, NpzImages))
+            fixed = next(sizes, "S")
             raise InputError(
-                f"{self.spec.images} has images of {self.images.size} px, {self.spec.reference} of {other.size}: "
+                f"{self.spec.images} has images of {size_text(self.images.size)} px, {self.spec.reference} of "
+                f"{size_text(other.size)}: "
                 f"--size {fixed} brings both to one size"
             )
         return self._features("reference", other)
@@ -180,7 +184,8 @@ class ImageSetsEvaluator:
         opened = self.spec.open(which)
         if self.spec.size is not None and opened.size != self.spec.size:
             raise InputError(
-                f"--size {self.spec.size}: the samples of {getattr(self.spec, which)} are taken as they are, {opened.size} px: "
+                f"--size {_typed(self.spec.size)}: the samples of {getattr(self.spec, which)} are taken as they are, "
+                f"{size_text(opened.size)} px: "
                 "leave it out, or give them as a folder of files"
             )
         for line in opened.said:
@@ -232,6 +237,10 @@ class ImageSetsEvaluator:
             **({"lacking": dict(self.lacking)} if self.lacking else {}),
             "mergevq": mergevq.__version__,
         }
+
+
+def _typed(size: ImageSize) -> str:
+    return size_text(size).replace(" ", "")
 
 
 def _moments(features: np.ndarray) -> Moments:

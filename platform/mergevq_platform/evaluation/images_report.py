@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.table import Table
 
+from mergevq.image_size import size_text
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.storage.files import json_text
+from mergevq_platform.storage.json_text import json_text
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class ImageSetsReport:
         """`images/<metric>` at step 0."""
         recorder.metrics(0, {f"images/{key}": value for key, value in self.values.items()})
 
-    def note(self, description: str) -> None:
-        """The run keeps its note."""
+    def note(self, description: str, figures: Mapping[str, str]) -> None:
+        """None: image sets are no run."""
         return None
 
     def verdict(self) -> list[str]:
@@ -67,7 +69,7 @@ class ImageSetsReport:
             " No more images than features: the distance is strongly biased upwards." if p["biased"] else ""
         )
         return (
-            f"{p['images']:,} images of {p['size']} px{against}; "
+            f"{p['images']:,} images of {size_text(p['size'])} px{against}; "
             f"{p['extractor']['description']}, {p['extractor']['resize']}.{biased}"
             + "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         )

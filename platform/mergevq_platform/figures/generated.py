@@ -12,12 +12,15 @@ import numpy as np
 from mergevq_platform.evaluation.generator_report import NAMES, GeneratorReport
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 CELL = 64  # screen pixels that a small image is enlarged to, about: the factor is whole
 GAP, MARGIN, LINE = 4, 12, 17  # screen pixels
 DPI = 100
 LEFT, RIGHT, GREY = "#0072b2", "#d55e00", "#8a8a8a"
+REFERENCE_STYLES = {"reconstructed": "--", "by_position": ":", "untrained": (0, (1, 3))}
 
 
 def image_rows(
@@ -28,36 +31,37 @@ def image_rows(
     foot: str = "",
 ) -> Figure:
     """Images (H, W, 3) uint8 in labelled rows, enlarged by a whole factor; `heads` over columns, `below` under images."""
-    side = max(max(image.shape[:2]) for images in rows.values() for image in images)
-    factor = max(1, round(CELL / side))
-    cell, columns = side * factor, max(len(images) for images in rows.values())
+    shown = [image.shape[:2] for images in rows.values() for image in images]
+    factor = max(1, round(CELL / max(max(shape) for shape in shown)))
+    tall, broad = (factor * max(sides) for sides in zip(*shown, strict=True))
+    columns = max(len(images) for images in rows.values())
     note = 14 if below else 0
     left = MARGIN + 7 * max(map(len, rows))
-    width = left + columns * (cell + GAP) - GAP + MARGIN
+    width = left + columns * (broad + GAP) - GAP + MARGIN
     words = textwrap.wrap(foot, max(40, width // 6))
     top = MARGIN + (LINE if heads else 0)
-    height = top + len(rows) * (cell + GAP + note) + LINE * len(words) + MARGIN
+    height = top + len(rows) * (tall + GAP + note) + LINE * len(words) + MARGIN
     canvas = np.full((height, width, 3), 255, np.uint8)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     plain: dict[str, Any] = {"parse_math": False}
     for column, head in enumerate(heads):
-        x = left + column * (cell + GAP) + cell / 2
+        x = left + column * (broad + GAP) + broad / 2
         figure.text(x / width, 1 - (top - 4) / height, head, ha="center", va="bottom", size=8, **plain)
     for row, (label, images) in enumerate(rows.items()):
-        y = top + row * (cell + GAP + note)
+        y = top + row * (tall + GAP + note)
         figure.text(
-            (left - 8) / width, 1 - (y + cell / 2) / height, label, ha="right", va="center", size=8.5, **plain
+            (left - 8) / width, 1 - (y + tall / 2) / height, label, ha="right", va="center", size=8.5, **plain
         )
         for column, image in enumerate(images):
-            x = left + column * (cell + GAP)
+            x = left + column * (broad + GAP)
             large = image.repeat(factor, 0).repeat(factor, 1)
             canvas[y : y + large.shape[0], x : x + large.shape[1]] = large
         for column, text in enumerate((below or {}).get(label, ())):
-            x = left + column * (cell + GAP) + cell / 2
+            x = left + column * (broad + GAP) + broad / 2
             figure.text(
-                x / width, 1 - (y + cell + 1) / height, text, ha="center", va="top", size=7, color=GREY
+                x / width, 1 - (y + tall + 1) / height, text, ha="center", va="top", size=7, color=GREY
             )
     figure.text(
         MARGIN / width, (MARGIN - 4) / height, "\n".join(words), size=8, color="#555555", va="bottom", **plain
@@ -69,7 +73,7 @@ def image_rows(
 def guidance_figure(report: GeneratorReport) -> Figure:
     """Fréchet distance (left) and recognised classes (right) over guidance scales, with baselines and ceilings as lines."""
     scales = [row["scale"] for row in report.rows]
-    key, p = report.frechet_key, report.protocol
+    key = report.frechet_key
 
     def column(name: str) -> list[float]:
         return [row.get(name, math.nan) for row in report.rows]
@@ -93,20 +97,8 @@ def guidance_figure(report: GeneratorReport) -> Figure:
     )
     low, high = (column(f"class_top1_{end}") for end in ("low", "high"))
     right.fill_between(scales, low, high, color=RIGHT, alpha=0.15, linewidth=0)
-    styles = {"reconstructed": "--", "by_position": ":", "untrained": (0, (1, 3))}
-    for name, style in styles.items():
-        if key in report.references.get(name, {}):
-            level = report.references[name][key]
-            handles.append(left.axhline(level, color=LEFT, linestyle=style, linewidth=1.4, label=NAMES[name]))
-    if "class_probe" in p:
-        real = p["class_probe"]["real_top1"]
-        handles.append(
-            right.axhline(real, color=RIGHT, linestyle="--", linewidth=1.2, label="class of real images")
-        )
-        handles.append(
-            right.axhline(p["chance_top1"], color=RIGHT, linestyle=":", linewidth=1.4, label="chance")
-        )
-    measured = [*report.rows, *(row for name, row in report.references.items() if name in styles)]
+    handles += _reference_lines(report, left, right)
+    measured = [*report.rows, *(row for name, row in report.references.items() if name in REFERENCE_STYLES)]
     values = [row[key] for row in measured if key in row]
     if values and min(values) > 0 and max(values) > 10 * min(values):
         left.set_yscale("log")
@@ -132,3 +124,19 @@ def guidance_figure(report: GeneratorReport) -> Figure:
         fontsize=9,
     )
     return figure
+
+
+def _reference_lines(report: GeneratorReport, left: Axes, right: Axes) -> list[Line2D]:
+    """Draw baselines and ceilings as horizontal lines; returns them for the legend."""
+    key, p, lines = report.frechet_key, report.protocol, []
+    for name, style in REFERENCE_STYLES.items():
+        if key in report.references.get(name, {}):
+            level = report.references[name][key]
+            lines.append(left.axhline(level, color=LEFT, linestyle=style, linewidth=1.4, label=NAMES[name]))
+    if "class_probe" in p:
+        real = p["class_probe"]["real_top1"]
+        lines += [
+            right.axhline(real, color=RIGHT, linestyle="--", linewidth=1.2, label="class of real images"),
+            right.axhline(p["chance_top1"], color=RIGHT, linestyle=":", linewidth=1.4, label="chance"),
+        ]
+    return lines

@@ -52,7 +52,7 @@ class SamplingSpec:
         return replace(self, guidance={**self.guidance, "scale": scale})
 
     def protocol(self) -> dict[str, Any]:
-        """What decides the codes, and whose they are, as plain values."""
+        """The protocol of the codes as plain values: generator, tokenizer, kept tokens, sampling, guidance."""
         kind = self.recipe.generator.model.kind
         return {
             "generator": {
@@ -83,7 +83,7 @@ def open_sampling(
     guidance: GuidanceConfig | None = None,
     tokenizer: str | None = None,
 ) -> SamplingSpec:
-    """The newest generator at a run, checkpoint or URI; what is not said is the recipe's `task.generation`.
+    """The newest generator at a run, checkpoint or URI; settings that are not given are those of the recipe's `task.generation`.
 
     `tokenizer`: where its tokenizer lies now, or one with another Source Recovery. Raises `InputError` for a kept count that
     was not trained, more steps than tokens, settings for another number of sub-tokens, and a tokenizer whose codes are not
@@ -197,13 +197,13 @@ class SamplingPipeline:
         indices = indices.to(self.device)
         if self.recipe.generator.model.kind == "random_order":
             return self.tokenizer.decode_indices(indices)
-        return self.tokenizer.decode_indices(indices, every_cell(indices))
+        return self.tokenizer.decode_indices(indices, every_cell(indices, self.tokenizer.config.grid))
 
 
-def every_cell(indices: Tensor) -> Source:
-    """The source of codes (B, N) that are given for every cell."""
+def every_cell(indices: Tensor, grid: tuple[int, int]) -> Source:
+    """The source of codes (B, N) that are given for every cell of `grid`, in raster order."""
     cells = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
-    return Source(cells, torch.ones_like(cells, dtype=torch.float32))
+    return Source(cells, torch.ones_like(cells, dtype=torch.float32), grid)
 
 
 def class_names(recipe: Recipe) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The frozen tokenizer of stage 2: where it lies, and the hash by which codes, recipe and generator know it again.
+"""The frozen tokenizer of stage 2: its location, and the hash by which codes, recipe and generator recognise it.
 
 Codes mean nothing without the very weights that made them. Its identity is the sha256 of its `model.safetensors` (averaged
 weights), which code sets, recipes, checkpoints of generators and generated images all record. Beside it stands the hash of
@@ -9,6 +9,7 @@ train recovery_gr_256`) may take the place of the recorded one.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors import safe_open
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, grid_of, height_width, parse_size
 from mergevq.serialization import WEIGHTS, read_config
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.storage import checkpoints
@@ -29,12 +31,23 @@ class TokenizerRef:
 
     location: str  # a checkpoint, a tokenizer alone, or a URI of either
     sha256: str  # of its weights file
-    image_size: int
+    image_size: ImageSize
     grid_tokens: int
     vocabulary: int
     codes_sha256: str | None = (
         None  # of its weights without Source Recovery; none: recorded before there was one
     )
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> TokenizerRef:
+        """The tokenizer of its plain values. Raises `InputError` for an image size that is none."""
+        return cls(**{**tree, "image_size": parse_size(tree["image_size"])})
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the cells, which are squares."""
+        height, width = height_width(self.image_size)
+        return grid_of(self.image_size, math.isqrt(height * width // self.grid_tokens))
 
     def makes_codes_of(self, sha256: str | None, codes_sha256: str | None) -> bool:
         """Whether it is the tokenizer with these hashes, or differs from it in Source Recovery alone; without any, yes."""

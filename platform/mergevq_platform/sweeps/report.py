@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ import yaml
 from rich.table import Table
 
 from mergevq.errors import InputError
-from mergevq_platform.evaluation.tables import table_console
+from mergevq_platform.evaluation.note import linked_figure, narrow_copy, run_note
+from mergevq_platform.evaluation.tables import print_table, table_console
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Entry, averaged, comparison_axes, require_one_identity
 from mergevq_platform.figures.comparison_export import comparison_csv, comparison_html
@@ -25,9 +26,12 @@ from mergevq_platform.sweeps.definition import Population, Sweep, described
 from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
+from mergevq_platform.tracking.notes import NOTE_TAG
 from mergevq_platform.tracking.recorder import Recorder
 
 MIN_FOR_IMPORTANCE = 4
+NOTE_TRIALS = 10  # the best, in the sweep's note
+NOTE_FIGURES = ("curves.png", "pareto.png")
 
 
 def entries(definition: Sweep, finished: Sequence[Finished]) -> list[Entry]:
@@ -62,7 +66,7 @@ def _score(objective: Objective, value: float) -> float:
 
 
 def not_comparable(finished: Sequence[Finished]) -> str | None:
-    """Why the trials' curves cannot be laid over each other, None where they can: a space may change how they are measured."""
+    """The reason why the trials' curves cannot be laid over each other, None where they can: a space may change how they are measured."""
     try:
         require_one_identity([trial.evaluation() for trial in finished])
     except InputError as error:
@@ -94,7 +98,7 @@ def table(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
 
 
 def hypervolumes(finished: Sequence[Finished]) -> dict[str, float]:
-    """Of each trial's curve, the area of (ln Fréchet distance, gain) that it dominates up to the worst point of all."""
+    """The area of (ln Fréchet distance, gain) that each trial's curve dominates, up to the worst point of all."""
     curves = {trial.name: trial.evaluation() for trial in finished}
     points = {
         name: [(math.log(max(row[c.frechet_key], 1e-12)), row[comparison_axes(c).gain_key]) for row in c.rows]
@@ -118,7 +122,7 @@ def pareto_rows(definition: Sweep, finished: Sequence[Finished]) -> list[list[st
 
 
 def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dict[str, float]]:
-    """Per objective, the share of its variance that each parameter explains; see `main_effects`.
+    """The share of each objective's variance that each parameter explains; see `main_effects`.
 
     Only parameters that every trial chose count, and trials with a finite objective. Empty with fewer than four of them,
     or where a population changed its choices on the way.
@@ -174,7 +178,7 @@ def write(definition: Sweep, name: str, finished: Sequence[Finished], folder: Pa
 
 
 def omissions(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
-    """What a report cannot say, a line for each: trials without a finite objective, curves that do not go together."""
+    """The omissions of a report, a line for each: trials without a finite objective, curves that do not go together."""
     lines = []
     for objective in definition.objectives:
         without = [trial.name for trial in finished if not math.isfinite(trial.objectives[objective.name])]
@@ -207,6 +211,10 @@ def record(
     """Record the report in the sweep's own run: artifacts, the winner, the front's size and hypervolume."""
     for file in files.values():
         recorder.artifact(file, "report")
+    recorder.tags({NOTE_TAG: note(definition, finished, files)})
+    for name in NOTE_FIGURES:
+        if name in files:
+            recorder.artifact(narrow_copy(files[name]), "report")
     values = {}
     if (winner := best(definition, finished)) is not None:
         recorder.tags(
@@ -218,8 +226,24 @@ def record(
     recorder.metrics(len(finished), values)
 
 
+def note(definition: Sweep, finished: Sequence[Finished], files: Mapping[str, Path]) -> str:
+    """The note of the sweep in MLflow: the winner in its first line, the best trials, overlaid curves and the front."""
+    first, winner = definition.objectives[0], best(definition, finished)
+    answer = f"no trial has a finite {first.name}"
+    if winner is not None:
+        answer = f"{described(winner.params)} wins: {first.name} {winner.objectives[first.name]:.4g} ({winner.name})"
+    header, *rows = table(definition, finished)
+    wanted = [
+        header.index(name)
+        for name in dict.fromkeys((header[0], *(o.name for o in definition.objectives), "choice"))
+    ]
+    cells = [[row[at] for at in wanted] for row in (header, *rows[:NOTE_TRIALS])]
+    figures = [linked_figure("report", files[name]) for name in NOTE_FIGURES if name in files]
+    return run_note(answer, omissions(definition, finished), _markdown(cells), *figures, definition.question)
+
+
 def show(definition: Sweep, finished: Sequence[Finished]) -> None:
-    """Print the Pareto table and the best trials, and what cannot be said of them."""
+    """Print the Pareto table, the best trials, and the omissions."""
     console = table_console()
     prefix = f"{finished[0].name.rpartition('-')[0]}-"  # the sweep's name, the same in every row
     shown = [("trials, best first", table(definition, finished))]
@@ -231,7 +255,7 @@ def show(definition: Sweep, finished: Sequence[Finished]) -> None:
             printed.add_column(column, no_wrap=column != "choice")
         for row in rows[1:]:
             printed.add_row(*(cell.removeprefix(prefix) for cell in row))
-        console.print(printed)
+        print_table(printed, console)
     for line in omissions(definition, finished):
         print(line)
 

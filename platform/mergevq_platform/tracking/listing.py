@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.delivery import EVALUATES_TAG, KIND_TAG, PARENT_TAG, UID_TAG
-from mergevq_platform.tracking.records import CURVE_PREFIX, SCALE_PREFIX
+from mergevq_platform.tracking.records import CURVE_DETAILS_PREFIX, CURVE_PREFIX, KEPT_KEY, SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 _PAGE = 1000
+_OURS = f"tags.`{UID_TAG}` != ''"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,20 @@ def list_runs(store: Store, experiment: str | None = None) -> list[TrackedRun]:
         return _listed(client, experiment)
 
 
+def newest_runs(client: MlflowClient, experiment: Experiment, count: int) -> list[TrackedRun]:
+    """The newest `count` runs of ours in an experiment, newest first."""
+    page = client.search_runs(
+        [experiment.experiment_id], _OURS, order_by=["attributes.start_time DESC"], max_results=count
+    )
+    return [_tracked(run, experiment.name) for run in page]
+
+
+def run_where(client: MlflowClient, experiment: Experiment, filter_string: str) -> TrackedRun | None:
+    """A run of ours in an experiment by MLflow's search filter; None where there is none."""
+    page = client.search_runs([experiment.experiment_id], f"{_OURS} and {filter_string}", max_results=1)
+    return _tracked(page[0], experiment.name) if page else None
+
+
 def _listed(client: MlflowClient, experiment: str | None) -> list[TrackedRun]:
     names = {found.experiment_id: found.name for found in client.search_experiments(max_results=_PAGE)}
     if experiment is not None:
@@ -61,7 +76,7 @@ def _listed(client: MlflowClient, experiment: str | None) -> list[TrackedRun]:
     while True:
         page = client.search_runs(
             list(names),
-            f"tags.`{UID_TAG}` != ''",
+            _OURS,
             order_by=["attributes.start_time DESC"],
             max_results=_PAGE,
             page_token=token,
@@ -93,16 +108,19 @@ def find_run(store: Store, key: str) -> TrackedRun:
 
 
 def stored_curve(store: Store, run: TrackedRun) -> dict[str, dict[int, float]]:
-    """The curve of `run` from the store's history: key -> kept tokens -> value, sorted."""
+    """The curve of `run` with its details from the store's history: key -> kept tokens -> value, sorted by key.
+
+    Runs of before have the details among the rest.
+    """
     curve: dict[str, dict[int, float]] = {}
     with store.session() as client:
         for key in sorted(run.metrics):
-            if key.startswith(CURVE_PREFIX):
+            if key.startswith((CURVE_PREFIX, CURVE_DETAILS_PREFIX)) and key != KEPT_KEY:
                 # The history comes in order of time, and points may have been measured in any order.
                 history = client.get_metric_history(run.run_id, key)
                 points = sorted((metric.step, as_recorded(metric.value)) for metric in history)
-                curve[key.removeprefix(CURVE_PREFIX)] = dict(points)
-    return curve
+                curve[key.partition("/")[2]] = dict(points)
+    return dict(sorted(curve.items()))
 
 
 def remove_run(store: Store, run: TrackedRun) -> None:

@@ -24,14 +24,18 @@ import psutil
 import pytest
 
 from mergevq.errors import InputError
+from mergevq_platform.tracking import shared_view
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.delivery import Delivery, DeliveryHeld
 from mergevq_platform.tracking.journal import Journal
+from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.listing import find_run, list_runs, remove_run, stored_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
-from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_journal
+from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_identity, read_journal
+from mergevq_platform.tracking.shared_view import link
 from mergevq_platform.tracking.store import Store, import_mlflow
 from mergevq_platform.tracking.ui import UiServer, describe, serve_ui
+from mergevq_platform.tracking.view_state import TAG_PREFIX, decoded
 from mergevq_platform.tracking.writer import Writer, sync
 
 PLATFORM = Path(__file__).parents[3] / "platform"
@@ -101,7 +105,7 @@ def test_everything_in_the_journal_arrives(store: Store, run_dir: Path, me: RunI
     report = recorder.close("FINISHED")
     assert report is not None
     assert report.complete
-    assert report.sent_metrics == 2202
+    assert report.sent_metrics == 2204  # the axis of the curve among them
     client = store.client()
     assert report.run_id is not None
     run = client.get_run(report.run_id)
@@ -168,6 +172,30 @@ def test_a_journal_begun_anew_after_its_loss_doubles_nothing(
     assert run.params == {"a": "1", "b": "1"}
     assert report.run_id is not None
     assert store.client().get_run(report.run_id).data.tags["changed.b"] == "2"
+
+
+def test_a_curve_is_read_whole_wherever_its_details_lie(
+    store: Store, tmp_path: Path, me: RunIdentity
+) -> None:
+    whole = {64: {"psnr": 22.0, "bits_source": 64.0}, 4: {"psnr": 15.0, "bits_source": 9.0}}
+    before = Path(__file__).with_name("journal_before_details.jsonl")
+    (tmp_path / "before").mkdir()
+    shutil.copyfile(before, tmp_path / "before" / JOURNAL_NAME)
+    sync(tmp_path / "before", store)
+    recorder = LocalRecorder(tmp_path / "now", store, me)
+    recorder.curve(
+        {kept: {"psnr": row["psnr"]} for kept, row in whole.items()},
+        {kept: {"bits_source": row["bits_source"]} for kept, row in whole.items()},
+    )
+    recorder.close("FINISHED")
+    old, new = (find_run(store, uid) for uid in (read_identity(before).uid, me.uid))
+    assert "curve/bits_source" in old.metrics
+    assert "curve_details/bits_source" in new.metrics
+    assert stored_curve(store, old) == stored_curve(store, new)
+    assert stored_curve(store, new)["bits_source"] == {4: 9.0, 64: 64.0}
+    assert old.has_curve
+    with open_for_curve(tmp_path / "before") as again:
+        assert again.identity.evaluates == old.uid, "an old run that was evaluated is known to be"
 
 
 KILLED_BETWEEN = """
@@ -450,6 +478,48 @@ def test_a_run_that_died_without_a_word_is_killed_in_the_store_until_it_is_resum
     recorder.close("FINISHED")
     assert find_run(store, me.uid).status == "FINISHED"
     assert history(store, me.uid)["train/total"] == Counter(range(6))
+
+
+def test_a_delivery_leaves_a_shared_view_and_sync_restores_one_that_someone_deleted(
+    store: Store, run_dir: Path, me: RunIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def views() -> dict[str, str]:
+        tags = store.client().get_experiment_by_name(me.experiment).tags
+        return {
+            key.removeprefix(TAG_PREFIX): value for key, value in tags.items() if key.startswith(TAG_PREFIX)
+        }
+
+    recorder = LocalRecorder(run_dir, store, me)
+    recorder.curve({4: {"psnr": 15.0}, 9: {"psnr": 18.0}})
+    report = recorder.close("FINISHED")
+    assert report is not None
+    assert (report.complete, report.view_error) == (True, None)
+    written = views()
+    own = f"mergevq-{me.uid[:12]}"
+    assert set(written) == {"mergevq", own}
+    stored = decoded(written["mergevq"])
+    assert stored is not None
+    assert stored.name == "MergeVQ: trade-off"
+    assert "curve/psnr" in [card.get("metricKey") for card in stored.state["compareRunCharts"]]
+    sync(run_dir, store)
+    assert views() == written, "what stands there is left alone"
+    assert report.experiment_id is not None
+    store.client().delete_experiment_tag(report.experiment_id, f"{TAG_PREFIX}mergevq")
+    sync(run_dir, store)
+    assert set(views()) == {"mergevq", own}
+
+    shown = link(store, "http://host:5000", me.experiment, me.name)
+    assert shown is not None
+    assert (shown.reason, shown.address) == (
+        None,
+        curve_link("http://host:5000", report.experiment_id, view=own),
+    )
+    monkeypatch.setattr(shared_view, "KEPT_VIEWS", 0)
+    shown = link(store, "http://host:5000", me.experiment)
+    assert shown is not None
+    assert "viewStateShareKey=mergevq&" in shown.address
+    assert set(views()) == {"mergevq"}, "views of single runs do not pile up"
+    assert link(store, "http://host:5000", "no such experiment") is None
 
 
 def test_one_journal_is_delivered_to_two_stores_independently(
