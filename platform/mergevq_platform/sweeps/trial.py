@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,10 +28,12 @@ from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
+from mergevq_platform.figures.frame import COLOURS
 from mergevq_platform.figures.kept_counts import drawn_figure
 from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps.definition import Sweep, described, named
 from mergevq_platform.sweeps.finished import RECORD, Finished
 from mergevq_platform.sweeps.objectives import UntrainedPoint
@@ -40,6 +43,7 @@ from mergevq_platform.sweeps.trial_host import TrialHost
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.view_state import RUN_COLOUR_TAG
 
 
 def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> None:
@@ -99,7 +103,7 @@ def _in_place(
     sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
 ) -> tuple[Evaluation, int, Counter[int]]:
     run.directory.mkdir(parents=True, exist_ok=True)
-    with _recorder(run, recipe, place, params) as recorder, _handed() as handed:
+    with _recorder(sweep, run, recipe, place, params) as recorder, _handed() as handed:
         device = torch.device("cuda" if place.device == "cuda" else "cpu")
         names = tuple(objective.name for objective in sweep.objectives)
         host = TrialHost(run.directory, recorder=recorder, handed=handed, objectives=names)
@@ -142,7 +146,7 @@ def _in_group(
         watch=watch,
         kind="trial",
         parent=place.uid,
-        tags=_tags(place, params),
+        tags=_tags(sweep, place, params),
     )
     return found["curve"], outcome.step, found["drawn"]
 
@@ -202,14 +206,14 @@ def _kept(run: Run, checkpoint: Path) -> None:
 
 @contextlib.contextmanager
 def _recorder(
-    run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params
+    sweep: Sweep, run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params
 ) -> Iterator[LocalRecorder]:
     fingerprint = preflight(recipe).fingerprint
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
     recorder = run.recorder(
         recipe, place.tracking_uri, fingerprint=fingerprint, kind="trial", parent=place.uid
     )
-    recorder.tags(_tags(place, params))
+    recorder.tags(_tags(sweep, place, params))
     try:
         yield recorder
     except SystemExit:  # Tune ends it: stopped early, or about to go on as another member of a population
@@ -222,8 +226,25 @@ def _recorder(
     recorder.close("FINISHED")
 
 
-def _tags(place: SweepSettings, params: Params) -> dict[str, str]:
-    return {"mergevq.sweep": place.name, "mergevq.choice": described(params)[:500], **named(params)}
+def _tags(sweep: Sweep, place: SweepSettings, params: Params) -> dict[str, str]:
+    return {
+        "mergevq.sweep": place.name,
+        "mergevq.choice": described(params)[:500],
+        RUN_COLOUR_TAG: family_colour(sweep, params),
+        **named(params),
+    }
+
+
+def family_colour(sweep: Sweep, params: Params) -> str:
+    """The colour of a trial's family in MLflow: the figures' where the trials are known beforehand.
+
+    There are eight: more families share colours, and so may families that a search makes up as it goes.
+    """
+    known = [choice for choice, _ in sweep.listed() or ()] or choosers.corners(sweep.space)
+    families = list(dict.fromkeys(sweep.family_of(choice) for choice in known))
+    family = sweep.family_of(params)
+    at = families.index(family) if family in families else zlib.crc32(family.encode())
+    return COLOURS[at % len(COLOURS)]
 
 
 @contextlib.contextmanager
