@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 from rich.table import Table
 
 from mergevq_platform.evaluation.headline import divided
+from mergevq_platform.evaluation.note import run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import load_report, save_report
 from mergevq_platform.tracking.records import TEST_DETAILS_PREFIX, TEST_PREFIX
@@ -47,9 +49,11 @@ class ClassifierReport:
         values |= {f"{TEST_DETAILS_PREFIX}{key}": value for key, value in details.items()}
         recorder.metrics(self.protocol["step"] or 0, values)
 
-    def note(self, description: str) -> None:
-        """The run keeps its note."""
-        return None
+    def note(self, description: str, figures: Mapping[str, str]) -> str:
+        """Top-1, then the rest of the verdict and the row; see `run_note`."""
+        del figures
+        answer, *verdict = self.verdict()
+        return run_note(answer, verdict, self.markdown(), description)
 
     def table(self, width: int = 120) -> Table:
         """The report for a terminal."""
