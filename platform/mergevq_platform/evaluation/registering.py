@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq_platform.evaluation.stored_reports import own_report
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import find
-from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
+from mergevq_platform.tracking.listing import TrackedRun, find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import Registered, check_target, register_model
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_identity
 from mergevq_platform.tracking.store import Store
@@ -36,9 +37,7 @@ def register(
         raise InputError(f"{name} has no run in {store.public_uri}: only a run's tokenizer can be registered")
     again = [run for run in list_runs(store, tracked.experiment) if run.evaluates == tracked.uid]
     measured = next((run for run in [tracked, *again] if run.has_curve), None)
-    dataset = None
-    if measured is not None and "protocol.data" in measured.tags:
-        dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
+    dataset = _dataset(store, measured, home) if measured is not None else None
     with checkpoints.weights(found.checkpoint) as directory:
         return register_model(
             store,
@@ -51,3 +50,14 @@ def register(
             curve=stored_curve(store, measured) if measured else {},
             dataset=dataset,
         )
+
+
+def _dataset(store: Store, measured: TrackedRun, home: Path) -> tuple[str, str] | None:
+    """(name, digest) of the data of an evaluation. Runs of before have its whole protocol as tags, others in their report."""
+    protocol = {key: measured.tags.get(f"protocol.{key}") for key in ("data", "data_fingerprint")}
+    if None in protocol.values():
+        report = own_report(store, measured, home / "evaluations")
+        if report is None:
+            return None
+        protocol = report.protocol
+    return Path(str(protocol["data"])).name, str(protocol["data_fingerprint"])[:36]
