@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mergevq_platform.cli.numbers import count
-from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.typed import as_typed, naming_options
 from mergevq_platform.storage.settings import read_settings
 
@@ -38,7 +38,9 @@ def add(verbs: Any) -> None:
     digits.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     digits.set_defaults(function=_data_digits)
     pack = data.add_parser("pack", help="class folders, archives, WebDataset or Parquet -> shards, resumable")
-    pack.add_argument("source", type=user_path)
+    pack.add_argument(
+        "source", type=user_place, help="a folder or archive, or hf://datasets/owner/name[@revision][/folder]"
+    )
     pack.add_argument("directory", type=user_path)
     pack.add_argument("--size", type=count, help="resize the shorter side to this many pixels")
     pack.add_argument(
@@ -53,7 +55,9 @@ def add(verbs: Any) -> None:
     pack.add_argument("--serial", action="store_true", help="in this process, without Ray")
     pack.set_defaults(function=_data_pack)
     info = data.add_parser("info", help="what a set holds, or what packing it would understand; --sheet")
-    info.add_argument("directory")
+    info.add_argument(
+        "directory", help="an image set, a folder of images, or hf://datasets/owner/name[@revision][/folder]"
+    )
     info.add_argument("--sheet", type=user_path, help="write a contact sheet PNG here")
     _add_choices(info)
     info.add_argument("--verify", action="store_true", help="compare every shard with its checksum")

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mergevq.errors import InputError
 from mergevq_platform.data.eval_batches import EvalBatches
+from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.image_folder import ImageFolder, files_of
 from mergevq_platform.data.images.endings import ending
 from mergevq_platform.data.loader import Batch
@@ -75,9 +76,10 @@ def open_images(
     """
     if size is not None and size < 1:
         raise InputError(f"--size {size}: at least 1")
-    path = Path(place)
-    if "://" not in place:
-        _check_exists(place, option)
+    local = str(local_folder(place))
+    path = Path(local)
+    if "://" not in local:
+        _check_exists(local, option)
         if path.is_file():
             return NpzImages(path, batch, option=option)
         if read_manifest(place) is None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from mergevq.config import parse
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
+from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.images.decoding import MAX_PIXELS
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
@@ -32,9 +34,11 @@ from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.sources.choices import Choices, Layout
 from mergevq_platform.data.sources.image_source import ImageSource, Item
 from mergevq_platform.data.sources.source import find_source
+from mergevq_platform.distributed.hub_cache import fetch_on_nodes
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import RECORDS, ShardRecords, plan_digest, resumed_map
 from mergevq_platform.storage.files import write_whole
+from mergevq_platform.storage.hub import pinned
 
 MapJobs = Callable[[Callable[[PackJob], PackedShard], list[PackJob]], Iterable[PackedShard]]
 
@@ -61,7 +65,8 @@ def pack(
     label_column: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Pack the images of `source` into shards under `directory`; returns the manifest, which lists skipped files.
+    """Pack the images of `source`, a path or a data set of the Hub, into shards under `directory`; returns the manifest, which
+    lists skipped files.
 
     `size` shrinks images to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
     connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
@@ -74,15 +79,17 @@ def pack(
     Raises `InputError` for a source without usable images or a directory that holds something else.
     """
     directory = Path(directory).expanduser().absolute()
+    source = pinned(source, "dataset") if isinstance(source, str) else source
     if size is not None and size < 1:
         raise InputError(f"size is {size}: it must be at least 1")
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: name a directory")
-    if directory.resolve() == Path(source).expanduser().resolve():
+    root = Path(local_folder(source)).expanduser().resolve()
+    if directory.resolve() == root:
         raise InputError(f"source and directory are the same, {directory}: name another directory")
-    if directory.resolve().is_relative_to(Path(source).expanduser().resolve()):
+    if directory.resolve().is_relative_to(root):
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
     if not (directory / RECORDS).exists() and not existing_manifest(directory):
         refuse_foreign_files(directory)
@@ -95,6 +102,8 @@ def pack(
             Reading, {"image_column": image_column, "label_column": label_column, "background": background}
         ),
     )
+    if parallel and on_hub(source):
+        fetch_on_nodes([str(source)], one_path=True)
     found = _found(source, choices, directory)
     if found.understood is not None:
         say("\n".join([str(source), *found.understood.lines()]))
@@ -198,7 +207,7 @@ def _background_of(source: str | Path) -> Background | None:
 
     One whose alpha was dropped when its images were resized keeps that: none.
     """
-    manifest = read_manifest(source) if Path(source).is_dir() else None
+    manifest = read_manifest(source) if Path(local_folder(source)).is_dir() else None
     if manifest is None or (manifest.background is None and manifest.size is None):
         return WHITE
     return manifest.background

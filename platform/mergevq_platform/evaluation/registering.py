@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq.hub import short_name
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import find
 from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
@@ -38,7 +39,7 @@ def register(
     measured = next((run for run in [tracked, *again] if run.has_curve), None)
     dataset = None
     if measured is not None and "protocol.data" in measured.tags:
-        dataset = Path(measured.tags["protocol.data"]).name, measured.tags["protocol.data_fingerprint"][:36]
+        dataset = short_name(measured.tags["protocol.data"]), measured.tags["protocol.data_fingerprint"][:36]
     with checkpoints.weights(found.checkpoint) as directory:
         return register_model(
             store,

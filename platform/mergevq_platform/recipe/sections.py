@@ -24,7 +24,7 @@ Seconds = Annotated[float, Field(gt=0)]
 class DataConfig:
     """Image set, reading, order and views."""
 
-    path: DataPath  # a directory of Parquet shards: local path or pyarrow URI
+    path: DataPath  # a directory of Parquet shards: local path, pyarrow URI or hf://datasets/owner/name[@revision][/folder]
     train_split: str = "train"
     evaluation_split: str = "val"
     image_column: str | None = None  # of Parquet files: the column of images; none: the one that holds some

@@ -26,6 +26,7 @@ from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
 from mergevq_platform.codes.tokenizer import tokenizer_of
 from mergevq_platform.data import open_dataset
+from mergevq_platform.data.hub import is_at_hand
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
@@ -209,8 +210,10 @@ def every_cell(indices: Tensor) -> Source:
 def class_names(recipe: Recipe) -> tuple[str, ...]:
     """The names of a generator's classes; their numbers where neither code set nor images can be asked."""
     numbers = tuple(map(str, range(recipe.generator.model.classes)))
+    codes = recipe.generator.codes
+    if not is_at_hand(codes or recipe.data.path):  # names are not worth fetching images for
+        return numbers
     try:
-        codes = recipe.generator.codes
         names = (
             read_manifest(codes).classes
             if codes
