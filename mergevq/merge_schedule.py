@@ -15,12 +15,7 @@ def merge_schedule(grid_tokens: int, keep: int, depth: int, inflection: float = 
     layer), clipped per layer to [0, (t - 1) // 2] for t tokens with [CLS]; what does not fit moves to the next layer
     that has room. Raises `InputError` naming the reachable range for a count that no schedule reaches.
     """
-    within = reachable(grid_tokens, depth)
-    if keep not in within:
-        raise InputError(
-            f"cannot keep {keep} of {grid_tokens} tokens with {depth} layers: "
-            f"the reachable counts are {within.start} to {within.stop - 1}"
-        )
+    require_reachable(grid_tokens, keep, depth)
     planned = _published(grid_tokens - keep, depth, inflection)
     schedule, tokens, carry = [], grid_tokens + 1, 0
     for layer, wish in enumerate(planned):
@@ -33,6 +28,16 @@ def merge_schedule(grid_tokens: int, keep: int, depth: int, inflection: float = 
         schedule.append(r)
     assert tokens == keep + 1
     return tuple(schedule)
+
+
+def require_reachable(grid_tokens: int, keep: int, depth: int) -> None:
+    """Raise `InputError` naming the reachable range for a kept count that `depth` merging layers cannot reach."""
+    within = reachable(grid_tokens, depth)
+    if keep not in within:
+        raise InputError(
+            f"cannot keep {keep} of {grid_tokens} tokens with {depth} layers: "
+            f"the reachable counts are {within.start} to {within.stop - 1}"
+        )
 
 
 @lru_cache(maxsize=1024)

@@ -93,15 +93,18 @@ PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
     **{f"gr_{px}_{size}": partial(_gr, size, px) for px in (128, 256) for size in SIZES},
     **{f"r_{px}_vitb": partial(_r, px) for px in (128, 256)},
     "tiny_gr_32": _tiny_gr,
-    **{f"test_{kind}": partial(_test, kind) for kind in ("g", "gr", "r")},
 }
+TEST_PRESETS = {
+    f"test_{kind}": partial(_test, kind) for kind in ("g", "gr", "r")
+}  # created by name, never listed
 
 
 def preset(name: str) -> TokenizerConfig:
     """The configuration of a named tokenizer. Raises `InputError` that lists the names."""
-    if name not in PRESETS:
-        raise InputError(f"no preset '{name}': {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]()
+    known = PRESETS | TEST_PRESETS
+    if name not in known:
+        raise InputError(f"no preset '{name}': {', '.join(list_presets())}")
+    return known[name]()
 
 
 def parameter_counts(tokenizer: MergeVQ) -> dict[str, int]:
@@ -119,5 +122,5 @@ def parameter_counts(tokenizer: MergeVQ) -> dict[str, int]:
 
 
 def list_presets() -> list[str]:
-    """All preset names."""
+    """The names of all presets to train; `test_*`, which are for tests alone, are created by name."""
     return sorted(PRESETS)

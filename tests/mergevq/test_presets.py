@@ -8,7 +8,9 @@ import torch
 import mergevq
 from mergevq.config import merged, parse, to_tree
 from mergevq.errors import InputError
-from mergevq.presets import parameter_counts
+from mergevq.generation.presets import TEST_PRESETS as TEST_GENERATORS
+from mergevq.generation.presets import generator_preset, list_generators
+from mergevq.presets import TEST_PRESETS, parameter_counts
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
 
 # Millions of parameters: encoder without head (d32: with it), decoder. Table A1 as run.
@@ -44,7 +46,7 @@ def small(name: str) -> TokenizerConfig:
     return parse(TokenizerConfig, merged(to_tree(config), shrunk))
 
 
-@pytest.mark.parametrize("name", mergevq.list_presets())
+@pytest.mark.parametrize("name", [*mergevq.list_presets(), *TEST_PRESETS])
 def test_every_trainable_parameter_of_every_preset_gets_a_finite_gradient(name: str) -> None:
     torch.manual_seed(0)
     tokenizer = MergeVQ(small(name))
@@ -60,8 +62,17 @@ def test_every_trainable_parameter_of_every_preset_gets_a_finite_gradient(name: 
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"no preset 'gr_512': .*gr_256_d64"):
+    with pytest.raises(InputError, match=r"no preset 'gr_512': .*gr_256_d64") as refusal:
         mergevq.create("gr_512")
+    assert "test_" not in str(refusal.value)
+
+
+def test_presets_of_tests_are_created_but_not_listed() -> None:
+    for listed, tests in ((mergevq.list_presets(), TEST_PRESETS), (list_generators(), TEST_GENERATORS)):
+        assert not [name for name in listed if name.startswith("test_")]
+        assert all(name.startswith("test_") for name in tests)
+    assert mergevq.create("test_r").config == mergevq.preset("test_r")
+    assert generator_preset("test_mergear") == TEST_GENERATORS["test_mergear"]
 
 
 def test_fields_are_overridden_and_checked() -> None:

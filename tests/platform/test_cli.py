@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +68,46 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert verb in text
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "data shapes",
-        "data pack",
-        "train",
-        "evaluate",
-        "reconstruct",
-        "sync",
-        "ui",
-        "submit",
-        "jobs stop",
-        "doctor",
-        "plan",
-    ],
-)
-def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.run([*verb.split(), "--help"])
-    assert len(capsys.readouterr().out.splitlines()) > 5
+def verbs_of(
+    parser: argparse.ArgumentParser, words: tuple[str, ...] = ()
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every verb below a parser, and the verbs that hold others."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield " ".join((*words, name)), below
+                yield from verbs_of(below, (*words, name))
+
+
+VERBS = dict(verbs_of(cli.build_parser()))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_and_option_explains_itself(verb: str) -> None:
+    parser = VERBS[verb]
+    text = parser.format_help()
+    assert parser.description
+    assert len(parser.description.split()) > 5, "a sentence, not the line of the list again"
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            assert action.help, f"{verb}: no help for {action.option_strings or action.dest}"
+            assert action.help.strip() not in ("", action.dest)
+    head, _, shown = (parser.epilog or "").partition("\n")
+    assert head in ("example:", "examples:"), f"{verb} shows no example"
+    for line in shown.splitlines():
+        assert line in text, "an example is not wrapped"
+        assert line.startswith(f"  mergevq {verb}")
+        assert len(line) < 80
+        cli.parse(shlex.split(line)[1:])
+
+
+def test_every_verb_and_every_group_is_listed_with_a_line_of_help() -> None:
+    for parser in (cli.build_parser(), *VERBS.values()):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                listed = {choice.dest: choice.help for choice in action._choices_actions}
+                assert set(listed) == set(action.choices)
+                assert all(listed.values()), listed
 
 
 def test_the_console_command_is_installed() -> None:

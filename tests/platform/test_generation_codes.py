@@ -190,7 +190,9 @@ def test_other_codes_in_the_same_directory_are_refused(
 def test_a_count_out_of_reach_names_those_within(
     tokenizer: TokenizerRef, image_set: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"--keep 3: this tokenizer reaches 4 to 16 of 16"):
+    with pytest.raises(
+        InputError, match=r"cannot keep 3 of 16 tokens with 2 layers: the reachable counts are 4 to 16"
+    ):
         tokenize(tokenizer, tmp_path / "set", data=str(image_set), keep=(3,), progress=False)
     assert not (tmp_path / "set").exists()
 

@@ -206,7 +206,7 @@ def test_ray_train_runs_it_and_mlflow_shows_recovery_before_and_after(
     assert isinstance(outcome.run, Run)
     history = read_metrics(outcome.run.directory / "journal.jsonl")
     assert sorted(history["train/total"]) == list(range(1, 41))
-    before, after = (history[f"curve/recovery_accuracy{when}"] for when in ("_before", ""))
+    before, after = history["curve_details/recovery_accuracy_before"], history["curve/recovery_accuracy"]
     assert sorted(before) == sorted(after) == [4, 9, 16]
     assert after[9] > before[9] + 5
     curve = json.loads((outcome.run.directory / "curve" / "curve.json").read_text())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.verbs import add_group, add_verb
 from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    submit = verbs.add_parser(
+    submit = add_verb(
+        verbs,
         "submit",
         help="run a verb as a job of a Ray cluster",
         usage="mergevq submit [options] -- VERB …",
         description="Upload our code and the files that VERB names, run it on the cluster, follow its log; the exit status is the "
         "job's. Ctrl-C leaves the job running.",
+        examples=["mergevq submit --address http://HEAD:8265 -- train demo"],
     )
     _add_address(submit)
     submit.add_argument("--home", help="where runs live on the cluster (default: its own MERGEVQ_HOME)")
@@ -52,19 +55,45 @@ def add(verbs: Any) -> None:
         "--upload-limit", type=float, default=50, metavar="MIB", help="refuse a larger upload (default 50)"
     )
     submit.add_argument("--no-follow", action="store_true", help="return as soon as the job is submitted")
-    submit.add_argument("words", nargs=argparse.REMAINDER, metavar="-- VERB …")
+    submit.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="-- VERB …", help="the verb to run there, with its options"
+    )
     submit.set_defaults(function=_submit)
 
-    jobs = verbs.add_parser("jobs", help="submitted jobs").add_subparsers(required=True, metavar="WHAT")
-    listing = jobs.add_parser("list", help="our jobs on the cluster, newest first")
+    jobs = add_group(
+        verbs,
+        "jobs",
+        help="submitted jobs",
+        description="List the jobs that mergevq submit made, follow a job's log, or stop it.",
+        examples=["mergevq jobs list"],
+    )
+    listing = add_verb(
+        jobs,
+        "list",
+        help="our jobs on the cluster, newest first",
+        description="List the cluster's jobs that mergevq submitted: verb, recipe, state, commit, user.",
+        examples=["mergevq jobs list --address http://HEAD:8265"],
+    )
     listing.add_argument("--all", action="store_true", help="everyone's jobs")
     listing.set_defaults(function=_list)
-    logs = jobs.add_parser("logs", help="a job's log; goes on to its end, and exits with its status")
-    logs.add_argument("job")
+    logs = add_verb(
+        jobs,
+        "logs",
+        help="a job's log; goes on to its end, and exits with its status",
+        description="Print a job's log from its beginning and follow it. Ctrl-C leaves the job running.",
+        examples=["mergevq jobs logs JOB"],
+    )
+    logs.add_argument("job", help="the job's name, as mergevq jobs list prints it")
     logs.add_argument("--no-follow", action="store_true", help="only what there is by now")
     logs.set_defaults(function=_logs)
-    stop = jobs.add_parser("stop", help="stop a job: it writes a checkpoint, then ends")
-    stop.add_argument("job")
+    stop = add_verb(
+        jobs,
+        "stop",
+        help="stop a job: it writes a checkpoint, then ends",
+        description="Ask a job to write a checkpoint and end; mergevq train --resume RUN then goes on.",
+        examples=["mergevq jobs stop JOB"],
+    )
+    stop.add_argument("job", help="the job's name, as mergevq jobs list prints it")
     stop.set_defaults(function=_stop)
     for parser in (listing, logs, stop):
         _add_address(parser)
@@ -139,7 +168,7 @@ def _follow(client: ClusterClient, job: str) -> int:
 def _list(options: argparse.Namespace) -> None:
     from rich.table import Table
 
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
     from mergevq_platform.operations import submission
 
     table = Table()
@@ -154,7 +183,7 @@ def _list(options: argparse.Namespace) -> None:
             *(job.submission_id, told[0], told[1], job.status.lower()),
             *(time.strftime("%m-%d %H:%M", began) if began else "", told[2][:8], told[3]),
         )
-    table_console().print(table)
+    print_table(table)
 
 
 def _logs(options: argparse.Namespace) -> int:

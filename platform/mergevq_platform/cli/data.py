@@ -8,6 +8,7 @@ from typing import Any
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.typed import as_typed, naming_options
+from mergevq_platform.cli.verbs import add_group, add_verb
 from mergevq_platform.storage.settings import read_settings
 
 LAYOUTS = (
@@ -21,27 +22,51 @@ LAYOUTS = (
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    data = verbs.add_parser("data", help="make, pack and inspect image sets").add_subparsers(
-        required=True, metavar="WHAT"
+    data = add_group(
+        verbs,
+        "data",
+        help="make, pack and inspect image sets",
+        description="Make small image sets, pack large ones into Parquet shards, and look into any.",
+        examples=["mergevq data info DIR"],
     )
-    shapes = data.add_parser("shapes", help="procedural labelled images as Parquet shards")
-    shapes.add_argument("directory", type=user_path)
+    shapes = add_verb(
+        data,
+        "shapes",
+        help="procedural labelled images as Parquet shards",
+        description="Draw images of 12 classes that only their shape tells apart: a data set that needs no download.",
+        examples=["mergevq data shapes data/shapes --images 6000 --size 32"],
+    )
+    shapes.add_argument("directory", type=user_path, help="the new set's folder")
     shapes.add_argument("--images", type=count, default=6000, help="training images (default 6000)")
     shapes.add_argument(
         "--validation-images", type=count, default=1000, help="validation images (default 1000)"
     )
     shapes.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
-    shapes.add_argument("--seed", type=int, default=0)
+    shapes.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
     shapes.set_defaults(function=_data_shapes)
-    digits = data.add_parser("digits", help="scikit-learn's handwritten digits as Parquet shards")
-    digits.add_argument("directory", type=user_path)
+    digits = add_verb(
+        data,
+        "digits",
+        help="scikit-learn's handwritten digits as Parquet shards",
+        description="Write the 1,797 handwritten digits that scikit-learn ships: real images that need no download.",
+        examples=["mergevq data digits data/digits"],
+    )
+    digits.add_argument("directory", type=user_path, help="the new set's folder")
     digits.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     digits.set_defaults(function=_data_digits)
-    pack = data.add_parser("pack", help="class folders, archives, WebDataset or Parquet -> shards, resumable")
-    pack.add_argument(
-        "source", type=user_place, help="a folder or archive, or hf://datasets/owner/name[@revision][/folder]"
+    pack = add_verb(
+        data,
+        "pack",
+        help="class folders, archives, WebDataset or Parquet -> shards, resumable",
+        description="Pack an image set into Parquet shards on all cores. Interrupted, the same command goes on.",
+        examples=["mergevq data pack /data/imagenet data/imagenet --size 256"],
     )
-    pack.add_argument("directory", type=user_path)
+    pack.add_argument(
+        "source",
+        type=user_place,
+        help="the images: a folder of folders, archives or Parquet, or hf://datasets/owner/name[@revision][/folder]",
+    )
+    pack.add_argument("directory", type=user_path, help="the new set's folder")
     pack.add_argument("--size", type=count, help="resize the shorter side to this many pixels")
     pack.add_argument(
         "--validation-fraction",
@@ -54,9 +79,19 @@ def add(verbs: Any) -> None:
     pack.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")
     pack.add_argument("--serial", action="store_true", help="in this process, without Ray")
     pack.set_defaults(function=_data_pack)
-    info = data.add_parser("info", help="what a set holds, or what packing it would understand; --sheet")
+    info = add_verb(
+        data,
+        "info",
+        help="what a set holds, or what packing it would understand; --sheet",
+        description="Say what a packed set holds, or how packing would read a folder: splits, classes, what is left out.",
+        examples=[
+            "mergevq data info data/imagenet --sheet sheet.png",
+            "mergevq data info /data/photos --splits none",
+            "mergevq data info hf://datasets/owner/name",
+        ],
+    )
     info.add_argument(
-        "directory", help="an image set, a folder of images, or hf://datasets/owner/name[@revision][/folder]"
+        "directory", help="a packed set, a folder to pack, or hf://datasets/owner/name[@revision][/folder]"
     )
     info.add_argument("--sheet", type=user_path, help="write a contact sheet PNG here")
     _add_choices(info)

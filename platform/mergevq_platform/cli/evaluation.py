@@ -10,6 +10,7 @@ from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path, user_place
+from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
@@ -19,9 +20,17 @@ if TYPE_CHECKING:
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    evaluate = verbs.add_parser(
+    evaluate = add_verb(
+        verbs,
         "evaluate",
         help="measure the curve of a run, a checkpoint or an imported tokenizer; of a generator, over guidance scales; of a probe, top-1",
+        description="Measure a trained model, or any image set, and print the table with its verdict. Results are kept by weights and "
+        "data: a second evaluation measures nothing, a killed one goes on.",
+        examples=[
+            "mergevq evaluate RUN",
+            "mergevq evaluate RUN --keep 9 16 25 --suite reconstruction",
+            "mergevq evaluate --images DIR --reference DIR_OR_NPZ",
+        ],
     )
     evaluate.add_argument(
         "run",
@@ -137,15 +146,24 @@ def add(verbs: Any) -> None:
     )
     evaluate.set_defaults(function=_evaluate)
 
-    reconstruct = verbs.add_parser(
-        "reconstruct", help="originals, reconstructions and cluster maps side by side"
+    reconstruct = add_verb(
+        verbs,
+        "reconstruct",
+        help="originals, reconstructions and cluster maps side by side",
+        description="Encode and decode image files at several kept counts, and draw them with the cells that were merged.",
+        examples=["mergevq reconstruct RUN photo.jpg --keep 9 16 25 --out images"],
     )
     reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
-    reconstruct.add_argument("images", nargs="+", type=user_path, metavar="IMAGE")
+    reconstruct.add_argument("images", nargs="+", type=user_path, metavar="IMAGE", help="image files")
     reconstruct.add_argument(
         "--keep", type=count, action="extend", nargs="+", metavar="K", help="kept-token counts (default: six)"
     )
-    reconstruct.add_argument("--out", type=user_path, default=Path("reconstructions"))
+    reconstruct.add_argument(
+        "--out",
+        type=user_path,
+        default=Path("reconstructions"),
+        help="folder of the figures (default reconstructions/)",
+    )
     reconstruct.set_defaults(function=_reconstruct)
 
 
@@ -244,7 +262,7 @@ def _extractor(options: argparse.Namespace) -> FeaturesConfig | None:
 
 def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | None) -> None:
     from mergevq_platform.evaluation import api
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
 
     report = api.evaluate_images(
         options.images,
@@ -259,7 +277,7 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
         address=options.address,
         cache=not options.no_cache,
     )
-    table_console().print(report.table())
+    print_table(report.table())
     _write(report, options)
 
 

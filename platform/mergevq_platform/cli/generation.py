@@ -14,6 +14,7 @@ from mergevq.keep import KeepDistributionConfig
 from mergevq_platform.cli.in_use import found
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.storage.settings import read_settings
 
 OPTIONS = {  # keys of sampling and guidance -> as they are typed
@@ -28,12 +29,14 @@ OPTIONS = {  # keys of sampling and guidance -> as they are typed
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    tokenize = verbs.add_parser(
+    tokenize = add_verb(
+        verbs,
         "tokenize",
         help="images -> codes of a frozen tokenizer, once, for training generators",
         description="Tokenize an image set with a tokenizer's averaged weights into Parquet shards. Interrupted, the same "
         "command goes on. Training images get --crops views each: the evaluation view, its mirror image, a random crop, "
         "its mirror image, and so on.",
+        examples=["mergevq tokenize RUN data/codes/shapes --keep 16 36 64"],
     )
     tokenize.add_argument(
         "tokenizer",
@@ -60,11 +63,13 @@ def add(verbs: Any) -> None:
     _add_cluster(tokenize)
     tokenize.set_defaults(function=_tokenize)
 
-    generate = verbs.add_parser(
+    generate = add_verb(
+        verbs,
         "generate",
         help="classes -> images of a trained generator; resumable, the same for any number of workers",
         description="Make images, classes in turn, with a contact sheet and a manifest of how. Run again, it makes what is "
         "missing. `mergevq evaluate RUN` evaluates a generator.",
+        examples=["mergevq generate RUN --classes heart star --cfg 2 --out images"],
     )
     generate.add_argument(
         "run", help="a generator's run: name, directory, checkpoint, URI, or hf://owner/name[@revision]"
@@ -92,7 +97,7 @@ def add(verbs: Any) -> None:
     generate.add_argument(
         "--steps", type=int, help="random order: decoding steps (default: the recipe's, or one a token)"
     )
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--seed", type=int, default=0, help="of every code drawn (default 0)")
     generate.add_argument(
         "--batch",
         type=int,
@@ -139,6 +144,7 @@ def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
     named = found(options.tokenizer)
+    named.require_tokenizer()
     tokenizer, recipe = find_tokenizer(named.place), named.stored_recipe
     if recipe is None:
         if not options.data or not options.keep:
@@ -202,6 +208,7 @@ def _generate(options: argparse.Namespace) -> None:
     from mergevq_platform.sampling import pipeline
 
     named = found(options.run, storage=options.storage)
+    named.require_generator()
     tokenizer = found(options.tokenizer).place if options.tokenizer else None
     settings = named.recipe.generator.generation
     sampling = {

@@ -8,6 +8,7 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.storage.settings import read_settings
 
 IMAGENET_IMAGES = 1_281_167
@@ -15,11 +16,13 @@ IMAGENET_IMAGES = 1_281_167
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    doctor = verbs.add_parser(
+    doctor = add_verb(
+        verbs,
         "doctor",
         help="check every node before a run; each line ok, warn or fail with what to do",
         description="Check devices, the network between nodes, clocks, storage, tracking, and with RECIPE its data, weights and memory: "
         "on every node of the cluster of RAY_ADDRESS, else on this machine without Ray. Exit status 1 if a line fails.",
+        examples=["mergevq doctor demo"],
     )
     doctor.add_argument("recipe", nargs="?", help="a recipe file or name")
     doctor.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
@@ -30,15 +33,17 @@ def add(verbs: Any) -> None:
     )
     doctor.set_defaults(function=_doctor)
 
-    plan = verbs.add_parser(
+    plan = add_verb(
+        verbs,
         "plan",
         help="memory, time and traffic of a recipe on a cluster, on paper",
         description="Measure a step of RECIPE on this machine's device (or read a measurement), and work out what it takes on --nodes "
         "of --gpus devices over the stated links. The recipe's data is not needed, the weights that it names are.",
+        examples=["mergevq plan demo --nodes 4 --gpus 8"],
     )
     plan.add_argument("recipe", help="a recipe file or name")
     plan.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
-    plan.add_argument("--nodes", type=count, default=1)
+    plan.add_argument("--nodes", type=count, default=1, help="nodes of the cluster (default 1)")
     plan.add_argument("--gpus", type=count, default=1, help="devices (or CPU workers) of a node (default 1)")
     plan.add_argument("--link-gbps", type=float, default=100.0, help="between nodes, of a node (default 100)")
     plan.add_argument(
@@ -83,7 +88,7 @@ def _plan(options: argparse.Namespace) -> None:
 
     from mergevq.config import to_tree
     from mergevq_platform import recipe
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
     from mergevq_platform.operations import planning
     from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.tracking.store import Store
@@ -119,7 +124,7 @@ def _plan(options: argparse.Namespace) -> None:
         f"links: {links.within_gbps:g} Gbit/s within a node, {links.between_gbps:g} between nodes; "
         f"{links.overlap:.0%} of the backward pass hides all-reduce; an epoch: {images:,} images ({whose})"
     )
-    table_console().print(planning.table(rows, (options.nodes, options.gpus)))
+    print_table(planning.table(rows, (options.nodes, options.gpus)))
     for line in planning.conclusions(chosen, measured, asked, rows, memory_gib=options.memory_gib):
         print(line)
 

@@ -6,29 +6,57 @@ import argparse
 from typing import Any
 
 from mergevq_platform.cli.in_use import store_in_use
+from mergevq_platform.cli.verbs import add_group, add_verb
 from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    runs = verbs.add_parser("runs", help="the runs of the store").add_subparsers(
-        required=True, metavar="WHAT"
+    runs = add_group(
+        verbs,
+        "runs",
+        help="the runs of the store",
+        description="List the runs that the tracking store knows, show one, or remove some.",
+        examples=["mergevq runs list"],
     )
-    listing = runs.add_parser("list", help="all runs, newest first")
+    listing = add_verb(
+        runs,
+        "list",
+        help="all runs, newest first",
+        description="List trainings, sweeps, trials and evaluations with kind and state, newest first.",
+        examples=["mergevq runs list --experiment mergevq"],
+    )
     listing.add_argument("--experiment", help="only of this experiment")
     listing.set_defaults(function=_runs_list)
-    showing = runs.add_parser("show", help="a run's choices, state and curve")
+    showing = add_verb(
+        runs,
+        "show",
+        help="a run's state, its curve and verdict; --recipe: its choices",
+        description="Print the newest curve of a run and what it says; with --recipe every key that it was trained by.",
+        examples=["mergevq runs show RUN --recipe"],
+    )
     showing.add_argument("run", help="name or id")
+    showing.add_argument(
+        "--recipe", action="store_true", help="print every key of the recipe, after the curve"
+    )
     showing.set_defaults(function=_runs_show)
-    removing = runs.add_parser(
-        "rm", help="move runs to the store's trash; --files deletes their checkpoints too"
+    removing = add_verb(
+        runs,
+        "rm",
+        help="move runs to the store's trash; --files deletes their checkpoints too",
+        description="Move runs to MLflow's trash, from where mlflow gc removes them and MLflow's API restores them.",
+        examples=["mergevq runs rm RUN --files"],
     )
     removing.add_argument("runs", nargs="+", metavar="RUN", help="names or ids")
     removing.add_argument("--files", action="store_true", help="also delete runs/ray/NAME (for good)")
     removing.set_defaults(function=_runs_rm)
 
-    registering = verbs.add_parser(
-        "register", help="a run's newest checkpoint as an MLflow model, with its curve and data"
+    registering = add_verb(
+        verbs,
+        "register",
+        help="a run's newest checkpoint as an MLflow model, with its curve and data",
+        description="Register a tokenizer in MLflow's model registry; models:/NAME@ALIAS then names it for every verb.",
+        examples=["mergevq register RUN --name shapes --alias champion"],
     )
     registering.add_argument("run", help="a run's name, id or directory")
     registering.add_argument("--name", required=True, help="of the registered model")
@@ -40,23 +68,45 @@ def add(verbs: Any) -> None:
     )
     registering.set_defaults(function=_register)
 
-    cache = verbs.add_parser(
-        "cache", help="what evaluations keep so as not to measure twice: show it, clear it"
+    cache = add_verb(
+        verbs,
+        "cache",
+        help="what evaluations keep so as not to measure twice: show it, clear it",
+        description="Show how large the cache of evaluations is, or delete it; evaluations then measure again.",
+        examples=["mergevq cache clear"],
     )
-    cache.add_argument("what", nargs="?", choices=["show", "clear"], default="show")
+    cache.add_argument(
+        "what",
+        nargs="?",
+        choices=["show", "clear"],
+        default="show",
+        help="show its size (default), or delete it",
+    )
     cache.set_defaults(function=_cache)
 
-    sync = verbs.add_parser("sync", help="deliver to MLflow what an unreachable server missed")
+    sync = add_verb(
+        verbs,
+        "sync",
+        help="deliver to MLflow what an unreachable server missed",
+        description="Deliver the records of a run that the tracking server has not taken yet. Nothing is delivered twice.",
+        examples=["mergevq sync RUN"],
+    )
     sync.add_argument("run", help="name or directory of a run or sweep; its trials and evaluations go along")
     sync.set_defaults(function=_sync)
 
-    ui = verbs.add_parser("ui", help="MLflow's pages over the store in use, opening on the curves")
-    ui.add_argument("--port", type=int, help="default: 5000, or a free one")
+    ui = add_verb(
+        verbs,
+        "ui",
+        help="MLflow's pages over the store in use, opening on the curves",
+        description="Serve MLflow's pages over the runs of this home until Ctrl-C, and print the address of the curves.",
+        examples=["mergevq ui --port 5000"],
+    )
+    ui.add_argument("--port", type=int, help="port to listen on (default 5000, or a free one)")
     ui.add_argument(
         "--host",
         default="127.0.0.1",
-        help="default 127.0.0.1; 0.0.0.0: all addresses of this machine. The pages have no login; MLFLOW_SERVER_ALLOWED_HOSTS "
-        "names further names that they answer to",
+        help="address to listen on (default 127.0.0.1); 0.0.0.0: all addresses of this machine. The pages have no login; "
+        "MLFLOW_SERVER_ALLOWED_HOSTS names further names that they answer to",
     )
     ui.set_defaults(function=_ui)
 
@@ -66,7 +116,7 @@ def _runs_list(options: argparse.Namespace) -> None:
 
     from rich.table import Table
 
-    from mergevq_platform.evaluation.tables import table_console
+    from mergevq_platform.evaluation.tables import print_table
     from mergevq_platform.tracking.listing import list_runs
 
     table = Table()
@@ -75,19 +125,34 @@ def _runs_list(options: argparse.Namespace) -> None:
     for run in list_runs(store_in_use(), options.experiment):
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
         table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)
-    table_console().print(table)
+    print_table(table)
 
 
 def _runs_show(options: argparse.Namespace) -> None:
+    from mergevq_platform.evaluation import report
+    from mergevq_platform.evaluation.stored_reports import newest_report
     from mergevq_platform.tracking.listing import find_run, stored_curve
 
     store = store_in_use()
     run = find_run(store, options.run)
     print(f"{run.name}  {run.kind}  {run.status.lower()}  experiment {run.experiment}  id {run.run_id}")
-    for key, value in sorted(run.params.items()):
-        print(f"  {key} = {value}")
-    for key, points in stored_curve(store, run).items():
-        print(f"  {key}: " + "  ".join(f"{keep}: {value:.4g}" for keep, value in points.items()))
+    evaluated = newest_report(store, run, read_settings().home / "evaluations")
+    if evaluated is not None:
+        report.show_numbers(evaluated)
+    elif curve := stored_curve(store, run):  # its file did not get there
+        for key, points in curve.items():
+            print(f"  {key}: " + "  ".join(f"{keep}: {value:.4g}" for keep, value in points.items()))
+    elif run.kind == "sweep":
+        print(
+            f"winner: {run.tags.get('mergevq.winner', 'none yet')}  {run.tags.get('mergevq.winner_choice', '')}"
+        )
+        print(f"all trials' curves: mergevq compare {run.name}")
+    else:
+        print(f"not evaluated yet: mergevq evaluate {run.name}")
+    if options.recipe:
+        print("\n".join(f"  {key} = {value}" for key, value in sorted(run.params.items())))
+    else:
+        print(f"recipe: {len(run.params)} keys; mergevq runs show {run.name} --recipe prints them")
 
 
 def _runs_rm(options: argparse.Namespace) -> None:

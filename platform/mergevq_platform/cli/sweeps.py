@@ -11,17 +11,23 @@ from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.settings import read_settings
 
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    sweep = verbs.add_parser(
+    sweep = add_verb(
+        verbs,
         "sweep",
         help="many trainings that differ in one question; ends with their Pareto front",
         description="Run a sweep file (sweeps/*.py), or vary a recipe's keys from here with --over. "
         "Ctrl-C leaves a resumable sweep.",
+        examples=[
+            "mergevq sweep sweeps/smoke.py",
+            "mergevq sweep demo --over optimizer.learning_rate=1e-4..1e-2:log --trials 8",
+        ],
     )
     sweep.add_argument("sweep", nargs="?", help="a sweep file; with --over: a recipe's file or name")
     sweep.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to change in every trial")
@@ -49,7 +55,13 @@ def add(verbs: Any) -> None:
     )
     sweep.set_defaults(function=_sweep)
 
-    compare = verbs.add_parser("compare", help="curves of several runs and sweeps in one figure")
+    compare = add_verb(
+        verbs,
+        "compare",
+        help="curves of several runs and sweeps in one figure",
+        description="Lay the curves of runs and sweeps over each other: figures, an HTML page, a table, every point as CSV.",
+        examples=["mergevq compare RUN RUN --out comparison"],
+    )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="runs, sweeps or curve.json files")
     compare.add_argument(
         "--out", type=user_path, default=Path("comparison"), help="folder (default comparison/)"

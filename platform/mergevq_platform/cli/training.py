@@ -9,6 +9,7 @@ from mergevq.errors import InputError
 from mergevq.hub import on_hub
 from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.storage.settings import read_settings
@@ -16,10 +17,12 @@ from mergevq_platform.storage.settings import read_settings
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
-    train = verbs.add_parser(
+    train = add_verb(
+        verbs,
         "train",
         help="train on Ray, measure the curve, record it in MLflow",
         description="Train a recipe on this machine or on the cluster of RAY_ADDRESS. Ctrl-C leaves a resumable run.",
+        examples=["mergevq train demo steps=200", "mergevq train --resume RUN"],
     )
     train.add_argument(
         "recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)"
@@ -38,19 +41,29 @@ def add(verbs: Any) -> None:
     )
     train.set_defaults(function=_train)
 
-    official = verbs.add_parser(
-        "import-official", help="a checkpoint of the official MergeVQ release -> ours"
+    official = add_verb(
+        verbs,
+        "import-official",
+        help="a checkpoint of the official MergeVQ release -> ours",
+        description="Turn a checkpoint of the official MergeVQ release into a tokenizer's folder that every verb takes.",
+        examples=["mergevq import-official released.ckpt imported --config released.yaml"],
     )
-    official.add_argument("checkpoint", type=user_path)
-    official.add_argument("out", type=user_path)
+    official.add_argument("checkpoint", type=user_path, help="the release's file of weights")
+    official.add_argument("out", type=user_path, help="the tokenizer's new folder")
     official.add_argument("--config", type=user_path, help="the release's own YAML of that checkpoint")
     official.add_argument("--preset", help="instead of --config: one of our presets")
     official.add_argument("--raw", action="store_true", help="take the raw weights, not the EMA ones")
     official.set_defaults(function=_import_official)
 
-    recipes = verbs.add_parser("recipes", help="list the packaged recipes, or print one complete")
+    recipes = add_verb(
+        verbs,
+        "recipes",
+        help="list the packaged recipes, or print one complete",
+        description="List the packaged recipes, each with a line on what it trains; or print one with all of its keys.",
+        examples=["mergevq recipes", "mergevq recipes demo steps=200"],
+    )
     recipes.add_argument("recipe", nargs="?", help="print this recipe, resolved")
-    recipes.add_argument("overrides", nargs="*", default=[], metavar="a.b=c")
+    recipes.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
     recipes.set_defaults(function=_recipes)
 
 

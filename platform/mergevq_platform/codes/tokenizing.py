@@ -14,7 +14,7 @@ from mergevq import keep as kept
 from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistributionConfig
-from mergevq.merge_schedule import reachable
+from mergevq.merge_schedule import require_reachable
 from mergevq.serialization import read_config
 from mergevq_platform.codes.codeset import CodeManifest, CodeShard, read_manifest
 from mergevq_platform.codes.tokenize_worker import (
@@ -123,16 +123,12 @@ def _kept_counts(
     """The distribution, if there is one, and the kept counts that each block of images is stored at."""
     with checkpoints.weights(tokenizer.location, files=checkpoints.CONFIG) as place:
         model = read_config(place)
-    within = reachable(model.grid_tokens, model.encoder.depth)
     if isinstance(keep, Sequence):
         distribution, wanted = None, tuple(sorted(set(keep)))
     else:
         distribution, wanted = keep, keep.candidates(model.grid_tokens)
     for tokens in wanted:
-        if tokens not in within:
-            raise InputError(
-                f"--keep {tokens}: this tokenizer reaches {within.start} to {within.stop - 1} of {model.grid_tokens} tokens"
-            )
+        require_reachable(model.grid_tokens, tokens, model.encoder.depth)
 
     def stored(block: int) -> tuple[int, ...]:
         if distribution is None:

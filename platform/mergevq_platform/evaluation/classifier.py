@@ -21,6 +21,7 @@ from mergevq.training.finetune import load_fine_tuned
 from mergevq.training.probe import load_probe
 from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.data.parquet.background import DROPPED
+from mergevq_platform.evaluation.headline import divided
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.results import Mergeable, merge
@@ -29,7 +30,7 @@ from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.tasks.task import task_of
-from mergevq_platform.tracking.records import TEST_PREFIX
+from mergevq_platform.tracking.records import TEST_DETAILS_PREFIX, TEST_PREFIX
 
 BATCHES_PER_JOB = 1  # at least
 
@@ -130,10 +131,11 @@ class ClassifierReport:
         return self.rows[0]
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
-        """`test/<metric>` at the checkpoint's step."""
-        recorder.metrics(
-            self.protocol["step"] or 0, {f"{TEST_PREFIX}{name}": value for name, value in self.values.items()}
-        )
+        """`test/top1` and `test_details/<metric>` at the checkpoint's step."""
+        top1, details = divided(self.values, "top1".__eq__)
+        values = {f"{TEST_PREFIX}{key}": value for key, value in top1.items()}
+        values |= {f"{TEST_DETAILS_PREFIX}{key}": value for key, value in details.items()}
+        recorder.metrics(self.protocol["step"] or 0, values)
 
     def note(self, description: str) -> None:
         """The run keeps its note."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from mergevq.errors import InputError
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
-from mergevq_platform.evaluation.tables import table_console
+from mergevq_platform.evaluation.tables import print_table
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Entry, Evaluation, averaged, comparison_axes
 from mergevq_platform.figures.comparison_export import comparison_csv, comparison_html
@@ -131,4 +131,4 @@ def show(names: Sequence[str], *, home: Path, tracking_uri: str | None = None) -
         table.add_column(title, no_wrap=True)
     for index, p in enumerate(points):
         table.add_row("*" if index in best else "", f"{p.at:g}", f"{p.loss:.4g}", f"{p.gain:.4g}", p.label)
-    table_console().print(table)
+    print_table(table)

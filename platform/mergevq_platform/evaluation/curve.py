@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -13,8 +14,10 @@ from typing import Any, ClassVar
 from rich.table import Table
 
 from mergevq.errors import InputError
+from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.tracking.records import CURVE_BEST_PREFIX
 
 WIDE = 150  # terminal columns that all of a curve needs
 NARROW = (
@@ -26,6 +29,14 @@ NARROW = (
     "recovery_accuracy",
     "recovery_baseline",
 )
+
+
+# What a paper prints, beside the Fréchet distance with the true and with the recovered source.
+HEADLINE = (
+    *("psnr", "ssim", "code_usage", "code_entropy_bits", "bits"),
+    *("probe_top1_cls", "probe_top1_untrained", "recovery_accuracy"),
+)
+HEADLINE_FAMILIES = re.compile(r"lpips_\w+|probe_[^_]+_top1_cls")  # by network, by published protocol
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,18 @@ class Curve:
             raise InputError(f"{path} is not a curve written by mergevq evaluate ({error})") from None
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
-        """`curve/<metric>` at step = kept tokens."""
-        rows = {
-            int(row["keep"]): {key: value for key, value in row.items() if key != "keep"} for row in self.rows
-        }
-        recorder.curve(rows)
+        """`curve/<metric>` and `curve_details/<metric>` at step = kept tokens, `curve_best/<metric>` at that of the best."""
+        rows, details = {}, {}
+        for row in self.rows:
+            keep = int(row["keep"])
+            rows[keep], details[keep] = divided(row, self._is_headline, axis="keep")
+        recorder.curve(rows, details)
+        for key, found in best_rows(self.rows, (self.frechet_key, "probe_top1_cls")).items():
+            recorder.metrics(int(found["keep"]), {f"{CURVE_BEST_PREFIX}{key}": found[key]})
+
+    def _is_headline(self, key: str) -> bool:
+        frechet = (self.frechet_key, f"{self.frechet_key}_recovered")
+        return key in (*HEADLINE, *frechet) or HEADLINE_FAMILIES.fullmatch(key) is not None
 
     def note(self, description: str) -> None:
         """The run keeps its note."""

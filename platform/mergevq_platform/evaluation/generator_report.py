@@ -11,9 +11,10 @@ from rich.table import Table
 
 from mergevq.errors import InputError
 from mergevq_platform.evaluation.curve import lacking_sentences
+from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.storage.files import json_text, without_nulls, write_whole
-from mergevq_platform.tracking.records import SCALE_PREFIX
+from mergevq_platform.tracking.records import SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX, SCALE_KEY, SCALE_PREFIX
 
 NAMES = {
     "reconstructed": "reconstructions (ceiling)",
@@ -53,17 +54,26 @@ class GeneratorReport:
             raise InputError(f"{path} is not a generator's report ({error})") from None
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
-        """`cfg_curve/<metric>` at step = 100 x scale, references as metrics at the checkpoint's step."""
+        """`cfg_curve/<metric>` and the scale at step = 100 x scale, `cfg_curve_best/<metric>` at that of the best, references as
+        metrics at the checkpoint's step; details under prefixes of their own."""
         for row in self.rows:
-            values = {f"{SCALE_PREFIX}{key}": value for key, value in row.items() if key != "scale"}
-            recorder.metrics(round(100 * row["scale"]), values)
+            rows, details = divided(row, self._is_headline, axis="scale")
+            values = {f"{SCALE_PREFIX}{key}": value for key, value in rows.items()}
+            values |= {f"{SCALE_DETAILS_PREFIX}{key}": value for key, value in details.items()}
+            recorder.metrics(round(100 * row["scale"]), {SCALE_KEY: row["scale"]} | values)
+        for key, found in best_rows(self.rows, (self.frechet_key,)).items():
+            recorder.metrics(round(100 * found["scale"]), {f"{SCALE_BEST_PREFIX}{key}": found[key]})
         step = self.protocol["generator"]["step"]
         for name in NAMES:
             if name in self.references:
-                values = {
-                    f"cfg_reference/{key}_{name}": value for key, value in self.references[name].items()
-                }
+                rows, details = divided(self.references[name], self._is_headline)
+                values = {f"cfg_reference/{key}_{name}": value for key, value in rows.items()}
+                values |= {f"cfg_reference_details/{key}_{name}": value for key, value in details.items()}
                 recorder.metrics(step, values)
+
+    def _is_headline(self, key: str) -> bool:
+        names = ("frechet", "inception_score", "precision", "recall")
+        return key in ("class_top1", *(self.protocol["keys"][name] for name in names))
 
     def note(self, description: str) -> str:
         """What the charts show, and the table."""

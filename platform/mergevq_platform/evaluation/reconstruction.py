@@ -45,6 +45,7 @@ def reconstruct(
             f"--out {out} holds {' and '.join(there)} already: name another folder, or move them away"
         )
     found = find(name, home=home, store=Store.at(home, tracking_uri))
+    found.require_tokenizer()
     with checkpoints.weights(found.place) as directory:
         background: Background = WHITE
         if (recipe := found.stored_recipe) is not None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from rich.table import Table
 
 from mergevq.config import flattened
-from mergevq_platform.evaluation.tables import table_console
+from mergevq_platform.evaluation.tables import print_table, table_console
 
 AnyReport = TypeVar("AnyReport", bound="EvaluationReport")
 
@@ -21,8 +21,12 @@ class EvaluationRecorder(Protocol):
     def metrics(self, step: int, values: Mapping[str, float]) -> object:
         """Values at a step."""
 
-    def curve(self, rows: Mapping[int, Mapping[str, float]]) -> object:
-        """Rows by kept tokens."""
+    def curve(
+        self,
+        rows: Mapping[int, Mapping[str, float]],
+        details: Mapping[int, Mapping[str, float]] | None = None,
+    ) -> object:
+        """Rows by kept tokens: what a paper prints, and the details."""
 
     def tags(self, values: Mapping[str, str]) -> object:
         """Tags of the run."""
@@ -99,13 +103,19 @@ def record(
 
 def show(report: EvaluationReport, files: Mapping[str, Path]) -> None:
     """Print the table, the verdict, and where the figures are."""
+    show_numbers(report)
     console = table_console()
-    console.print(report.table(console.width))
-    for sentence in report.verdict():
-        console.print(f"  {sentence}", highlight=False)
     for name in [name for name in report.shown_files if name in files] or ["table.md"]:
         what = "figure" if name.endswith(".png") else "table"
         console.print(f"{what}: {files[name]}", highlight=False, soft_wrap=True)
+
+
+def show_numbers(report: EvaluationReport) -> None:
+    """Print the table and the verdict."""
+    console = table_console()
+    print_table(report.table(console.width), console)
+    for sentence in report.verdict():
+        console.print(f"  {sentence}", highlight=False)
 
 
 def note(text: str) -> None:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import torch
 
 from mergevq.config import to_tree
-from mergevq.errors import InputError
-from mergevq.merge_schedule import reachable
+from mergevq.merge_schedule import reachable, require_reachable
 from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.data import Dataset, EvalBatches, Reading, open_dataset
 from mergevq_platform.evaluation.curve import six_counts
@@ -107,8 +106,5 @@ def reachable_keeps(
     within = reachable(model.grid_tokens, model.encoder.depth)
     chosen = tuple(keeps or six_counts(candidates, model.grid_tokens, within))
     for keep in chosen:
-        if keep not in within:
-            raise InputError(
-                f"cannot keep {keep} tokens: this encoder reaches {within.start} to {within.stop - 1} of {model.grid_tokens}"
-            )
+        require_reachable(model.grid_tokens, keep, model.encoder.depth)
     return chosen

@@ -73,6 +73,23 @@ class FoundModel:
             )
         return recipe
 
+    def require_tokenizer(self) -> None:
+        """Raise `InputError` that says what it is, where it is not a tokenizer."""
+        if (recipe := self.stored_recipe) is not None and recipe.task.as_tokenizer is None:
+            raise InputError(
+                f"{self.name} is a {self.task_kind} run, which encodes no images: give a run of a tokenizer (kind tokenizer or "
+                "recovery in mergevq runs list), or an imported tokenizer"
+            )
+
+    def require_generator(self) -> None:
+        """Raise `InputError` that says what it is, where it is not a generator."""
+        recipe = self.stored_recipe
+        if recipe is None or recipe.task.as_generator is None:
+            raise InputError(
+                f"{self.name} is a {self.task_kind}{' run' if recipe else ''}, which generates no images: give a run of a generator "
+                "(kind generator in mergevq runs list), trained on codes that mergevq tokenize makes"
+            )
+
     @property
     def task_kind(self) -> str:
         """The `kind` of the recipe's task."""

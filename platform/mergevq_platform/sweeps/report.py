@@ -13,7 +13,7 @@ import yaml
 from rich.table import Table
 
 from mergevq.errors import InputError
-from mergevq_platform.evaluation.tables import table_console
+from mergevq_platform.evaluation.tables import print_table, table_console
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Entry, averaged, comparison_axes, require_one_identity
 from mergevq_platform.figures.comparison_export import comparison_csv, comparison_html
@@ -231,7 +231,7 @@ def show(definition: Sweep, finished: Sequence[Finished]) -> None:
             printed.add_column(column, no_wrap=column != "choice")
         for row in rows[1:]:
             printed.add_row(*(cell.removeprefix(prefix) for cell in row))
-        console.print(printed)
+        print_table(printed, console)
     for line in omissions(definition, finished):
         print(line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mergevq_platform.tracking.listing import TrackedRun, list_runs
@@ -12,12 +13,17 @@ CURVE_FILES = ("curve/curve.json", "generation/report.json")  # of a tokenizer, 
 
 def fetch_curve_files(store: Store, run: TrackedRun, folder: Path) -> list[Path]:
     """The files of the curves of `run` and of the runs that evaluate it, oldest first, copied below `folder`."""
+    return fetch_files(store, run, folder, CURVE_FILES)
+
+
+def fetch_files(store: Store, run: TrackedRun, folder: Path, names: Sequence[str]) -> list[Path]:
+    """The artifacts of these names, FOLDER/FILE, of `run` and of the runs that evaluate it, oldest first, copied below `folder`."""
     mlflow = import_mlflow()
     again = [found for found in list_runs(store, run.experiment) if found.evaluates == run.uid]
     files = []
     for measured in sorted([run, *again], key=lambda found: found.ended_ms or found.started_ms):
         with store.session() as client:
-            for name in CURVE_FILES:
+            for name in names:
                 kind = name.partition("/")[0]
                 if name not in [file.path for file in client.list_artifacts(measured.run_id, kind)]:
                     continue

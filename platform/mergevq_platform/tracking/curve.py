@@ -1,7 +1,8 @@
 """Curves in a journal: metrics over kept-token counts, written so that MLflow draws them by itself.
 
 `curve/<key>` is logged with step = kept tokens. The part before the slash becomes a section of the chart
-page, and the step its x axis: one chart per metric, one line per run.
+page, and the step its x axis: one chart per metric, one line per run. MLflow calls that axis "Step" whatever it
+counts; an axis that is a metric has the metric's name, so the kept tokens are logged as one too.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.records import (
+    CURVE_DETAILS_PREFIX,
     CURVE_PREFIX,
     JOURNAL_NAME,
+    KEPT_KEY,
     RunIdentity,
     new_uid,
     read_identity,
@@ -23,18 +26,31 @@ if TYPE_CHECKING:
     from mergevq_platform.tracking.listing import TrackedRun
 
 
-def append_curve(journal: Journal, rows: Mapping[int, Mapping[str, float]]) -> int:
-    """Record `rows`, kept tokens -> key -> value, and return how many values were new.
+CurveRows = Mapping[int, Mapping[str, float]]  # kept tokens -> key -> value
+
+
+def append_curve(journal: Journal, rows: CurveRows, details: CurveRows | None = None) -> int:
+    """Record `rows` and, under a prefix of their own, `details`; return how many values were new, their axis among them.
 
     A point that the run already has stays as it is: measure again into `open_for_curve`'s new run.
     """
-    return sum(journal.append_metrics(kept, values) for kept, values in curve_records(rows))
+    return sum(journal.append_metrics(kept, values) for kept, values in curve_records(rows, details))
 
 
-def curve_records(rows: Mapping[int, Mapping[str, float]]) -> list[tuple[int, dict[str, float]]]:
-    """`rows` as (step, metrics) with keys under `curve/`, in rising order of kept tokens."""
+def curve_records(rows: CurveRows, details: CurveRows | None = None) -> list[tuple[int, dict[str, float]]]:
+    """(step, metrics) with keys of `rows` under `curve/`, `KEPT_KEY`, and keys of `details` under `curve_details/`.
+
+    In rising order of kept tokens.
+    """
+    details = details or {}
     return [
-        (kept, {f"{CURVE_PREFIX}{key}": value for key, value in rows[kept].items()}) for kept in sorted(rows)
+        (
+            kept,
+            {KEPT_KEY: kept}
+            | {f"{CURVE_PREFIX}{key}": value for key, value in rows.get(kept, {}).items()}
+            | {f"{CURVE_DETAILS_PREFIX}{key}": value for key, value in details.get(kept, {}).items()},
+        )
+        for kept in sorted({*rows, *details})
     ]
 
 

@@ -23,12 +23,12 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.tracking.locks import ExclusiveLock
 from mergevq_platform.tracking.records import (
-    CURVE_PREFIX,
     JOURNAL_NAME,
-    SCALE_PREFIX,
+    TEST_DETAILS_PREFIX,
     TEST_PREFIX,
     RunIdentity,
     Status,
+    is_of_curve,
     now_ms,
     read_identity,
     read_journal,
@@ -104,7 +104,9 @@ class Journal:
     @property
     def evaluated(self) -> bool:
         """Whether this run carries the numbers of an evaluation already."""
-        return bool(self._curve_steps) or any(key.startswith(TEST_PREFIX) for key in self._last_step)
+        return bool(self._curve_steps) or any(
+            key.startswith((TEST_PREFIX, TEST_DETAILS_PREFIX)) for key in self._last_step
+        )
 
     def append_params(self, values: Mapping[str, Any]) -> None:
         """Record flat parameters.
@@ -248,13 +250,13 @@ class Journal:
                 self.status = data["status"]
             case "metrics":
                 for key in data["values"]:
-                    if key.startswith((CURVE_PREFIX, SCALE_PREFIX)):
+                    if is_of_curve(key):
                         self._curve_steps.setdefault(key, set()).add(data["step"])
                     else:
                         self._last_step[key] = data["step"]
 
     def _known(self, key: str, step: int) -> bool:
-        if key.startswith((CURVE_PREFIX, SCALE_PREFIX)):
+        if is_of_curve(key):
             return step in self._curve_steps.get(key, ())
         return step <= self._last_step.get(key, -1)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.delivery import EVALUATES_TAG, KIND_TAG, PARENT_TAG, UID_TAG
-from mergevq_platform.tracking.records import CURVE_PREFIX, SCALE_PREFIX
+from mergevq_platform.tracking.records import CURVE_DETAILS_PREFIX, CURVE_PREFIX, KEPT_KEY, SCALE_PREFIX
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -93,16 +93,19 @@ def find_run(store: Store, key: str) -> TrackedRun:
 
 
 def stored_curve(store: Store, run: TrackedRun) -> dict[str, dict[int, float]]:
-    """The curve of `run` from the store's history: key -> kept tokens -> value, sorted."""
+    """The curve of `run` with its details from the store's history: key -> kept tokens -> value, sorted by key.
+
+    Runs of before have the details among the rest.
+    """
     curve: dict[str, dict[int, float]] = {}
     with store.session() as client:
         for key in sorted(run.metrics):
-            if key.startswith(CURVE_PREFIX):
+            if key.startswith((CURVE_PREFIX, CURVE_DETAILS_PREFIX)) and key != KEPT_KEY:
                 # The history comes in order of time, and points may have been measured in any order.
                 history = client.get_metric_history(run.run_id, key)
                 points = sorted((metric.step, as_recorded(metric.value)) for metric in history)
-                curve[key.removeprefix(CURVE_PREFIX)] = dict(points)
-    return curve
+                curve[key.partition("/")[2]] = dict(points)
+    return dict(sorted(curve.items()))
 
 
 def remove_run(store: Store, run: TrackedRun) -> None:

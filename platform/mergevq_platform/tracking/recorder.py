@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mergevq_platform.tracking.curve import append_curve
+from mergevq_platform.tracking.curve import CurveRows, append_curve
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, Status
 from mergevq_platform.tracking.store import Store
@@ -93,9 +93,9 @@ class LocalRecorder:
         """Record values at a step; repeated steps are dropped."""
         self.journal.append_metrics(step, values)
 
-    def curve(self, rows: Mapping[int, Mapping[str, float]]) -> None:
-        """Record a curve: kept tokens -> key -> value."""
-        append_curve(self.journal, rows)
+    def curve(self, rows: CurveRows, details: CurveRows | None = None) -> None:
+        """Record a curve, what a paper prints and the details of it: kept tokens -> key -> value."""
+        append_curve(self.journal, rows, details)
 
     def artifact(self, file: Path, directory: str = "") -> None:
         """Record a file of the run; see `Journal.append_artifact`."""

@@ -14,8 +14,25 @@ from mergevq.errors import InputError
 
 JOURNAL_NAME = "journal.jsonl"
 CURVE_PREFIX = "curve/"  # step: kept tokens
+KEPT_KEY = (
+    f"{CURVE_PREFIX}kept_tokens"  # the step again, as a metric: an axis that bears the name of what it counts
+)
 SCALE_PREFIX = "cfg_curve/"  # step: 100 x guidance scale
+SCALE_KEY = f"{SCALE_PREFIX}guidance_scale"  # likewise, and the scale itself
 TEST_PREFIX = "test/"  # of an evaluation without a curve; step: the checkpoint's
+# What a paper prints has the prefixes above; the rest of an evaluation has these, which MLflow sorts behind them.
+CURVE_BEST_PREFIX = (
+    "curve_best/"  # the best over all kept counts; step: the kept tokens that it was reached with
+)
+CURVE_DETAILS_PREFIX = "curve_details/"
+SCALE_BEST_PREFIX = "cfg_curve_best/"
+SCALE_DETAILS_PREFIX = "cfg_curve_details/"
+TEST_DETAILS_PREFIX = "test_details/"
+# Keys that take each step once, in any order: their steps count something other than time.
+_OF_CURVES = (
+    *(CURVE_PREFIX, CURVE_BEST_PREFIX, CURVE_DETAILS_PREFIX),
+    *(SCALE_PREFIX, SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX),
+)
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -102,6 +119,11 @@ def read_metrics(path: Path, prefix: str = "") -> dict[str, dict[int, float]]:
                 if key.startswith(prefix):
                     found.setdefault(key, {})[record.data["step"]] = float(value)
     return found
+
+
+def is_of_curve(key: str) -> bool:
+    """Whether the steps of a metric are kept tokens or guidance scales, which take any order."""
+    return key.startswith(_OF_CURVES)
 
 
 def now_ms() -> int:

@@ -62,6 +62,25 @@ def run(recipe: Recipe, homes: tuple[Path, Path]) -> Run:
     return run
 
 
+def test_a_run_is_shown_with_its_curve_and_verdict_first_and_its_recipe_on_request(
+    run: Run, homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(homes[0]))
+    assert cli.run(["runs", "show", "tokens"]) == 0
+    short = capsys.readouterr().out.splitlines()
+    assert short[0].startswith("tokens  tokenizer  finished")
+    for word in ("kept", "PSNR", "fewer than three kept counts"):
+        assert any(word in line for line in short), short
+    assert not any("optimizer.learning_rate" in line for line in short)
+    assert short[-1].startswith("recipe: ")
+    assert "mergevq runs show tokens --recipe" in short[-1]
+    assert len(short) < 30
+    assert cli.run(["runs", "show", "tokens", "--recipe"]) == 0
+    full = capsys.readouterr().out.splitlines()
+    assert full[: len(short) - 1] == short[:-1], "the recipe comes after the curve"
+    assert "  optimizer.learning_rate = 0.001" in full
+
+
 def test_a_run_is_measured_again_from_the_tracking_store_alone(
     run: Run, homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

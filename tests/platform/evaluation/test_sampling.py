@@ -381,11 +381,43 @@ def test_a_tokenizer_is_not_asked_for_guidance(
     assert "--cfg and --num are for generators, as is --tokenizer" in capsys.readouterr().err
 
 
-def test_a_tokenizers_run_generates_nothing(small_recipe: dict[str, Any], home: Path, tmp_path: Path) -> None:
+def test_a_tokenizers_run_generates_nothing(
+    small_recipe: dict[str, Any],
+    tokenizer_directory: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "run").mkdir()
     loop.train(resolve(small_recipe | {"steps": 1}), loop.Worker(), LocalHost(tmp_path / "run"))
     with pytest.raises(InputError, match="trains a tokenizer; this needs a generator"):
         open_sampling(str(tmp_path / "run"))
+    for place, kind in ((str(tmp_path / "run"), "tokenizer run"), (str(tokenizer_directory), "tokenizer")):
+        assert cli.run(["generate", place, "--out", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert f"{place} is a {kind}, which generates no images: give a run of a generator" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_generators_run_encodes_no_images(
+    run: Run,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(home))
+    Image.new("RGB", (16, 16)).save(tmp_path / "image.png")
+    out = str(tmp_path / "out")
+    for words in (
+        ["reconstruct", run.name, str(tmp_path / "image.png"), "--out", out],
+        ["tokenize", run.name, out],
+    ):
+        assert cli.run(words) == 2
+        said = capsys.readouterr().err
+        assert (
+            f"{run.name} is a generator run, which encodes no images: give a run of a tokenizer (kind" in said
+        )
+    assert not Path(out).exists()
 
 
 def test_the_stored_recipe_says_how_it_is_sampled(run: Run) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import mergevq
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
 from mergevq_platform import cli, loop
@@ -152,8 +153,11 @@ def test_the_caveat_of_a_teacher_that_saw_labels_is_in_the_protocol() -> None:
 
 
 def test_an_unreachable_count_names_the_reachable_ones(recipe: Recipe) -> None:
-    with pytest.raises(InputError, match=r"cannot keep 3 tokens: this encoder reaches 4 to 16 of 16"):
+    wording = r"cannot keep 3 of 16 tokens with 2 layers: the reachable counts are 4 to 16"
+    with pytest.raises(InputError, match=wording):
         keeps_to_measure(recipe, (3,))
+    with pytest.raises(InputError, match=wording):
+        mergevq.create("test_gr").encode(torch.zeros(1, 3, 16, 16), keep=3)
 
 
 def test_the_untrained_baseline_is_the_initialisation_of_that_very_run(run: Run, recipe: Recipe) -> None:

@@ -245,9 +245,12 @@ def test_an_artifact_from_elsewhere_is_kept_with_the_run(path: Path, tmp_path: P
     assert second == {"file": "own.txt", "directory": ""}
 
 
-def test_a_curve_is_recorded_over_kept_tokens_in_rising_order() -> None:
+def test_a_curve_is_recorded_over_kept_tokens_in_rising_order_with_its_axis_as_a_metric() -> None:
     rows = {64: {"psnr": 22.0}, 4: {"psnr": 15.0}}
-    assert curve_records(rows) == [(4, {"curve/psnr": 15.0}), (64, {"curve/psnr": 22.0})]
+    assert curve_records(rows) == [
+        (4, {"curve/kept_tokens": 4, "curve/psnr": 15.0}),
+        (64, {"curve/kept_tokens": 64, "curve/psnr": 22.0}),
+    ]
 
 
 def test_evaluating_again_makes_a_linked_run_and_never_a_second_point(path: Path) -> None:
@@ -261,8 +264,8 @@ def test_evaluating_again_makes_a_linked_run_and_never_a_second_point(path: Path
         assert again.identity.evaluates == own.identity.uid
         assert again.identity.experiment == own.identity.experiment
         append_curve(again, {4: {"psnr": 15.5}})
-    assert read_metrics(path, "curve/") == {"curve/psnr": {4: 15.0}}
-    assert read_metrics(again.path, "curve/") == {"curve/psnr": {4: 15.5}}
+    assert read_metrics(path, "curve/psnr") == {"curve/psnr": {4: 15.0}}
+    assert read_metrics(again.path, "curve/psnr") == {"curve/psnr": {4: 15.5}}
 
 
 def test_evaluating_again_without_a_curve_makes_a_linked_run_too(path: Path) -> None:

@@ -29,7 +29,7 @@ from mergevq_platform.tracking.delivery import Delivery, DeliveryHeld
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import find_run, list_runs, remove_run, stored_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
-from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_journal
+from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_identity, read_journal
 from mergevq_platform.tracking.store import Store, import_mlflow
 from mergevq_platform.tracking.ui import UiServer, describe, serve_ui
 from mergevq_platform.tracking.writer import Writer, sync
@@ -101,7 +101,7 @@ def test_everything_in_the_journal_arrives(store: Store, run_dir: Path, me: RunI
     report = recorder.close("FINISHED")
     assert report is not None
     assert report.complete
-    assert report.sent_metrics == 2202
+    assert report.sent_metrics == 2204  # the axis of the curve among them
     client = store.client()
     assert report.run_id is not None
     run = client.get_run(report.run_id)
@@ -168,6 +168,30 @@ def test_a_journal_begun_anew_after_its_loss_doubles_nothing(
     assert run.params == {"a": "1", "b": "1"}
     assert report.run_id is not None
     assert store.client().get_run(report.run_id).data.tags["changed.b"] == "2"
+
+
+def test_a_curve_is_read_whole_wherever_its_details_lie(
+    store: Store, tmp_path: Path, me: RunIdentity
+) -> None:
+    whole = {64: {"psnr": 22.0, "bits_source": 64.0}, 4: {"psnr": 15.0, "bits_source": 9.0}}
+    before = Path(__file__).with_name("journal_before_details.jsonl")
+    (tmp_path / "before").mkdir()
+    shutil.copyfile(before, tmp_path / "before" / JOURNAL_NAME)
+    sync(tmp_path / "before", store)
+    recorder = LocalRecorder(tmp_path / "now", store, me)
+    recorder.curve(
+        {kept: {"psnr": row["psnr"]} for kept, row in whole.items()},
+        {kept: {"bits_source": row["bits_source"]} for kept, row in whole.items()},
+    )
+    recorder.close("FINISHED")
+    old, new = (find_run(store, uid) for uid in (read_identity(before).uid, me.uid))
+    assert "curve/bits_source" in old.metrics
+    assert "curve_details/bits_source" in new.metrics
+    assert stored_curve(store, old) == stored_curve(store, new)
+    assert stored_curve(store, new)["bits_source"] == {4: 9.0, 64: 64.0}
+    assert old.has_curve
+    with open_for_curve(tmp_path / "before") as again:
+        assert again.identity.evaluates == old.uid, "an old run that was evaluated is known to be"
 
 
 KILLED_BETWEEN = """
