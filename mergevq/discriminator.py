@@ -24,9 +24,9 @@ class DiscriminatorConfig:
         if self.norm == "group" and self.channels % 8:
             raise ValueError(f"channels is {self.channels}: group norm needs a multiple of 8")
 
-    def map_size(self, image_size: int) -> int:
-        """The side of the map of logits for images of `image_size`; below 1 the images are too small."""
-        size = image_size
+    def map_size(self, side: int) -> int:
+        """The logits along a side of `side` pixels; below 1 the images are too small."""
+        size = side
         for stride in [2] * self.num_layers + [1, 1]:
             size = (size - 2) // stride + 1
         return size

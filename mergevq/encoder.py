@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mergevq import merging
 from mergevq.config import config
-from mergevq.errors import InputError
+from mergevq.image_size import grid_of, height_width
 from mergevq.inputs import check_images, whole_count
 from mergevq.layers import GroupNorm, MergeBlock, ResBlock, sincos
 from mergevq.merge_schedule import merge_schedule
@@ -106,13 +106,13 @@ class EncoderOutput(NamedTuple):
 class Encoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
 
-    def __init__(self, config: HybridEncoderConfig | ViTEncoderConfig, grid: int) -> None:
+    def __init__(self, config: HybridEncoderConfig | ViTEncoderConfig, grid: int | tuple[int, int]) -> None:
         super().__init__()
-        self.config, self.grid = config, grid
+        self.config, self.grid = config, height_width(grid)
         self.stem = ConvStem(config) if isinstance(config, HybridEncoderConfig) else PatchStem(config)
         self.summary_token = nn.Parameter(torch.randn(1, 1, config.width) * config.summary_std)
         if config.positions == "learned":
-            self.positions = nn.Parameter(torch.randn(1, grid * grid, config.width) * 0.02)
+            self.positions = nn.Parameter(torch.randn(1, self.grid[0] * self.grid[1], config.width) * 0.02)
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
             MergeBlock(config.width, config.heads, config.layer_scale, rate) for rate in rates
@@ -124,10 +124,7 @@ class Encoder(nn.Module):
         check_images(images, like=self.summary_token)
         keep = whole_count(keep)
         height, width = images.shape[-2:]
-        reduction = self.config.reduction
-        if height % reduction or width % reduction:
-            raise InputError(f"images of {height} x {width} do not divide into cells of {reduction} pixels")
-        rows, columns = height // reduction, width // reduction
+        rows, columns = grid_of((height, width), self.config.reduction)
         schedule = merge_schedule(rows * columns, keep, self.config.depth, self.config.inflection)
 
         x = rearrange(self.stem(images), "b d h w -> b (h w) d")
@@ -139,7 +136,7 @@ class Encoder(nn.Module):
             x, size, slot = block(x, size, r)
             if slot is not None:
                 assignment = slot.gather(1, assignment)
-        tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1)
+        tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1, (rows, columns))
         return EncoderOutput(x[:, 0], tokens, source)
 
     def position(self, rows: int, columns: int, like: Tensor) -> Tensor:
@@ -150,9 +147,9 @@ class Encoder(nn.Module):
             case "sincos":
                 return sincos(rows, columns, self.config.width, like.device).to(like.dtype)[None]
             case "learned":
-                if rows * columns == self.grid * self.grid:
+                if (rows, columns) == self.grid:
                     return self.positions.to(like.dtype)
-                grid = rearrange(self.positions, "1 (h w) d -> 1 d h w", h=self.grid)
+                grid = rearrange(self.positions, "1 (h w) d -> 1 d h w", h=self.grid[0])
                 table = F.interpolate(grid.float(), (rows, columns), mode="bicubic", align_corners=False)
                 return rearrange(table, "1 d h w -> 1 (h w) d").to(like.dtype)
 

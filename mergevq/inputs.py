@@ -88,24 +88,26 @@ def check_index_layout(indices: Tensor, like: Tensor) -> None:
 
 
 def check_source(source: Source, of: Tensor) -> None:
-    """Raise `InputError` unless the source belongs to the codes or indices `of` (B, K, …), on a square grid.
+    """Raise `InputError` unless the source belongs to the codes or indices `of` (B, K, …) and knows its rows and columns.
 
     Looks at no value.
     """
     batch, keep = of.shape[:2]
     if not isinstance(source, Source):
         raise InputError(f"source must be a mergevq.Source; this is a {_kind(source)}: give that of `encode`")
-    for name, part in source._asdict().items():
+    for name, part in (("assignment", source.assignment), ("size", source.size)):
         if not isinstance(part, Tensor):
             raise InputError(
                 f"source.{name} must be a tensor; this is a {_kind(part)}: give that of `encode`"
             )
     assignment = source.assignment
     shape = tuple(assignment.shape)
-    expected = "source.assignment must be (B, N) int64 of a square grid of N cells; this is"
-    square = assignment.ndim == 2 and shape[1] > 0 and math.isqrt(shape[1]) ** 2 == shape[1]
-    if not square or assignment.dtype != torch.int64:
-        raise InputError(f"{expected} {shape} {_name(assignment.dtype)}: give that of `encode`")
+    if assignment.ndim != 2 or shape[1] == 0 or assignment.dtype != torch.int64:
+        raise InputError(
+            f"source.assignment must be (B, N) int64, N at least 1; this is {shape} {_name(assignment.dtype)}: "
+            "give that of `encode`"
+        )
+    _ = source.rows  # raises where rows and columns are not known, or have another number of cells
     if shape[0] != batch or tuple(source.size.shape) != (batch, keep):
         raise InputError(
             f"the source is of {shape[0]} images of {source.size.shape[-1]} tokens, the codes of {batch} of {keep}: "

@@ -12,15 +12,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mergevq.errors import InputError
+from mergevq.image_size import square_grid
+
 
 class Source(NamedTuple):
     """The source: the kept token of each grid cell. The paper's source matrix S as an index map.
 
     `assignment` (B, N) int64, values in [0, K): the slot of each raster cell. `size` (B, K) float32: cells per slot.
+    `grid`: rows and columns of the N cells; None is a square.
     """
 
     assignment: Tensor
     size: Tensor
+    grid: tuple[int, int] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the grid. Raises `InputError` where N cells are no square and `grid` is None, or it has other than N cells."""
+        return self._rows_columns()[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the grid; errors as for `rows`."""
+        return self._rows_columns()[1]
+
+    def _rows_columns(self) -> tuple[int, int]:
+        cells = self.assignment.shape[-1]
+        found = self.grid or square_grid(cells)
+        if found is None:
+            raise InputError(
+                f"the source has {cells} cells, which are no square: say its rows and columns, "
+                "Source(assignment, size, grid=(rows, columns))"
+            )
+        if found[0] * found[1] != cells:
+            raise InputError(
+                f"the source has {cells} cells, but its grid is {found[0]} x {found[1]}: give the rows and columns of its image"
+            )
+        return found
 
     def matrix(self) -> Tensor:
         """S as (B, K, N) float32: 1 where cell n is in slot k; every column sums to 1."""
@@ -100,8 +129,10 @@ def mean_over_cells(tokens: Tensor, size: Tensor) -> Tensor:
     return torch.einsum("bk,bkd->bd", share.to(tokens.dtype), tokens)
 
 
-def canonical(tokens: Tensor, assignment: Tensor) -> tuple[Tensor, Source]:
-    """Reorder kept tokens (B, K, D) by the first raster cell of each; returns them with their `Source`."""
+def canonical(
+    tokens: Tensor, assignment: Tensor, grid: tuple[int, int] | None = None
+) -> tuple[Tensor, Source]:
+    """Reorder kept tokens (B, K, D) by the first raster cell of each; returns them with their `Source` on `grid`."""
     batch, num_cells = assignment.shape
     num_kept = tokens.shape[1]
     cells = torch.arange(num_cells, device=tokens.device).expand(batch, -1)
@@ -111,7 +142,7 @@ def canonical(tokens: Tensor, assignment: Tensor) -> tuple[Tensor, Source]:
         1, order, torch.arange(num_kept, device=tokens.device).expand(batch, -1)
     )
     ranked = rank.gather(1, assignment)
-    return unmerge(tokens, order), Source(ranked, sizes(ranked, num_kept))
+    return unmerge(tokens, order), Source(ranked, sizes(ranked, num_kept), grid)
 
 
 def sizes(assignment: Tensor, num_kept: int) -> Tensor:

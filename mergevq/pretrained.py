@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.file_kinds import some
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq.paths import WeightsPath
 from mergevq.variants import other_variant
 from mergevq.weights_file import load_strictly, read_weights
+
+PREFIX_TOKENS = 8  # at most: [CLS], distillation and register tokens before a network's patches
 
 
 class FrozenModule(nn.Module):
@@ -71,7 +74,7 @@ class TimmModel(NamedTuple):
     )  # how its position embeddings were resampled; None where they are as they were trained
 
 
-def timm_network(network: TimmNetworkConfig, *, key: str, image_size: int) -> TimmModel:
+def timm_network(network: TimmNetworkConfig, *, key: str, image_size: ImageSize) -> TimmModel:
     """The headless network for images of `image_size`; position embeddings are resampled to it.
 
     Raises `InputError` when the weights are missing, do not fit, or cannot be downloaded, and when the
@@ -106,7 +109,7 @@ def timm_network(network: TimmNetworkConfig, *, key: str, image_size: int) -> Ti
                     f"{key}.weights: '{network.weights}' is not in a layout of '{network.model}' ({reason}); it has "
                     f"{some(list(state))}"
                 ) from None
-            positions = _resampled(_grids(trained), _grids(state))
+            positions = _resampled(_grids(trained), _grids(state, _own_grid(model)))
         config = model.pretrained_cfg
         heads = config.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -116,40 +119,55 @@ def timm_network(network: TimmNetworkConfig, *, key: str, image_size: int) -> Ti
         )
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
+            model.eval()(torch.zeros(1, 3, *height_width(image_size)))
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{key}: '{network.model}' cannot take {image_size} px images: {reason}") from None
+        raise InputError(
+            f"{key}: '{network.model}' cannot take {size_text(image_size)} px images: {reason}"
+        ) from None
     return TimmModel(model, positions)
 
 
-def _grids(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """The side of the grid that each absolute position embedding (1, prefix + side^2, D) is for, by its name."""
-    return {
-        name: math.isqrt(value.shape[1])  # a few prefix tokens do not reach the next square
-        for name, value in state.items()
-        if "pos_embed" in name and value.ndim == 3
-    }
+Grid = tuple[int, int]  # rows and columns
 
 
-def _resampled(trained: Mapping[str, int], used: Mapping[str, int]) -> str | None:
-    sides = {(trained[name], side) for name, side in used.items() if trained.get(name, side) != side}
-    if not sides:
+def _grids(state: Mapping[str, Tensor], own: Grid | None = None) -> dict[str, Grid]:
+    """The grid that each absolute position embedding (1, prefix + rows * columns, D) is for, by its name.
+
+    It is `own` where that fits; squares alone can be told from the number.
+    """
+    found = {}
+    for name, value in state.items():
+        if "pos_embed" in name and value.ndim == 3:
+            side = math.isqrt(value.shape[1])  # a few prefix tokens do not reach the next square
+            fits = own is not None and 0 <= value.shape[1] - own[0] * own[1] <= PREFIX_TOKENS
+            found[name] = own if fits and own is not None else (side, side)
+    return found
+
+
+def _own_grid(model: Any) -> Grid | None:
+    rows_columns = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    return None if rows_columns is None else (int(rows_columns[0]), int(rows_columns[1]))
+
+
+def _resampled(trained: Mapping[str, Grid], used: Mapping[str, Grid]) -> str | None:
+    grids = {(trained[name], grid) for name, grid in used.items() if trained.get(name, grid) != grid}
+    if not grids:
         return None
-    told = ", ".join(f"{before} x {before} to {side} x {side}" for before, side in sorted(sides))
+    told = ", ".join(f"{a} x {b} to {c} x {d}" for (a, b), (c, d) in sorted(grids))
     # timm's `resample_abs_pos_embed`; DINOv2's release adds an offset of 0.1 and does not antialias.
     return f"resampled from {told}: bicubic, antialiased, no offset (timm)"
 
 
 def _native_positions(model: Any) -> str | None:
     # Weights of timm's hub are those of the network's own resolution.
-    used = _grids(dict(model.named_parameters()))
+    used = _grids(dict(model.named_parameters()), _own_grid(model))
     native = model.pretrained_cfg.get("input_size")
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if not used or native is None or patch is None:
         return None
-    side: int = native[-1] // patch[-1]
-    return _resampled(dict.fromkeys(used, side), used)
+    grid = (native[-2] // patch[-2], native[-1] // patch[-1])
+    return _resampled(dict.fromkeys(used, grid), used)
 
 
 class Renormalise(nn.Module):

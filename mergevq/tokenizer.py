@@ -7,7 +7,6 @@ Recovery predicts it from the codes (`decode_indices`).
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
@@ -20,6 +19,7 @@ from mergevq.config import config
 from mergevq.decoder import Decoder, DecoderConfig
 from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, grid_of, size_text
 from mergevq.inputs import (
     check_codes,
     check_encoded,
@@ -48,7 +48,7 @@ class SummaryHeadConfig:
 class TokenizerConfig:
     """Sizes and parts of a MergeVQ tokenizer."""
 
-    image_size: Count = 256
+    image_size: ImageSize = 256
     keep: Count  # K of `encode` where it is not given
     encoder: EncoderConfig
     decoder: DecoderConfig
@@ -57,10 +57,12 @@ class TokenizerConfig:
     head: SummaryHeadConfig | None = pydantic.Field(default_factory=SummaryHeadConfig)
 
     def __post_init__(self) -> None:
-        if self.image_size % self.encoder.reduction:
+        try:
+            grid_of(self.image_size, self.encoder.reduction)
+        except InputError:
             raise ValueError(
-                f"image_size {self.image_size} is not a multiple of the encoder's reduction {self.encoder.reduction}"
-            )
+                f"image_size {size_text(self.image_size)} is not a multiple of the encoder's reduction {self.encoder.reduction}"
+            ) from None
         if self.encoder.reduction != self.decoder.enlargement:
             raise ValueError(
                 f"the encoder reduces by {self.encoder.reduction}, the decoder enlarges by {self.decoder.enlargement}: make them equal"
@@ -69,9 +71,15 @@ class TokenizerConfig:
             raise ValueError(f"keep is {self.keep}, more than the {self.grid_tokens} grid tokens")
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of cells of an image of `image_size`."""
+        return grid_of(self.image_size, self.encoder.reduction)
+
+    @property
     def grid_tokens(self) -> int:
         """N: grid cells of an image of `image_size`."""
-        return (self.image_size // self.encoder.reduction) ** 2
+        rows, columns = self.grid
+        return rows * columns
 
     @property
     def head_dim(self) -> int | None:
@@ -107,8 +115,7 @@ class MergeVQ(nn.Module):
         super().__init__()
         self.config = config
         width, channels = config.encoder.width, config.quantizer.channels
-        self.grid = math.isqrt(config.grid_tokens)
-        self.encoder = Encoder(config.encoder, self.grid)
+        self.encoder = Encoder(config.encoder, config.grid)
         self.to_latents = nn.ModuleDict(
             {"norm": GroupNorm(32, width, eps=1e-6), "project": nn.Linear(width, channels)}
         )
@@ -125,7 +132,8 @@ class MergeVQ(nn.Module):
         return self.config.grid_tokens
 
     def encode(self, images: Tensor, keep: int | None = None, *, check_values: bool = True) -> Encoded:
-        """Images (B, 3, H, W) float in [-1, 1] -> `Encoded` with exactly `keep` tokens (default: the configured count).
+        """Images (B, 3, H, W) float in [-1, 1], of any size that divides into cells -> `Encoded` with exactly `keep` tokens
+        (default: the configured count).
 
         Raises `InputError` for another shape or dtype, a size that does not divide into cells, a count that the layers
         cannot reach and, with `check_values`, for NaN and values beyond ±2, which no resampling of [-1, 1] reaches. The
@@ -149,11 +157,12 @@ class MergeVQ(nn.Module):
         """Codes (B, K, G) and their source -> images. Raises `InputError` for other shapes and dtypes."""
         check_codes(codes, self.config.quantizer.channels, like=self.decoder.conv_in.weight)
         check_source(source, codes)
-        grid = math.isqrt(source.assignment.shape[1])
-        return self.decoder(rearrange(unmerge(codes, source.assignment), "b (h w) g -> b g h w", h=grid))
+        cells = unmerge(codes, source.assignment)
+        return self.decoder(rearrange(cells, "b (h w) g -> b g h w", h=source.rows))
 
     def decode_indices(self, indices: Tensor, source: Source | None = None) -> Tensor:
-        """Indices (B, K) int64 in canonical order -> images. Without a source, Source Recovery predicts it.
+        """Indices (B, K) int64 in canonical order -> images. Without a source, Source Recovery predicts it, for images
+        of the configured size.
 
         Raises `InputError` for other shapes and dtypes, indices outside the codebook, a source of other indices, and for
         no source where the tokenizer has no Source Recovery.
@@ -167,7 +176,7 @@ class MergeVQ(nn.Module):
         return self.decode_codes(codes, source or self.recovered_source(codes))
 
     def recover(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, G) -> logits (B, N, K) of each cell's kept token (equation 8).
+        """Codes (B, K, G) -> logits (B, N, K) of each cell's kept token (equation 8), on the grid of the configured size.
 
         Raises `InputError` for other shapes and dtypes, and without a Source Recovery.
         """
@@ -185,7 +194,7 @@ class MergeVQ(nn.Module):
     def recovered_source(self, codes: Tensor) -> Source:
         """The most likely source of codes (B, K, G); a kept token may get no cell."""
         assignment = self.recover(codes).argmax(-1)
-        return Source(assignment, sizes(assignment, codes.shape[1]))
+        return Source(assignment, sizes(assignment, codes.shape[1]), self.config.grid)
 
     def encode_summary(
         self, images: Tensor, keep: int, *, check_values: bool = True
@@ -204,9 +213,15 @@ class MergeVQ(nn.Module):
     ) -> ForwardOutput:
         """One training pass. Gradients of recovery reach the encoder through the straight-through codes.
 
-        Raises as `encode`, but does not check the values of `images` and never waits for the device.
+        Raises as `encode`, and for images of another size where Source Recovery is trained; does not check the values of
+        `images` and never waits for the device.
         """
         encoded = self.encode(images, keep, check_values=False)
+        if self.recovery is not None and encoded.source.grid != self.config.grid:
+            raise InputError(
+                f"Source Recovery is trained on images of {size_text(self.config.image_size)}; these are "
+                f"{images.shape[-2]} x {images.shape[-1]}: give images of the configured size, or a tokenizer of theirs"
+            )
         codes = encoded.codes.detach() if detach_recovery else encoded.codes
         return ForwardOutput(
             encoded,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import device, in_fresh_process, interleaved, synchronise
+from mergevq.image_size import height_width
 
 RECIPE, BATCH, KEEP = "gr_256_d64", 16, 144
 SMALL = (
@@ -122,18 +123,24 @@ def _whole_step(gpu: bool) -> tuple[Callable[[], None], Callable[[], None]]:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         recipe = replace(_recipe(folder, gpu), global_batch=batch_size, micro_batch=batch_size)
-        write_shapes(folder / "data", images=64, val_images=16, size=recipe.data.views.image_size, seed=0)
+        write_shapes(
+            folder / "data",
+            images=64,
+            val_images=16,
+            size=max(height_width(recipe.data.views.image_size)),
+            seed=0,
+        )
         samples = open_dataset(recipe.data.path, recipe.data.train_split)
         training = loop.build(recipe, samples).to(device()).to(memory_format=torch.channels_last)
     state = checkpoints.TrainingState(
         training, Ema(training.model(), recipe.ema_decay), optim.make_optimizers(recipe, training), None
     )
     views = recipe.data.views
-    sides = {"image": views.image_size, "student": views.student_size, "teacher": views.teacher_size}
+    sizes = {"image": views.image_size, "student": views.student_size, "teacher": views.teacher_size}
     batch: dict[str, Tensor] = {
-        name: torch.rand(batch_size, 3, side, side, device=device()) * 2 - 1
-        for name, side in sides.items()
-        if side
+        name: torch.rand(batch_size, 3, *height_width(size), device=device()) * 2 - 1
+        for name, size in sizes.items()
+        if size
     }
     batch["label"] = torch.zeros(batch_size, dtype=torch.int64, device=device())
     phases = dict(training.phases.items())
@@ -219,7 +226,7 @@ def _loaded(gpu: bool, workers: int) -> tuple[float, float]:
             *(f"global_batch={batch}", f"micro_batch={batch}", "compile=false", "cluster.device=auto"),
             f"data.loader_workers={workers}",
         )
-        size = recipe.data.views.image_size
+        size = max(height_width(recipe.data.views.image_size))
         write_shapes(folder / "data", images=128, val_images=16, size=size, seed=0)
         host = local.LocalHost(folder / "run")
         host.directory.mkdir()

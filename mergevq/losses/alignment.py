@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mergevq.config import config
+from mergevq.image_size import ImageSize, height_width, parse_size
 from mergevq.losses.classification import accuracy, classification_loss
 from mergevq.paths import ExportPath
 from mergevq.pretrained import TimmNetworkConfig
@@ -18,10 +19,10 @@ Matching = Literal["kl", "mse", "cosine"]
 
 
 class ViewSizes(NamedTuple):
-    """The sides in pixels of the further views that a step needs; None where it needs none."""
+    """The sizes in pixels of the further views that a step needs; None where it needs none."""
 
-    student: int | None
-    teacher: int | None
+    student: ImageSize | None
+    teacher: ImageSize | None
 
 
 @config
@@ -31,7 +32,7 @@ class NoAlignmentConfig:
     kind: Literal["none"] = "none"
     weight: Literal[0] = 0
 
-    def views_needed(self, image_size: int) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         del image_size
         return ViewSizes(None, None)
 
@@ -41,7 +42,7 @@ class TimmAlignmentConfig(TimmNetworkConfig):
     """Match a frozen network of timm's, DINOv2 by default, on another view of the image.
 
     `kl` compares softmax(feature / temperature) of both and scales by temperature squared. The student sees
-    its own random view of `student_size` (by default 7/8 of the image where that is a multiple of 16: 224
+    its own random view of `student_size` (by default 7/8 of each side where both are multiples of 16: 224
     for 256, otherwise the image's size), the teacher one of `teacher_size`.
     """
 
@@ -50,12 +51,13 @@ class TimmAlignmentConfig(TimmNetworkConfig):
     weight: pydantic.NonNegativeFloat = 1.0
     loss: Matching = "kl"
     temperature: pydantic.PositiveFloat = 4.0
-    student_size: pydantic.PositiveInt | None = None
-    teacher_size: pydantic.PositiveInt = 224
+    student_size: ImageSize | None = None
+    teacher_size: ImageSize = 224
 
-    def views_needed(self, image_size: int) -> ViewSizes:
-        smaller = image_size * 7 // 8
-        return ViewSizes(self.student_size or (image_size if smaller % 16 else smaller), self.teacher_size)
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
+        height, width = (side * 7 // 8 for side in height_width(image_size))
+        smaller = image_size if height % 16 or width % 16 else parse_size((height, width))
+        return ViewSizes(self.student_size or smaller, self.teacher_size)
 
 
 @config
@@ -74,8 +76,8 @@ class SelfAlignmentConfig:
     centre_momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
     student_temperature: pydantic.PositiveFloat = 0.1
     teacher_temperature: pydantic.PositiveFloat = 0.04
-    student_size: pydantic.PositiveInt | None = None
-    teacher_size: pydantic.PositiveInt | None = None
+    student_size: ImageSize | None = None
+    teacher_size: ImageSize | None = None
 
     def __post_init__(self) -> None:
         if self.teacher_temperature >= self.student_temperature:
@@ -84,7 +86,7 @@ class SelfAlignmentConfig:
                 f"{self.student_temperature}: a teacher that is not sharper collapses"
             )
 
-    def views_needed(self, image_size: int) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         return ViewSizes(self.student_size or image_size, self.teacher_size or image_size)
 
 
@@ -96,9 +98,9 @@ class SupervisedAlignmentConfig:
     kind: Literal["supervised"] = "supervised"
     weight: pydantic.NonNegativeFloat = 1.0
     label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.1
-    student_size: pydantic.PositiveInt | None = None
+    student_size: ImageSize | None = None
 
-    def views_needed(self, image_size: int) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         return ViewSizes(self.student_size or image_size, None)
 
 
@@ -114,10 +116,10 @@ class StandInAlignmentConfig:
     weight: pydantic.NonNegativeFloat = 0.5
     loss: Matching = "cosine"
     temperature: pydantic.PositiveFloat = 4.0
-    student_size: pydantic.PositiveInt | None = None
-    teacher_size: pydantic.PositiveInt | None = None
+    student_size: ImageSize | None = None
+    teacher_size: ImageSize | None = None
 
-    def views_needed(self, image_size: int) -> ViewSizes:
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
         return ViewSizes(self.student_size or image_size, self.teacher_size or image_size)
 
 

@@ -8,6 +8,7 @@ import pydantic
 
 from mergevq.config import Tree, config
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize
 from mergevq.losses.adversarial import AdversarialConfig, PatchAdversarialConfig
 from mergevq.losses.alignment import AlignmentConfig, NoAlignmentConfig, ViewSizes
 from mergevq.losses.perceptual import NoPerceptualConfig, PerceptualConfig
@@ -56,8 +57,8 @@ class TokenizerTrainingConfig:
     recovery: RecoveryLossConfig = RecoveryLossConfig()
     alignment: AlignmentConfig = NoAlignmentConfig()
 
-    def views_needed(self, image_size: int) -> ViewSizes:
-        """The sides of both further views for images of `image_size`, None where unused."""
+    def views_needed(self, image_size: ImageSize) -> ViewSizes:
+        """The sizes of both further views for images of `image_size`, None where unused."""
         return self.alignment.views_needed(image_size)
 
 

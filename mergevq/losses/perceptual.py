@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq.paths import ExportPath, WeightsPath
 from mergevq.pretrained import FrozenModule, Renormalise, TimmNetworkConfig, timm_network
 from mergevq.teachers.stand_in import StandInClassifier, load_classifier
@@ -51,7 +52,7 @@ class TimmPerceptualConfig(TimmNetworkConfig):
 
     kind: Literal["timm"] = "timm"
     layers: tuple[int, ...] | None = None
-    size: pydantic.PositiveInt | None = None
+    size: ImageSize | None = None
     weight: pydantic.NonNegativeFloat = 1.0
 
 
@@ -71,7 +72,7 @@ PerceptualConfig = Annotated[
 
 
 def perceptual_distance(
-    term: PerceptualConfig, *, image_size: int, key: str = "perceptual"
+    term: PerceptualConfig, *, image_size: ImageSize, key: str = "perceptual"
 ) -> PerceptualDistance | None:
     """The frozen module that computes the unweighted term, None without one.
 
@@ -190,7 +191,7 @@ def _vgg16_features() -> nn.Sequential:
 class TimmDistance(PerceptualDistance):
     network: Any  # timm's interface is more than nn.Module's
 
-    def __init__(self, term: TimmPerceptualConfig, *, key: str, image_size: int) -> None:
+    def __init__(self, term: TimmPerceptualConfig, *, key: str, image_size: ImageSize) -> None:
         super().__init__()
         self.size = term.size
         self.layers = None if term.layers is None else list(term.layers)
@@ -204,15 +205,15 @@ class TimmDistance(PerceptualDistance):
         self.freeze()
         try:
             with torch.no_grad():
-                self.feature_maps(torch.zeros(1, 3, image_size, image_size))
+                self.feature_maps(torch.zeros(1, 3, *height_width(image_size)))
         except (AssertionError, RuntimeError, IndexError) as error:
             raise InputError(
-                f"{key}: '{term.model}' refuses {image_size} px images or its layers: {error}"
+                f"{key}: '{term.model}' refuses {size_text(image_size)} px images or its layers: {error}"
             ) from None
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        if self.size is not None and images.shape[-1] != self.size:
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        if self.size is not None and images.shape[-2:] != height_width(self.size):
+            images = F.interpolate(images, height_width(self.size), mode="bilinear", antialias=True)
         return self.network.forward_intermediates(
             self.renormalise(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True
         )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mergevq.config import config, parse, to_tree
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq.layers import GroupNorm
 from mergevq.losses.alignment import StandInAlignmentConfig
 from mergevq.pretrained import FrozenModule
@@ -29,12 +30,12 @@ class StandInConfig:
     classes: Annotated[int, pydantic.Field(ge=2)]
     width: Annotated[int, pydantic.Field(ge=8, multiple_of=8)] = 32
     num_stages: Annotated[int, pydantic.Field(ge=1, le=6)] = 3
-    image_size: pydantic.PositiveInt = 32
+    image_size: ImageSize = 32
 
     def __post_init__(self) -> None:
-        if self.image_size < 2**self.num_stages:
+        if min(height_width(self.image_size)) < 2**self.num_stages:
             raise ValueError(
-                f"image_size {self.image_size} is too small to be halved {self.num_stages} times"
+                f"image_size {size_text(self.image_size)} is too small to be halved {self.num_stages} times"
             )
 
     @property

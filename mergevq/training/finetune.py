@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mergevq.config import config, parse, to_tree
 from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize
 from mergevq.losses.classification import accuracy, classification_loss
 from mergevq.serialization import load_export, read_export, write_model
 from mergevq.tokenizer import MergeVQ
@@ -33,7 +34,7 @@ class FineTunedConfig:
     """An encoder with a head for classes."""
 
     encoder: EncoderConfig
-    grid: Annotated[int, pydantic.Field(ge=1)]  # cells along a side at the trained resolution
+    grid: ImageSize  # cells at the trained resolution: of a square along one side, else [rows, columns]
     keep: Annotated[int, pydantic.Field(ge=1)]  # tokens kept; appendix A.4 keeps all
     classes: Annotated[int, pydantic.Field(ge=2)]
     feature: Literal["mean", "cls"] = "mean"  # what the head reads
@@ -77,7 +78,7 @@ def fine_tuned(tokenizer: MergeVQ, settings: FineTuneConfig, *, classes: int) ->
     model = FineTunedClassifier(
         FineTunedConfig(
             encoder=dataclasses.replace(tokenizer.config.encoder, drop_path=settings.drop_path),
-            grid=tokenizer.grid,
+            grid=tokenizer.config.grid,
             keep=settings.keep or tokenizer.grid_tokens,
             classes=classes,
             feature=settings.feature,

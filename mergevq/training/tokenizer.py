@@ -13,6 +13,7 @@ from mergevq.config import parse
 from mergevq.discriminator import PatchDiscriminator
 from mergevq.ema import RunningMean
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq.losses.adversarial import (
     PatchAdversarialConfig,
 )
@@ -171,7 +172,7 @@ def _alignment_modules(
 
 
 def _check_views(term: AlignmentConfig, tokenizer: MergeVQ, key: str) -> None:
-    """Raise `InputError` for views whose sides the encoder cannot cut into its cells."""
+    """Raise `InputError` for views that the encoder cannot cut into its cells."""
     image_size = tokenizer.config.image_size
     pixels = tokenizer.config.encoder.reduction
     sizes = term.views_needed(image_size)
@@ -180,9 +181,9 @@ def _check_views(term: AlignmentConfig, tokenizer: MergeVQ, key: str) -> None:
         "teacher_size": sizes.teacher if isinstance(term, SelfAlignmentConfig) else None,
     }
     for name, size in own.items():
-        if size is not None and (size % pixels or size < pixels):
+        if size is not None and any(side % pixels for side in height_width(size)):
             raise InputError(
-                f"{key}.{name} is {size}: it must be a multiple of the encoder's cell of {pixels} pixels"
+                f"{key}.{name} is {size_text(size)}: it must be a multiple of the encoder's cell of {pixels} pixels"
             )
 
 
@@ -209,11 +210,11 @@ def _head_dim(tokenizer: MergeVQ, key: str) -> int:
 
 
 def _discriminator(
-    term: PatchAdversarialConfig, image_size: int, *, seed: int, key: str
+    term: PatchAdversarialConfig, image_size: ImageSize, *, seed: int, key: str
 ) -> PatchDiscriminator:
-    if term.discriminator.map_size(image_size) < 1:
+    if term.discriminator.map_size(min(height_width(image_size))) < 1:
         raise InputError(
-            f"{key}.discriminator.num_layers is {term.discriminator.num_layers}: {image_size} px images "
+            f"{key}.discriminator.num_layers is {term.discriminator.num_layers}: {size_text(image_size)} px images "
             "are too small for that many: lower it"
         )
     return PatchDiscriminator(term.discriminator, seed=seed)

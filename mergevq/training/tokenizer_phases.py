@@ -133,7 +133,7 @@ class TokenizerPhase(nn.Module):
         encoder = self.tokenizer.config.encoder
 
         def kept(view: Tensor) -> int:
-            grid = (view.shape[-1] // encoder.reduction) ** 2
+            grid = (view.shape[-2] // encoder.reduction) * (view.shape[-1] // encoder.reduction)
             # Rounding may fall below what the layers can reach on a smaller grid.
             return max(
                 scaled_keep(keep, self.tokenizer.grid_tokens, grid), reachable(grid, encoder.depth).start

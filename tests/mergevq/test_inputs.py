@@ -179,9 +179,10 @@ def test_codes_indices_and_sources_that_are_none_are_named(tokenizer: mergevq.Me
         r"source\.assignment must be a tensor; this is a list": Source([[0]], source.size),
         r"this is \(2, 0\) int64": Source(source.assignment[:, :0], source.size),
         "the source is on meta, the codes on cpu": Source(source.assignment.to("meta"), source.size),
-        r"must be \(B, N\) int64 of a square grid of N cells; this is \(2, 15\) int64": Source(
+        r"the source has 15 cells, which are no square: say its rows and columns": Source(
             source.assignment[:, :15], source.size
         ),
+        r"the source has 16 cells, but its grid is 3 x 5": Source(source.assignment, source.size, (3, 5)),
         r"\(2, 16\) float32": Source(source.assignment.float(), source.size),
         "the source is of 1 images of 9 tokens, the codes of 2 of 9": Source(
             source.assignment[:1], source.size[:1]

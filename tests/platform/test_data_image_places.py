@@ -68,13 +68,20 @@ def test_our_own_sheets_and_figures_are_no_images(tmp_path: Path) -> None:
     assert open_images(str(tmp_path / "made"), 8, size=8).images == 12
 
 
-def test_an_image_that_is_no_square_is_said_to_be_none(tmp_path: Path) -> None:
+def test_images_of_another_shape_are_said_to_be_cut(tmp_path: Path) -> None:
     for index in range(2):
         Image.new("RGB", (30, 20)).save(tmp_path / f"{index}.png")
-    with pytest.raises(InputError, match=r"0\.png has 30 x 20 pixels and is no square: --size S"):
-        open_images(str(tmp_path), 8)
+    whole = open_images(str(tmp_path), 8)
+    assert (whole.size, whole.said) == ((20, 30), ()), "height first; one size for all may be any"
+    assert whole.batch(0)["image"].shape == (2, 3, 20, 30)
     opened = open_images(str(tmp_path), 8, size=16)
     assert opened.said[0].endswith("2 of 2 images are no squares: their middle is judged")
+    assert open_images(str(tmp_path), 8, size=(10, 15)).said == (), "the same shape: nothing is cut"
+    oblong = open_images(str(tmp_path), 8, size=(20, 10))
+    assert oblong.said[0].endswith("2 of 2 images are not of the shape 20 x 10: their middle is judged")
+    Image.new("RGB", (20, 30)).save(tmp_path / "2.png")
+    with pytest.raises(InputError, match=r"2\.png has 20 x 30 pixels, 0\.png 30 x 20: .*--size S"):
+        open_images(str(tmp_path), 8)
 
 
 def test_a_table_beside_image_files_does_not_hide_them(tmp_path: Path) -> None:
@@ -204,5 +211,5 @@ def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
 @pytest.mark.parametrize("size", [0, -3])
 def test_a_size_that_is_none_is_refused(tmp_path: Path, size: int) -> None:
     put(tmp_path, "a.png")
-    with pytest.raises(InputError, match=f"--size {size}: at least 1"):
+    with pytest.raises(InputError, match=f"{size} is no size: give a whole number of at least 1"):
         open_images(str(tmp_path), 8, size=size)

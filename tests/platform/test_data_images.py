@@ -109,7 +109,7 @@ def test_what_is_transparent_shows_the_background_whatever_the_kind_of_alpha(kin
 
 def test_no_hidden_colour_bleeds_into_the_edge_of_a_smaller_image() -> None:
     from mergevq_platform.data import evaluation_view
-    from mergevq_platform.data.images.decoding import resize_shorter
+    from mergevq_platform.data.images.decoding import resize_to_cover
 
     y, x = np.mgrid[-1:1:128j, -1:1:128j]
     disc = np.zeros((128, 128, 4), np.uint8)
@@ -118,7 +118,7 @@ def test_no_hidden_colour_bleeds_into_the_edge_of_a_smaller_image() -> None:
     disc[inside > 0, :3] = 255
     disc[..., 3] = np.round(255 * inside)
     image = decode(encoded(disc))
-    for small in (np.asarray(resize_shorter(image, 32)), evaluation_view(image, 32)):
+    for small in (np.asarray(resize_to_cover(image, 32)), evaluation_view(image, 32)):
         assert small.min() >= 253, "white on white"
 
 

@@ -212,6 +212,23 @@ def test_images_shrink_to_the_shorter_side_and_never_grow(tmp_path: Path) -> Non
     assert dataset.size == 16
 
 
+def test_images_shrink_until_they_cover_an_oblong_size(tmp_path: Path) -> None:
+    files = {
+        "big.jpg": image(0, size=(64, 40)),
+        "tall.png": image(1, "PNG", (40, 64)),
+        "flat.jpg": image(2, size=(99, 12)),
+    }
+    manifest = pack(tree(tmp_path / "src", files), tmp_path / "out", size=(12, 30))
+    dataset = open_dataset(tmp_path / "out", "train")
+    sizes = {decode(row.data).size for row in dataset.read(range(3))}
+    assert sizes == {(30, 19), (30, 48), (99, 12)}, "width first, as Pillow says it"
+    assert dataset.size == manifest.size == (12, 30)
+    assert "12 x 30 px (covered)" in describe(tmp_path / "out", tmp_path / "sheet.png")
+    assert pack(tmp_path / "src", tmp_path / "out", size=(12, 30)) == manifest, "the same pack: nothing to do"
+    with pytest.raises(InputError, match="is no size: give"):
+        pack(tmp_path / "src", tmp_path / "other", size=(12, 0))
+
+
 def test_parquet_is_packed_again_with_labels_sizes_and_a_held_out_part(tmp_path: Path) -> None:
     files = imagefolder(each=20)
     pack(tree(tmp_path / "src", files), tmp_path / "first", shard_rows=16, row_group_rows=4)
@@ -338,7 +355,7 @@ def test_what_cannot_be_packed_is_named_with_the_fix(tmp_path: Path) -> None:
     expect("lies inside of", tmp_path / "link", source / "packed")
     expect("lies inside of", source, source / "packed")
     expect("is a file: name a directory", source, source / "n01/0.JPEG")
-    expect("size is 0", source, size=0)
+    expect("0 is no size", source, size=0)
     expect("validation_fraction is 1.5", source, validation_fraction=1.5)
     expect("leaves nothing of one", source, validation_fraction=0.01)
     expect("no labels at", source, labels=tmp_path / "none.csv")

@@ -14,7 +14,7 @@ from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq_platform.data import ViewsConfig, evaluation_view, make_views
 from mergevq_platform.data.augment import GREY, OPERATIONS, RandAugmentConfig, rand_augmented
-from mergevq_platform.data.views import RESIZING, at_shorter_side
+from mergevq_platform.data.views import RESIZING, covering
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_the_part_of_a_thin_image_is_that_of_the_whole(thin: int, long: int, siz
     random = np.random.default_rng(sample)
     image = random.integers(90, 166, (thin, long, 3), dtype=np.uint8)  # no pass overshoots and is clipped
     for pixels in (image, image.transpose(1, 0, 2)):
-        height, width = at_shorter_side(pixels, size)
+        height, width = covering(pixels, size)
         whole = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
         top, left = (height - size) // 2, (width - size) // 2
         middle = np.asarray(whole)[top : top + size, left : left + size].astype(int)
@@ -143,7 +143,7 @@ def test_images_up_to_sixteen_times_as_long_as_wide_are_resized_whole_as_ever() 
     for height, width in ((4, 64), (64, 4), (30, 44), (500, 20), (20, 2000)):
         image = noise(height, width)
         size = 32 if min(height, width) < 20 else 8
-        tall, broad = at_shorter_side(image, size)
+        tall, broad = covering(image, size)
         tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
         whole = torch.nn.functional.interpolate(tensor, size=(tall, broad), mode="bicubic", antialias=True)
         top, left = (tall - size) // 2, (broad - size) // 2
@@ -160,7 +160,7 @@ def test_resampling_is_pillows_bicubic_to_one_grey_level() -> None:
 
 
 def test_the_longer_side_rounds() -> None:
-    assert at_shorter_side(noise(427, 640), 256) == (256, 384)
+    assert covering(noise(427, 640), 256) == (256, 384)
     assert "384 x 256" in RESIZING
 
 
@@ -265,3 +265,55 @@ def test_senseless_views_are_refused_at_parse() -> None:
     ):
         with pytest.raises(InputError, match=message):
             parse(ViewsConfig, {"image_size": 32, **change})
+
+
+OBLONG = ViewsConfig(image_size=(24, 40), student_size="16x32", teacher_size=28)
+
+
+@given(height=st.integers(1, 90), width=st.integers(1, 90), sample=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_views_of_any_shape_are_covered_by_the_whole_image_and_not_distorted(
+    height: int, width: int, sample: int
+) -> None:
+    image = noise(height, width)
+    views = make_views(image, OBLONG, seed=0, epoch=0, sample=sample)
+    assert {name: view.shape[:2] for name, view in views.items()} == {
+        "image": (24, 40),
+        "student": (16, 32),
+        "teacher": (28, 28),
+    }
+    assert evaluation_view(image, (24, 40)).shape == (24, 40, 3)
+    tall, broad = covering(image, (24, 40))
+    assert tall == 24 or broad == 40, "the smallest copy that covers the view"
+    assert min(tall - 24, broad - 40) >= 0
+    assert abs(tall - broad * height / width) <= 0.5 * max(1, height / width)
+    assert covering(image, (32, 32)) == covering(image, 32)
+
+
+def test_an_oblong_view_is_the_middle_of_the_image_height_first() -> None:
+    wide = evaluation_view(ramp(64, 64), (24, 48)).astype(int)  # the whole width, half the height
+    assert np.ptp(wide[..., 0]) > 245
+    assert wide[..., 1].min() > 50
+    assert wide[..., 1].max() < 205
+    tall = evaluation_view(ramp(64, 64), (48, 24)).astype(int)
+    assert tall[..., 0].min() > 50
+    assert np.ptp(tall[..., 1]) > 245
+    assert np.array_equal(evaluation_view(ramp(48, 64), (48, 64)), ramp(48, 64)), (
+        "as large as the view: untouched"
+    )
+
+
+def test_random_resized_crops_have_the_shape_of_their_view() -> None:
+    exact = ViewsConfig(image_size=32, student_size=(20, 60), student_ratio=(1.0, 1.0), student_flip=0.0)
+    for sample in range(20):
+        crop = make_views(ramp(120, 120), exact, seed=0, epoch=0, sample=sample)["student"].astype(int)
+        across, down = np.ptp(crop[..., 0]), np.ptp(crop[..., 1])
+        assert across == pytest.approx(3 * down, rel=0.25, abs=12), "a crop three times as wide as it is high"
+
+
+def test_erasing_and_randaugment_keep_an_oblong_views_shape() -> None:
+    tree = {"image_size": "24x40", "image_augment": {"probability": 1.0}, "image_erase": 1.0}
+    config = parse(ViewsConfig, tree)
+    for sample in range(8):
+        view = make_views(noise(60, 80), config, seed=0, epoch=0, sample=sample)["image"]
+        assert view.shape == (24, 40, 3)

@@ -21,6 +21,7 @@ from mergevq_platform.cli import (
     evaluation,
     generation,
     preflight,
+    reconstruction,
     store,
     sweeps,
     training,
@@ -109,6 +110,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.set_defaults(parse=parse)  # for the verb that takes a verb
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (data, training, evaluation, generation, sweeps, store, cluster, preflight):
+    for module in (data, training, evaluation, reconstruction, generation, sweeps, store, cluster, preflight):
         module.add(verbs)
     return parser

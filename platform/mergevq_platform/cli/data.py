@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.typed import as_typed, naming_options
 from mergevq_platform.cli.verbs import add_group, add_verb
@@ -67,7 +67,12 @@ def add(verbs: Any) -> None:
         help="the images: a folder of folders, archives or Parquet, or hf://datasets/owner/name[@revision][/folder]",
     )
     pack.add_argument("directory", type=user_path, help="the new set's folder")
-    pack.add_argument("--size", type=count, help="resize the shorter side to this many pixels")
+    pack.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="shrink images until they cover this: 64, a shorter side of 64 pixels, or 48x64, height x width",
+    )
     pack.add_argument(
         "--validation-fraction",
         type=float,

@@ -1,14 +1,13 @@
-"""`mergevq evaluate` and `reconstruct`: what a tokenizer does."""
+"""`mergevq evaluate`: what a model is worth, in numbers."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.storage.settings import read_settings
@@ -108,7 +107,12 @@ def add(verbs: Any) -> None:
         metavar="PLACE",
         help="with --images: the images, or the npz of statistics (pytorch-fid's, the ADM suite's), to compare with",
     )
-    evaluate.add_argument("--size", type=count, help="with --images: bring all images to this size first")
+    evaluate.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="with --images: bring all images to this size first, 64 or 48x64 (height x width)",
+    )
     evaluate.add_argument("--split", help="with --images: of Parquet sets")
     evaluate.add_argument(
         "--save-statistics",
@@ -145,26 +149,6 @@ def add(verbs: Any) -> None:
         "--no-cache", action="store_true", help="measure all of it again (mergevq cache says what is kept)"
     )
     evaluate.set_defaults(function=_evaluate)
-
-    reconstruct = add_verb(
-        verbs,
-        "reconstruct",
-        help="originals, reconstructions and cluster maps side by side",
-        description="Encode and decode image files at several kept counts, and draw them with the cells that were merged.",
-        examples=["mergevq reconstruct RUN photo.jpg --keep 9 16 25 --out images"],
-    )
-    reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
-    reconstruct.add_argument("images", nargs="+", type=user_path, metavar="IMAGE", help="image files")
-    reconstruct.add_argument(
-        "--keep", type=count, action="extend", nargs="+", metavar="K", help="kept-token counts (default: six)"
-    )
-    reconstruct.add_argument(
-        "--out",
-        type=user_path,
-        default=Path("reconstructions"),
-        help="folder of the figures (default reconstructions/)",
-    )
-    reconstruct.set_defaults(function=_reconstruct)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -286,17 +270,3 @@ def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
         report.save(options.json)
     if options.markdown:
         options.markdown.write_text(report.markdown() + "\n")
-
-
-def _reconstruct(options: argparse.Namespace) -> None:
-    from mergevq_platform.evaluation import reconstruction
-
-    for path in reconstruction.reconstruct(
-        options.checkpoint,
-        options.images,
-        home=read_settings().home,
-        keeps=options.keep,
-        out=options.out,
-        tracking_uri=read_settings().tracking_uri,
-    ):
-        print(path)

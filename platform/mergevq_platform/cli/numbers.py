@@ -1,4 +1,4 @@
-"""Numbers on the command line."""
+"""Numbers and sizes on the command line."""
 
 from __future__ import annotations
 
@@ -14,3 +14,14 @@ def count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
     return number
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """An image size: 64 for a square, 48x64 for any other, height first."""
+    from mergevq.errors import InputError
+    from mergevq.image_size import parse_size
+
+    try:
+        return parse_size(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -100,7 +100,7 @@ class CodeManifest:
             if tree.pop("format") != FORMAT:
                 raise InputError(f"{where} is no code set: make one with `mergevq tokenize TOKENIZER DIR`")
             return cls(
-                tokenizer=TokenizerRef(**tree.pop("tokenizer")),
+                tokenizer=TokenizerRef.of(tree.pop("tokenizer")),
                 classes=tuple(tree.pop("classes")),
                 splits={
                     name: tuple(map(CodeShard.of, shards)) for name, shards in tree.pop("splits").items()

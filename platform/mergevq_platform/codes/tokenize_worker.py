@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from mergevq.image_size import ImageSize
 from mergevq_platform.codes.codeset import Codes, CodeShard, write_shard
 from mergevq_platform.data import (
     Dataset,
@@ -146,8 +147,8 @@ class TokenizeWorker:
         )
 
 
-def view_of(image: Any, size: int, seed: int, sample: int, crop: int) -> np.ndarray:
-    """A view of an RGB image, uint8 (S, S, 3); see the module's docstring."""
+def view_of(image: Any, size: ImageSize, seed: int, sample: int, crop: int) -> np.ndarray:
+    """A view of an RGB image, uint8 (h, w, 3); see the module's docstring."""
     pair, mirrored = divmod(crop, 2)
     if pair == 0:
         pixels = evaluation_view(image, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mergevq.errors import InputError
+from mergevq.image_size import size_text
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer, mismatch
 
@@ -54,6 +55,6 @@ def require_fit(recipe: Recipe, tokenizer: TokenizerRef) -> None:
         )
     if recipe.data.views.image_size != tokenizer.image_size:
         raise InputError(
-            f"data.views.image_size is {recipe.data.views.image_size}, but the tokenizer at {tokenizer.location} works at "
-            f"{tokenizer.image_size}: make them equal"
+            f"data.views.image_size is {size_text(recipe.data.views.image_size)}, but the tokenizer at {tokenizer.location} "
+            f"works at {size_text(tokenizer.image_size)}: make them equal"
         )

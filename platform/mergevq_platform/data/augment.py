@@ -16,6 +16,7 @@ from pydantic import Field
 from scipy.special import ndtri
 
 from mergevq.config import config
+from mergevq.image_size import ImageSize, height_width
 
 # Of ImageNet's values in [0, 1], per colour channel, as timm and torchvision have them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -49,27 +50,28 @@ def rand_augmented(pixels: np.ndarray, settings: RandAugmentConfig, random: np.n
     return np.asarray(image)
 
 
-def erase_numbers(size: int) -> int:
-    """The number of random numbers that `erased` needs for a view of `size` pixels a side."""
-    return 4 * ERASE_TRIES + 3 * size * size
+def erase_numbers(size: ImageSize) -> int:
+    """The number of random numbers that `erased` needs for a view of `size`."""
+    height, width = height_width(size)
+    return 4 * ERASE_TRIES + 3 * height * width
 
 
 def erased(pixels: np.ndarray, random: np.ndarray) -> np.ndarray:
-    """A view uint8 (S, S, 3) of which a rectangle is noise (Zhong et al. 2020).
+    """A view uint8 (H, W, 3) of which a rectangle is noise (Zhong et al. 2020).
 
     A rectangle covers 0.02 to 1/3 of the view, height over width 0.3 to 3.3. The noise is normal with ImageNet's mean and
-    deviation, number by number, which is timm's `pixel` mode but for rounding to 8 bits. `random`: `erase_numbers(S)`.
+    deviation, number by number, which is timm's `pixel` mode but for rounding to 8 bits. `random`: `erase_numbers((H, W))`.
     """
-    size = len(pixels)
+    tall, broad = pixels.shape[:2]
     for area, aspect, top, left in random[: 4 * ERASE_TRIES].reshape(ERASE_TRIES, 4):
-        share = size * size * (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0]))
+        share = tall * broad * (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0]))
         ratio = math.exp(math.log(ERASED_ASPECT[0]) + aspect * math.log(ERASED_ASPECT[1] / ERASED_ASPECT[0]))
         height, width = round(math.sqrt(share * ratio)), round(math.sqrt(share / ratio))
-        if height >= size or width >= size:
+        if height >= tall or width >= broad:
             continue
         numbers = _inner(random[4 * ERASE_TRIES :][: height * width * 3].reshape(height, width, 3))
         noise = 255 * (np.array(IMAGENET_MEAN) + np.array(IMAGENET_STD) * ndtri(numbers))
-        rows, columns = int(top * (size - height + 1)), int(left * (size - width + 1))
+        rows, columns = int(top * (tall - height + 1)), int(left * (broad - width + 1))
         pixels = pixels.copy()
         pixels[rows : rows + height, columns : columns + width] = noise.round().clip(0, 255)
         return pixels

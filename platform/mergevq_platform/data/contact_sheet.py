@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from mergevq.hub import short_name
+from mergevq.image_size import ImageSize, height_width
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.images.decoding import FIGURE, ImageDecodeError
 from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
@@ -20,12 +21,14 @@ COLUMNS, ROWS = 12, 6
 def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS, rows: int = ROWS) -> None:
     """Write a PNG with a labelled grid of images, spread over the split and over its classes."""
     chosen = _spread(dataset, columns * rows)
-    side = 96 if (dataset.size or 256) <= 96 else 144
+    tall, broad = height_width(dataset.size or 256)
+    side = 96 if max(tall, broad) <= 96 else 144
+    tall, broad = (max(1, round(side * length / max(tall, broad))) for length in (tall, broad))
     gap, caption, margin, head = 10, 20, 24, 64
     columns = min(columns, len(chosen))
     lines = -(-len(chosen) // columns)
-    width = 2 * margin + columns * (side + gap) - gap
-    height = head + lines * (side + caption + gap) - gap + margin
+    width = 2 * margin + columns * (broad + gap) - gap
+    height = head + lines * (tall + caption + gap) - gap + margin
     page = Image.new("RGB", (width, height), "#ffffff")
     draw = ImageDraw.Draw(page)
     title, small = _font(18), _font(11)
@@ -36,16 +39,16 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
     )
     draw.text((width - margin, 24), facts, fill="#666666", font=small, anchor="ra")
     for place, row in enumerate(dataset.read(chosen)):
-        left, top = margin + place % columns * (side + gap), head + place // columns * (side + caption + gap)
+        left, top = margin + place % columns * (broad + gap), head + place // columns * (tall + caption + gap)
         try:
-            page.paste(_thumbnail(dataset.image(row), side, dataset.size), (left, top))
+            page.paste(_thumbnail(dataset.image(row), (tall, broad), dataset.size), (left, top))
         except ImageDecodeError:
-            draw.rectangle((left, top, left + side, top + side), outline="#b00020")
+            draw.rectangle((left, top, left + broad, top + tall), outline="#b00020")
             draw.text((left + 6, top + 6), "unreadable", fill="#b00020", font=small)
         label = dataset.classes[row.label] if dataset.labelled and row.label >= 0 else f"{row.sample}"
         draw.text(
-            (left + side // 2, top + side + 3),
-            _fitted(label, side, small),
+            (left + broad // 2, top + tall + 3),
+            _fitted(label, broad, small),
             fill="#444444",
             font=small,
             anchor="ma",
@@ -78,13 +81,13 @@ def _spread(dataset: Dataset, count: int) -> list[int]:
     return [sample for _, _, sample in sorted(order)[:count]]
 
 
-def _thumbnail(image: Image.Image, side: int, size: int | None) -> Image.Image:
-    if size and size < side:  # small images are shown pixel by pixel, not blurred
+def _thumbnail(image: Image.Image, cell: tuple[int, int], size: ImageSize | None) -> Image.Image:
+    if size and max(height_width(size)) < max(cell):  # small images are shown pixel by pixel, not blurred
         if max(image.size) > MOST_VIEWS * min(image.size):
             image = ImageOps.fit(image, (min(image.size),) * 2, Image.Resampling.NEAREST)  # the middle
-        factor = -(-side // size)
+        factor = -(-max(cell) // max(height_width(size)))
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    return Image.fromarray(evaluation_view(image, side))
+    return Image.fromarray(evaluation_view(image, cell))
 
 
 def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize
 from mergevq_platform.data.images.decoding import MAX_PIXELS, decode
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.columns import Columns
@@ -79,7 +80,7 @@ class Dataset:
         labelled: bool,
         fingerprint: str,
         columns: Columns,
-        size: int | None = None,
+        size: ImageSize | None = None,
         label_names: Sequence[str] | None = None,
         shard_labels: Sequence[int] | None = None,
         unlabelled: int = 0,

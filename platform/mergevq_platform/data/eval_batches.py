@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, height_width
 from mergevq_platform.data.dataset import Dataset, ImageRow
 from mergevq_platform.data.images.decoding import MAX_PIXELS, ImageDecodeError
 from mergevq_platform.data.loader import Batch
@@ -23,7 +24,7 @@ class BadImage(InputError):
 
 
 class EvalBatches:
-    """A split as fixed batches of `batch` images, resized to `size` and cropped in the middle.
+    """A split as fixed batches of `batch` images, resized to cover `size` and cropped in the middle.
 
     `limit` takes only the first images of the split. The last batch may be smaller. An image that cannot be decoded
     is a `BadImage` naming shard and row: leaving it out would silently change what a metric means. Whoever says so may
@@ -33,14 +34,14 @@ class EvalBatches:
     def __init__(
         self,
         dataset: Dataset,
-        size: int,
+        size: ImageSize,
         batch: int,
         *,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
         left_out: Collection[int] = (),
     ) -> None:
-        assert size > 0
+        assert min(height_width(size)) > 0
         assert batch > 0
         self.dataset, self.size, self.batch_size, self.max_pixels = dataset, size, batch, max_pixels
         self.taken = min(dataset.rows, limit or dataset.rows)  # the first rows of the split
@@ -58,7 +59,7 @@ class EvalBatches:
         return range(rank, self.num_batches, world_size)
 
     def batch(self, index: int) -> Batch:
-        """Batch `index`: `image` uint8 (b, 3, S, S) in channels-last memory, `label` and `sample` int64 (b,)."""
+        """Batch `index`: `image` uint8 (b, 3, H, W) in channels-last memory, `label` and `sample` int64 (b,)."""
         if not 0 <= index < self.num_batches:
             raise IndexError(f"batch {index} of {self.num_batches}")
         start = index * self.batch_size

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, height_width, parse_size
 from mergevq_platform.data.eval_batches import DECODING_THREADS
 from mergevq_platform.data.images.decoding import FIGURE, Decoded, ImageDecodeError, decoded
 from mergevq_platform.data.images.endings import FORMATS, ending, is_image
@@ -40,7 +41,7 @@ class ImageFolder:
     """Image files below a folder, in order of their paths; classes are the folders directly below it, where every
     file lies in one. Transparent pixels are put on white.
 
-    Without `size` they must all be squares of one size; with it the shorter side is brought to it and the middle kept.
+    Without `size` they must all have one size; with it they are resized to cover it and the middle is kept.
     Figures and sheets of our own are none of them. Links are followed. `said` tells what was left out. Raises `InputError`
     naming the file, for a folder without images, images of several sizes, and broken ones.
     """
@@ -48,7 +49,12 @@ class ImageFolder:
     background: Background = WHITE
 
     def __init__(
-        self, folder: str | Path, batch: int, *, size: int | None = None, files: Files | None = None
+        self,
+        folder: str | Path,
+        batch: int,
+        *,
+        size: ImageSize | None = None,
+        files: Files | None = None,
     ) -> None:
         self.folder, self.batch_size = Path(folder), batch
         found = files or files_of(folder)
@@ -60,7 +66,7 @@ class ImageFolder:
         self.files = [self.folder / name for name in found.images]
         self.images = len(self.files)
         self.size = size or _one_size(self.files, found.shapes)
-        self.said = tuple(_said(folder, found))
+        self.said = tuple(_said(folder, found, height_width(self.size)))
         inside = [tuple(name.split("/")) for name in found.images]
         labelled = all(len(parts) > 1 for parts in inside)
         self.classes: tuple[str, ...] = tuple(sorted({parts[0] for parts in inside})) if labelled else ()
@@ -132,30 +138,25 @@ def _header(path: Path) -> _Header | None:
         raise InputError(f"{path} cannot be read as an image ({error}): mend it or take it away") from None
 
 
-def _one_size(files: Sequence[Path], shapes: Sequence[tuple[int, int]]) -> int:
+def _one_size(files: Sequence[Path], shapes: Sequence[tuple[int, int]]) -> ImageSize:
     for path, (width, height) in zip(files, shapes, strict=True):
         if (width, height) != shapes[0]:
             raise InputError(
                 f"{path} has {width} x {height} pixels, {files[0].name} {shapes[0][0]} x {shapes[0][1]}: "
-                "images must be squares of one size; --size S makes them so"
+                "images must have one size; --size S (or HEIGHTxWIDTH) takes the middle of each"
             )
-        if width != height:
-            raise InputError(
-                f"{path} has {width} x {height} pixels and is no square: --size S takes the middle of each image"
-            )
-    return shapes[0][0]
+    return parse_size(shapes[0][::-1])
 
 
-def _said(folder: str | Path, found: Files) -> list[str]:
+def _said(folder: str | Path, found: Files, size: tuple[int, int]) -> list[str]:
     lines = []
     if found.figures:
         lines.append(f"{folder}: left out {_listed(found.figures)}, figures made by mergevq")
     if found.others:
         lines.append(f"{folder}: left out {_listed(found.others)}, which are no images")
-    if oblong := sum(width != height for width, height in found.shapes):
-        lines.append(
-            f"{folder}: {oblong:,} of {len(found.shapes):,} images are no squares: their middle is judged"
-        )
+    if cut := sum(width * size[0] != height * size[1] for width, height in found.shapes):
+        shape = "no squares" if size[0] == size[1] else f"not of the shape {size[0]} x {size[1]}"
+        lines.append(f"{folder}: {cut:,} of {len(found.shapes):,} images are {shape}: their middle is judged")
     return lines
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.eval_batches import EvalBatches
 from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.image_folder import ImageFolder, files_of
@@ -20,7 +21,7 @@ class ImageSet(Protocol):
     """A set of images of one size in fixed batches."""
 
     images: int
-    size: int
+    size: ImageSize
 
     @property
     def background(self) -> Background | None:
@@ -43,7 +44,7 @@ class ImageSet(Protocol):
         """Number of batches."""
 
     def batch(self, index: int) -> Batch:
-        """Batch `index`: `image` uint8 (b, 3, S, S) and `label` int64 (b,), -1 without labels."""
+        """Batch `index`: `image` uint8 (b, 3, H, W) and `label` int64 (b,), -1 without labels."""
 
 
 class PackedImages(EvalBatches):
@@ -68,14 +69,18 @@ class PackedImages(EvalBatches):
 
 
 def open_images(
-    place: str, batch: int, *, size: int | None = None, split: str | None = None, option: str = "--images"
+    place: str,
+    batch: int,
+    *,
+    size: ImageSize | None = None,
+    split: str | None = None,
+    option: str = "--images",
 ) -> ImageFolder | NpzImages | PackedImages:
     """The images at `place`: a folder of files, an image set in Parquet (of which `split`), or an npz of samples.
 
     Raises `InputError` for a place that holds none, and where size or split must be said; `option` is how it was asked for.
     """
-    if size is not None and size < 1:
-        raise InputError(f"--size {size}: at least 1")
+    size = None if size is None else parse_size(size)
     local = str(local_folder(place))
     path = Path(local)
     if "://" not in local:
@@ -98,7 +103,9 @@ def open_images(
     dataset = open_dataset(place, split or names[0])
     if size is None and dataset.size is None:
         raise InputError(f"{place} does not say how large its images are: give --size S")
-    return PackedImages(dataset, size or dataset.size or 0, batch)
+    wanted = size or dataset.size
+    assert wanted is not None
+    return PackedImages(dataset, wanted, batch)
 
 
 def _check_exists(place: str, option: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq.image_size import size_text
 from mergevq_platform.data.contact_sheet import contact_sheet
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.hub import local_folder
@@ -63,7 +64,8 @@ def describe(
         str(directory),
         *(_split_line(split, dataset) for split, dataset in datasets.items()),
     ]
-    size = f"{shown.size} px (shorter side)" if shown.size else "as stored"
+    kind = "shorter side" if isinstance(shown.size, int) else "covered"
+    size = f"{size_text(shown.size)} px ({kind})" if shown.size else "as stored"
     lines.append(f"  images    {size}, {_stored(shown)}")
     classes = shown.classes if shown.labelled else ()
     here = "://" not in str(local_folder(directory))

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 
 from mergevq.errors import InputError
+from mergevq.image_size import parse_size
 from mergevq_platform.data.loader import Batch
 from mergevq_platform.data.parquet.label_values import MOST_CLASSES
 
-SAMPLES = "arr_0 (N, S, S, 3) uint8, and class numbers arr_1 (N,) if there are some"
+SAMPLES = "arr_0 (N, H, W, 3) uint8, and class numbers arr_1 (N,) if there are some"
 STATISTICS = "mu and sigma"
 
 
 class NpzImages:
-    """The images `arr_0` (N, S, S, 3) uint8 of an npz; labels `arr_1`, class numbers (N,), where it has them.
+    """The images `arr_0` (N, H, W, 3) uint8 of an npz; labels `arr_1`, class numbers (N,), where it has them.
 
     Raises `InputError` for a file that holds something else, naming what it holds; `option` is how it was asked for.
     """
@@ -29,17 +30,13 @@ class NpzImages:
     def __init__(self, file: str | Path, batch: int, *, option: str = "--images") -> None:
         self.batch_size = batch
         pixels, labels = _read(file, option)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not pixels.size:
             raise InputError(
-                f"{option}: arr_0 of {file} is {pixels.dtype} {pixels.shape}: it must be uint8 (N, S, S, 3)"
-            )
-        if pixels.shape[1] != pixels.shape[2]:
-            raise InputError(
-                f"{option}: the images of {file} are {pixels.shape[1]} x {pixels.shape[2]}: they must be squares"
+                f"{option}: arr_0 of {file} is {pixels.dtype} {pixels.shape}: it must be uint8 (N, H, W, 3)"
             )
         if labels is not None:
             _check_labels(file, labels, len(pixels), option)
-        self.pixels, self.images, self.size = pixels, len(pixels), pixels.shape[1]
+        self.pixels, self.images, self.size = pixels, len(pixels), parse_size(pixels.shape[1:3])
         self.labels = np.full(len(pixels), -1) if labels is None else labels
         self.classes: tuple[str, ...] = (
             () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))

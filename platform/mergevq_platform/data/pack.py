@@ -15,6 +15,7 @@ from typing import Any
 from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq.hub import on_hub
+from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.images.decoding import MAX_PIXELS
 from mergevq_platform.data.images.kinds import FormatCounts
@@ -47,7 +48,7 @@ def pack(
     source: str | Path,
     directory: str | Path,
     *,
-    size: int | None = None,
+    size: ImageSize | None = None,
     parallel: bool = False,
     labels: str | Path | None = None,
     validation_fraction: float = 0.0,
@@ -68,9 +69,10 @@ def pack(
     """Pack the images of `source`, a path or a data set of the Hub, into shards under `directory`; returns the manifest, which
     lists skipped files.
 
-    `size` shrinks images to that shorter side (never enlarges). `parallel` uses the Ray cluster that this process is
-    connected to; every node must see both places. `labels` is a CSV of files and classes. `layout`, `folder_splits`,
-    `class_depth` and the columns choose where the source leaves a choice, see `Choices` and `Reading`; `say` is told what was understood.
+    `size` shrinks images until they just cover it, a square (its shorter side) or (height, width), and never enlarges.
+    `parallel` uses the Ray cluster that this process is connected to; every node must see both places. `labels` is a CSV of
+    files and classes. `layout`, `folder_splits`, `class_depth` and the columns choose where the source leaves a choice, see
+    `Choices` and `Reading`; `say` is told what was understood.
     `validation_fraction` holds that share of `train` out as `val`; where the source has a `val`, that is said instead. Run again after an
     interruption, it goes on; run again after its end, it does nothing. Every image is decoded once to prove it whole.
     Transparent pixels are put on `background` (none: that of a source that is packed itself, else white): where an image is
@@ -80,8 +82,7 @@ def pack(
     """
     directory = Path(directory).expanduser().absolute()
     source = pinned(source, "dataset") if isinstance(source, str) else source
-    if size is not None and size < 1:
-        raise InputError(f"size is {size}: it must be at least 1")
+    size = None if size is None else parse_size(size)
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
     if directory.exists() and not directory.is_dir():
@@ -156,7 +157,7 @@ def pack(
         "kind": "pack",
         "of": found.kind,
         "path": str(source),
-        "size": size,
+        "size": list(size) if isinstance(size, tuple) else size,
         "seed": seed,
         "digest": digest,
     }
@@ -217,7 +218,7 @@ def _manifest(
     found: ImageSource,
     splits: dict[str, list[list[Item]]],
     packed: list[PackedShard],
-    size: int | None,
+    size: ImageSize | None,
     source: dict[str, Any],
     background: Background | None,
 ) -> Manifest:

@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from mergevq.image_size import ImageSize
 from mergevq_platform.data.dataset import Dataset, ImageRow
 from mergevq_platform.data.images.decoding import (
     ImageDecodeError,
     ImageTraits,
+    cover_scale,
     decoded,
     encode_like,
     has_several_frames,
-    resize_shorter,
+    resize_to_cover,
 )
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
@@ -52,7 +54,7 @@ class PackJob:
     identity: str
     items: tuple[Item, ...]
     classes: tuple[str, ...]
-    size: int | None
+    size: ImageSize | None
     max_pixels: int
     row_group_rows: int
     background: Background | None
@@ -145,7 +147,7 @@ def _contents(job: PackJob) -> Iterator[tuple[Item, bytes | OSError, int]]:
         yield item, rows[item].data or b"", rows[item].label
 
 
-def _fitted(image: Image.Image, data: bytes, size: int | None) -> bytes:
-    if size is None or min(image.size) <= size:
+def _fitted(image: Image.Image, data: bytes, size: ImageSize | None) -> bytes:
+    if size is None or cover_scale(image, size) >= 1:
         return data
-    return encode_like(resize_shorter(image, size), data)
+    return encode_like(resize_to_cover(image, size), data)

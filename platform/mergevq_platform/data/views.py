@@ -3,7 +3,7 @@
 Three views after the official release (`data/base.py`): the reconstruction view, resized and cropped at random, never
 flipped (a classifier's recipe may say otherwise, and have it augmented and erased); the teacher's, likewise at its own
 size; the student's, a random resized crop (scale 0.08 to 1), flipped half the time. All resampling is bicubic with
-antialiasing.
+antialiasing. A view is a square or any rectangle: an image is resized until it just covers it, and cropped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import Field
 from torch.nn import functional
 
 from mergevq.config import config
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq.rng import Stream, uniforms
 from mergevq_platform.data.augment import (
     NUMBERS,
@@ -27,7 +28,6 @@ from mergevq_platform.data.augment import (
     rand_augmented,
 )
 
-Side = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
@@ -39,11 +39,12 @@ MOST_VIEWS = (
 
 @config
 class ViewsConfig:
-    """Sizes in pixels and the random crops of each view. `student_size` and `teacher_size`: none, no such view."""
+    """Sizes in pixels, each one number for a square or [height, width], and the random crops of each view.
+    `student_size` and `teacher_size`: none, no such view."""
 
-    image_size: Side
-    student_size: Side | None = None
-    teacher_size: Side | None = None
+    image_size: ImageSize
+    student_size: ImageSize | None = None
+    teacher_size: ImageSize | None = None
     image_flip: Fraction = 0.0
     image_scale: tuple[Positive, Positive] | None = (
         None  # none: resized and cropped; else a random resized crop, for classifiers
@@ -51,7 +52,10 @@ class ViewsConfig:
     image_augment: RandAugmentConfig | None = None  # for classifiers; none: no RandAugment
     image_erase: Fraction = 0.0  # how often a part is erased, for classifiers
     student_scale: tuple[Positive, Positive] = (0.08, 1.0)  # share of the image's area that a crop covers
-    student_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)  # width over height of a crop
+    student_ratio: tuple[Positive, Positive] = (
+        3 / 4,
+        4 / 3,
+    )  # width over height of a crop, times that of its view
     student_flip: Fraction = 0.5
 
     def __post_init__(self) -> None:
@@ -69,7 +73,7 @@ class ViewsConfig:
 def make_views(
     image: Image.Image | np.ndarray, config: ViewsConfig, *, seed: int, epoch: int, sample: int
 ) -> dict[str, np.ndarray]:
-    """The views of an RGB image (uint8 (H, W, 3)), each uint8 (S, S, 3): `image`, and `student`, `teacher` where
+    """The views of an RGB image (uint8 (H, W, 3)), each uint8 (h, w, 3): `image`, and `student`, `teacher` where
     the configuration gives their sizes."""
     pixels = np.array(image)
     if config.image_scale is None:
@@ -100,55 +104,69 @@ def make_views(
     return views
 
 
-def evaluation_view(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """The image resized to a shorter side of `size` (bicubic) and cropped in the middle: uint8 (size, size, 3)."""
-    pixels = np.array(image)
-    height, width = at_shorter_side(pixels, size)
-    return _part(pixels, (height, width), (height - size) // 2, (width - size) // 2, size)
+def evaluation_view(image: Image.Image | np.ndarray, size: ImageSize) -> np.ndarray:
+    """The image resized to cover `size` (bicubic; a square: its shorter side) and cropped in the middle: uint8 (h, w, 3)."""
+    pixels, (tall, broad) = np.array(image), height_width(size)
+    height, width = covering(pixels, size)
+    return _part(pixels, (height, width), (height - tall) // 2, (width - broad) // 2, (tall, broad))
 
 
-def _random_crop(pixels: np.ndarray, size: int, random: np.ndarray) -> np.ndarray:
-    height, width = at_shorter_side(pixels, size)
-    top, left = int(random[0] * (height - size + 1)), int(random[1] * (width - size + 1))
-    return _part(pixels, (height, width), top, left, size)
+def evaluation_view_text(size: ImageSize) -> str:
+    """How `evaluation_view` brings images to `size`, for a protocol."""
+    whole = f"shorter side to {size}" if isinstance(size, int) else f"resized to cover {size_text(size)}"
+    return f"{whole} (bicubic), centre crop"
+
+
+def _random_crop(pixels: np.ndarray, size: ImageSize, random: np.ndarray) -> np.ndarray:
+    tall, broad = height_width(size)
+    height, width = covering(pixels, size)
+    top, left = int(random[0] * (height - tall + 1)), int(random[1] * (width - broad + 1))
+    return _part(pixels, (height, width), top, left, (tall, broad))
 
 
 def _random_resized_crop(
     pixels: np.ndarray,
-    size: int,
+    size: ImageSize,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     random: np.ndarray,
 ) -> np.ndarray:
-    top, left, height, width = _crop_box(pixels.shape, scale, ratio, random)
-    return _resized(pixels[top : top + height, left : left + width], size, size)
+    tall, broad = height_width(size)
+    relative = (ratio[0] * (broad / tall), ratio[1] * (broad / tall))
+    top, left, height, width = _crop_box(pixels.shape, scale, relative, random)
+    return _resized(pixels[top : top + height, left : left + width], tall, broad)
 
 
-def at_shorter_side(pixels: np.ndarray, size: int) -> tuple[int, int]:
-    """Height and width with the shorter side at `size`; the longer one rounds, as in ADM's center_crop_arr."""
-    height, width = pixels.shape[:2]
-    scale = size / min(height, width)
-    return max(size, round(height * scale)), max(size, round(width * scale))
+def covering(pixels: np.ndarray, size: ImageSize) -> tuple[int, int]:
+    """Height and width of the smallest copy of the image that covers `size`: of a square, the shorter side is at it.
+
+    The other side rounds, as in ADM's center_crop_arr.
+    """
+    (height, width), (tall, broad) = pixels.shape[:2], height_width(size)
+    scale = max(tall / height, broad / width)
+    return max(tall, round(height * scale)), max(broad, round(width * scale))
 
 
-def _part(pixels: np.ndarray, whole: tuple[int, int], top: int, left: int, size: int) -> np.ndarray:
-    """The square of `size` at (top, left) of the image resized to (height, width) `whole`.
+def _part(
+    pixels: np.ndarray, whole: tuple[int, int], top: int, left: int, size: tuple[int, int]
+) -> np.ndarray:
+    """The rectangle of `size` (height, width) at (top, left) of the image resized to (height, width) `whole`.
 
     An image so thin that enlarging it would make more than `MOST_VIEWS` times the view, and more than there is, is resized
     in this part alone; what lies around it counts for its edges. The values are those of the whole, but for rounding and
     clipping between the two passes.
     """
-    height, width = whole
-    if height * width <= max(MOST_VIEWS * size * size, pixels.shape[0] * pixels.shape[1]):
-        return _resized(pixels, height, width)[top : top + size, left : left + size]
+    (height, width), (tall, broad) = whole, size
+    if height * width <= max(MOST_VIEWS * tall * broad, pixels.shape[0] * pixels.shape[1]):
+        return _resized(pixels, height, width)[top : top + tall, left : left + broad]
     down, across = pixels.shape[0] / height, pixels.shape[1] / width
     box = (
         left * across,
         top * down,
-        min((left + size) * across, pixels.shape[1]),
-        min((top + size) * down, pixels.shape[0]),
+        min((left + broad) * across, pixels.shape[1]),
+        min((top + tall) * down, pixels.shape[0]),
     )
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(Image.fromarray(pixels).resize((broad, tall), Image.Resampling.BICUBIC, box=box))
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 
 from mergevq.config import to_tree
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize
 from mergevq.metrics import FeaturesConfig, write_reference
 from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
@@ -175,7 +176,7 @@ def evaluate_images(
     *,
     home: Path,
     extractor: FeaturesConfig | None = None,
-    size: int | None = None,
+    size: ImageSize | None = None,
     split: str | None = None,
     seeds: int = 1,
     workers: int = 1,

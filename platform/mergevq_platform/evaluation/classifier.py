@@ -21,6 +21,7 @@ from mergevq.training.finetune import load_fine_tuned
 from mergevq.training.probe import load_probe
 from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.data.parquet.background import DROPPED
+from mergevq_platform.data.views import evaluation_view_text
 from mergevq_platform.evaluation.headline import divided
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
@@ -243,7 +244,7 @@ class ClassifierEvaluator:
             "data": self.spec.data,
             "data_fingerprint": batches.dataset.fingerprint,
             "background": batches.dataset.background or DROPPED,
-            "preprocessing": f"shorter side to {recipe.data.views.image_size} (bicubic), centre crop",
+            "preprocessing": evaluation_view_text(recipe.data.views.image_size),
             "step": self.step,
             "checkpoint": self.spec.checkpoint,
             **identity(self.spec),

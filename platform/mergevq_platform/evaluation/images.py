@@ -14,6 +14,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, size_text
 from mergevq.metrics import (
     ClassBalance,
     FeatureStatistics,
@@ -143,9 +144,11 @@ class ImageSetsEvaluator:
         if other is None:
             return None
         if other.size != self.images.size:
-            fixed = next((p.size for p in (self.images, other) if isinstance(p, NpzImages)), "S")
+            sizes = (_typed(p.size) for p in (self.images, other) if isinstance(p, NpzImages))
+            fixed = next(sizes, "S")
             raise InputError(
-                f"{self.spec.images} has images of {self.images.size} px, {self.spec.reference} of {other.size}: "
+                f"{self.spec.images} has images of {size_text(self.images.size)} px, {self.spec.reference} of "
+                f"{size_text(other.size)}: "
                 f"--size {fixed} brings both to one size"
             )
         return self._features("reference", other)
@@ -180,7 +183,8 @@ class ImageSetsEvaluator:
         opened = self.spec.open(which)
         if self.spec.size is not None and opened.size != self.spec.size:
             raise InputError(
-                f"--size {self.spec.size}: the samples of {getattr(self.spec, which)} are taken as they are, {opened.size} px: "
+                f"--size {_typed(self.spec.size)}: the samples of {getattr(self.spec, which)} are taken as they are, "
+                f"{size_text(opened.size)} px: "
                 "leave it out, or give them as a folder of files"
             )
         for line in opened.said:
@@ -232,6 +236,10 @@ class ImageSetsEvaluator:
             **({"lacking": dict(self.lacking)} if self.lacking else {}),
             "mergevq": mergevq.__version__,
         }
+
+
+def _typed(size: ImageSize) -> str:
+    return size_text(size).replace(" ", "")
 
 
 def _moments(features: np.ndarray) -> Moments:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from rich.table import Table
 
+from mergevq.image_size import size_text
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.storage.files import json_text
 
@@ -67,7 +68,7 @@ class ImageSetsReport:
             " No more images than features: the distance is strongly biased upwards." if p["biased"] else ""
         )
         return (
-            f"{p['images']:,} images of {p['size']} px{against}; "
+            f"{p['images']:,} images of {size_text(p['size'])} px{against}; "
             f"{p['extractor']['description']}, {p['extractor']['resize']}.{biased}"
             + "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mergevq.config import parse
+from mergevq.image_size import ImageSize
 from mergevq.metrics import (
     FeaturesConfig,
     InceptionExtractor,
@@ -28,7 +29,7 @@ class ImageSetsSpec:
     extractor: dict[str, Any]
     device: Literal["cpu", "cuda"]
     batch: int = 64
-    size: int | None = None
+    size: ImageSize | None = None
     split: str | None = None
 
     def open(self, which: Literal["images", "reference"]) -> ImageSet:

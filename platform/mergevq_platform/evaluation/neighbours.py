@@ -19,7 +19,7 @@ BLOCK = 4096  # images whose distances to as many others are taken at once
 def thumbnails(images: Tensor) -> np.ndarray:
     """Images (B, 3, H, W) uint8 at `SIDE` pixels a side: (B, 3 * SIDE * SIDE) uint8."""
     small = images.float()
-    if small.shape[-1] != SIDE:
+    if small.shape[-2:] != (SIDE, SIDE):
         small = F.interpolate(small, (SIDE, SIDE), mode="area")
     return small.round().byte().flatten(1).cpu().numpy()
 

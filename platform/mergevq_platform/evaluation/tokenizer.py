@@ -27,7 +27,7 @@ from mergevq.metrics.pixels import WINDOW
 from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.data.parquet.background import DROPPED
-from mergevq_platform.data.views import RESIZING
+from mergevq_platform.data.views import RESIZING, evaluation_view_text
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.options import SUITES, Suite
@@ -319,7 +319,7 @@ class TokenizerEvaluator:
             "split": recipe.data.evaluation_split,
             "data": self.spec.data,
             "data_fingerprint": evaluated.dataset.fingerprint,
-            "preprocessing": f"shorter side to {recipe.data.views.image_size} (bicubic), centre crop; reconstructions rounded to uint8",
+            "preprocessing": f"{evaluation_view_text(recipe.data.views.image_size)}; reconstructions rounded to uint8",
             "background": evaluated.dataset.background or DROPPED,
             "resizing": RESIZING,
             "ema": self.step is not None,

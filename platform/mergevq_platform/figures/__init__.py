@@ -4,14 +4,25 @@ from mergevq_platform.figures.codes import code_usage_figure
 from mergevq_platform.figures.compared import Entry
 from mergevq_platform.figures.front import pareto_figure
 from mergevq_platform.figures.generated import guidance_figure, image_rows
-from mergevq_platform.figures.grids import cluster_grid, neighbour_grid, reconstruction_grid, worst_grid
+from mergevq_platform.figures.grids import (
+    cluster_grid,
+    cluster_overlay,
+    neighbour_grid,
+    reconstruction_grid,
+    worst_grid,
+)
 from mergevq_platform.figures.interactive import tradeoff_html
+from mergevq_platform.figures.page import InlineImage, ReconstructionPage, ShownReconstruction
 from mergevq_platform.figures.series import probed
 from mergevq_platform.figures.tradeoff import save_png, tradeoff_figure
 
 __all__ = [
     "Entry",
+    "InlineImage",
+    "ReconstructionPage",
+    "ShownReconstruction",
     "cluster_grid",
+    "cluster_overlay",
     "code_usage_figure",
     "guidance_figure",
     "image_rows",

@@ -146,17 +146,49 @@ def _tinted(image: np.ndarray, cells: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
     grey = np.repeat((0.25 * 255 + 0.6 * grey)[..., None], 3, 2)  # dimmed towards a middle tone
+    colours = cluster_colours(cells)
+    tint = np.where(colours[..., None] >= 0, palette()[colours], -1.0)
+    tint = _enlarged(tint, height, width)
+    drawn = np.where(tint >= 0, (1 - TINT) * grey + TINT * tint, grey)
+    drawn[_borders(_enlarged(cells, height, width))] = 255
+    return drawn.round().clip(0, 255).astype(np.uint8)
+
+
+def cluster_colours(cells: np.ndarray) -> np.ndarray:
+    """Clusters (rows, columns) -> each cell's place in `palette`, the largest cluster first; -1 for cells that stayed alone."""
     slots, sizes = np.unique(cells, return_counts=True)
     merged = slots[sizes > 1][np.argsort(-sizes[sizes > 1], kind="stable")]
-    colours, tint = palette(), np.full((*cells.shape, 3), -1.0)
+    colours = np.full(cells.shape, -1)
     for rank, slot in enumerate(merged):
-        tint[cells == slot] = colours[rank % len(colours)]
-    tint, large = _enlarged(tint, height, width), _enlarged(cells, height, width)
-    drawn = np.where(tint >= 0, (1 - TINT) * grey + TINT * tint, grey)
+        colours[cells == slot] = rank % len(palette())
+    return colours
+
+
+def cluster_overlay(
+    assignment: Tensor, size: tuple[int, int], side: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
+    """The clusters of one image of `size` (height, width) as a layer over it, `side` pixels a cell.
+
+    Assignment (N,) int64. Returns an index image (h, w) uint8 and its colours (66, 4) uint8, red, green, blue and opacity:
+    0 is a cell that was not merged, clear; 1 the line between two clusters; the others `palette`. Raises `InputError` where
+    cells and size do not go together.
+    """
+    cells = assignment.cpu().numpy().reshape(_grid_shape(len(assignment), *size))
+    drawn = _enlarged(cluster_colours(cells) + 2, *(side * count for count in cells.shape))
+    drawn[drawn == 1] = 0
+    drawn[_borders(_enlarged(cells, *drawn.shape))] = 1
+    tints = np.column_stack([palette(), np.full(len(palette()), 255 * TINT)])
+    return drawn.astype(np.uint8), np.vstack([[0, 0, 0, 0], [255, 255, 255, 255], tints]).round().astype(
+        np.uint8
+    )
+
+
+def _borders(large: np.ndarray) -> np.ndarray:
     # A line of one pixel on the upper and left side of every border between two clusters.
-    drawn[:-1][large[1:] != large[:-1]] = 255
-    drawn[:, :-1][large[:, 1:] != large[:, :-1]] = 255
-    return drawn.round().clip(0, 255).astype(np.uint8)
+    borders = np.zeros(large.shape, bool)
+    borders[:-1] |= large[1:] != large[:-1]
+    borders[:, :-1] |= large[:, 1:] != large[:, :-1]
+    return borders
 
 
 def _enlarged(cells: np.ndarray, height: int, width: int) -> np.ndarray:

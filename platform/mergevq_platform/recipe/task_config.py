@@ -17,6 +17,7 @@ from mergevq.generation import (
     SamplingConfig,
     generator_preset,
 )
+from mergevq.image_size import size_text
 from mergevq.initialisation import select_weights
 from mergevq.keep import KeepDistributionConfig
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
@@ -117,7 +118,7 @@ class TokenizerTaskConfig(TaskConfig):
         size = self.model.image_size
         if views.image_size != size:
             raise InputError(
-                f"data.views.image_size is {views.image_size} but the tokenizer works at {size}: make them equal"
+                f"data.views.image_size is {size_text(views.image_size)} but the tokenizer works at {size_text(size)}: make them equal"
             )
         student, teacher = self.losses.views_needed(size)
         return {
@@ -270,4 +271,4 @@ def _variant(task: Tree) -> Literal["g", "gr", "r"]:
     model = parse(TokenizerConfig, task.get("model") or {}, where="task.model.")
     if model.encoder.kind == "vit":
         return "r"
-    return "g" if model.image_size**2 == 64 * model.grid_tokens else "gr"
+    return "g" if model.encoder.reduction == 8 else "gr"

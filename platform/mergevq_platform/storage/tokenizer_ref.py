@@ -19,6 +19,7 @@ from safetensors import safe_open
 import mergevq
 from mergevq.errors import InputError
 from mergevq.hub import on_hub
+from mergevq.image_size import ImageSize, parse_size
 from mergevq.serialization import WEIGHTS, read_config
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.storage import checkpoints
@@ -30,12 +31,17 @@ class TokenizerRef:
 
     location: str  # a checkpoint, a tokenizer alone, or a URI of either
     sha256: str  # of its weights file
-    image_size: int
+    image_size: ImageSize
     grid_tokens: int
     vocabulary: int
     codes_sha256: str | None = (
         None  # of its weights without Source Recovery; none: recorded before there was one
     )
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> TokenizerRef:
+        """The tokenizer of its plain values. Raises `InputError` for an image size that is none."""
+        return cls(**{**tree, "image_size": parse_size(tree["image_size"])})
 
     def makes_codes_of(self, sha256: str | None, codes_sha256: str | None) -> bool:
         """Whether it is the tokenizer with these hashes, or differs from it in Source Recovery alone; without any, yes."""

@@ -7,6 +7,7 @@ from typing import Self
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.image_size import size_text
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.data import Dataset
 from mergevq_platform.evaluation.classifier import ClassifierEvaluator, ClassifierWorker
@@ -81,7 +82,7 @@ def require_size(recipe: Recipe, tokenizer: MergeVQ, location: str) -> None:
     size = tokenizer.config.image_size
     if recipe.data.views.image_size != size:
         raise InputError(
-            f"data.views.image_size is {recipe.data.views.image_size} but {location} works at {size}: make them equal"
+            f"data.views.image_size is {size_text(recipe.data.views.image_size)} but {location} works at {size_text(size)}: make them equal"
         )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq_platform.tracking.listing import TrackedRun
 from mergevq_platform.tracking.records import now_ms
 from mergevq_platform.tracking.store import Store, import_mlflow
@@ -98,7 +99,7 @@ def register_model(
     name: str,
     alias: str | None,
     step: int | None,
-    image_size: int,
+    image_size: ImageSize,
     curve: Mapping[str, Mapping[int, float]],
     dataset: tuple[str, str] | None,
 ) -> Registered:
@@ -136,7 +137,13 @@ def register_model(
 
 
 def _uploaded(
-    client: MlflowClient, run: TrackedRun, directory: Path, *, name: str, step: int | None, image_size: int
+    client: MlflowClient,
+    run: TrackedRun,
+    directory: Path,
+    *,
+    name: str,
+    step: int | None,
+    image_size: ImageSize,
 ) -> LoggedModel:
     with tempfile.TemporaryDirectory(prefix="mergevq-model-") as temporary:
         model = client.create_logged_model(
@@ -144,7 +151,7 @@ def _uploaded(
             name=name.replace(".", "_"),  # which a logged model's name may not hold
             source_run_id=run.run_id,
             model_type="tokenizer",
-            params={"image_size": str(image_size), "step": str(step)},
+            params={"image_size": size_text(image_size), "step": str(step)},
         )
         try:
             folder = Path(temporary) / "model"
@@ -214,7 +221,9 @@ def _place(downloaded: Path, target: Path, uri: str) -> None:
             raise
 
 
-def _write(folder: Path, tokenizer: Path, origin: dict[str, Any], image_size: int, model_id: str) -> None:
+def _write(
+    folder: Path, tokenizer: Path, origin: dict[str, Any], image_size: ImageSize, model_id: str
+) -> None:
     import_mlflow()
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
@@ -228,12 +237,12 @@ def _write(folder: Path, tokenizer: Path, origin: dict[str, Any], image_size: in
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, files / name)
     (files / ORIGIN).write_text(json.dumps(origin, indent=1))
-    images = TensorSpec(np.dtype("uint8"), (-1, image_size, image_size, 3))
+    images = TensorSpec(np.dtype("uint8"), (-1, *height_width(image_size), 3))
     outputs: list[ColSpec | TensorSpec] = [
         TensorSpec(np.dtype("int64"), (-1, -1), "indices"),
         TensorSpec(np.dtype("int64"), (-1, -1), "source"),
         TensorSpec(np.dtype("float32"), (-1, -1), "features"),
-        TensorSpec(np.dtype("uint8"), (-1, image_size, image_size, 3), "reconstructions"),
+        TensorSpec(np.dtype("uint8"), (-1, *height_width(image_size), 3), "reconstructions"),
     ]
     parameters = ParamSchema([ParamSpec("keep", "long", 0), ParamSpec("output", "string", "indices")])
     with warnings.catch_warnings():

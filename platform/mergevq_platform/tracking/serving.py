@@ -13,6 +13,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.image_size import height_width
 from mergevq.metrics import to_uint8
 
 OUTPUTS = ("indices", "source", "features", "reconstructions")
@@ -43,10 +44,10 @@ class ServedTokenizer:
         wanted = _outputs(params.get("output", "indices"))
         keep = int(params.get("keep", KEEP_ALL)) or config.grid_tokens
         images = np.asarray(images)
-        size = config.image_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        height, width = height_width(config.image_size)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, 3):
             raise InputError(
-                f"images are {images.dtype} {images.shape}: this tokenizer takes uint8 (B, {size}, {size}, 3)"
+                f"images are {images.dtype} {images.shape}: this tokenizer takes uint8 (B, {height}, {width}, 3)"
             )
         device = next(self.tokenizer.parameters()).device
         pixels = torch.from_numpy(images.copy()).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1

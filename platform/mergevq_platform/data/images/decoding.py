@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mergevq.image_size import ImageSize, height_width
 from mergevq_platform.data.images.endings import FORMATS
 from mergevq_platform.data.images.greys import UnknownRange, as_8_bits, is_deep
 from mergevq_platform.data.images.transparency import (
@@ -117,15 +118,24 @@ def _without_background(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize_shorter(image: Image.Image, size: int) -> Image.Image:
-    """The image with its shorter side at `size` (bicubic, antialiased); the longer one rounds to whole pixels."""
-    width, height = image.size
-    if min(width, height) == size:
+def resize_to_cover(image: Image.Image, size: ImageSize) -> Image.Image:
+    """The image at the smallest size that covers `size` (bicubic, antialiased): of a square, its shorter side is at it.
+
+    The other side rounds to whole pixels.
+    """
+    (width, height), (tall, broad) = image.size, height_width(size)
+    scale = cover_scale(image, size)
+    if scale == 1:
         return image
-    scale = size / min(width, height)
     return image.resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
+        (max(broad, round(width * scale)), max(tall, round(height * scale))), Image.Resampling.BICUBIC
     )
+
+
+def cover_scale(image: Image.Image, size: ImageSize) -> float:
+    """The factor by which an image is resized to cover `size`."""
+    (width, height), (tall, broad) = image.size, height_width(size)
+    return max(tall / height, broad / width)
 
 
 def encode_png(array: np.ndarray) -> bytes:

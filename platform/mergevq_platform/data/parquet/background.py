@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mergevq.errors import InputError
+from mergevq.image_size import size_text
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE, colour
 from mergevq_platform.data.parquet.manifest import Manifest, Split
@@ -24,8 +25,8 @@ def of_manifest(name: str, manifest: Manifest, wanted: Background | None) -> Bac
     if _flattened(manifest):
         found = f"on {stated}" if stated else "before transparent pixels were put on a background"
         raise InputError(
-            f"data.background (or --background) is '{wanted}', but {name} was packed at {manifest.size} px {found}: leave it "
-            f"out, or pack the images again with --background {wanted}"
+            f"data.background (or --background) is '{wanted}', but {name} was packed at {size_text(manifest.size or 0)} px "
+            f"{found}: leave it out, or pack the images again with --background {wanted}"
         )
     return wanted
 

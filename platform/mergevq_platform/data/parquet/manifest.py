@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.reading import Background
 
@@ -56,7 +57,7 @@ class Manifest:
 
     splits: dict[str, Split]
     classes: tuple[str, ...]
-    size: int | None  # side (or shorter side) in pixels; None: as they came
+    size: ImageSize | None  # pixels that images cover, a square's or (height, width); None: as they came
     source: dict[str, Any] = field(default_factory=dict)
     background: Background | None = (
         None  # of transparent pixels; None: packed before there was one, see `decode`
@@ -100,7 +101,7 @@ class Manifest:
             return cls(
                 splits=splits,
                 classes=tuple(tree["classes"]),
-                size=tree["size"],
+                size=_size(tree["size"]),
                 source=tree["source"],
                 background=tree.get("background"),
             )
@@ -110,6 +111,13 @@ class Manifest:
             raise InputError(
                 f"{where} is damaged ({error}): copy the set again, or delete it and pack it again"
             ) from None
+
+
+def _size(stored: Any) -> ImageSize | None:
+    try:
+        return None if stored is None else parse_size(stored)
+    except InputError as error:
+        raise TypeError(str(error)) from None
 
 
 def shard_from(entry: dict[str, Any]) -> Shard:

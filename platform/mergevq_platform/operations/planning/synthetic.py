@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mergevq.config import to_tree
+from mergevq.image_size import height_width
 from mergevq_platform.data import (
     BatchPartition,
     Dataset,
@@ -32,7 +33,9 @@ def with_images(
     # Random codes stand in for a code set, which need not be here.
     upstream = task_of(recipe).reads_images
     resolved = resolve(recipe, find_run=find_run) if upstream else parse_resolved(to_tree(recipe))
-    size = recipe.data.views.image_size
+    size = max(
+        height_width(recipe.data.views.image_size)
+    )  # procedural images are squares, and views crop them
     write_shapes(folder, images=count, val_images=1, size=size, seed=0)
     data = replace(recipe.data, path=str(folder), train_split="train", image_column=None, label_column=None)
     return replace(resolved, data=data, compile=False), open_dataset(data.path, data.train_split)
