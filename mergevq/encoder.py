@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
@@ -103,6 +104,19 @@ class EncoderOutput(NamedTuple):
         return merging.mean_over_cells(self.tokens, self.source.size)
 
 
+class Cells(NamedTuple):
+    """Images as grid tokens, before merging: tokens (B, 1 + N, D), the summary token first, and the grid's sides."""
+
+    tokens: Tensor
+    rows: int
+    columns: int
+
+    def of(self, images: Sequence[int]) -> Cells:
+        """The cells of some images, by their positions in the batch."""
+        chosen = torch.tensor(images, device=self.tokens.device)
+        return self._replace(tokens=self.tokens.index_select(0, chosen))
+
+
 class Encoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] -> K kept tokens of width D, a summary and the source."""
 
@@ -121,23 +135,43 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, keep: int) -> EncoderOutput:
         """Encode, keeping exactly `keep` tokens; raises `InputError` for a shape, dtype or count that cannot be."""
-        check_images(images, like=self.summary_token)
         keep = whole_count(keep)
-        height, width = images.shape[-2:]
-        rows, columns = grid_of((height, width), self.config.reduction)
-        schedule = merge_schedule(rows * columns, keep, self.config.depth, self.config.inflection)
+        self.check(images, [keep])
+        return self.merge(self.embed(images), keep)
 
+    def check(self, images: Tensor, counts: Iterable[int]) -> None:
+        """Raise `InputError` for images of a shape or dtype that cannot be, and for counts that the layers cannot reach."""
+        check_images(images, like=self.summary_token)
+        rows, columns = self._grid(images)
+        for keep in counts:
+            self._schedule(rows * columns, keep)
+
+    def embed(self, images: Tensor) -> Cells:
+        """Images (B, 3, H, W) that `check` has passed -> their grid tokens, the positions added."""
+        rows, columns = self._grid(images)
         x = rearrange(self.stem(images), "b d h w -> b (h w) d")
         x = x + self.position(rows, columns, x)
         x = torch.cat([self.summary_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        return Cells(x, rows, columns)
+
+    def merge(self, cells: Cells, keep: int) -> EncoderOutput:
+        """Grid tokens -> exactly `keep` kept tokens, merged from layer to layer."""
+        x = cells.tokens
         size: Tensor | None = None
         assignment = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
-        for block, r in zip(self.blocks, schedule, strict=True):
+        for block, r in zip(self.blocks, self._schedule(x.shape[1] - 1, keep), strict=True):
             x, size, slot = block(x, size, r)
             if slot is not None:
                 assignment = slot.gather(1, assignment)
-        tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1, (rows, columns))
+        tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1, (cells.rows, cells.columns))
         return EncoderOutput(x[:, 0], tokens, source)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        return grid_of((height, width), self.config.reduction)
+
+    def _schedule(self, grid_tokens: int, keep: int) -> tuple[int, ...]:
+        return merge_schedule(grid_tokens, keep, self.config.depth, self.config.inflection)
 
     def position(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """Position codes (1, rows * columns, D) for any grid; zero where the encoder has none."""

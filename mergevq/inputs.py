@@ -53,14 +53,36 @@ def check_image_values(images: Tensor, like: Tensor) -> None:
 
 def whole_count(keep: Any) -> int:
     """`keep` as the one whole number that it is. Raises `InputError` for anything else, such as a count for every image."""
-    if type(keep) is int:
-        return keep
-    try:
-        return operator.index(keep)  # NumPy's integers, and a tensor of one
-    except (TypeError, ValueError, RuntimeError):
+    found = _whole_number(keep)
+    if found is None:
         raise InputError(
             f"keep must be one whole number for all images; this is {keep!r}: call once for each count"
-        ) from None
+        )
+    return found
+
+
+def kept_counts(keep: Any, batch: int) -> int | list[int]:
+    """One count for all images, or one for each of `batch`: a sequence or tensor (B,) of whole numbers.
+
+    Waits for the device of a tensor. Raises `InputError` for anything else, and for another number of counts.
+    """
+    one = _whole_number(keep)
+    if one is not None:
+        return one
+    try:
+        counts = [_whole_number(count) for count in (keep.tolist() if isinstance(keep, Tensor) else keep)]
+    except TypeError:
+        counts = [None]
+    found = [count for count in counts if count is not None]
+    if len(found) < len(counts):
+        raise InputError(
+            f"keep must be one whole number for all images, or one for each; this is {keep!r}: give whole numbers"
+        )
+    if len(found) != batch:
+        raise InputError(
+            f"keep has {len(found)} counts for {batch} images: give one for all, or one for each"
+        )
+    return found
 
 
 def check_codes(codes: Tensor, channels: int, like: Tensor) -> None:
@@ -119,17 +141,19 @@ def check_source(source: Source, of: Tensor) -> None:
         )
 
 
-def check_source_values(source: Source, keep: int) -> None:
-    """Raise `InputError` unless every cell went to one of `keep` tokens. Waits for the device."""
+def check_source_values(source: Source, keep: int | list[int]) -> None:
+    """Raise `InputError` unless every cell went to one of `keep` tokens, of so many in each image. Waits for the device."""
     assignment = source.assignment
     if assignment.numel() == 0 or not readable(assignment):
         return
-    low, high = torch.stack(torch.aminmax(assignment)).tolist()
-    if low < 0 or high >= keep:
-        raise InputError(
-            f"source.assignment must lie in 0..{keep - 1}, the kept tokens; it reaches from {low} to {high}: "
-            "give that of `encode`"
-        )
+    lows, highs = (end.tolist() for end in torch.aminmax(assignment, dim=1))
+    counts = [keep] * len(lows) if isinstance(keep, int) else keep
+    for low, high, count in zip(lows, highs, counts, strict=True):
+        if low < 0 or high >= count:
+            raise InputError(
+                f"source.assignment must lie in 0..{count - 1}, the kept tokens; it reaches from {low} to {high}: "
+                "give that of `encode`"
+            )
 
 
 def check_encoded(encoded: Any, kind: type) -> None:
@@ -178,6 +202,15 @@ def _other_layout(shape: tuple[int, ...]) -> str:
     if len(shape) == 4 and shape[1] == 4:
         return "lay them over a background, without alpha"
     return "bring them into this shape"
+
+
+def _whole_number(value: Any) -> int | None:
+    if type(value) is int:
+        return value
+    try:
+        return operator.index(value)  # NumPy's integers, and a tensor of one
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _whole(dtype: torch.dtype) -> bool:

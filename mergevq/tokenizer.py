@@ -7,6 +7,7 @@ Recovery predicts it from the codes (`decode_indices`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
@@ -15,18 +16,22 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mergevq import ragged
 from mergevq.config import config
 from mergevq.decoder import Decoder, DecoderConfig
-from mergevq.encoder import Encoder, EncoderConfig
+from mergevq.encoder import Encoder, EncoderConfig, EncoderOutput
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize, grid_of, size_text
 from mergevq.inputs import (
     check_codes,
     check_encoded,
     check_image_values,
+    check_images,
     check_index_layout,
     check_source,
     check_source_values,
+    kept_counts,
+    whole_count,
 )
 from mergevq.layers import GroupNorm, set_recompute
 from mergevq.merging import Source, sizes, unmerge
@@ -88,7 +93,11 @@ class TokenizerConfig:
 
 
 class Encoded(NamedTuple):
-    """Images as codes, with all that decoding needs. Kept tokens are ordered by their first raster cell."""
+    """Images as codes, with all that decoding needs. Kept tokens are ordered by their first raster cell.
+
+    Where images keep different counts, K is the largest, and what is missing at the end of the others is padded: -1 in
+    `indices`, 0 in the rest.
+    """
 
     indices: Tensor  # (B, K) int64
     codes: Tensor  # (B, K, G)
@@ -96,6 +105,11 @@ class Encoded(NamedTuple):
     summary: Tensor  # (B, D), the feature of the summary token [CLS]
     kept_tokens: Tensor  # (B, K, D), before quantization
     latents: Tensor  # (B, K, G), what is quantized
+
+    @property
+    def counts(self) -> Tensor:
+        """The kept count of each image, (B,) int64."""
+        return ragged.token_counts(self.indices)
 
 
 class ForwardOutput(NamedTuple):
@@ -131,9 +145,14 @@ class MergeVQ(nn.Module):
         """N at the configured resolution."""
         return self.config.grid_tokens
 
-    def encode(self, images: Tensor, keep: int | None = None, *, check_values: bool = True) -> Encoded:
+    def encode(
+        self, images: Tensor, keep: int | Sequence[int] | Tensor | None = None, *, check_values: bool = True
+    ) -> Encoded:
         """Images (B, 3, H, W) float in [-1, 1], of any size that divides into cells -> `Encoded` with exactly `keep` tokens
         (default: the configured count).
+
+        `keep` may be a count for each image, (B,): each gets the codes and the source that it gets alone; the stem runs
+        once for all, the blocks once for each different count.
 
         Raises `InputError` for another shape or dtype, a size that does not divide into cells, a count that the layers
         cannot reach and, with `check_values`, for NaN and values beyond ±2, which no resampling of [-1, 1] reaches. The
@@ -141,7 +160,38 @@ class MergeVQ(nn.Module):
         """
         if check_values:
             check_image_values(images, like=self.encoder.summary_token)
-        features = self.encoder(images, self.config.keep if keep is None else keep)
+        else:
+            check_images(images, like=self.encoder.summary_token)
+        counts = kept_counts(self.config.keep if keep is None else keep, len(images))
+        if isinstance(counts, int):
+            return self._quantized(self.encoder(images, counts))
+        return self._encode_each(images, counts)
+
+    def _encode_each(self, images: Tensor, counts: list[int]) -> Encoded:
+        groups = ragged.rows_by_count(counts)
+        self.encoder.check(images, groups)
+        cells = self.encoder.embed(images)
+        if len(groups) < 2:
+            return self._quantized(self.encoder.merge(cells, *(groups or [self.config.keep])))
+        parts = [self._quantized(self.encoder.merge(cells.of(rows), keep)) for keep, rows in groups.items()]
+
+        def join(tensors: list[Tensor], *, dim: int | None = 1, fill: float = 0) -> Tensor:
+            return ragged.joined(tensors, list(groups.values()), dim=dim, fill=fill)
+
+        source = parts[0].source._replace(
+            assignment=join([part.source.assignment for part in parts], dim=None),
+            size=join([part.source.size for part in parts]),
+        )
+        return Encoded(
+            indices=join([part.indices for part in parts], fill=ragged.NO_TOKEN),
+            codes=join([part.codes for part in parts]),
+            source=source,
+            summary=join([part.summary for part in parts], dim=None),
+            kept_tokens=join([part.kept_tokens for part in parts]),
+            latents=join([part.latents for part in parts]),
+        )
+
+    def _quantized(self, features: EncoderOutput) -> Encoded:
         # GroupNorm takes its statistics over the kept tokens, which have no spatial order.
         normed = self.to_latents["norm"](features.tokens.transpose(1, 2)).transpose(1, 2)
         latents = self.to_latents["project"](F.silu(normed))
@@ -164,21 +214,31 @@ class MergeVQ(nn.Module):
         """Indices (B, K) int64 in canonical order -> images. Without a source, Source Recovery predicts it, for images
         of the configured size.
 
+        Images of fewer than K tokens are padded with -1 at the end, as `encode` does.
+
         Raises `InputError` for other shapes and dtypes, indices outside the codebook, a source of other indices, and for
         no source where the tokenizer has no Source Recovery.
         """
         check_index_layout(indices, like=self.decoder.conv_in.weight)
-        check_indices(indices, self.config.quantizer.vocabulary)
+        counts = ragged.counts_of(indices)
+        present = None if counts is None else indices != ragged.NO_TOKEN
+        tokens = indices if present is None else indices.where(present, 0)
+        check_indices(tokens, self.config.quantizer.vocabulary)
         if source is not None:
             check_source(source, indices)
-            check_source_values(source, indices.shape[1])
-        codes = self.quantizer.codes(indices).to(self.decoder.conv_in.weight.dtype)
-        return self.decode_codes(codes, source or self.recovered_source(codes))
+            check_source_values(source, indices.shape[1] if counts is None else counts)
+        codes = self.quantizer.codes(tokens).to(self.decoder.conv_in.weight.dtype)
+        if present is not None:
+            codes = codes.where(present[..., None], 0)
+        return self.decode_codes(codes, source or self.recovered_source(codes, counts))
 
-    def recover(self, codes: Tensor) -> Tensor:
+    def recover(self, codes: Tensor, counts: Sequence[int] | Tensor | None = None) -> Tensor:
         """Codes (B, K, G) -> logits (B, N, K) of each cell's kept token (equation 8), on the grid of the configured size.
 
-        Raises `InputError` for other shapes and dtypes, and without a Source Recovery.
+        `counts` (B,): the tokens of each image, where they differ and `codes` are padded; a padded token's logits are
+        -inf.
+
+        Raises `InputError` for other shapes and dtypes, counts beyond K, and without a Source Recovery.
         """
         check_codes(codes, self.config.quantizer.channels, like=self.decoder.conv_in.weight)
         if codes.shape[1] > self.grid_tokens:
@@ -189,11 +249,22 @@ class MergeVQ(nn.Module):
             raise InputError(
                 "this tokenizer has no Source Recovery: give the source, or train it with config.recovery"
             )
-        return self.recovery(codes)
+        each = codes.shape[1] if counts is None else kept_counts(counts, len(codes))
+        if isinstance(each, int):
+            return self.recovery(codes)
+        if each and not 1 <= min(each) <= max(each) <= codes.shape[1]:
+            raise InputError(
+                f"counts reach from {min(each)} to {max(each)}, the codes have 1 to {codes.shape[1]} tokens: "
+                "give those of `encode`"
+            )
+        groups = ragged.rows_by_count(each)
+        parts = [self.recovery(codes[rows, :keep]) for keep, rows in groups.items()]
+        logits = ragged.joined(parts, list(groups.values()), dim=2, fill=-torch.inf)
+        return F.pad(logits, (0, codes.shape[1] - logits.shape[2]), value=-torch.inf)
 
-    def recovered_source(self, codes: Tensor) -> Source:
-        """The most likely source of codes (B, K, G); a kept token may get no cell."""
-        assignment = self.recover(codes).argmax(-1)
+    def recovered_source(self, codes: Tensor, counts: Sequence[int] | Tensor | None = None) -> Source:
+        """The most likely source of codes (B, K, G), of `counts` as for `recover`; a kept token may get no cell."""
+        assignment = self.recover(codes, counts).argmax(-1)
         return Source(assignment, sizes(assignment, codes.shape[1]), self.config.grid)
 
     def encode_summary(
@@ -211,11 +282,12 @@ class MergeVQ(nn.Module):
     def forward(
         self, images: Tensor, keep: int | None = None, *, detach_recovery: bool = False
     ) -> ForwardOutput:
-        """One training pass. Gradients of recovery reach the encoder through the straight-through codes.
+        """One training pass, of one count for all images. Gradients of recovery reach the encoder through the straight-through codes.
 
         Raises as `encode`, and for images of another size where Source Recovery is trained; does not check the values of
         `images` and never waits for the device.
         """
+        keep = whole_count(self.config.keep if keep is None else keep)
         encoded = self.encode(images, keep, check_values=False)
         if self.recovery is not None and encoded.source.grid != self.config.grid:
             raise InputError(

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from mergevq.errors import InputError
 from mergevq.metrics.accumulate import Accumulator, added, percent
+from mergevq.ragged import NO_TOKEN
 
 
 class Counts(Accumulator):
     """Counts of the integers 0 to size - 1, taken without waiting for the device."""
 
     what = "values"
+    padding: int | None = None  # stands for no value, and is not counted
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -38,8 +40,12 @@ class Counts(Accumulator):
         if self.counts is None:
             self.counts = values.new_zeros(self.size + 1)
         self.counts = self.counts.to(values.device)
+        ones = torch.ones_like(values)
+        if self.padding is not None:
+            ones = (values != self.padding).long()
+            values = values.where(ones > 0, 0)
         inside = torch.where((values >= 0) & (values < self.size), values, self.size)
-        self.counts.index_add_(0, inside, torch.ones_like(values))
+        self.counts.index_add_(0, inside, ones)
         self.reach = _least(self.reach, torch.stack([values.amin(), -values.amax()]))
 
     def merge(self, other: Self) -> Self:
@@ -64,9 +70,13 @@ class Counts(Accumulator):
 
 
 class CodeUsage(Counts):
-    """Counts of every code of a vocabulary. Few tokens cannot use a large vocabulary: compare at one token count."""
+    """Counts of every code of a vocabulary. Few tokens cannot use a large vocabulary: compare at one token count.
+
+    Indices of images that keep different counts are padded with -1, which is no code.
+    """
 
     what = "code indices"
+    padding = NO_TOKEN
 
     def compute(self) -> dict[str, float]:
         """`code_usage`: percent of the vocabulary seen at least once; `code_entropy_bits`: entropy of the empirical

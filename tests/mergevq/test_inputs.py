@@ -106,9 +106,19 @@ NO_COUNTS = [9.0, [9], (9, 9), "9", np.float32(9), np.array([9, 9]), torch.tenso
 
 @pytest.mark.parametrize("keep", NO_COUNTS, ids=repr)
 def test_a_count_that_is_not_one_whole_number_is_named(tokenizer: mergevq.MergeVQ, keep: Any) -> None:
-    for call in (tokenizer.encode, tokenizer.encode_summary, tokenizer):
+    for call in (tokenizer.encode_summary, tokenizer):
         with pytest.raises(InputError, match=r"^keep must be one whole number for all images; this is "):
             call(images(), keep)
+
+
+@pytest.mark.parametrize("keep", [9.0, [9], "9", "99", np.float32(9), [9, 9.5], torch.nan], ids=repr)
+def test_what_is_neither_one_count_nor_one_for_each_image_is_named(
+    tokenizer: mergevq.MergeVQ, keep: Any
+) -> None:
+    with pytest.raises(
+        InputError, match=r"^keep (must be one whole number for all|has 1 counts for 2) images"
+    ):
+        tokenizer.encode(images(), keep)
 
 
 @pytest.mark.parametrize("keep", [np.int64(KEEP), np.array(KEEP), torch.tensor(KEEP)], ids=repr)

@@ -41,11 +41,12 @@ def names(host: str) -> list[str]:
 
 
 def allowed(host: str, port: int, given: Mapping[str, str]) -> dict[str, str]:
-    """MLflow's variables that let a server at `host` and `port` answer to its own names; what the user has `given` stays.
+    """MLflow's variables that let a server at `host` and `port` answer to its own names, and to those that the user has `given`.
 
-    Nothing for a server on loopback alone, which MLflow answers for by itself; never every name.
+    Nothing for a server on loopback alone, which MLflow answers for by itself, unless names are given: they take the place of
+    its own. Never every name; a user who gave `*` keeps it.
     """
-    if not is_any(host) and names(host)[0] in _LOOPBACK:
+    if not is_any(host) and names(host)[0] in _LOOPBACK and not given.get(HOSTS_VARIABLE):
         return {}
     own = dict.fromkeys(
         form for name in names(host) for form in (name, name.lower())
@@ -53,8 +54,12 @@ def allowed(host: str, port: int, given: Mapping[str, str]) -> dict[str, str]:
     anywhere = [f"{name.replace('[', '[[]')}:*" for name in _LOOPBACK]
     hosts = [*_LOOPBACK, *anywhere, *_PRIVATE, *(form for name in own for form in (name, f"{name}:{port}"))]
     origins = [f"http://{name}:{port}" for name in own]
-    wanted = {HOSTS_VARIABLE: ",".join(hosts), ORIGINS_VARIABLE: ",".join(origins)}
-    return {name: value for name, value in wanted.items() if not given.get(name)}
+    added = {}
+    for variable, ours in ((HOSTS_VARIABLE, hosts), (ORIGINS_VARIABLE, origins)):
+        theirs = [name.strip() for name in given.get(variable, "").split(",") if name.strip()]
+        if "*" not in theirs:
+            added[variable] = ",".join(dict.fromkeys((*theirs, *ours)))
+    return added
 
 
 def family(host: str) -> socket.AddressFamily:

@@ -18,7 +18,7 @@ from types import FrameType
 import psutil
 
 from mergevq.errors import InputError
-from mergevq_platform.tracking import hosts
+from mergevq_platform.tracking import hosts, landing
 from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.recorder import LocalRecorder
@@ -49,12 +49,14 @@ class UiServer:
         store.prepare()
         self.host = host
         self.port = _choose_port(host, port)
-        self.url = f"http://{hosts.names(host)[0]}:{self.port}"
+        prefix = landing.static_prefix(os.environ)
+        self.url = f"http://{hosts.names(host)[0]}:{self.port}{prefix}"
         here = LOOPBACK if host == "0.0.0.0" else "[::1]" if hosts.is_any(host) else hosts.names(host)[0]
-        self._local_url = f"http://{here}:{self.port}"
+        self._local_url = f"http://{here}:{self.port}{prefix}"
+        self.lacking = landing.lacking()  # why it has no landing page, if it has none
         self._output = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
-            _command(store, host, self.port),
+            [*_command(store, host, self.port), *([] if self.lacking else ["--app-name", landing.APP_NAME])],
             env=_environment(store) | hosts.allowed(host, self.port, os.environ),
             stdin=subprocess.DEVNULL,
             stdout=self._output,
@@ -76,6 +78,10 @@ class UiServer:
     def alive(self) -> bool:
         """Whether the server still runs."""
         return self._process.poll() is None
+
+    def link(self, address: str) -> str:
+        """The best way to `address`, one of this server's: through its landing page where it has one."""
+        return address if self.lacking else landing.landing_link(address)
 
     def output(self) -> str:
         """The last output of the server."""
@@ -153,8 +159,10 @@ def serve_ui(
     try:
         say(f"starting MLflow over {store.public_uri} ...")
         with UiServer(store, host=host, port=port) as server:
-            for line in describe(store, server.url):
+            for line in describe(store, server.url, server.link):
                 say(line)
+            if server.lacking:
+                say(f'no landing page, so press "Model training" on the left once: {server.lacking}')
             say("Ctrl-C ends it")
             server.wait()
             say(f"MLflow's server ended by itself:\n{server.output()}")
@@ -186,8 +194,8 @@ def closing_line(recorder: LocalRecorder, experiment: str, *, sync: str) -> str:
     return undelivered or tracking_link(recorder.store, experiment)
 
 
-def describe(store: Store, base_url: str) -> list[str]:
-    """One line per experiment with runs of ours: its name, what it holds, and the address of its curves."""
+def describe(store: Store, base_url: str, link: Callable[[str], str] = str) -> list[str]:
+    """One line per experiment with runs of ours: its name, what it holds, and the address of its curves, through `link`."""
     counts: dict[tuple[str, str], list[bool]] = {}
     for run in list_runs(store):
         counts.setdefault((run.experiment, run.experiment_id), []).append(run.has_curve)
@@ -195,7 +203,7 @@ def describe(store: Store, base_url: str) -> list[str]:
         return [f"{base_url}  (no runs yet)"]
     return [
         f"{experiment}: {len(curves)} run{'s' * (len(curves) > 1)}, {sum(curves)} with a curve\n"
-        f"  {curve_link(base_url, experiment_id)}"
+        f"  {link(curve_link(base_url, experiment_id))}"
         for (experiment, experiment_id), curves in counts.items()
     ]
 

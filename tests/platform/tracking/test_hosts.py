@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.tracking import hosts
+from mergevq_platform.tracking import hosts, landing
+from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import UiServer
 
@@ -52,15 +53,26 @@ def test_the_printed_address_answers_when_it_listens_everywhere(store: Store) ->
         search = "/ajax-api/2.0/mlflow/experiments/search"
         assert asked(server, printed.hostname, method="POST", path=search) in (200, 400)
         assert asked(server, "127.0.0.1", named="evil.example") == 403
+        assert asked(server, printed.hostname, path=f"{landing.PATH}?experiment=1") == 200
+        assert asked(server, "127.0.0.1", named="evil.example", path=f"{landing.PATH}?experiment=1") == 403
+        assert asked(server, "127.0.0.1", path=f"{landing.PATH}?experiment=//evil.example") == 400
 
 
-def test_the_printed_address_answers_under_the_name_that_was_given(store: Store) -> None:
+def test_the_printed_address_answers_under_the_name_that_was_given_beside_those_of_the_user_and_behind_a_path(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if hosts.names(NAME)[0] in ("localhost", "127.0.0.1"):
         pytest.skip("this machine is called localhost")
+    monkeypatch.setenv(hosts.HOSTS_VARIABLE, "proxy.example")
+    monkeypatch.setenv("MLFLOW_STATIC_PREFIX", "/mlf")
     with UiServer(store, host=NAME, port=free_port()) as server:
-        assert server.url == f"http://{NAME}:{server.port}"
-        assert asked(server, NAME) == 200
-        assert asked(server, NAME, named="evil.example") == 403
+        assert server.url == f"http://{NAME}:{server.port}/mlf"
+        link = urllib.parse.urlsplit(server.link(curve_link(server.url, "1")))
+        assert (link.path, link.query) == ("/mlf/mergevq", "experiment=1")
+        for path in ("/mlf/", f"{link.path}?{link.query}"):
+            assert asked(server, NAME, path=path) == 200
+            assert asked(server, NAME, named="proxy.example", path=path) == 200
+            assert asked(server, NAME, named="evil.example", path=path) == 403
 
 
 def test_an_ipv6_address_is_printed_in_brackets_and_answers(store: Store) -> None:
@@ -112,8 +124,11 @@ def test_nothing_more_is_allowed_on_loopback(host: str) -> None:
     assert hosts.allowed(host, 5000, {}) == {}
 
 
-def test_what_the_user_allows_stays() -> None:
+def test_names_that_the_user_allows_are_answered_beside_those_that_are_printed() -> None:
     assert hosts.HOSTS_VARIABLE not in hosts.allowed("box", 5000, {hosts.HOSTS_VARIABLE: "*"})
+    for host, own in (("box", "box:5000"), ("127.0.0.1", "127.0.0.1:5000")):
+        found = hosts.allowed(host, 5000, {hosts.HOSTS_VARIABLE: "proxy.example, other.example"})
+        assert {own, "proxy.example", "other.example"} < set(found[hosts.HOSTS_VARIABLE].split(","))
 
 
 def test_a_host_that_is_not_this_machines_is_named(tmp_path: Path, store: Store) -> None:

@@ -1,0 +1,72 @@
+"""A kept count for every image: batches whose images hold different numbers of tokens, padded at the end.
+
+Images of equal count are computed together, so that each gets what it gets alone; what is padded is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mergevq.errors import InputError
+from mergevq.inputs import readable
+
+NO_TOKEN = -1  # the index of a padded position
+
+
+def rows_by_count(counts: Sequence[int]) -> dict[int, list[int]]:
+    """Kept count -> the positions in the batch of the images that keep so many, counts ascending."""
+    rows: dict[int, list[int]] = {}
+    for row, count in enumerate(counts):
+        rows.setdefault(count, []).append(row)
+    return dict(sorted(rows.items()))
+
+
+def joined(parts: Sequence[Tensor], rows: Sequence[Sequence[int]], *, dim: int | None, fill: float) -> Tensor:
+    """Parts of a batch as one tensor, in the batch's order; gradients flow.
+
+    `parts`: tensors (b, ...), one for each list of `rows`, that differ in the length of `dim` at most; shorter ones
+    get `fill` at the end of it. `dim` None: all have the same shape but b.
+    """
+    if dim is not None:
+        longest = max(part.shape[dim] for part in parts)
+        parts = [_padded(part, dim, longest, fill) for part in parts]
+    order = torch.tensor([row for group in rows for row in group], device=parts[0].device)
+    return torch.cat(list(parts))[order.argsort()]
+
+
+def token_counts(indices: Tensor) -> Tensor:
+    """The kept counts (B,) int64 of indices (B, K) that are padded with -1 at the end."""
+    return (indices != NO_TOKEN).sum(1)
+
+
+def counts_of(indices: Tensor) -> list[int] | None:
+    """The kept counts of indices (B, K) padded with -1; None where nothing is padded. Waits for the device.
+
+    Also None where the values cannot be read: within a CUDA graph or a compiled program. Raises `InputError` for -1
+    before an image's last token, and for an image without tokens.
+    """
+    if indices.numel() == 0 or not readable(indices):
+        return None
+    token = indices != NO_TOKEN
+    if bool(token.all()):
+        return None
+    counts = token_counts(indices).tolist()
+    if min(counts) == 0:
+        raise InputError(f"image {counts.index(0)} of the batch has no token: give the codes of `encode`")
+    if bool((token[:, 1:] & ~token[:, :-1]).any()):
+        raise InputError(
+            f"code indices hold {NO_TOKEN} before a token: only the end of an image's codes is padded with it"
+        )
+    return counts
+
+
+def _padded(part: Tensor, dim: int, length: int, fill: float) -> Tensor:
+    missing = length - part.shape[dim]
+    if not missing:
+        return part
+    shape = list(part.shape)
+    shape[dim] = missing
+    return torch.cat([part, part.new_full(shape, fill)], dim)
