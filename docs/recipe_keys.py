@@ -88,6 +88,7 @@ EVERYWHERE = {
     "backbone_sha256": "checksum of the backbone's file, verified before use",
     "heads_sha256": "checksum of the heads' file, verified before use",
     "initial_weights_sha256": "its checksum; none: recorded when the run begins",
+    "initial_run_sha256": "of its weights; none: recorded when the run begins",
     "tokenizer_sha256": "of its weights; none: recorded when the run begins",
     "generator_sha256": "of its weights; none: recorded when the run begins",
     "student_temperature": "of the student's softmax",

@@ -42,6 +42,12 @@ def _hybrid(
     )
 
 
+def _gr_64(size: str) -> TokenizerConfig:
+    """N = 64 at 64 px, by a reduction of 8: the square counts from 9 on have the six merge ratios of Table 4."""
+    multipliers = (2, 4, 8, 12) if size == "d32" else (1, 2, 4, 8)
+    return _hybrid(size, multipliers, 64, keep=36, head_layers=3)
+
+
 def _r(image_size: int) -> TokenizerConfig:
     return TokenizerConfig(
         image_size=image_size,
@@ -91,6 +97,7 @@ def _test(kind: str) -> TokenizerConfig:
 PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
     **{f"g_{px}_{size}": partial(_g, size, px) for px in (128, 256) for size in ("d32", "d64")},
     **{f"gr_{px}_{size}": partial(_gr, size, px) for px in (128, 256) for size in SIZES},
+    **{f"gr_64_{size}": partial(_gr_64, size) for size in ("d32", "d64")},
     **{f"r_{px}_vitb": partial(_r, px) for px in (128, 256)},
     "tiny_gr_32": _tiny_gr,
 }

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from mergevq.config import config, parse
+from mergevq.image_size import square_grid
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -56,6 +57,7 @@ class _CodesConfig:
     transformer: TransformerConfig
     classes: Count
     grid_tokens: Count  # N of the tokenizer
+    grid: tuple[Count, Count] | None = None  # rows and columns of the N cells; none: a square
     bits: Annotated[int, pydantic.Field(ge=1, le=40)] = 18  # G of the tokenizer's LFQ
     split: tuple[
         Annotated[int, pydantic.Field(ge=1, le=16)], ...
@@ -68,8 +70,14 @@ class _CodesConfig:
             raise ValueError(
                 f"split {list(self.split)} has {sum(self.split)} bits, the codes have {self.bits}"
             )
-        if math.isqrt(self.grid_tokens) ** 2 != self.grid_tokens:
-            raise ValueError(f"grid_tokens {self.grid_tokens} is not a square number")
+        if self.grid is None and square_grid(self.grid_tokens) is None:
+            raise ValueError(
+                f"grid_tokens {self.grid_tokens} is not a square number: give grid, the tokenizer's [rows, columns]"
+            )
+        if math.prod(self.rows_columns) != self.grid_tokens:
+            raise ValueError(
+                f"grid {list(self.rows_columns)} does not have the {self.grid_tokens} cells of grid_tokens"
+            )
         if max(self.sub_bits) > 16:
             raise ValueError(
                 f"sub-tokens of {max(self.sub_bits)} bits are too many: give split, at most 16 each"
@@ -81,9 +89,18 @@ class _CodesConfig:
         return "cells"
 
     @property
-    def grid(self) -> int:
-        """Cells along one side."""
-        return math.isqrt(self.grid_tokens)
+    def rows_columns(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        found = self.grid or square_grid(self.grid_tokens)
+        assert found is not None
+        return found
+
+    @pydantic.model_serializer(mode="wrap")
+    def _stored(self, tree_of: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = tree_of(self)
+        if self.grid is None:
+            del tree["grid"]  # a square's tree is that of before there were others
+        return tree
 
     @property
     def sub_bits(self) -> tuple[int, ...]:
@@ -133,7 +150,7 @@ class RandomOrderConfig(_KeepConditionedConfig):
 
     Kept token r stands at row r // w, column r % w of a grid w = ceil(sqrt(K)) wide, in canonical order; the last row
     is part empty where K is not a square. `positions`: `rank` counts these rows and columns, `stretched` scales them
-    to the image's grid, so that all kept counts share one frame. A kept-count token joins the class token where
+    to those of the image's grid, so that all kept counts share one frame. A kept-count token joins the class token where
     there is more than one kept count.
     """
 

@@ -137,7 +137,7 @@ class Generator(nn.Module):
 
     def cell_rotation(self) -> Tensor:
         """Rotary factors (N, 2, head_dim) of the raster cells."""
-        return self._rotations(self._grid(self.config.grid_tokens, self.config.grid))
+        return self._rotations(self._grid(self.config.grid_tokens, self.config.rows_columns[1]))
 
     def kept_rotation(self, keep: int) -> Tensor:
         """Rotary factors (K, 2, head_dim) of the kept tokens, see `RandomOrderConfig`."""
@@ -145,7 +145,9 @@ class Generator(nn.Module):
         columns = math.isqrt(keep - 1) + 1
         coordinates = self._grid(keep, columns)
         if self.config.positions == "stretched":
-            coordinates = coordinates * (self.config.grid / columns)
+            coordinates = coordinates * coordinates.new_tensor(
+                [side / columns for side in self.config.rows_columns]
+            )
         return self._rotations(coordinates)
 
     def sequence_rotation(self, prefix: int, rotation: Tensor) -> Tensor:

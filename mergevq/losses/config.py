@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pydantic
@@ -56,6 +57,15 @@ class TokenizerTrainingConfig:
     entropy: EntropyConfig = EntropyConfig()
     recovery: RecoveryLossConfig = RecoveryLossConfig()
     alignment: AlignmentConfig = NoAlignmentConfig()
+
+    def after(self, steps: int) -> TokenizerTrainingConfig:
+        """The same terms for a training that goes on after `steps` optimizer steps: a late start or an annealing is that much nearer."""
+        annealing = self.entropy.annealing
+        rest = AnnealingConfig(start_factor=annealing.factor(steps), steps=max(0, annealing.steps - steps))
+        adversarial = self.adversarial
+        if isinstance(adversarial, PatchAdversarialConfig):
+            adversarial = replace(adversarial, start_step=max(0, adversarial.start_step - steps))
+        return replace(self, adversarial=adversarial, entropy=replace(self.entropy, annealing=rest))
 
     def views_needed(self, image_size: ImageSize) -> ViewSizes:
         """The sizes of both further views for images of `image_size`, None where unused."""

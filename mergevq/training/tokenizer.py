@@ -130,6 +130,12 @@ class TokenizerTraining(Training):
             if (positions := getattr(network, "positions", None)) is not None
         ]
 
+    def restart_teacher(self) -> None:
+        """Make the teacher of self-distillation, if there is one, a copy of the tokenizer and its prototypes."""
+        if self.self_teacher is not None:
+            assert isinstance(self.tokenizer_phase.alignment, Prototypes)
+            self.self_teacher.follow(self.model(), self.tokenizer_phase.alignment, 0.0)
+
     def after_step(self, step: int) -> None:
         del step
         for average in self.averages.values():

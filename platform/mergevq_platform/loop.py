@@ -77,12 +77,18 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     if worker.rank == 0:
         for note in training.notes():
             host.warn(note)
+    initial: list[str] | None = None
     if latest := host.latest():
         checkpoints.restore(latest, state)
         if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:
             host.warn(
                 f"the data at {samples.path} are not those that this run began with (fingerprint differs)"
             )
+    else:
+        initial = task.begin(training, state.ema.averaged)
+        if worker.rank == 0:
+            for remark in initial or ():
+                host.warn(remark)
     if recipe.compile:
         task.compile(training)
     phases = distribute(training, worker)
@@ -105,6 +111,16 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
             dist.barrier(group=control)
 
     feed = task.open_feed(recipe, samples, worker)
+
+    def validate() -> None:
+        meter.flush()
+        host.at(state.step, "validating")
+        values = feed.validate(state.ema.averaged)
+        if worker.rank == 0:
+            host.record(state.step, {f"val/{name}": value for name, value in values.items()})
+
+    if initial is not None and recipe.evaluation.every:
+        validate()  # where the initial model stands
     with feed.stream(state.step, state.bad_images) as stream:
         asked_at = time.monotonic()
         compiled: set[int | None] = set()
@@ -143,11 +159,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
             if asking:
                 asked_at = time.monotonic()
             if recipe.evaluation.every and state.step % recipe.evaluation.every == 0:
-                meter.flush()
-                host.at(state.step, "validating")
-                values = feed.validate(state.ema.averaged)
-                if worker.rank == 0:
-                    host.record(state.step, {f"val/{name}": value for name, value in values.items()})
+                validate()
             due = state.step % recipe.checkpoint_every == 0 or state.step == total_steps
             if due or stopping or leaving:
                 save()

@@ -11,10 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mergevq
+from mergevq.ema import Ema
 from mergevq.errors import InputError
 from mergevq.merge_schedule import merge_schedule
 from mergevq.merging import unmerge
 from mergevq.official import import_official
+from mergevq_platform.data import write_shapes
+from mergevq_platform.recipe import load, resolve
+from mergevq_platform.tasks.task import task_of
 
 REFERENCE = Path(__file__).parent / "reference"
 WEIGHTS, YAML = REFERENCE / "gr_tiny.weights.safetensors", REFERENCE / "gr_tiny.yaml"
@@ -148,3 +152,32 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         import_official(WEIGHTS, tmp_path / "out", yaml=tmp_path / "other.yaml")
     with pytest.raises(InputError, match=r"has other shapes|lacks"):
         import_official(WEIGHTS, tmp_path / "out", preset="gr_256_d32")
+
+
+def test_training_starts_from_an_imported_checkpoint(tokenizer: mergevq.MergeVQ, tmp_path: Path) -> None:
+    import_official(WEIGHTS, tmp_path / "imported", yaml=YAML)
+    write_shapes(tmp_path / "images", images=8, val_images=8, size=64, seed=0)
+    names = [f"task.initial_run={tmp_path / 'imported'}", f"data.path={tmp_path / 'images'}"]
+    recipe = resolve(
+        load(
+            "finetune_tokenizer",
+            [*names, "global_batch=2", "task.losses.adversarial.discriminator.channels=8"],
+        )
+    )
+    assert recipe.tokenizer.kept_counts() == (tokenizer.config.keep,)
+    assert recipe.tokenizer.model == tokenizer.config
+    assert recipe.data.views.image_size == 64
+    assert recipe.tokenizer.losses.recovery.weight == 0, "the release has no Source Recovery"
+    task = task_of(recipe)
+    training = task.build(recipe, task.open_data(recipe))
+    ema = Ema(training.model(), recipe.ema_decay)
+    remarks = task.begin(training, ema.averaged)
+    for model in (training.model(), ema.averaged):
+        assert all(
+            torch.equal(value, model.state_dict()[name]) for name, value in tokenizer.state_dict().items()
+        )
+    said = "; ".join(remarks or ())
+    assert "holds weights alone" in said
+    assert "no discriminator: that of this training starts untrained" in said
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    assert torch.equal(training.model().eval()(images).reconstruction, tokenizer(images).reconstruction)

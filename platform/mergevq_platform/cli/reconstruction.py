@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.storage.settings import read_settings
@@ -25,6 +25,7 @@ def add(verbs: Any) -> None:
         examples=[
             "mergevq reconstruct RUN photo.jpg --keep 9 16 25 --out images",
             "mergevq reconstruct RUN a.jpg b.jpg --html page.html",
+            "mergevq reconstruct RUN photo.jpg --size 192x256",
         ],
     )
     reconstruct.add_argument("checkpoint", help="a run, its directory, or a checkpoint directory")
@@ -36,6 +37,12 @@ def add(verbs: Any) -> None:
         nargs="+",
         metavar="K",
         help="kept-token counts (default: those that the run was evaluated at, or six)",
+    )
+    reconstruct.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="bring images to this size, 64 or 48x64 (height x width; default: the tokenizer's own)",
     )
     reconstruct.add_argument(
         "--out",
@@ -62,6 +69,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
         keeps=options.keep,
         out=options.out or (None if options.html else FIGURES),
         html=options.html,
+        size=options.size,
         tracking_uri=read_settings().tracking_uri,
     ):
         print(path)

@@ -53,6 +53,12 @@ def require_fit(recipe: Recipe, tokenizer: TokenizerRef) -> None:
             f"task.model.grid_tokens is {model.grid_tokens}, but the tokenizer at {tokenizer.location} has a grid of "
             f"{tokenizer.grid_tokens}: make them equal"
         )
+    if model.rows_columns != tokenizer.grid:
+        rows, columns = tokenizer.grid
+        raise InputError(
+            f"task.model.grid is {size_text(model.rows_columns)}, but the tokenizer at {tokenizer.location} has {rows} rows of "
+            f"{columns} cells: set task.model.grid=[{rows},{columns}]"
+        )
     if recipe.data.views.image_size != tokenizer.image_size:
         raise InputError(
             f"data.views.image_size is {size_text(recipe.data.views.image_size)}, but the tokenizer at {tokenizer.location} "

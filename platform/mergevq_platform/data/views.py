@@ -9,16 +9,16 @@ antialiasing. A view is a square or any rectangle: an image is resized until it 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch.nn import functional
 
 from mergevq.config import config
-from mergevq.image_size import ImageSize, height_width, size_text
+from mergevq.image_size import ImageSize, height_width, parse_size, size_text
 from mergevq.rng import Stream, uniforms
 from mergevq_platform.data.augment import (
     NUMBERS,
@@ -28,6 +28,7 @@ from mergevq_platform.data.augment import (
     rand_augmented,
 )
 
+SideOrNone = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
@@ -37,12 +38,19 @@ MOST_VIEWS = (
 )
 
 
+def _size_or_none(value: Any) -> int | tuple[int, int]:
+    return 0 if value == 0 else parse_size(value)
+
+
+OpenImageSize = Annotated[SideOrNone | tuple[SideOrNone, SideOrNone], BeforeValidator(_size_or_none)]
+
+
 @config
 class ViewsConfig:
     """Sizes in pixels, each one number for a square or [height, width], and the random crops of each view.
     `student_size` and `teacher_size`: none, no such view."""
 
-    image_size: ImageSize
+    image_size: OpenImageSize = 0  # in pixels: of a square one number, else [height, width], or 48x64; 0: that of the tokenizer in training
     student_size: ImageSize | None = None
     teacher_size: ImageSize | None = None
     image_flip: Fraction = 0.0

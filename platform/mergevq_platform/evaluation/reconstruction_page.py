@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mergevq.errors import InputError
+from mergevq.image_size import grid_of
 from mergevq.metrics import Psnr, to_uint8
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.figures import InlineImage, ReconstructionPage, ShownReconstruction, cluster_overlay
@@ -73,12 +74,13 @@ def reconstruction_page(
     Raises `InputError` where there is none.
     """
     keeps = sorted(set(keeps))
-    size = views[0].shape[:2]
+    height, width = views[0].shape[:2]
+    size = (height, width)
     first = list(_reconstructed(tokenizer, views[:BATCH], names, keeps))
 
     def page_of(form: PageFormat, images: Iterable[_Images]) -> ReconstructionPage:
         said = [*facts, form.sentence(size)]
-        page = ReconstructionPage(title, said, keeps, [_counted(tokenizer, keep) for keep in keeps])
+        page = ReconstructionPage(title, said, keeps, [_counted(tokenizer, size, keep) for keep in keeps])
         for image in images:
             shown = [
                 ShownReconstruction(form.encode(decoded), overlay, psnr)
@@ -163,8 +165,9 @@ def _estimate(form: PageFormat, first: ReconstructionPage, views: Sequence[np.nd
     return first.frame_bytes + images * sum(sizes) / sum(sizes[: len(first.rows)])
 
 
-def _counted(tokenizer: MergeVQ, keep: int) -> str:
-    cells, bits = tokenizer.grid_tokens, math.log2(tokenizer.config.quantizer.vocabulary)
+def _counted(tokenizer: MergeVQ, size: tuple[int, int], keep: int) -> str:
+    cells = math.prod(grid_of(size, tokenizer.config.encoder.reduction))
+    bits = math.log2(tokenizer.config.quantizer.vocabulary)
     return f"{keep} of {cells}, {1 - keep / cells:.0%} merged: {keep * bits:,.0f} bits of codes"
 
 

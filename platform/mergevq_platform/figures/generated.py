@@ -28,36 +28,37 @@ def image_rows(
     foot: str = "",
 ) -> Figure:
     """Images (H, W, 3) uint8 in labelled rows, enlarged by a whole factor; `heads` over columns, `below` under images."""
-    side = max(max(image.shape[:2]) for images in rows.values() for image in images)
-    factor = max(1, round(CELL / side))
-    cell, columns = side * factor, max(len(images) for images in rows.values())
+    shown = [image.shape[:2] for images in rows.values() for image in images]
+    factor = max(1, round(CELL / max(max(shape) for shape in shown)))
+    tall, broad = (factor * max(sides) for sides in zip(*shown, strict=True))
+    columns = max(len(images) for images in rows.values())
     note = 14 if below else 0
     left = MARGIN + 7 * max(map(len, rows))
-    width = left + columns * (cell + GAP) - GAP + MARGIN
+    width = left + columns * (broad + GAP) - GAP + MARGIN
     words = textwrap.wrap(foot, max(40, width // 6))
     top = MARGIN + (LINE if heads else 0)
-    height = top + len(rows) * (cell + GAP + note) + LINE * len(words) + MARGIN
+    height = top + len(rows) * (tall + GAP + note) + LINE * len(words) + MARGIN
     canvas = np.full((height, width, 3), 255, np.uint8)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     plain: dict[str, Any] = {"parse_math": False}
     for column, head in enumerate(heads):
-        x = left + column * (cell + GAP) + cell / 2
+        x = left + column * (broad + GAP) + broad / 2
         figure.text(x / width, 1 - (top - 4) / height, head, ha="center", va="bottom", size=8, **plain)
     for row, (label, images) in enumerate(rows.items()):
-        y = top + row * (cell + GAP + note)
+        y = top + row * (tall + GAP + note)
         figure.text(
-            (left - 8) / width, 1 - (y + cell / 2) / height, label, ha="right", va="center", size=8.5, **plain
+            (left - 8) / width, 1 - (y + tall / 2) / height, label, ha="right", va="center", size=8.5, **plain
         )
         for column, image in enumerate(images):
-            x = left + column * (cell + GAP)
+            x = left + column * (broad + GAP)
             large = image.repeat(factor, 0).repeat(factor, 1)
             canvas[y : y + large.shape[0], x : x + large.shape[1]] = large
         for column, text in enumerate((below or {}).get(label, ())):
-            x = left + column * (cell + GAP) + cell / 2
+            x = left + column * (broad + GAP) + broad / 2
             figure.text(
-                x / width, 1 - (y + cell + 1) / height, text, ha="center", va="top", size=7, color=GREY
+                x / width, 1 - (y + tall + 1) / height, text, ha="center", va="top", size=7, color=GREY
             )
     figure.text(
         MARGIN / width, (MARGIN - 4) / height, "\n".join(words), size=8, color="#555555", va="bottom", **plain

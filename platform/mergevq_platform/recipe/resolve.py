@@ -65,9 +65,13 @@ class Pins:
 
     @classmethod
     def between(cls, before: Recipe, after: ResolvedRecipe) -> Pins:
-        """The pins of a recipe, from the recipe with absolute paths and the same recipe resolved."""
+        """The pins of a recipe, from the recipe with absolute paths and the same recipe resolved.
+
+        What it takes from a run is none of them: the next recipe may say more of it, and reads the run at its pinned location.
+        """
         given = flattened(to_tree(before))
-        found = {key: value for key, value in flattened(to_tree(after)).items() if given.get(key) != value}
+        resolved = flattened(to_tree(after))
+        found = {key: resolved[key] for key in given if key in resolved and given[key] != resolved[key]}
         return cls(_paths(before), found)
 
     def applied_to(self, recipe: Recipe) -> Recipe:
@@ -99,8 +103,9 @@ def resolve(
     located = _with_commits(located)
     if find_run is not None:
         located = _with_runs(located, find_run)
-    tree = to_tree(located) | {"task": to_tree(located.task.pin())}
-    return parse_resolved(_with_hashes(located, tree))
+    # A section may have taken from a run what it left out: paths again, and the sizes that follow from the model.
+    located = locate(complete(to_tree(located) | {"task": to_tree(located.task.pin())}), folder)
+    return parse_resolved(_with_hashes(located, to_tree(located)))
 
 
 def locate(recipe: R, folder: str | Path | None = None) -> R:
@@ -166,7 +171,7 @@ def _parse(cls: type[R], tree: Mapping[str, Any]) -> R:
         known = ", ".join(f"'{known}'" for known in tasks.KINDS)
         raise InputError(f"'task.kind' is {kind!r}: it must be one of {known}")
     problems: list[str] = []
-    task, section = TaskConfig(), _section(cast(Hashable, _class(kind)))
+    task, section = TaskConfig(), _section(cast(Hashable, _class(kind).section(tree["task"])))
     try:
         task = cast(Any, parse(section, {"task": tree["task"]})).task
     except InputError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -43,15 +43,23 @@ class TaskConfig:
         """The section with its presets written out under what it says."""
         return tree
 
+    @classmethod
+    def section(cls, tree: Tree) -> type[TaskConfig]:
+        """The class of this completed section: another where a part is yet to be read from a run, which `pin` does."""
+        del tree
+        return cls
+
     def complete_views(self, views: ViewsConfig) -> Tree:
-        """The sizes of views that the losses need and the recipe leaves open. Raises `InputError` for views that do not fit."""
-        del views
+        """The sizes of views that the model and the losses need and the recipe leaves open. Raises `InputError` for views that do
+        not fit."""
+        if not views.image_size:
+            raise InputError("data.views.image_size is missing: give the side of the images in pixels")
         return {}
 
     def check(self, evaluation: EvaluationConfig) -> None:
         """Raise `ValueError` for kept counts that the model cannot reach."""
 
-    def pin(self) -> Self:
+    def pin(self) -> TaskConfig:
         """The section with location and hash of every upstream model. Raises `InputError` for one that is not there."""
         return self
 
@@ -88,9 +96,16 @@ class TaskConfig:
         return {}
 
 
+InitialPart = Literal["alignment", "discriminator", "head", "recovery"]
+
+
 @config
 class TokenizerTaskConfig(TaskConfig):
-    """Train a MergeVQ tokenizer."""
+    """Train a MergeVQ tokenizer.
+
+    With `initial_run` training starts from a trained one: its weights, their average, the discriminator and all moving averages
+    where it has them, with a fresh optimizer. What the recipe then leaves out of `model`, `keep` and `losses` is that of the run.
+    """
 
     kind: Literal["tokenizer"] = "tokenizer"
     preset: str | None = None  # the named preset that `model` starts from
@@ -100,10 +115,20 @@ class TokenizerTaskConfig(TaskConfig):
     losses: TokenizerTrainingConfig
     initial_weights: WeightsPath | None = None  # DINOv2 weights file: weight selection (A.1); none: random
     initial_weights_sha256: str | None = None
+    initial_run: RunPath | None = (
+        None  # a run, a checkpoint, a URI of either, or a tokenizer alone; none: training starts untrained
+    )
+    initial_run_sha256: str | None = None
+    initial_except: tuple[InitialPart, ...] = ()  # parts of `initial_run` that start anew
+
+    def __post_init__(self) -> None:
+        require_one_start(self.initial_run, self.initial_weights, self.initial_except)
 
     @classmethod
     def complete(cls, tree: Tree) -> Tree:
         """See `TaskConfig.complete`: presets of model and losses."""
+        if leaves_to_initial_run(tree):
+            return tree
         task = dict(tree)
         if task.get("preset"):
             task["model"] = merged(to_tree(preset(task["preset"])), task.get("model") or {})
@@ -116,12 +141,13 @@ class TokenizerTaskConfig(TaskConfig):
     def complete_views(self, views: ViewsConfig) -> Tree:
         """See `TaskConfig.complete_views`: the sizes that the alignment needs."""
         size = self.model.image_size
-        if views.image_size != size:
+        if views.image_size not in (0, size):
             raise InputError(
                 f"data.views.image_size is {size_text(views.image_size)} but the tokenizer works at {size_text(size)}: make them equal"
             )
         student, teacher = self.losses.views_needed(size)
         return {
+            "image_size": size,
             "student_size": views.student_size or student,
             "teacher_size": views.teacher_size or teacher,
         }
@@ -153,11 +179,16 @@ class TokenizerTaskConfig(TaskConfig):
         return tokenizer
 
     def tags(self) -> dict[str, str]:
-        """Variant and alignment."""
-        return {
+        """Variant and alignment, and the tokenizer that training starts from."""
+        found = {
             "mergevq.variant": self.preset or self.model.encoder.kind,
             "mergevq.alignment": self.losses.alignment.kind,
         }
+        if self.initial_run:
+            found["mergevq.initial_run"] = self.initial_run
+        if self.initial_run_sha256:
+            found["mergevq.initial_run_sha256"] = self.initial_run_sha256
+        return found
 
     def parameters(self) -> dict[str, Any]:
         """The kept counts, and as merge ratios."""
@@ -166,6 +197,29 @@ class TokenizerTaskConfig(TaskConfig):
             "kept_tokens": list(counts),
             "merge_ratios": [round(1 - keep / grid, 4) for keep in counts],
         }
+
+
+def leaves_to_initial_run(task: Tree) -> bool:
+    """Whether a tokenizer's section names an initial run, and model, kept counts or losses without it would be incomplete."""
+    model = task.get("model") or {}
+    whole = task.get("preset") or {"keep", "encoder", "decoder", "quantizer"} <= model.keys()
+    losses = task.get("loss_preset") or task.get("losses") is not None
+    return bool(task.get("initial_run")) and not (whole and task.get("keep") and losses)
+
+
+def require_one_start(
+    initial_run: str | None, initial_weights: str | None, initial_except: tuple[InitialPart, ...]
+) -> None:
+    """Raise `ValueError` for two sets of weights to start from, and for parts of none."""
+    if initial_run and initial_weights:
+        raise ValueError(
+            f"initial_run is '{initial_run}' and initial_weights '{initial_weights}': both give the weights that training starts "
+            "from, leave one out"
+        )
+    if initial_except and not initial_run:
+        raise ValueError(
+            f"initial_except is {list(initial_except)}, parts of an initial run, but initial_run is not given: leave it out"
+        )
 
 
 @config

@@ -198,13 +198,13 @@ class SamplingPipeline:
         indices = indices.to(self.device)
         if self.recipe.generator.model.kind == "random_order":
             return self.tokenizer.decode_indices(indices)
-        return self.tokenizer.decode_indices(indices, every_cell(indices))
+        return self.tokenizer.decode_indices(indices, every_cell(indices, self.tokenizer.config.grid))
 
 
-def every_cell(indices: Tensor) -> Source:
-    """The source of codes (B, N) that are given for every cell."""
+def every_cell(indices: Tensor, grid: tuple[int, int]) -> Source:
+    """The source of codes (B, N) that are given for every cell of `grid`, in raster order."""
     cells = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
-    return Source(cells, torch.ones_like(cells, dtype=torch.float32))
+    return Source(cells, torch.ones_like(cells, dtype=torch.float32), grid)
 
 
 def class_names(recipe: Recipe) -> tuple[str, ...]:

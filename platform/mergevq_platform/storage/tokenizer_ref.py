@@ -9,6 +9,7 @@ train recovery_gr_256`) may take the place of the recorded one.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors import safe_open
 import mergevq
 from mergevq.errors import InputError
 from mergevq.hub import on_hub
-from mergevq.image_size import ImageSize, parse_size
+from mergevq.image_size import ImageSize, grid_of, height_width, parse_size
 from mergevq.serialization import WEIGHTS, read_config
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.storage import checkpoints
@@ -42,6 +43,12 @@ class TokenizerRef:
     def of(cls, tree: dict[str, Any]) -> TokenizerRef:
         """The tokenizer of its plain values. Raises `InputError` for an image size that is none."""
         return cls(**{**tree, "image_size": parse_size(tree["image_size"])})
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the cells, which are squares."""
+        height, width = height_width(self.image_size)
+        return grid_of(self.image_size, math.isqrt(height * width // self.grid_tokens))
 
     def makes_codes_of(self, sha256: str | None, codes_sha256: str | None) -> bool:
         """Whether it is the tokenizer with these hashes, or differs from it in Source Recovery alone; without any, yes."""

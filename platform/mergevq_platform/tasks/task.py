@@ -3,8 +3,8 @@
 The loop, the driver, sweeps, planning and the command line know this protocol and no task. A task is a class of its own in this
 folder: a configuration (the section `task` of a recipe) with these methods.
 
-    recipe (`TaskConfig`)   complete, complete_views, check, pin, kept_counts, draw_keep, tags, parameters
-    training                open_data, build, open_feed, compile, warning
+    recipe (`TaskConfig`)   complete, section, complete_views, check, pin, kept_counts, draw_keep, tags, parameters
+    training                open_data, build, begin, open_feed, compile, warning
     before a training       reads_images, unlabelled, require_data, require_measures
     after a training        evaluated, measures, evaluator, after_training, rate_factors, features, features_sha256
     sweeps                  curves, on_fewer_images
@@ -112,6 +112,15 @@ class Task(TaskConfig):
     def build(self, recipe: Recipe, samples: Any) -> Training:
         """The training on the CPU, initialised by PyTorch's generator. Raises `InputError` for data that do not fit the model."""
         raise NotImplementedError
+
+    def begin(self, training: Training, averaged: nn.Module) -> list[str] | None:
+        """Load into `training`, and into the average of its model, the trained model that a run of this task starts from.
+
+        Called on every rank where the run has no checkpoint yet. Returns remarks, a sentence each; None: it starts from none. Raises
+        `InputError` for a model that is not there, is another than the recipe's hash says, or does not fit.
+        """
+        del training, averaged
+        return None
 
     def open_feed(self, recipe: Recipe, samples: Any, worker: Worker) -> Feed:
         """Batches and validations of one worker. Raises `InputError` for data that do not belong to the model."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mergevq.config import config
+from torch import nn
+
+from mergevq.config import Tree, config
 from mergevq.metrics import CodeUsage, Psnr, RecoveryAccuracy
+from mergevq.tokenizer import MergeVQ
 from mergevq.training.protocol import Training
-from mergevq.training.tokenizer import build_training
+from mergevq.training.tokenizer import TokenizerTraining, build_training
 from mergevq_platform.data import Batch, Dataset
-from mergevq_platform.recipe import Recipe, ResolvedRecipe, TokenizerTaskConfig
+from mergevq_platform.recipe import Recipe, ResolvedRecipe, TaskConfig, TokenizerTaskConfig
+from mergevq_platform.recipe.task_config import leaves_to_initial_run
 from mergevq_platform.tasks.image_feed import ImageFeed, open_images
+from mergevq_platform.tasks.initial import UnreadTokenizerTask, begin_from, pinned
 from mergevq_platform.tasks.task import FewImages, Worker
 from mergevq_platform.tasks.tokenizer_evaluation import TokenizerCheckpointTask
 from mergevq_platform.tasks.validation import Meters
@@ -23,6 +28,15 @@ LOW_CODE_USAGE = 0.05  # codebook entropy below this share of its maximum is wor
 class TokenizerTask(TokenizerTaskConfig, TokenizerCheckpointTask):
     """Train a MergeVQ tokenizer."""
 
+    @classmethod
+    def section(cls, tree: Tree) -> type[TaskConfig]:
+        """See `TaskConfig.section`."""
+        return UnreadTokenizerTask if leaves_to_initial_run(tree) else cls
+
+    def pin(self) -> TokenizerTaskConfig:
+        """See `TaskConfig.pin`: the tokenizer that training starts from."""
+        return pinned(self) if self.initial_run and self.initial_run_sha256 is None else self
+
     def open_data(self, recipe: Recipe) -> Dataset:
         """See `Task.open_data`."""
         return open_images(recipe)
@@ -30,6 +44,14 @@ class TokenizerTask(TokenizerTaskConfig, TokenizerCheckpointTask):
     def build(self, recipe: Recipe, samples: Dataset) -> Training:
         """See `Task.build`."""
         return build_training(self.losses, self.initial_model(), seed=recipe.seed, key="task.losses")
+
+    def begin(self, training: Training, averaged: nn.Module) -> list[str] | None:
+        """See `Task.begin`: from the initial run, if there is one."""
+        if self.initial_run is None:
+            return None
+        assert isinstance(training, TokenizerTraining)
+        assert isinstance(averaged, MergeVQ)
+        return begin_from(self, training, averaged)
 
     def open_feed(self, recipe: Recipe, samples: Dataset, worker: Worker) -> ImageFeed:
         """See `Task.open_feed`."""
