@@ -159,7 +159,7 @@ def endpoint() -> str:
 
 
 @contextmanager
-def explained(address: HubAddress) -> Iterator[None]:
+def explained(address: HubAddress, *, pushing: bool = False) -> Iterator[None]:
     """Errors of `huggingface_hub` become an `InputError` of one line: what, which address, what to do. No token is in it.
 
     A file that the repository lacks stays a `RemoteEntryNotFoundError`, for the caller to say; an error of the disk stays
@@ -178,12 +178,13 @@ def explained(address: HubAddress) -> Iterator[None]:
         errors.OfflineModeIsEnabled,
         errors.HFValidationError,
     ) as error:
-        raise InputError(_explanation(error, address)) from None
+        raise InputError(_explanation(error, address, pushing)) from None
 
 
-def _explanation(error: BaseException, address: HubAddress) -> str:
+def _explanation(error: BaseException, address: HubAddress, pushing: bool) -> str:
     from huggingface_hub import errors
 
+    lacking = f"{address} cannot be pushed" if pushing else f"{address} is not whole in this machine's cache"
     for told in _chain(error):
         match told:
             case errors.GatedRepoError():
@@ -198,14 +199,11 @@ def _explanation(error: BaseException, address: HubAddress) -> str:
             case errors.HFValidationError():
                 return f"'{address}' is no address of the Hub: write {WRITTEN[address.kind]}"
             case errors.OfflineModeIsEnabled():
-                return f"{address} is not whole in this machine's cache, and HF_HUB_OFFLINE is set: unset it, or fetch it before"
+                return f"{lacking}, and HF_HUB_OFFLINE is set: unset it{'' if pushing else ', or fetch it before'}"
             case errors.HfHubHTTPError():
                 return _refusal(told, address)
     reason = " ".join(str(error.__cause__ or error).split())[:200]
-    return (
-        f"{address} is not whole in this machine's cache, and {endpoint()} cannot be reached ({reason}): "
-        "check the connection and HF_ENDPOINT"
-    )
+    return f"{lacking}, and {endpoint()} cannot be reached ({reason}): check the connection and HF_ENDPOINT"
 
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -216,14 +214,15 @@ def _refusal(error: BaseException, address: HubAddress) -> str:
     status = error.response.status_code  # type: ignore[attr-defined]
     if status in (401, 403):
         return f"{address}: {endpoint()} refuses the token in use (status {status}): {_LOG_IN}, with rights to this repository"
-    message = _without_token(" ".join((getattr(error, "server_message", None) or "").split())[:200])
+    message = without_token(" ".join((getattr(error, "server_message", None) or "").split())[:200])
     said = f" ({message})" if message else ""
     passing = status in (408, 409, 429) or status >= 500
     fix = "try again later" if passing else "correct what it names"
     return f"{address}: {endpoint()} answers with status {status}{said}: {fix}"
 
 
-def _without_token(text: str) -> str:
+def without_token(text: str) -> str:
+    """`text` without the token in use."""
     from huggingface_hub import get_token
 
     token = get_token()

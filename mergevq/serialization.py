@@ -20,7 +20,7 @@ from torch import nn
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.file_kinds import check_kind
-from mergevq.generation.config import parse_generator
+from mergevq.generation.config import GeneratorConfig, parse_generator
 from mergevq.generation.model import Generator
 from mergevq.hub import fetch, on_hub, parse_address
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
@@ -61,10 +61,14 @@ def save_generator(generator: Generator, directory: str | Path) -> None:
 def load_generator(directory: str | Path) -> Generator:
     """Read a generator on the CPU, in evaluation mode, from where `load` reads. Raises `InputError` as `load` does."""
     opened = _opened(directory, CONFIG, WEIGHTS)
-    path, description = _read_description(opened, GENERATOR, what="generator")
-    generator = Generator(parse_generator(description["config"], where=f"{path}: "))
+    generator = Generator(_generator_config(opened))
     _load_weights(generator, opened, what="generator")
     return generator.eval()
+
+
+def read_generator_config(directory: str | Path) -> GeneratorConfig:
+    """The configuration of a saved generator. Raises `InputError` if the directory or the Hub's repository holds none."""
+    return _generator_config(_opened(directory, CONFIG))
 
 
 def format_of(directory: str | Path) -> str:
@@ -131,6 +135,11 @@ def _opened(place: str | Path, *files: str) -> _Opened:
 def _tokenizer_config(opened: _Opened) -> TokenizerConfig:
     path, description = _read_description(opened, TOKENIZER, what="tokenizer")
     return parse(TokenizerConfig, description["config"], where=f"{path}: ")
+
+
+def _generator_config(opened: _Opened) -> GeneratorConfig:
+    path, description = _read_description(opened, GENERATOR, what="generator")
+    return parse_generator(description["config"], where=f"{path}: ")
 
 
 def _read_description(opened: _Opened, format: str, *, what: str) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from mergevq.generation import (
     SamplingConfig,
     sample,
 )
-from mergevq.merging import Source
+from mergevq.merging import every_cell
 from mergevq.serialization import WEIGHTS, load_generator
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
@@ -199,12 +199,6 @@ class SamplingPipeline:
         if self.recipe.generator.model.kind == "random_order":
             return self.tokenizer.decode_indices(indices)
         return self.tokenizer.decode_indices(indices, every_cell(indices, self.tokenizer.config.grid))
-
-
-def every_cell(indices: Tensor, grid: tuple[int, int]) -> Source:
-    """The source of codes (B, N) that are given for every cell of `grid`, in raster order."""
-    cells = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
-    return Source(cells, torch.ones_like(cells, dtype=torch.float32), grid)
 
 
 def class_names(recipe: Recipe) -> tuple[str, ...]:
