@@ -282,6 +282,21 @@ def test_a_generator_on_a_tokenizer_of_the_hub_names_it_as_its_base(
     assert front_matter(files["README.md"].decode())["base_model"] == "me/base"
 
 
+def test_a_training_may_start_from_a_tokenizer_of_the_hub(
+    hub: Hub, token: str, run: Run, home: Path, small_recipe: dict[str, Any]
+) -> None:
+    commit = push("tok", TARGET, home=home).pinned
+    task = {"kind": "tokenizer", "initial_run": TARGET, "keep": {"kind": "list", "counts": [9]}}
+    made = trained(small_recipe | {"task": task}, home, "tuned")
+    recipe = checkpoints.recipe_of(Path(made.newest_checkpoint()))
+    assert recipe.tokenizer.initial_run == commit
+    assert recipe.tokenizer.model == checkpoints.recipe_of(Path(run.newest_checkpoint())).tokenizer.model
+    push("tuned", "hf://me/tuned", home=home)
+    files = files_of(hub, "me/tuned")
+    assert front_matter(files["README.md"].decode())["base_model"] == "me/tok"
+    assert yaml.safe_load(files["recipe.yaml"])["task"]["initial_run"] == commit
+
+
 def test_the_numbers_are_of_the_pushed_step_and_the_fullest(
     hub: Hub, token: str, run: Run, home: Path, tmp_path: Path
 ) -> None:

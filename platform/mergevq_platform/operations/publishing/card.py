@@ -84,12 +84,21 @@ def front_matter(content: CardContent) -> dict[str, Any]:
     found["tags"] = ["mergevq", *what, "vector-quantization", "token-merging", "arxiv:2504.00999"]
     if content.recipe is not None and on_hub(content.recipe.data.path):
         found["datasets"] = [parse_address(content.recipe.data.path, kind="dataset").repository]
-    if content.tokenizer is not None:
-        base = parse_address(content.tokenizer, kind="model").repository
-        found |= {"base_model": base} if base != content.address.repository else {}
+    if base := _base(content):
+        found["base_model"] = base
     if index := model_index(content.name, content.report):
         found["model-index"] = index
     return found
+
+
+def _base(content: CardContent) -> str | None:
+    """The repository of the tokenizer that a generator's codes are of, or that the weights began from; None where it has none."""
+    trained = content.recipe.task.as_tokenizer if content.recipe is not None else None
+    place = content.tokenizer or (trained.initial_run if trained is not None else None)
+    if place is None or not on_hub(place):
+        return None
+    repository = parse_address(place, kind="model").repository
+    return repository if repository != content.address.repository else None
 
 
 def loading(content: CardContent) -> str:
