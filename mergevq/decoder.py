@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
-import pydantic
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -13,9 +12,7 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.encoder import init_transformer
 from mergevq.layers import GroupNorm, LayerScale, ProportionalAttention, ResBlock
-
-Count = Annotated[int, pydantic.Field(ge=1)]
-Positive = Annotated[float, pydantic.Field(gt=0)]
+from mergevq.number_types import Count, Positive
 
 
 @config
@@ -24,7 +21,7 @@ class DecoderConfig:
 
     channels: Count = 64
     multipliers: tuple[Count, ...] = (1, 1, 2, 4, 8)  # finest first, as in the encoder
-    res_blocks: Annotated[int, pydantic.Field(ge=1)] = 4
+    res_blocks: Count = 4
     head_stride: Literal[1, 2, 4] = 1  # above 1, the last convolution enlarges too
     width: Count = 512
     depth: Count = 12

@@ -18,9 +18,8 @@ from mergevq.image_size import grid_of, height_width
 from mergevq.inputs import check_images, whole_count
 from mergevq.layers import GroupNorm, MergeBlock, ResBlock, sincos
 from mergevq.merge_schedule import merge_schedule
+from mergevq.number_types import Count, Positive, ProperFraction, WholeNumber
 
-Count = Annotated[int, pydantic.Field(ge=1)]
-Positive = Annotated[float, pydantic.Field(gt=0)]
 Positions = Literal["none", "sincos", "learned"]
 
 
@@ -31,7 +30,7 @@ class HybridEncoderConfig:
     kind: Literal["hybrid"] = "hybrid"
     channels: Count = 64
     multipliers: tuple[Count, ...] = (1, 1, 2, 4, 8)
-    res_blocks: Annotated[int, pydantic.Field(ge=0)] = 4
+    res_blocks: WholeNumber = 4
     stem_stride: Literal[1, 2, 4] = (
         1  # above 1, the first convolution reduces too (small images, little time)
     )
@@ -43,9 +42,7 @@ class HybridEncoderConfig:
     layer_scale: Positive = 1e-5  # initial value; short trainings want more
     initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
     summary_std: Positive = 1e-6  # of the summary token's start
-    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] = (
-        0.0  # of the last block, rising from 0 at the first
-    )
+    drop_path: ProperFraction = 0.0  # of the last block, rising from 0 at the first
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -75,9 +72,7 @@ class ViTEncoderConfig:
     layer_scale: Positive = 1e-5  # initial value; short trainings want more
     initial_std: Positive = 0.02  # of the transformer's weights; small widths want more
     summary_std: Positive = 1e-6  # of the summary token's start
-    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] = (
-        0.0  # of the last block, rising from 0 at the first
-    )
+    drop_path: ProperFraction = 0.0  # of the last block, rising from 0 at the first
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -10,11 +10,10 @@ import operator
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from mergevq.errors import InputError
-
-Side = Annotated[int, Field(ge=1)]
+from mergevq.number_types import Count
 
 
 def parse_size(value: Any) -> int | tuple[int, int]:
@@ -30,7 +29,7 @@ def parse_size(value: Any) -> int | tuple[int, int]:
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
 
 
-ImageSize = Annotated[Side | tuple[Side, Side], BeforeValidator(parse_size)]
+ImageSize = Annotated[Count | tuple[Count, Count], BeforeValidator(parse_size)]
 
 
 def height_width(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -11,10 +11,8 @@ import pydantic
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.number_types import Count, NonNegative, Positive, ProperFraction
 from mergevq.rng import step_uniform
-
-Ratio = Annotated[float, pydantic.Field(ge=0, lt=1)]
-Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 @config
@@ -23,9 +21,9 @@ class _KeepConfig:
     with 0 keeping every token, or listed in `counts` or `merge_ratios`. Ratios hold at any resolution."""
 
     keep: tuple[Count, Count] | None = None
-    merge_ratio: tuple[Ratio, Ratio] | None = None
+    merge_ratio: tuple[ProperFraction, ProperFraction] | None = None
     counts: tuple[Count, ...] | None = None
-    merge_ratios: tuple[Ratio, ...] | None = None
+    merge_ratios: tuple[ProperFraction, ...] | None = None
     square: bool = True  # of a range, only the square counts (as published)
 
     def __post_init__(self) -> None:
@@ -77,8 +75,8 @@ class ExponentialKeepConfig(_KeepConfig):
     """rate * exp(-rate * i) + floor at the i-th candidate: mostly the fewest tokens (Figure 5; R, and G stage 2)."""
 
     kind: Literal["exponential"] = "exponential"
-    rate: Annotated[float, pydantic.Field(gt=0)] = 2.0
-    floor: Annotated[float, pydantic.Field(ge=0)] = 0.1
+    rate: Positive = 2.0
+    floor: NonNegative = 0.1
 
     def _weights(self, candidates: Sequence[int], grid_tokens: int) -> list[float]:
         return [self.rate * math.exp(-self.rate * i) + self.floor for i in range(len(candidates))]
@@ -90,9 +88,9 @@ class GaussianKeepConfig(_KeepConfig):
 
     kind: Literal["gaussian"] = "gaussian"
     peak: Count | None = None  # a count; or
-    peak_merge_ratio: Ratio | None = None
-    sigma: Annotated[float, pydantic.Field(gt=0)] = 0.5  # in candidates
-    floor: Annotated[float, pydantic.Field(ge=0)] = 0.05
+    peak_merge_ratio: ProperFraction | None = None
+    sigma: Positive = 0.5  # in candidates
+    floor: NonNegative = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ PREFIX_TOKENS = 8  # at most: [CLS], distillation and register tokens before a n
 
 
 class FrozenModule(nn.Module):
-    """A module that takes no gradient, stays in eval mode, and is no part of what a resumed run restores.
+    """A module that takes no gradient, stays in eval mode, and is not part of a run's state.
 
     Call `freeze` at the end of the constructor.
     """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.errors import InputError
 from mergevq.inputs import readable
+from mergevq.number_types import NonNegative, Positive
 
 
 @config
@@ -21,10 +22,8 @@ class LFQConfig:
 
     kind: Literal["lfq"] = "lfq"
     bits: Annotated[int, pydantic.Field(ge=1, le=24)] = 18
-    temperature: Annotated[float, pydantic.Field(gt=0)] = 0.01
-    epsilon: Annotated[float, pydantic.Field(ge=0)] = (
-        0.0  # inside the codebook entropy's logarithm; the release: 1e-5
-    )
+    temperature: Positive = 0.01
+    epsilon: NonNegative = 0.0  # inside the codebook entropy's logarithm; the release: 1e-5
 
     @property
     def channels(self) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,9 +13,7 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.encoder import init_transformer
 from mergevq.layers import Mlp
-
-Count = Annotated[int, pydantic.Field(ge=1)]
-Positive = Annotated[float, pydantic.Field(gt=0)]
+from mergevq.number_types import Count, Positive
 
 
 @config

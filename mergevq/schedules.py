@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from mergevq.config import config
+from mergevq.number_types import Fraction
 
 
 @config
@@ -42,7 +43,7 @@ class CosineScheduleConfig:
 
     kind: Literal["cosine"] = "cosine"
     warmup_steps: pydantic.NonNegativeInt = 0
-    final_fraction: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    final_fraction: Fraction = 0.0
 
 
 ScheduleConfig = Annotated[

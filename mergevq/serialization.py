@@ -8,7 +8,6 @@ and `load_export`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +19,7 @@ from torch import nn
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.file_kinds import check_kind
+from mergevq.files import whole_file, write_whole
 from mergevq.generation.config import GeneratorConfig, parse_generator
 from mergevq.generation.model import Generator
 from mergevq.hub import fetch, on_hub, parse_address
@@ -82,13 +82,10 @@ def format_of(directory: str | Path) -> str:
 def write_model(model: nn.Module, format: str, description: Mapping[str, Any], directory: str | Path) -> None:
     """Write a model's tensors, its format and its description; each file appears whole or not at all, config.json last."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, directory / f".{WEIGHTS}")
-    os.replace(directory / f".{WEIGHTS}", directory / WEIGHTS)
-    text = json.dumps({"format": format, **description}, indent=1) + "\n"
-    (directory / f".{CONFIG}").write_text(text)
-    os.replace(directory / f".{CONFIG}", directory / CONFIG)
+    with whole_file(directory / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    write_whole(directory / CONFIG, json.dumps({"format": format, **description}, indent=1) + "\n")
 
 
 def read_export(directory: str | Path, format: str, *, what: str, key: str) -> tuple[dict[str, Any], str]:

@@ -8,7 +8,7 @@ Recovery predicts it from the codes (`decode_indices`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 import torch
@@ -35,10 +35,9 @@ from mergevq.inputs import (
 )
 from mergevq.layers import GroupNorm, set_recompute
 from mergevq.merging import Source, sizes, unmerge
+from mergevq.number_types import Count
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
 from mergevq.recovery import RecoveryConfig, SourceRecovery
-
-Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 @config
@@ -118,7 +117,6 @@ class ForwardOutput(NamedTuple):
     encoded: Encoded
     reconstruction: Tensor  # (B, 3, H, W)
     recovery_logits: Tensor | None  # (B, N, K)
-    latents: Tensor  # (B, K, G)
     head: Tensor | None  # (B, out)
 
 
@@ -299,7 +297,6 @@ class MergeVQ(nn.Module):
             encoded,
             self.decode(encoded),
             self.recovery(codes) if self.recovery is not None else None,
-            encoded.latents,
             self.head(encoded.summary) if self.head is not None else None,
         )
 

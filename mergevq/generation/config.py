@@ -9,9 +9,7 @@ import pydantic
 
 from mergevq.config import config, parse
 from mergevq.image_size import square_grid
-
-Count = Annotated[int, pydantic.Field(ge=1)]
-Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
+from mergevq.number_types import Count, ProperFraction
 
 
 @config
@@ -29,8 +27,8 @@ class TransformerConfig:
     heads: Count
     hidden: Count | None = None  # of the SwiGLU; None: int(2/3 * 4 * width) rounded up to a multiple of 256
     qk_norm: bool = False
-    dropout: Probability = 0.1  # of each residual branch
-    token_dropout: Probability = 0.1  # of the embedded sequence's elements
+    dropout: ProperFraction = 0.1  # of each residual branch
+    token_dropout: ProperFraction = 0.1  # of the embedded sequence's elements
     rope_base: Annotated[float, pydantic.Field(gt=1)] = 10000.0
     prefix_rotation: Literal["identity", "zero"] = "identity"
 
@@ -63,7 +61,7 @@ class _CodesConfig:
         Annotated[int, pydantic.Field(ge=1, le=16)], ...
     ] = ()  # bits per sub-token; (): a third, the rest
     intra_depth: Count = 2  # layers of the transformer over one cell's sub-tokens
-    label_drop: Probability = 0.1  # how often training hides the class, for guidance
+    label_drop: ProperFraction = 0.1  # how often training hides the class, for guidance
 
     def __post_init__(self) -> None:
         if self.split and sum(self.split) != self.bits:
@@ -181,4 +179,4 @@ def parse_generator(tree: Any, *, where: str = "") -> GeneratorConfig:
 class GeneratorTrainingConfig:
     """The loss of stage 2: cross-entropy of every sub-token, smoothed as published."""
 
-    label_smoothing: Probability = 0.1
+    label_smoothing: ProperFraction = 0.1

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mergevq.errors import InputError
 from mergevq.generation.code_sampler import CodeSampler
 from mergevq.generation.cuda_graphs import CudaGraphs
+from mergevq.generation.kv_cache import KVCache
 from mergevq.generation.model import Generator
 from mergevq.generation.sampling_config import guided_steps
+from mergevq.generation.transformer import Transformer
 
 
 def arccos_schedule(tokens: int, steps: int) -> list[int]:
@@ -96,34 +100,18 @@ def _decode(
     fractions = [start / keep for start in starts]
     guided = guided_steps(sampler.guidance, fractions, len(sampler.settings))
     scales = sampler.scales(fractions, device)
-
-    prefix, uncond_prefix = (generator.prefix(y, keep) for y in (labels, torch.full_like(labels, -1)))
-    length = prefix.shape[1]
-    table = generator.kept_rotation(keep)
-    instructions = generator.instructions(table)[order]  # (B, K, D)
-    rotation = generator.sequence_rotation(length, table[order].repeat_interleave(2, 1))
-    query_rotation = table[order]
-    embedded = torch.zeros_like(instructions)
-    embedded[:, :done] = generator.tokens.embed(codes.gather(1, order[:, :done]))
-    sequence = torch.cat(
-        [prefix, torch.stack([instructions, embedded], 2).flatten(1, 2)], 1
-    )  # (B, P + 2 K, D)
+    sequence = _Sequence.begun(generator, labels, keep, order, codes, done)
+    length = sequence.prefix.shape[1]
     bucket = 8 if generator.bucket > 1 else 1
     slots = length + 2 * keep + 1  # the last one takes what pads a step
-    cache = transformer.cache(len(labels), slots, prefix)
+    cache = transformer.cache(len(labels), slots, sequence.prefix)
     peak, halves, written, graphs = 0, 1, 0, CudaGraphs(device)
 
     for step, (start, count) in enumerate(zip(starts, schedule, strict=True)):
         if guided and step in (guided.start, guided.stop):
             graphs.forget()
         if guided and step == guided.start:
-            other = transformer.cache(len(labels), slots, prefix)
-            if written:
-                x = torch.cat([uncond_prefix, sequence[:, length:written]], 1)
-                index = torch.arange(written, device=device)
-                causal = torch.ones(written, written, dtype=torch.bool, device=device).tril()
-                transformer.step(x, rotation[:, :written], index, causal, cache=other, visible=written)
-            cache.replace(lambda conditional, unconditional: torch.cat([conditional, unconditional]), other)
+            _add_unconditional(transformer, cache, sequence, written)
             halves = 2
         elif guided and step == guided.stop:
             cache.keep_rows(len(labels))
@@ -132,20 +120,8 @@ def _decode(
 
         end = length + 2 * start  # first slot after the decoded codes
         queried = slice(start, start + count)
-        x = torch.cat([sequence[:, written:end], instructions[:, queried]], 1)
-        if halves == 2:
-            other_x = x.clone()
-            if written == 0:
-                other_x[:, :length] = uncond_prefix
-            x = torch.cat([x, other_x])
-        step_rotation = torch.cat([rotation[:, written:end], query_rotation[:, queried]], 1).repeat(
-            halves, 1, 1, 1
-        )
         write_slots, visible, mask = _step_shape(written, end, count, bucket, generator.bucket, slots, device)
-        pad = len(write_slots) - x.shape[1]
-        if pad:
-            x = torch.nn.functional.pad(x, (0, 0, 0, pad))
-            step_rotation = torch.nn.functional.pad(step_rotation, (0, 0, 0, 0, 0, pad))
+        x, step_rotation = sequence.step(written, end, queried, halves, padded=len(write_slots))
         hidden = graphs(
             visible,
             partial(transformer.step, cache=cache, visible=visible),
@@ -162,9 +138,62 @@ def _decode(
         )
         drawn = graphs("draw", sampler.draw, hidden, step_uniforms, scales[step]).view(positions.shape)
         codes.scatter_(1, positions, drawn)
-        sequence[:, end + 1 : end + 2 * count : 2] = generator.tokens.embed(drawn)
+        sequence.tokens[:, end + 1 : end + 2 * count : 2] = generator.tokens.embed(drawn)
         written = end + 1
     return codes, peak
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """The sequence of a decoding: the prefix, then instruction and code of each position in turn."""
+
+    prefix: Tensor  # (B, P, D)
+    uncond_prefix: Tensor
+    tokens: Tensor  # (B, P + 2 K, D), zero where codes are not decoded yet
+    rotation: Tensor  # (B, P + 2 K, 2, head_dim)
+    instructions: Tensor  # (B, K, D)
+    query_rotation: Tensor  # (B, K, 2, head_dim)
+
+    @classmethod
+    def begun(
+        cls, generator: Generator, labels: Tensor, keep: int, order: Tensor, codes: Tensor, done: int
+    ) -> _Sequence:
+        """The sequence whose first `done` positions of `order` have their codes."""
+        prefix, uncond_prefix = (generator.prefix(y, keep) for y in (labels, torch.full_like(labels, -1)))
+        table = generator.kept_rotation(keep)
+        instructions = generator.instructions(table)[order]
+        rotation = generator.sequence_rotation(prefix.shape[1], table[order].repeat_interleave(2, 1))
+        embedded = torch.zeros_like(instructions)
+        embedded[:, :done] = generator.tokens.embed(codes.gather(1, order[:, :done]))
+        tokens = torch.cat([prefix, torch.stack([instructions, embedded], 2).flatten(1, 2)], 1)
+        return cls(prefix, uncond_prefix, tokens, rotation, instructions, table[order])
+
+    def step(
+        self, written: int, end: int, queried: slice, halves: int, *, padded: int
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens `written` to `end` and the instructions `queried`, (halves B, padded, D), with their rotation."""
+        x = torch.cat([self.tokens[:, written:end], self.instructions[:, queried]], 1)
+        if halves == 2:
+            other = x.clone()
+            if written == 0:
+                other[:, : self.prefix.shape[1]] = self.uncond_prefix
+            x = torch.cat([x, other])
+        rotation = torch.cat([self.rotation[:, written:end], self.query_rotation[:, queried]], 1)
+        rotation = rotation.repeat(halves, 1, 1, 1)
+        pad = padded - x.shape[1]
+        return F.pad(x, (0, 0, 0, pad)), F.pad(rotation, (0, 0, 0, 0, 0, pad))
+
+
+def _add_unconditional(transformer: Transformer, cache: KVCache, sequence: _Sequence, written: int) -> None:
+    """Give the cache a second half for the unconditional sequences, of which `written` tokens are in the first half."""
+    prefix = sequence.uncond_prefix
+    other = transformer.cache(len(prefix), cache.slots, prefix)
+    if written:
+        x = torch.cat([prefix, sequence.tokens[:, prefix.shape[1] : written]], 1)
+        index = torch.arange(written, device=x.device)
+        causal = torch.ones(written, written, dtype=torch.bool, device=x.device).tril()
+        transformer.step(x, sequence.rotation[:, :written], index, causal, cache=other, visible=written)
+    cache.replace(lambda conditional, unconditional: torch.cat([conditional, unconditional]), other)
 
 
 def _step_shape(

@@ -37,12 +37,8 @@ def decode(
     rotation = generator.sequence_rotation(length, generator.cell_rotation())
     codes = torch.zeros(batch, count, dtype=torch.int64, device=device)
     window = config.window if isinstance(config, MergeARConfig) else None
-    layout: DenseLayout | CompressedLayout
-    if window is not None and compress:
-        capacity = keep if limit_distinct else count
-        layout = CompressedLayout(batch, count, length, window, generator.bucket, keep, capacity, device)
-    else:
-        layout = DenseLayout(batch, count, length, window, generator.bucket, device)
+    compressed = window is not None and compress
+    layout = _layout(generator, batch, length, keep, compressed, keep if limit_distinct else count, device)
     cache = transformer.cache(batch, layout.slots, prefix)
     peak, halves, graphs = 0, 1, CudaGraphs(device)
 
@@ -81,6 +77,24 @@ def decode(
             allowed = torch.where(full, layout.distinct.codes, -1)
         codes[:, cell] = graphs("draw", sampler.draw, hidden, uniforms[:, cell], scales[cell], allowed)
     return codes, count, peak
+
+
+def _layout(
+    generator: Generator,
+    batch: int,
+    prefix: int,
+    keep: int,
+    compressed: bool,
+    capacity: int,
+    device: torch.device,
+) -> DenseLayout | CompressedLayout:
+    """The layout of the cache for `batch` sequences; a compressed one has room for `capacity` different codes."""
+    config, bucket = generator.config, generator.bucket
+    window = config.window if isinstance(config, MergeARConfig) else None
+    if compressed:
+        assert window is not None
+        return CompressedLayout(batch, config.grid_tokens, prefix, window, bucket, keep, capacity, device)
+    return DenseLayout(batch, config.grid_tokens, prefix, window, bucket, device)
 
 
 def _add_unconditional(

@@ -11,7 +11,7 @@ from torch import Tensor
 from mergevq.errors import InputError
 from mergevq.generation import random_order, raster
 from mergevq.generation.code_sampler import CodeSampler
-from mergevq.generation.config import MergeARConfig, RandomOrderConfig, RasterConfig
+from mergevq.generation.config import GeneratorConfig, MergeARConfig, RandomOrderConfig, RasterConfig
 from mergevq.generation.model import Generator
 from mergevq.generation.packed_linear import packed_for
 from mergevq.generation.sampling_config import GuidanceConfig, SamplingConfig
@@ -67,6 +67,7 @@ def sample(
     sub_tokens = len(config.sub_bits)
     sampler = CodeSampler(generator.tokens, sampling.per_sub_token(sub_tokens), guidance)
     guidance.scales(0.0, sub_tokens)
+    _check_kind(config, steps, limit_distinct, {"order": order, "fixed": fixed, "fixed_mask": fixed_mask})
     tokens = keep if isinstance(config, RandomOrderConfig) else config.grid_tokens
     uniforms = sample_uniforms(seed, sample_ids, tokens * sub_tokens, stream=CODES)
     uniforms = uniforms.view(len(labels), tokens, sub_tokens).to(labels.device)
@@ -74,8 +75,6 @@ def sample(
     # Compiled blocks have their own layout of weights.
     with contextlib.nullcontext() if generator.compiled else packed_for(generator, 2 * len(labels)):
         if isinstance(config, RandomOrderConfig):
-            if limit_distinct:
-                raise InputError("limit_distinct belongs to mergear; this generator is random_order")
             if order is None:
                 order = sample_uniforms(seed, sample_ids, keep, stream=ORDER).argsort(1)
             decoded = random_order.decode(
@@ -91,15 +90,6 @@ def sample(
             )
             return Generated(*decoded)
 
-        for name, value in {"order": order, "fixed": fixed, "fixed_mask": fixed_mask}.items():
-            if value is not None:
-                raise InputError(f"{name} belongs to random_order; this generator is {config.kind}")
-        if steps not in (None, config.grid_tokens):
-            raise InputError(
-                f"steps is {steps}: {config.kind} decodes its {config.grid_tokens} cells one by one, leave steps out"
-            )
-        if limit_distinct and not isinstance(config, MergeARConfig):
-            raise InputError(f"limit_distinct belongs to mergear; this generator is {config.kind}")
         decoded = raster.decode(
             generator,
             sampler,
@@ -122,6 +112,26 @@ def _checked_keep(generator: Generator, keep: int | None) -> int:
             )
         return config.grid_tokens
     return config.keeps[0] if keep is None else keep
+
+
+def _check_kind(
+    config: GeneratorConfig,
+    steps: int | None,
+    limit_distinct: bool,
+    of_random_order: dict[str, Tensor | None],
+) -> None:
+    """Raise `InputError` for options of another kind of generator."""
+    if limit_distinct and not isinstance(config, MergeARConfig):
+        raise InputError(f"limit_distinct belongs to mergear; this generator is {config.kind}")
+    if isinstance(config, RandomOrderConfig):
+        return
+    for name, value in of_random_order.items():
+        if value is not None:
+            raise InputError(f"{name} belongs to random_order; this generator is {config.kind}")
+    if steps not in (None, config.grid_tokens):
+        raise InputError(
+            f"steps is {steps}: {config.kind} decodes its {config.grid_tokens} cells one by one, leave steps out"
+        )
 
 
 def _check_samples(classes: int, labels: Tensor, sample_ids: Tensor) -> None:

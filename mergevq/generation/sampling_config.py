@@ -9,12 +9,11 @@ import pydantic
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.number_types import Fraction, NonNegative, Positive, WholeNumber
 
-Temperature = Annotated[float, pydantic.Field(ge=0)]
-TopK = Annotated[int, pydantic.Field(ge=0)]
+Temperature = NonNegative
+TopK = WholeNumber
 TopP = Annotated[float, pydantic.Field(gt=0, le=1)]
-Scale = Annotated[float, pydantic.Field(ge=0)]
-Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 @config
@@ -44,10 +43,10 @@ class GuidanceConfig:
     1 + (s - 1) (1 - cos(pi f^power)) / 2 (RAR). Outside `interval`, where from <= f < to fails, the scale is 1.
     """
 
-    scale: Scale | tuple[Scale, ...] = 1.0
+    scale: NonNegative | tuple[NonNegative, ...] = 1.0
     schedule: Literal["constant", "linear", "power_cosine"] = "constant"
-    power: Annotated[float, pydantic.Field(gt=0)] = 2.75
-    interval: tuple[Share, Share] = (0.0, 1.0)
+    power: Positive = 2.75
+    interval: tuple[Fraction, Fraction] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.interval[0] >= self.interval[1]:

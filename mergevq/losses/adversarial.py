@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergevq.config import config
 from mergevq.discriminator import DiscriminatorConfig, PatchDiscriminator
+from mergevq.number_types import ProperFraction
 from mergevq.quantize import average_over_ranks
 
 
@@ -34,7 +35,7 @@ class PatchAdversarialConfig:
     adaptive: bool = False
     start_step: pydantic.NonNegativeInt = 0
     lecam_weight: pydantic.NonNegativeFloat = 0.01
-    lecam_decay: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.999
+    lecam_decay: ProperFraction = 0.999
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mergevq.config import config
 from mergevq.image_size import ImageSize, height_width, parse_size
 from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.number_types import ProperFraction
 from mergevq.paths import ExportPath
 from mergevq.pretrained import TimmNetworkConfig
 
@@ -72,8 +73,8 @@ class SelfAlignmentConfig:
     kind: Literal["self"] = "self"
     weight: pydantic.NonNegativeFloat = 1.0
     prototypes: Annotated[int, pydantic.Field(ge=2)] = 1024
-    momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.99
-    centre_momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
+    momentum: ProperFraction = 0.99
+    centre_momentum: ProperFraction = 0.9
     student_temperature: pydantic.PositiveFloat = 0.1
     teacher_temperature: pydantic.PositiveFloat = 0.04
     student_size: ImageSize | None = None
@@ -97,7 +98,7 @@ class SupervisedAlignmentConfig:
     classes: Annotated[int, pydantic.Field(ge=2)]
     kind: Literal["supervised"] = "supervised"
     weight: pydantic.NonNegativeFloat = 1.0
-    label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.1
+    label_smoothing: ProperFraction = 0.1
     student_size: ImageSize | None = None
 
     def views_needed(self, image_size: ImageSize) -> ViewSizes:

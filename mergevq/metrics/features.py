@@ -15,6 +15,7 @@ from mergevq.metrics.inception import (
     Resize,
 )
 from mergevq.metrics.pixels import to_uint8
+from mergevq.number_types import Count
 from mergevq.paths import WeightsPath
 
 
@@ -33,7 +34,7 @@ class TimmFeaturesConfig:
     name: str  # timm's name of the model
     weights: WeightsPath  # a safetensors or PyTorch file
     sha256: str | None = None  # what the file must hash to; none: whatever it hashes to is recorded
-    image_size: Annotated[int, Field(ge=1)] = 224  # images are resized to this before the network
+    image_size: Count = 224  # images are resized to this before the network
 
 
 @config

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.metrics.labelled import checked, class_numbers, held_out_part, wilson_interval
+from mergevq.number_types import Count, NonNegative, Positive, ProperFraction, WholeNumber
 from mergevq.quantize import average_over_ranks
 from mergevq.rng import seeded_permutation
 from mergevq.schedules import CosineScheduleConfig, scale
-
-Rate = Annotated[float, pydantic.Field(gt=0)]
-Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 @config
@@ -27,13 +25,15 @@ class SgdProbeConfig:
     """A recipe of a linear probe; the default is the paper's (appendix A.4)."""
 
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    learning_rates: Annotated[tuple[Rate, ...], pydantic.Field(min_length=1)] = (1e-3,)  # of one head each
+    learning_rates: Annotated[tuple[Positive, ...], pydantic.Field(min_length=1)] = (
+        1e-3,
+    )  # of one head each
     rates_per_256: bool = False  # the rates are for batches of 256 images, and grow with the batch
     epochs: Count = 90
     batch: Count = 1024
-    warmup_epochs: Annotated[int, pydantic.Field(ge=0)] = 0  # then half a cosine to 0
-    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9  # of sgd and lars
+    warmup_epochs: WholeNumber = 0  # then half a cosine to 0
+    weight_decay: NonNegative = 0.0
+    momentum: ProperFraction = 0.9  # of sgd and lars
     normalise: bool = True  # batch norm without parameters before the head
 
     def __post_init__(self) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import pydantic
 from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.number_types import ProperFraction
 from mergevq.teachers.stand_in import StandInClassifier, save_classifier
 from mergevq.training.protocol import Output, Training
 
@@ -18,7 +17,7 @@ from mergevq.training.protocol import Output, Training
 class ClassifierTrainingConfig:
     """The loss of the stand-in teacher's training."""
 
-    label_smoothing: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    label_smoothing: ProperFraction = 0.0
 
 
 class ClassifierPhase(nn.Module):

@@ -19,14 +19,13 @@ from mergevq.encoder import Encoder, EncoderConfig
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize
 from mergevq.losses.classification import accuracy, classification_loss
+from mergevq.number_types import Count, NonNegative, ProperFraction
 from mergevq.serialization import load_export, read_export, write_model
 from mergevq.tokenizer import MergeVQ
 from mergevq.training.protocol import Output, ParameterGroup, Training, decayed_and_not
 
 FORMAT = "mergevq fine-tuned classifier"
 NOT_DECAYED = ("summary_token", "positions")  # as biases and norms
-
-Fraction = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 @config
@@ -35,7 +34,7 @@ class FineTunedConfig:
 
     encoder: EncoderConfig
     grid: ImageSize  # cells at the trained resolution: of a square along one side, else [rows, columns]
-    keep: Annotated[int, pydantic.Field(ge=1)]  # tokens kept; appendix A.4 keeps all
+    keep: Count  # tokens kept; appendix A.4 keeps all
     classes: Annotated[int, pydantic.Field(ge=2)]
     feature: Literal["mean", "cls"] = "mean"  # what the head reads
 
@@ -45,14 +44,14 @@ class FineTuneConfig:
     """Feature, regularisation and mixing; by default SimMIM's values for ViT-B."""
 
     feature: Literal["mean", "cls"] = "mean"
-    keep: Annotated[int, pydantic.Field(ge=1)] | None = None  # none: all tokens, as appendix A.4
-    drop_path: Fraction = 0.1
+    keep: Count | None = None  # none: all tokens, as appendix A.4
+    drop_path: ProperFraction = 0.1
     layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)] = (
         0.65  # of the rate, from each layer to the one below
     )
-    mixup: Annotated[float, pydantic.Field(ge=0)] = 0.8  # Beta's parameter; 0: never
-    cutmix: Annotated[float, pydantic.Field(ge=0)] = 1.0  # with both, each step tosses a coin
-    label_smoothing: Fraction = 0.1
+    mixup: NonNegative = 0.8  # Beta's parameter; 0: never
+    cutmix: NonNegative = 1.0  # with both, each step tosses a coin
+    label_smoothing: ProperFraction = 0.1
 
 
 class FineTunedClassifier(nn.Module):

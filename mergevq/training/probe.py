@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.metrics.sgd_probe import ProbeHeads
+from mergevq.number_types import Count, Positive
 from mergevq.pretrained import FrozenModule
 from mergevq.serialization import load_export, read_export, write_model
 from mergevq.tokenizer import MergeVQ
@@ -25,10 +26,8 @@ class ProbeTrainingConfig:
     """The probed feature and the heads: one per factor on the recipe's learning rate."""
 
     feature: Literal["cls", "mean"] = "cls"
-    keep: Annotated[int, pydantic.Field(ge=1)] | None = None  # none: all tokens, as appendix A.4
-    rate_factors: Annotated[
-        tuple[Annotated[float, pydantic.Field(gt=0)], ...], pydantic.Field(min_length=1)
-    ] = (1.0,)
+    keep: Count | None = None  # none: all tokens, as appendix A.4
+    rate_factors: Annotated[tuple[Positive, ...], pydantic.Field(min_length=1)] = (1.0,)
     normalise: bool = True  # batch norm without parameters before the heads
 
 

@@ -68,7 +68,7 @@ class TokenizerPhase(nn.Module):
         image_loss, losses = self._image_terms(images, result.reconstruction)
         terms = [image_loss, *self._adversarial_term(image_loss, result.reconstruction, step, losses)]
 
-        quantizer = self.tokenizer.quantizer.losses(result.latents)
+        quantizer = self.tokenizer.quantizer.losses(result.encoded.latents)
         losses |= quantizer
         entropy_weight = config.entropy.weight * config.entropy.annealing.factor(step)
         losses["entropy_weight"] = torch.full((), entropy_weight, device=images.device)

@@ -1,197 +1,214 @@
-"""What a person sees: MLflow's chart page over a store of ours, in a real browser."""
+"""What a person sees: the link that we print, opened in a real browser over a store of ours."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import contextlib
 import json
 import math
 import os
-import shutil
-import signal
-import subprocess
+import re
+import socket
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import numpy as np
 import psutil
 import pytest
 
-from mergevq_platform.tracking.links import curve_link
-from mergevq_platform.tracking.listing import find_run, list_runs
+from chromium import CHROMIUM, Page
+from mergevq_platform.tracking import shared_view
+from mergevq_platform.tracking.listing import find_run
+from mergevq_platform.tracking.page_images import FOLDER, IMAGES_TAG, save_page_image
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import RunIdentity
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.ui import UiServer
-
-CHROMIUM = shutil.which("chromium")
+from mergevq_platform.tracking.ui import UiServer, describe
+from mergevq_platform.tracking.writer import sync
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
 ]
 
+EXPERIMENT = "kept tokens"
 KEPT = (4, 9, 16, 25, 36, 64)
-QUERY = "workflowType=machine_learning"
-METRICS = ("psnr", "rfd_random_v1", "probe_top1_summary")
+GAINS = {"uniform": 1.0, "exponential": 1.3, "late": 0.8}
+WIDTH, HEIGHT = 1280, 900
+GENERATIVE = "Prompts"  # stands on the left of pages for language models, and on no page for model training
+CHARTS = """[...document.querySelectorAll('.js-plotly-plot')].slice(0, 3).map(chart => ({
+    axis: chart.layout.xaxis.title.text,
+    bottom: chart.getBoundingClientRect().bottom,
+    lines: chart.data.map(line => [line.name, [...line.x], [...line.y]]),
+}))"""
+SLIDER = "document.querySelector('[role=slider]')"
+IMAGES = "[...document.querySelectorAll('img')].filter(image => image.src.includes('get-artifact'))"
+# (run, key and step by the address, colour of the middle by what is drawn) of every image on the page
+COLOURS = f"""{IMAGES}.map(image => {{
+    const canvas = document.createElement('canvas');
+    canvas.width = canvas.height = 1;
+    const half = image.naturalWidth / 2, context = canvas.getContext('2d');
+    context.drawImage(image, half, half, 1, 1, 0, 0, 1, 1);
+    const address = new URL(image.src).searchParams;
+    return [address.get('run_uuid'), address.get('path'), [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)];
+}})"""
 
 
-class Page:
-    """One page of a headless Chromium, driven through its debugging protocol."""
+def rows(gain: float) -> dict[int, dict[str, float]]:
+    return {
+        kept: {
+            "psnr": 15 + gain * math.log2(kept),
+            "rfd_random_v1": 3 * gain / kept,
+            "probe_top1_cls": 60 + 0.2 * gain * kept,
+            "probe_top1_untrained": 20 + gain,
+        }
+        for kept in KEPT
+    }
 
-    def __init__(self, profile: Path) -> None:
-        self._process = subprocess.Popen(
-            [
-                str(CHROMIUM),
-                *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-                *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-                *("--disable-dev-shm-usage", "--disable-extensions", "--window-size=1600,1300"),
-                "--remote-debugging-port=0",
-                f"--user-data-dir={profile}",
-                "about:blank",
-            ],
-            env={**os.environ, "TMPDIR": str(profile.parent)},  # it leaves folders there when it is killed
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._port = self._debugging_port(profile / "DevToolsActivePort")
 
-    def visit(
-        self, address: str, *, until: list[str], seconds: float, screenshot: Path, lines: int = 0
-    ) -> str:
-        """Open `address`, wait until its text holds all of `until` and `lines` are drawn, save a screenshot, return the text."""
-        return asyncio.run(self._visit(address, until, seconds, screenshot, lines))
+def colour(key: str, name: str, kept: int) -> list[int]:
+    return [3 * kept, round(150 * GAINS[name]), 220 if key == "clusters" else 20]
 
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
-    def _debugging_port(self, file: Path) -> int:
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
-            if file.exists() and len(lines := file.read_text().splitlines()) > 1:
-                return int(lines[0])
-            time.sleep(0.1)
-        self.close()
-        raise TimeoutError("Chromium did not open its debugging port")
+def record(run_dir: Path, store: Store, name: str) -> bool:
+    """A finished training with curve and images; whether the store has all of it."""
+    recorder = LocalRecorder(run_dir, store, RunIdentity(name=name, experiment=EXPERIMENT))
+    recorder.params({"keep.kind": name, "optimizer.lr": 1e-3 * GAINS[name]})
+    for step in range(0, 200, 10):
+        recorder.metrics(step, {"train/total": GAINS[name] * math.exp(-step / 80)})
+    recorder.text("| kept tokens | psnr |\n|---|---|\n| 4 | 15 |\n", "curve/table.md")
+    recorder.curve(rows(GAINS[name]))
+    for key in ("reconstructions", "clusters"):
+        for kept in KEPT:
+            image = np.full((264, 264, 3), colour(key, name, kept), np.uint8)
+            for file in save_page_image(run_dir / "curve", key, kept, image).values():
+                recorder.artifact(file, FOLDER)
+    recorder.tags({IMAGES_TAG: "True"})
+    report = recorder.close("FINISHED")
+    assert report is not None
+    return report.complete
 
-    async def _visit(
-        self, address: str, until: list[str], seconds: float, screenshot: Path, lines: int
-    ) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/json/list") as answer:
-            target = next(entry for entry in json.load(answer) if entry["type"] == "page")
-        async with (
-            aiohttp.ClientSession() as session,
-            session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket,
-        ):
-            numbers = iter(range(1, 1_000_000))
 
-            async def call(method: str, **params: Any) -> dict[str, Any]:
-                number = next(numbers)
-                await socket.send_json({"id": number, "method": method, "params": params})
-                while True:
-                    message = await socket.receive_json(timeout=60)
-                    if message.get("id") == number:
-                        assert "error" not in message, message
-                        return message["result"]
-
-            async def evaluate(expression: str) -> Any:
-                result = await call("Runtime.evaluate", expression=expression, returnByValue=True)
-                return result["result"].get("value")
-
-            await call("Page.navigate", url="about:blank")  # else only the part after '#' would change
-            await call("Page.navigate", url=address)
-            deadline = time.monotonic() + seconds
-            text, drawn = "", 0
-            while time.monotonic() < deadline:
-                text = await evaluate("document.body ? document.body.innerText : ''") or ""
-                drawn = await evaluate("document.querySelectorAll('.js-line').length") or 0
-                if all(part in text for part in until) and drawn >= lines:
-                    break
-                await asyncio.sleep(0.5)
-            else:
-                missing = [part for part in until if part not in text]
-                raise AssertionError(
-                    f"{address} does not show {missing}, {drawn} lines of {lines}, but:\n{text}"
-                )
-            await asyncio.sleep(2.0)  # charts move into place
-            shot = await call("Page.captureScreenshot", format="png")
-            screenshot.write_bytes(base64.b64decode(shot["data"]))
-            return text
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, UiServer]]:
+    """Three runs: two recorded in the database, one while its server was down, which `sync` delivered afterwards."""
+    home = tmp_path_factory.mktemp("home")
+    database = Store.at(home)
+    for name in ("uniform", "exponential"):
+        assert record(home / "ray" / name, database, name)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    store = Store.at(home, f"http://127.0.0.1:{port}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+        assert not record(home / "ray" / "late", store, "late"), "its server is down"
+        with UiServer(database, port=port) as server:
+            assert sync(home / "ray" / "late", store).complete
+            yield store, server
+            family = psutil.Process(server.pid).children(recursive=True)
+    assert not any(child.is_running() for child in family)
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
-    page = Page(tmp_path / "profile")
+    page = Page(tmp_path / "profile", WIDTH, HEIGHT)
     try:
         yield page
     finally:
         page.close()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """Two finished trainings of one experiment, each with its curve."""
-    store = Store.at(tmp_path / "home")
-    for name, gain in (("uniform", 1.0), ("exponential", 1.3)):
-        recorder = LocalRecorder(
-            tmp_path / "runs" / name, store, RunIdentity(name=name, experiment="kept tokens")
-        )
-        recorder.params({"keep.kind": name, "optimizer.lr": 1e-3})
-        for step in range(0, 200, 10):
-            recorder.metrics(step, {"train/total": gain * math.exp(-step / 80)})
-        recorder.text("| kept tokens | psnr |\n|---|---|\n| 4 | 15 |\n", "curve/table.md")
-        recorder.curve(
-            {
-                kept: {
-                    "psnr": 15 + gain * math.log2(kept),
-                    "rfd_random_v1": 3 * gain / kept,
-                    "probe_top1_summary": 0.6 + 0.002 * gain * kept,
-                }
-                for kept in KEPT
-            }
-        )
-        report = recorder.close("FINISHED")
-        assert report is not None
-        assert report.complete
-    return store
+def shot(page: Page, name: str, tmp_path: Path) -> None:
+    time.sleep(1.0)  # charts move into place
+    page.screenshot(Path(os.environ.get("MERGEVQ_TEST_SCREENSHOTS", tmp_path)) / f"{name}.png")
 
 
-def test_the_link_we_print_opens_on_charts_of_the_curves_of_both_runs(
-    store: Store, page: Page, tmp_path: Path
+def read(page: Page, expression: str) -> Any:
+    return json.loads(page.evaluate(f"JSON.stringify({expression})"))
+
+
+def test_the_link_that_we_print_shows_trade_off_images_and_comparison_of_all_runs(
+    server: tuple[Store, UiServer], page: Page, tmp_path: Path
 ) -> None:
-    screenshots = Path(os.environ.get("MERGEVQ_TEST_SCREENSHOTS", tmp_path))
-    experiment = list_runs(store)[0].experiment_id
-    with UiServer(store, port=None) as server:
-        family = psutil.Process(server.pid).children(recursive=True)
-        text = page.visit(
-            curve_link(server.url, experiment),
-            until=["curve", *METRICS, "uniform", "exponential"],
-            seconds=120,
-            screenshot=screenshots / "charts.png",
-            lines=2 * len(METRICS),
+    store, ui = server
+    assert ui.lacking is None
+    (printed,) = describe(store, ui.url, ui.link)
+    assert "3 runs, 3 with a curve" in printed
+    (address,) = re.findall(r"http\S+", printed)
+    assert address == f"{ui.url}/mergevq?experiment=1&view=mergevq"
+    page.open(address)
+    goals = (
+        ("rfd_random_v1",),
+        ("probe_top1_cls", "probe_top1_untrained"),
+        ("psnr",),
+    )
+    lines = len(GAINS) * sum(map(len, goals))
+    page.wait_for(
+        f"document.querySelectorAll('.js-line').length >= {lines}", 120, "the lines of three charts"
+    )
+    shot(page, "charts", tmp_path)
+    for chart, keys in zip(read(page, CHARTS), goals, strict=True):
+        assert chart["axis"] == "curve/kept_tokens"
+        assert chart["bottom"] < HEIGHT, "the whole trade-off is seen without scrolling"
+        expected = {
+            (name, tuple(KEPT), tuple(row[key] for row in rows(gain).values()))
+            for name, gain in GAINS.items()
+            for key in keys
+        }
+        assert {(name, tuple(x), tuple(y)) for name, x, y in chart["lines"]} == expected
+    text = page.text()
+    assert "3 matching runs" in text
+    assert GENERATIVE not in text
+
+    page.evaluate(f"{SLIDER}.scrollIntoView({{block: 'end'}})")
+    ids = {find_run(store, name).run_id: name for name in GAINS}
+    for kept in (9, 25, 64):
+        if kept != 9:  # where the slider stands at first
+            move_slider(page, kept)
+        page.wait_for(
+            f"{IMAGES}.length == 6 && {IMAGES}.every(image => image.complete && image.src.includes('step%2B{kept}%2B'))",
+            60,
+            f"six images of {kept} kept tokens",
         )
-        assert "2 matching runs" in text
-        uniform = find_run(store, "uniform")
-        text = page.visit(
-            curve_link(server.url, experiment, uniform.run_id),
-            until=["curve", *METRICS],
-            seconds=60,
-            screenshot=screenshots / "run.png",
-            lines=len(METRICS),
-        )
-        page.visit(
-            f"{server.url}/#/experiments/{experiment}/runs/{uniform.run_id}/artifacts/curve/table.md?{QUERY}",
-            until=["curve/table.md", "psnr"],
-            seconds=60,
-            screenshot=screenshots / "artifact.png",
-        )
-        assert "Prompts" not in text, "the page is dressed for language models"
-    assert not any(child.is_running() for child in family)
+        found = set()
+        for run_id, path, drawn in read(page, COLOURS):
+            key = path.removeprefix(f"{FOLDER}/").partition("+")[0]
+            found.add((key, ids[run_id]))
+            assert np.allclose(drawn, colour(key, ids[run_id], kept), atol=4), (path, drawn)
+        assert len(found) == 6
+        shot(page, f"images_{kept}", tmp_path)
+
+    for section in ("Runs compared, at their last point", "Parameters that differ", "train"):
+        assert section in text
+    page.evaluate("[...document.querySelectorAll('a')].find(link => link.innerText.trim() == 'late').click()")
+    (late,) = [run_id for run_id, name in ids.items() if name == "late"]
+    page.wait_for(f"location.hash.includes('/runs/{late}')", 30)
+    page.wait_for("document.body.innerText.includes('Model metrics')", 60)
+    shot(page, "clicked", tmp_path)
+    assert GENERATIVE not in page.text()
+
+
+def move_slider(page: Page, kept: int) -> None:
+    """Press the slider's track where `kept` is."""
+    track = f"{SLIDER}.parentElement.parentElement.getBoundingClientRect().toJSON()"
+    box = read(page, track)
+    share = (kept - KEPT[0]) / (KEPT[-1] - KEPT[0])
+    page.click(box["x"] + min(max(share, 0.005), 0.995) * box["width"], box["y"] + box["height"] / 2)
+
+
+def test_the_view_of_one_run_shows_it_alone_and_its_files_can_be_read(
+    server: tuple[Store, UiServer], page: Page, tmp_path: Path
+) -> None:
+    store, ui = server
+    link = shared_view.link(store, ui.url, EXPERIMENT, "uniform")
+    assert link is not None
+    assert link.reason is None
+    page.open(link.address)
+    page.wait_for("document.querySelectorAll('.js-line').length >= 4", 120, "the lines of three charts")
+    shot(page, "run", tmp_path)
+    charts = read(page, CHARTS)
+    assert {line[0] for chart in charts for line in chart["lines"]} == {"uniform"}
+    assert "Runs compared" not in page.text()
+    run = find_run(store, "uniform")
+    page.open(f"{ui.url}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/curve/table.md")
+    page.wait_for("document.body.innerText.includes('kept tokens')", 60, "the table")

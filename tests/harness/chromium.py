@@ -32,6 +32,8 @@ class Page:
                 *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
                 *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
                 *("--disable-dev-shm-usage", "--disable-extensions", f"--window-size={width},{height}"),
+                # A mouse, as on a desk: without one, the tools of a chart stand before its lines.
+                "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
                 "--remote-debugging-port=0",
                 f"--user-data-dir={profile}",
                 "about:blank",
@@ -67,7 +69,8 @@ class Page:
         return self.evaluate("document.body ? document.body.innerText : ''") or ""
 
     def wait_for(self, expression: str, seconds: float, what: str = "") -> Any:
-        """The first true value of a JavaScript expression. Fails with the page's text after `seconds`."""
+        """The first true value of a JavaScript expression, which may fail at first. Fails with the page's text after `seconds`."""
+        expression = f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()"
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if value := self.evaluate(expression):

@@ -53,7 +53,7 @@ def test_every_trainable_parameter_of_every_preset_gets_a_finite_gradient(name: 
     size = tokenizer.config.image_size
     result = tokenizer(torch.rand(2, 3, size, size) * 2 - 1)
     assert result.reconstruction.shape == (2, 3, size, size)
-    terms = [result.reconstruction.square().mean(), result.latents.square().mean()]
+    terms = [result.reconstruction.square().mean(), result.encoded.latents.square().mean()]
     terms += [result.recovery_logits.logsumexp(-1).mean(), result.head.square().mean()]
     sum(terms).backward()
     for parameter_name, parameter in tokenizer.named_parameters():

@@ -146,7 +146,7 @@ def test_bfloat16_autocast_keeps_sizes_exact(tokenizer: mergevq.MergeVQ) -> None
         result = tokenizer(random_images(), 5)
     assert result.encoded.source.size.dtype == torch.float32
     assert torch.equal(result.encoded.source.size.sum(1), torch.full((3,), 16.0))
-    losses = tokenizer.quantizer.losses(result.latents)
+    losses = tokenizer.quantizer.losses(result.encoded.latents)
     assert all(value.dtype == torch.float32 for value in losses.values())
 
 
@@ -210,7 +210,7 @@ def test_compiled_blocks_compute_what_eager_ones_do_at_every_count_of_a_menu() -
         for keep in (4, 9, 16):
             tokenizer.zero_grad()
             result = tokenizer(images, keep)
-            (result.reconstruction.square().mean() + result.latents.square().mean()).backward()
+            (result.reconstruction.square().mean() + result.encoded.latents.square().mean()).backward()
             values += [
                 result.reconstruction.detach(),
                 tokenizer.encoder.blocks[0].attention.qkv.weight.grad.clone(),

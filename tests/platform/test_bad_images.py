@@ -12,6 +12,7 @@ import torch
 
 import undisturbed
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq_platform import loop
 from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.data.parquet.shards import ImageRecord, write_set
@@ -20,7 +21,6 @@ from mergevq_platform.data.shapes import render
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import write_whole
 
 BAD = (3, 9, 10, 20, 27)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mergevq_platform.distributed.sharded_map import RECORDS, ShardRecords, plan_digest, resumed_map
-from mergevq_platform.storage.files import whole_file
+from mergevq.errors import InputError
+from mergevq.files import whole_file
+from mergevq_platform.distributed.sharded_map import RECORDS, ShardRecords, plan_digest, resumed, resumed_map
 
 
 def squares(jobs: list[int], known: dict[int, int], asked: list[int]) -> list[int]:
@@ -46,6 +47,25 @@ def test_a_run_that_gives_too_few_results_is_our_failure() -> None:
             unit="",
             progress=False,
         )
+    with pytest.raises(ValueError, match="longer"):
+        list(resumed([1], lambda missing: [1, 2], finished=lambda job: None))
+
+
+def test_results_one_at_a_time_are_not_all_held_and_one_that_vanished_is_said() -> None:
+    known, read = {1: 1, 3: 9}, []
+
+    def finished(job: int) -> int | None:
+        read.append(job)
+        return known.get(job)
+
+    told: list[list[int]] = []
+    stream = resumed([1, 2, 3], lambda jobs: (job**2 for job in jobs), finished=finished, done=told.append)
+    assert [next(stream), next(stream)] == [1, 4]
+    assert read == [1, 2, 3, 1], "a finished result is read at its turn, after it was found to be there"
+    assert told == [[1, 3], [2]]
+    del known[3]
+    with pytest.raises(InputError, match="result 2 of 3 was there and is gone: run the same again"):
+        next(stream)
 
 
 def test_a_record_counts_only_for_its_key_and_while_its_shard_is_whole(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
+    _add_submit(verbs)
+    _add_jobs(verbs)
+
+
+def _add_submit(verbs: Any) -> None:
     submit = add_verb(
         verbs,
         "submit",
@@ -60,6 +65,8 @@ def add(verbs: Any) -> None:
     )
     submit.set_defaults(function=_submit)
 
+
+def _add_jobs(verbs: Any) -> None:
     jobs = add_group(
         verbs,
         "jobs",

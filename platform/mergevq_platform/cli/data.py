@@ -29,6 +29,12 @@ def add(verbs: Any) -> None:
         description="Make small image sets, pack large ones into Parquet shards, and look into any.",
         examples=["mergevq data info DIR"],
     )
+    _add_made(data)
+    _add_packed(data)
+
+
+def _add_made(data: Any) -> None:
+    """Image sets that the verbs make."""
     shapes = add_verb(
         data,
         "shapes",
@@ -54,6 +60,10 @@ def add(verbs: Any) -> None:
     digits.add_argument("directory", type=user_path, help="the new set's folder")
     digits.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     digits.set_defaults(function=_data_digits)
+
+
+def _add_packed(data: Any) -> None:
+    """Image sets that users bring."""
     pack = add_verb(
         data,
         "pack",

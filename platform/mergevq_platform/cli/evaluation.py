@@ -76,6 +76,14 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )
+    _add_measures(evaluate)
+    _add_image_sets(evaluate)
+    _add_procedure(evaluate)
+    evaluate.set_defaults(function=_evaluate)
+
+
+def _add_measures(evaluate: argparse.ArgumentParser) -> None:
+    """Options of the features and probes that it measures with."""
     evaluate.add_argument(
         "--extractor",
         metavar="YAML",
@@ -95,6 +103,10 @@ def add(verbs: Any) -> None:
         metavar="FILE",
         help="short for --extractor '{kind: inception, weights: FILE}': pt_inception-2015-12-05-6726825d.pth makes it FID",
     )
+
+
+def _add_image_sets(evaluate: argparse.ArgumentParser) -> None:
+    """Options of an evaluation of image sets without a model."""
     evaluate.add_argument(
         "--images",
         type=user_place,
@@ -120,6 +132,10 @@ def add(verbs: Any) -> None:
         metavar="NPZ",
         help="with --images: write their statistics, for others",
     )
+
+
+def _add_procedure(evaluate: argparse.ArgumentParser) -> None:
+    """Options of how it is done: repetitions, workers, files, storage, tracking, cache."""
     evaluate.add_argument(
         "--seeds",
         type=count,
@@ -148,7 +164,6 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--no-cache", action="store_true", help="measure all of it again (mergevq cache says what is kept)"
     )
-    evaluate.set_defaults(function=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -29,6 +29,11 @@ OPTIONS = {  # keys of sampling and guidance -> as they are typed
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
+    _add_tokenize(verbs)
+    _add_generate(verbs)
+
+
+def _add_tokenize(verbs: Any) -> None:
     tokenize = add_verb(
         verbs,
         "tokenize",
@@ -63,6 +68,8 @@ def add(verbs: Any) -> None:
     _add_cluster(tokenize)
     tokenize.set_defaults(function=_tokenize)
 
+
+def _add_generate(verbs: Any) -> None:
     generate = add_verb(
         verbs,
         "generate",

@@ -6,7 +6,7 @@ import argparse
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1: none of the things that we count can be left out by a zero."""
+    """A whole number of at least 1."""
     try:
         number = int(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`mergevq doctor` and `plan`: before a run, what could go wrong and what it will take."""
+"""`mergevq doctor` and `plan`: a cluster and a recipe checked, time and memory predicted, before a run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ IMAGENET_IMAGES = 1_281_167
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
+    _add_doctor(verbs)
+    _add_plan(verbs)
+
+
+def _add_doctor(verbs: Any) -> None:
     doctor = add_verb(
         verbs,
         "doctor",
@@ -33,6 +38,8 @@ def add(verbs: Any) -> None:
     )
     doctor.set_defaults(function=_doctor)
 
+
+def _add_plan(verbs: Any) -> None:
     plan = add_verb(
         verbs,
         "plan",

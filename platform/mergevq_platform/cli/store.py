@@ -1,4 +1,4 @@
-"""`mergevq runs`, `register`, `push`, `cache`, `sync` and `ui`: what is kept, and what the store holds."""
+"""`mergevq runs`, `register`, `push`, `cache`, `sync` and `ui`: runs, models registered or pushed, the cache, the tracking store."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from mergevq_platform.storage.settings import read_settings
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
+    _add_runs(verbs)
+    _add_register(verbs)
+    _add_push(verbs)
+    _add_cache(verbs)
+    _add_sync(verbs)
+    _add_ui(verbs)
+
+
+def _add_runs(verbs: Any) -> None:
     runs = add_group(
         verbs,
         "runs",
@@ -53,6 +62,8 @@ def add(verbs: Any) -> None:
     removing.add_argument("--files", action="store_true", help="also delete runs/ray/NAME (for good)")
     removing.set_defaults(function=_runs_rm)
 
+
+def _add_register(verbs: Any) -> None:
     registering = add_verb(
         verbs,
         "register",
@@ -70,6 +81,8 @@ def add(verbs: Any) -> None:
     )
     registering.set_defaults(function=_register)
 
+
+def _add_push(verbs: Any) -> None:
     pushing = add_verb(
         verbs,
         "push",
@@ -107,6 +120,8 @@ def add(verbs: Any) -> None:
     )
     pushing.set_defaults(function=_push)
 
+
+def _add_cache(verbs: Any) -> None:
     cache = add_verb(
         verbs,
         "cache",
@@ -123,6 +138,8 @@ def add(verbs: Any) -> None:
     )
     cache.set_defaults(function=_cache)
 
+
+def _add_sync(verbs: Any) -> None:
     sync = add_verb(
         verbs,
         "sync",
@@ -133,6 +150,8 @@ def add(verbs: Any) -> None:
     sync.add_argument("run", help="name or directory of a run or sweep; its trials and evaluations go along")
     sync.set_defaults(function=_sync)
 
+
+def _add_ui(verbs: Any) -> None:
     ui = add_verb(
         verbs,
         "ui",

@@ -18,6 +18,11 @@ from mergevq_platform.storage.settings import read_settings
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
+    _add_sweep(verbs)
+    _add_compare(verbs)
+
+
+def _add_sweep(verbs: Any) -> None:
     sweep = add_verb(
         verbs,
         "sweep",
@@ -55,6 +60,8 @@ def add(verbs: Any) -> None:
     )
     sweep.set_defaults(function=_sweep)
 
+
+def _add_compare(verbs: Any) -> None:
     compare = add_verb(
         verbs,
         "compare",

@@ -1,4 +1,4 @@
-"""`mergevq train`, `recipes` and `import-official`: where tokenizers come from."""
+"""`mergevq train`, `recipes` and `import-official`: training, packaged recipes, checkpoints of the official release."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ from mergevq_platform.storage.settings import read_settings
 
 def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
+    _add_train(verbs)
+    _add_import_official(verbs)
+    _add_recipes(verbs)
+
+
+def _add_train(verbs: Any) -> None:
     train = add_verb(
         verbs,
         "train",
@@ -41,6 +47,8 @@ def add(verbs: Any) -> None:
     )
     train.set_defaults(function=_train)
 
+
+def _add_import_official(verbs: Any) -> None:
     official = add_verb(
         verbs,
         "import-official",
@@ -55,6 +63,8 @@ def add(verbs: Any) -> None:
     official.add_argument("--raw", action="store_true", help="take the raw weights, not the EMA ones")
     official.set_defaults(function=_import_official)
 
+
+def _add_recipes(verbs: Any) -> None:
     recipes = add_verb(
         verbs,
         "recipes",
@@ -67,15 +77,8 @@ def add(verbs: Any) -> None:
     recipes.set_defaults(function=_recipes)
 
 
-def _train(options: argparse.Namespace) -> int:
-    from mergevq_platform import data, recipe
-    from mergevq_platform.distributed import trainer
-    from mergevq_platform.evaluation import api, registering
-    from mergevq_platform.storage.lookup import places_of_runs
-    from mergevq_platform.tasks.task import task_of
-    from mergevq_platform.tracking import models
-    from mergevq_platform.tracking.store import Store
-
+def _recipe_words(options: argparse.Namespace) -> tuple[str | None, tuple[str, ...]]:
+    """The recipe's file or name, None with --resume, and the overrides."""
     # With --resume the positional recipe is left out, so its slot may hold the first override.
     words = [text for text in [options.recipe, *options.overrides] if text]
     overrides = tuple(text for text in words if "=" in text)
@@ -89,8 +92,21 @@ def _train(options: argparse.Namespace) -> int:
         raise InputError(
             f"give a recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN{both}"
         )
+    return (names[0] if names else None), overrides
+
+
+def _train(options: argparse.Namespace) -> int:
+    from mergevq_platform import data, recipe
+    from mergevq_platform.distributed import trainer
+    from mergevq_platform.evaluation import api, registering
+    from mergevq_platform.storage.lookup import places_of_runs
+    from mergevq_platform.tasks.task import task_of
+    from mergevq_platform.tracking import models
+    from mergevq_platform.tracking.store import Store
+
+    name, overrides = _recipe_words(options)
     home = read_settings().home
-    given = recipe.load(names[0], overrides) if names else None
+    given = recipe.load(name, overrides) if name else None
     tracking_uri = read_settings().tracking_uri
     find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
     chosen = recipe.resolve(given, find_run=find_run) if given else None

@@ -1,4 +1,4 @@
-"""Code sets: images as a frozen tokenizer sees them, as Parquet shards with a manifest.
+"""Code sets: the codes of an image set by a frozen tokenizer, in Parquet shards with a manifest.
 
 Columns: `indices` list<int32> (K codes in canonical order), `assignment` list<int16> (N slots), `label`, `sample` (the
 image's row in its own set), `crop` (see `views`), `keep` (K). Every row group holds one kept count, so that a batch has one.
@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
+from mergevq.files import whole_file
 from mergevq.weights_file import file_sha256
+from mergevq_platform.codes.manifest import CodeManifest, CodeShard, Group, read_manifest
 from mergevq_platform.data.parquet.location import Location
 from mergevq_platform.data.parquet.manifest import MANIFEST
 from mergevq_platform.data.parquet.splits import same_split
-from mergevq_platform.storage.files import whole_file
-from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
-FORMAT = "mergevq-codes/1"
 HELD_BYTES = 256 * 1024**2  # row groups that a reader keeps in memory
 OPEN_FILES = 32
 SCHEMA = pa.schema(
@@ -51,68 +49,6 @@ class Codes(NamedTuple):
     label: np.ndarray  # (B,) int64, -1 for none
     sample: np.ndarray  # (B,) int64
     crop: np.ndarray  # (B,) int64
-
-
-@dataclass(frozen=True)
-class Group:
-    """A row group of a shard."""
-
-    rows: int
-    keep: int
-
-
-@dataclass(frozen=True)
-class CodeShard:
-    """A Parquet file of a split, relative to the code set's directory."""
-
-    file: str
-    bytes: int
-    sha256: str
-    groups: tuple[Group, ...]
-
-    @classmethod
-    def of(cls, tree: dict[str, Any]) -> CodeShard:
-        """A shard of its JSON form."""
-        return cls(**{**tree, "groups": tuple(Group(**group) for group in tree["groups"])})
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodeManifest:
-    """The manifest of a code set. `views`: of each split, images times crops; `plan`: how it was made."""
-
-    tokenizer: TokenizerRef
-    classes: tuple[str, ...]
-    splits: dict[str, tuple[CodeShard, ...]]
-    views: dict[str, int]
-    keeps: tuple[int, ...]
-    plan: dict[str, Any]
-    skipped: tuple[str, ...] = field(default=())  # images that could not be decoded
-
-    def to_json(self) -> str:
-        """The manifest file's text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, where: str) -> CodeManifest:
-        """Raises `InputError` if the text is not a code set's manifest."""
-        try:
-            tree = json.loads(text)
-            if tree.pop("format") != FORMAT:
-                raise InputError(f"{where} is no code set: make one with `mergevq tokenize TOKENIZER DIR`")
-            return cls(
-                tokenizer=TokenizerRef.of(tree.pop("tokenizer")),
-                classes=tuple(tree.pop("classes")),
-                splits={
-                    name: tuple(map(CodeShard.of, shards)) for name, shards in tree.pop("splits").items()
-                },
-                keeps=tuple(tree.pop("keeps")),
-                skipped=tuple(tree.pop("skipped")),
-                **tree,
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{where} is damaged ({error}): tokenize again") from None
 
 
 class CodeSet:
@@ -242,17 +178,6 @@ def open_codes(path: str | Path, split: str) -> CodeSet:
 
 def _another_name(split: str, manifest: CodeManifest) -> str:
     return next((name for name in manifest.splits if same_split(name, split)), split)
-
-
-def read_manifest(path: str | Path, location: Location | None = None) -> CodeManifest:
-    """The manifest of a code set. Raises `InputError` where there is none."""
-    text = (location or Location.of(path)).text(MANIFEST)
-    if text is None:
-        raise InputError(
-            f"no code set at {path}: make it with `mergevq tokenize TOKENIZER {path}` (the same command goes on with one that "
-            "was interrupted)"
-        )
-    return CodeManifest.from_json(text, f"{path}/{MANIFEST}")
 
 
 def write_shard(directory: Path, file: str, groups: Sequence[tuple[int, Codes]]) -> CodeShard:

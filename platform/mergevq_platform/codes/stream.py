@@ -1,4 +1,4 @@
-"""The endless stream of training codes of one rank: which rows a step sees is a pure function of (seed, step).
+"""The endless stream of training codes of one rank; the rows of a step are a pure function of (seed, step).
 
 The kept count of a step is given by `keep(step)`, the same on all ranks; the rows come from the row groups of that count, in
 the order of `SampleOrder`. Where every image is stored at every count, the orders of all counts are one, so that an epoch

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from mergevq.image_size import ImageSize
-from mergevq_platform.codes.codeset import Codes, CodeShard, write_shard
+from mergevq_platform.codes.codeset import Codes, write_shard
+from mergevq_platform.codes.manifest import CodeShard
 from mergevq_platform.data import (
     Dataset,
     ImageDecodeError,
@@ -56,7 +57,7 @@ class CodeShardJob:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """What is tokenized into what, in a form that travels to workers."""
+    """The specification of a tokenization; travels to workers."""
 
     tokenizer: TokenizerRef
     data: str
@@ -73,12 +74,12 @@ class Tokenization:
 
     @property
     def records(self) -> ShardRecords:
-        """Which shards are finished."""
+        """The records of finished shards."""
         return ShardRecords(Path(self.directory))
 
 
 class TokenizedShard(NamedTuple):
-    """What became of a planned shard."""
+    """The result of a planned shard."""
 
     shard: CodeShard | None
     views: int

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from mergevq import keep as kept
 from mergevq.config import to_tree
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq.keep import KeepDistributionConfig
 from mergevq.merge_schedule import require_reachable
 from mergevq.serialization import read_config
-from mergevq_platform.codes.codeset import CodeManifest, CodeShard, read_manifest
+from mergevq_platform.codes.manifest import CodeManifest, CodeShard, read_manifest
 from mergevq_platform.codes.tokenize_worker import (
     CodeShardJob,
     ImageRange,
@@ -34,7 +35,6 @@ from mergevq_platform.data.parquet.splits import same_split
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import plan_digest, resumed_map
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
 
 GROUP_ROWS = 256
@@ -76,8 +76,8 @@ def tokenize(
         for job in planned(name, dataset.rows, crops if same_split(name, train_split) else 1, stored)
     ]
     fingerprints = {name: dataset.fingerprint for name, dataset in opened.items()}
-    subject = Tokenization(tokenizer, data, fingerprints, str(directory), seed, device, reading)
-    digest, records = plan_digest(map(subject.key, jobs)), subject.records
+    spec = Tokenization(tokenizer, data, fingerprints, str(directory), seed, device, reading)
+    digest, records = plan_digest(map(spec.key, jobs)), spec.records
     if (directory / MANIFEST).is_file():
         existing = read_manifest(directory)
         if existing.plan.get("digest") == digest:
@@ -91,8 +91,8 @@ def tokenize(
     records.begin()
     parts = resumed_map(
         jobs,
-        answers(TokenizeWorker, subject, workers=workers, device=device),
-        finished=lambda job: _finished(subject, job),
+        lambda missing: answers(TokenizeWorker, spec, workers=workers, device=device)(missing),
+        finished=lambda job: _finished(spec, job),
         size=lambda job: sum(block.stop - block.start for block in job.blocks),
         title="tokenizing",
         unit="views",
@@ -182,9 +182,9 @@ def _manifest(
     )
 
 
-def _finished(subject: Tokenization, job: CodeShardJob) -> TokenizedShard | None:
-    """What an earlier run left of the same job, if its shard is there whole."""
-    facts = subject.records.read(job.file, subject.key(job))
+def _finished(spec: Tokenization, job: CodeShardJob) -> TokenizedShard | None:
+    """The result of the same job by an earlier run, if its shard is there whole."""
+    facts = spec.records.read(job.file, spec.key(job))
     if facts is None:
         return None
     shard = CodeShard.of(facts["shard"]) if facts["shard"] else None

@@ -17,14 +17,13 @@ from scipy.special import ndtri
 
 from mergevq.config import config
 from mergevq.image_size import ImageSize, height_width
+from mergevq.number_types import Fraction, NonNegative
 
 # Of ImageNet's values in [0, 1], per colour channel, as timm and torchvision have them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = tuple(round(255 * value) for value in IMAGENET_MEAN)  # fills what a moved image leaves open
 STRONGEST = 10.0
 NUMBERS = 4  # random numbers of one operation: which, whether, how strong, which way
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @config
@@ -34,7 +33,7 @@ class RandAugmentConfig:
 
     operations: Annotated[int, Field(ge=1, le=8)] = 2
     magnitude: Annotated[float, Field(ge=0, le=STRONGEST)] = 9.0
-    magnitude_std: Annotated[float, Field(ge=0)] = 0.5  # of a normal draw for each operation
+    magnitude_std: NonNegative = 0.5  # of a normal draw for each operation
     probability: Fraction = 0.5  # of each operation
 
 

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from mergevq.files import whole_file
 from mergevq.hub import short_name
 from mergevq.image_size import ImageSize, height_width
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.images.decoding import FIGURE, ImageDecodeError
 from mergevq_platform.data.views import MOST_VIEWS, evaluation_view
-from mergevq_platform.storage.files import whole_file
 
 COLUMNS, ROWS = 12, 6
 

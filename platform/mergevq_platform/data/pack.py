@@ -14,6 +14,7 @@ from typing import Any
 
 from mergevq.config import parse
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq.hub import on_hub
 from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.hub import local_folder
@@ -38,7 +39,6 @@ from mergevq_platform.data.sources.source import find_source
 from mergevq_platform.distributed.hub_cache import fetch_on_nodes
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import RECORDS, ShardRecords, plan_digest, resumed_map
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.storage.hub import pinned
 
 MapJobs = Callable[[Callable[[PackJob], PackedShard], list[PackJob]], Iterable[PackedShard]]
@@ -80,20 +80,11 @@ def pack(
 
     Raises `InputError` for a source without usable images or a directory that holds something else.
     """
-    directory = Path(directory).expanduser().absolute()
     source = pinned(source, "dataset") if isinstance(source, str) else source
     size = None if size is None else parse_size(size)
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file: name a directory")
-    root = Path(local_folder(source)).expanduser().resolve()
-    if directory.resolve() == root:
-        raise InputError(f"source and directory are the same, {directory}: name another directory")
-    if directory.resolve().is_relative_to(root):
-        raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
-    if not (directory / RECORDS).exists() and not existing_manifest(directory):
-        refuse_foreign_files(directory)
+    directory = _directory_for(source, directory)
     choices = Choices(
         layout=layout,
         splits=tuple(folder_splits) if folder_splits is not None else None,
@@ -105,14 +96,9 @@ def pack(
     )
     if parallel and on_hub(source):
         fetch_on_nodes([str(source)], one_path=True)
-    found = _found(source, choices, directory)
-    if found.understood is not None:
-        say("\n".join([str(source), *found.understood.lines()]))
+    found = _found(source, choices, directory, say)
     splits = shuffled(found, seed, shard_rows, validation_fraction)
-    if validation_fraction and "val" in found.splits:
-        say("  held out  none: the source has a split 'val' already, --validation-fraction is not used")
-    if alone := only_held_out(found, splits):
-        say(f"  held out  {alone}")
+    _say_held_out(found, splits, validation_fraction, say)
     background = choices.reading.background or _background_of(source)
     jobs = [
         PackJob(
@@ -132,15 +118,10 @@ def pack(
         for split, shards in splits.items()
         for index, items in enumerate(shards)
     ]
-    digest = plan_digest(job.key for job in jobs)
-    records = ShardRecords(directory)
-    if existing := existing_manifest(directory):
-        if existing.source.get("digest") == digest:
-            records.end()
-            return existing
-        raise InputError(
-            f"{directory} already holds another image set: name another directory, or delete it first"
-        )
+    digest, records = plan_digest(job.key for job in jobs), ShardRecords(directory)
+    if existing := _existing_pack(directory, digest):
+        records.end()
+        return existing
     records.begin()
     run = map_jobs or (_on_ray if parallel else map)
     packed = resumed_map(
@@ -153,39 +134,67 @@ def pack(
         progress=progress,
     )
 
-    description: dict[str, Any] = {
-        "kind": "pack",
-        "of": found.kind,
-        "path": str(source),
-        "size": list(size) if isinstance(size, tuple) else size,
-        "seed": seed,
-        "digest": digest,
-    }
+    stated_size = list(size) if isinstance(size, tuple) else size
+    settings = {"path": str(source), "size": stated_size, "seed": seed, "digest": digest}
     columns = {"image_column": image_column, "label_column": label_column}
-    description |= {key: column for key, column in columns.items() if column is not None}
-    description["ignored"] = found.ignored
-    if found.understood is not None:
-        description["understood"] = found.understood.to_tree()
-    manifest = _manifest(found, splits, packed, size, description, background)
-    if not any(split.rows for split in manifest.splits.values()):
-        first = next(item for split in manifest.splits.values() for item in split.skipped)
-        raise InputError(f"{source} has no usable image: the first, {first.file}, {first.reason}")
+    settings |= {key: column for key, column in columns.items() if column is not None}
+    manifest = _manifest(found, splits, packed, size, settings, background)
     records.remove_leftovers(job.file for job in jobs)
     write_whole(directory / MANIFEST, manifest.to_json())
     records.end()
     return manifest
 
 
-def _found(source: str | Path, choices: Choices, directory: Path) -> ImageSource:
-    """The source to pack; one that is refused leaves nothing behind."""
+def _directory_for(source: str | Path, directory: str | Path) -> Path:
+    """The absolute directory of a pack. Raises `InputError` for one that is the source, lies in it, or holds something else."""
+    directory = Path(directory).expanduser().absolute()
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file: name a directory")
+    root = Path(local_folder(source)).expanduser().resolve()
+    if directory.resolve() == root:
+        raise InputError(f"source and directory are the same, {directory}: name another directory")
+    if directory.resolve().is_relative_to(root):
+        raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
+    if not (directory / RECORDS).exists() and not existing_manifest(directory):
+        refuse_foreign_files(directory)
+    return directory
+
+
+def _existing_pack(directory: Path, digest: str) -> Manifest | None:
+    """The manifest of the same pack, if it is finished. Raises `InputError` where another image set lies there."""
+    existing = existing_manifest(directory)
+    if existing and existing.source.get("digest") != digest:
+        raise InputError(
+            f"{directory} already holds another image set: name another directory, or delete it first"
+        )
+    return existing
+
+
+def _say_held_out(
+    found: ImageSource,
+    splits: dict[str, list[list[Item]]],
+    validation_fraction: float,
+    say: Callable[[str], None],
+) -> None:
+    if validation_fraction and "val" in found.splits:
+        say("  held out  none: the source has a split 'val' already, --validation-fraction is not used")
+    if alone := only_held_out(found, splits):
+        say(f"  held out  {alone}")
+
+
+def _found(source: str | Path, choices: Choices, directory: Path, say: Callable[[str], None]) -> ImageSource:
+    """The source to pack; `say` is told what was understood. One that is refused leaves nothing behind."""
     scratch = directory / RECORDS
     before, made = scratch.exists(), not directory.exists()
     try:
-        return find_source(source, choices, scratch=scratch)
+        found = find_source(source, choices, scratch=scratch)
     except InputError:
         if not before:
             shutil.rmtree(directory if made else scratch, ignore_errors=True)
         raise
+    if found.understood is not None:
+        say("\n".join([str(source), *found.understood.lines()]))
+    return found
 
 
 class _Packer:
@@ -200,7 +209,7 @@ def _on_ray(pack: Callable[[PackJob], PackedShard], jobs: list[PackJob]) -> Iter
     import ray
 
     workers = min(len(jobs), int(ray.cluster_resources().get("CPU", 1)))
-    return answers(_Packer, pack, workers=workers)(jobs) if jobs else []
+    return answers(_Packer, pack, workers=workers)(jobs)
 
 
 def _background_of(source: str | Path) -> Background | None:
@@ -219,9 +228,10 @@ def _manifest(
     splits: dict[str, list[list[Item]]],
     packed: list[PackedShard],
     size: ImageSize | None,
-    source: dict[str, Any],
+    settings: dict[str, Any],
     background: Background | None,
 ) -> Manifest:
+    """The manifest of a finished pack. Raises `InputError` where no image was usable."""
     done: dict[str, Split] = {}
     for split in splits:
         mine = [part for part in packed if part.file.startswith(f"{split}-")]
@@ -238,4 +248,10 @@ def _manifest(
     if found.refused:
         first = next(iter(done))
         done[first] = replace(done[first], skipped=(*done[first].skipped, *found.refused))
+    if not any(split.rows for split in done.values()):
+        worst = next(item for split in done.values() for item in split.skipped)
+        raise InputError(f"{settings['path']} has no usable image: the first, {worst.file}, {worst.reason}")
+    source = {"kind": "pack", "of": found.kind, **settings, "ignored": found.ignored}
+    if found.understood is not None:
+        source["understood"] = found.understood.to_tree()
     return Manifest(splits=done, classes=found.classes, size=size, source=source, background=background)

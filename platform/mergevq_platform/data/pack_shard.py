@@ -1,4 +1,4 @@
-"""One shard of a pack: what is to be written, the writing, and the record that says it is done."""
+"""One shard of a pack: its job, its writing, and the record of the finished shard."""
 
 from __future__ import annotations
 

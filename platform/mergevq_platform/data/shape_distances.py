@@ -1,4 +1,4 @@
-"""The twelve shapes of the procedural set, as signed distances, and what each covers."""
+"""The twelve shapes of the procedural set, as signed distances, with the area and the reach of each."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ CLASSES = tuple(name.replace("_", "-") for name in SHAPES)
 
 @cache
 def measures() -> tuple[Array, Array]:
-    """Of each shape of unit radius: its area, and the distance of its furthest point from its centre."""
+    """The area of each shape of unit radius, and the distance of its furthest point from its centre."""
     axis = np.linspace(-1.6, 1.6, 641)
     x, y = np.meshgrid(axis, axis)
     inside = [shape(x, y) < 0 for shape in SHAPES.values()]

@@ -91,7 +91,7 @@ class TrainStream:
         return [item for row, item in self.bad.items() if row not in self.known_bad]
 
     def share(self, bad: Sequence[ReplacedImage]) -> None:
-        """Take note of what all ranks have met. Raises `InputError` where that makes too many."""
+        """Add the bad images that all ranks have met. Raises `InputError` where that makes too many."""
         self.known_bad |= {item.row for item in bad}
         self._check_limit(bad)
 

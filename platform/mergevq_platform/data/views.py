@@ -14,11 +14,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 from torch.nn import functional
 
 from mergevq.config import config
 from mergevq.image_size import ImageSize, height_width, parse_size, size_text
+from mergevq.number_types import Fraction, Positive, WholeNumber
 from mergevq.rng import Stream, uniforms
 from mergevq_platform.data.augment import (
     NUMBERS,
@@ -28,9 +29,6 @@ from mergevq_platform.data.augment import (
     rand_augmented,
 )
 
-SideOrNone = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 RESIZING = "antialiased bicubic, the longer side rounded to whole pixels (640 x 427 at 256: 384 x 256)"
 MOST_VIEWS = (
@@ -42,7 +40,7 @@ def _size_or_none(value: Any) -> int | tuple[int, int]:
     return 0 if value == 0 else parse_size(value)
 
 
-OpenImageSize = Annotated[SideOrNone | tuple[SideOrNone, SideOrNone], BeforeValidator(_size_or_none)]
+OpenImageSize = Annotated[WholeNumber | tuple[WholeNumber, WholeNumber], BeforeValidator(_size_or_none)]
 
 
 @config

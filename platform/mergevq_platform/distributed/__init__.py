@@ -1,1 +1,1 @@
-"""Ray around the loop: the driver, its workers, and what watches them."""
+"""Ray around the loop: the driver, its workers, heartbeats and failures."""

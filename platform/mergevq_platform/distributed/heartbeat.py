@@ -1,4 +1,4 @@
-"""Heartbeats: how a run notices a worker that hangs, and which one, long before a collective would time out.
+"""Heartbeats: a worker that hangs is noticed and named long before a collective times out.
 
 A thread of every worker process sends the run's actor where the worker is. A process that is stopped, or cut off, falls
 silent; one that waits for ever goes on beating, but in the same phase of the same step.
@@ -62,7 +62,7 @@ class HeartbeatSender:
         self._place = (step, phase, time.monotonic())
 
     def beat(self) -> Heartbeat:
-        """The worker as it is now."""
+        """The worker's current heartbeat."""
         step, phase, since = self._place
         return Heartbeat(*self._who, self._created, step, phase, time.monotonic() - since)
 
@@ -98,7 +98,7 @@ class HangMonitor:
             del self._received[rank]
 
     def forget(self, rank: int) -> None:
-        """A worker that is no longer there."""
+        """Drop a worker that is no longer there."""
         self._received.pop(rank, None)
 
     def quiet_seconds(self) -> float:

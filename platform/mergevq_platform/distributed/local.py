@@ -60,8 +60,8 @@ class LocalHost:
         return self.stop_at <= 0
 
     def losing_node(self) -> bool:
-        """No: this process knows of no other node."""
+        """False: one process has no other node."""
         return False
 
     def at(self, step: int, doing: str) -> None:
-        """Nothing to tell: one process has no monitor."""
+        """Does nothing: one process has no monitor."""

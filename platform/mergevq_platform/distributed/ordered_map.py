@@ -8,7 +8,6 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from mergevq.errors import InputError
 
 Whole = TypeVar("Whole")
-Answers = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 class WorkerInputError(NamedTuple):
@@ -26,15 +25,15 @@ class Share(NamedTuple, Generic[Whole]):
 
 
 def answers(
-    worker: type, subject: Any, *, workers: int = 0, device: Literal["cpu", "cuda"] = "cpu"
-) -> Answers:
-    """A function that has `worker(subject).answer(job)` done for every job: here for 0 `workers`, else on Ray actors.
+    worker: type, spec: Any, *, workers: int = 0, device: Literal["cpu", "cuda"] = "cpu"
+) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """A function that has `worker(spec).answer(job)` done for every job: here for 0 `workers`, else on Ray actors.
 
     A job may be done twice where an actor dies: it must be the same each time. An `InputError` of a worker, in its making
     too, is raised here, where the answers are taken.
     """
     if not workers:
-        made = worker(subject)
+        made = worker(spec)
         return lambda jobs: (made.answer(job) for job in jobs)
     import ray
     from ray.util import ActorPool
@@ -49,13 +48,13 @@ def answers(
     class LazyWorker:
         """Makes the worker with its first job; takes the whole of a share out of the object store."""
 
-        def __init__(self, subject: Any) -> None:
-            self.subject = subject
+        def __init__(self, spec: Any) -> None:
+            self.spec = spec
             self.made: Any = None
 
         def answer(self, job: Any) -> Any:
             try:
-                self.made = self.made or worker(self.subject)
+                self.made = self.made or worker(self.spec)
                 return self.made.answer(job)
             except InputError as error:
                 return WorkerInputError(error)
@@ -65,7 +64,7 @@ def answers(
 
     remote: Any = ray.remote(LazyWorker)
     actors = [
-        remote.options(**place, max_restarts=2, max_task_retries=2).remote(subject) for _ in range(workers)
+        remote.options(**place, max_restarts=2, max_task_retries=2).remote(spec) for _ in range(workers)
     ]
     pool: Any = ActorPool(actors)
 

@@ -47,7 +47,7 @@ class RunActor:
         self.settle()
 
     def settle(self) -> str | None:
-        """Write what the journal lacks, in order; why that failed, if it did."""
+        """Write the metrics that the journal lacks, in order; returns why that failed, if it did."""
         try:
             while self.unwritten:
                 self.recorder.metrics(*self.unwritten[0])
@@ -61,19 +61,19 @@ class RunActor:
         self.status = status
 
     def beat(self, beat: Heartbeat) -> None:
-        """A worker's heartbeat."""
+        """Keep a worker's heartbeat."""
         self.monitor.record(beat)
 
     def gone(self, rank: int) -> None:
-        """A worker that has left or was ended."""
+        """Drop a worker that has left or was ended."""
         self.monitor.forget(rank)
 
     def give_up(self, error: Exception) -> None:
-        """A worker met what no restart can fix."""
+        """End the run for good: a worker met an error that no restart can fix."""
         self.final = self.final or error
 
     def standing(self) -> tuple[Exception | None, int]:
-        """(what ended the run for good, if something did; how often workers failed)."""
+        """(the error that ended the run for good, if one did; the number of failures)."""
         return self.final, self.failures
 
     def warn(self, message: str) -> None:
@@ -82,7 +82,7 @@ class RunActor:
             self.warnings.append(message)
 
     def failed(self, reason: str) -> None:
-        """Workers failed, and Ray Train restarts the group if it may."""
+        """Count a failure of workers, after which Ray Train restarts the group if it may."""
         self.failures += 1
         self.warn(
             f"training failed after step {int(self.status.get('step', 0))}: {reason} (failure {self.failures})"

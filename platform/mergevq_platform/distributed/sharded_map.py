@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq_platform.distributed.progress import counted
-from mergevq_platform.storage.files import write_whole
 
 RECORDS = ".parts"  # the folder of the records, until the set is whole
 
@@ -35,18 +36,47 @@ def resumed_map(
 ) -> list[Result]:
     """The results of all jobs, in their order. A job of which `finished` gives the result is not run again.
 
-    `run` gives the results of the others in their order, as `ordered_map.answers` does. Progress counts `unit`s, of which a
-    job has `size`.
+    `run` gives the results of the others in their order, as `ordered_map.answers` does; it is not called for none. Progress
+    counts `unit`s, of which a job has `size`.
     """
-    results = [finished(job) for job in jobs]
-    missing = [number for number, result in enumerate(results) if result is None]
+    known = [finished(job) for job in jobs]
     sizes = [size(job) for job in jobs]
     with counted(title, unit, sum(sizes), shown=progress) as advance:
-        advance(sum(sizes) - sum(sizes[number] for number in missing))
-        for number, result in zip(missing, run([jobs[number] for number in missing]), strict=True):
-            results[number] = result
-            advance(sizes[number])
-    return [result for result in results if result is not None]
+        results = resumed(
+            range(len(jobs)),
+            lambda missing: run([jobs[number] for number in missing]),
+            finished=known.__getitem__,
+            done=lambda numbers: advance(sum(sizes[number] for number in numbers)),
+        )
+        return list(results)
+
+
+def resumed(
+    jobs: Sequence[Job],
+    run: Callable[[list[Job]], Iterable[Result]],
+    *,
+    finished: Callable[[Job], Result | None],
+    done: Callable[[list[Job]], object] = lambda jobs: None,
+) -> Iterator[Result]:
+    """As `resumed_map`, one result at a time: those that are finished are asked for again when it is their turn.
+
+    `done` is told first of the finished jobs, then of each that was run. Raises `InputError` where a finished result is gone
+    when it is its turn.
+    """
+    missing = {number for number, job in enumerate(jobs) if finished(job) is None}
+    done([job for number, job in enumerate(jobs) if number not in missing])
+    wanted = [jobs[number] for number in sorted(missing)]
+    made = zip(wanted, run(wanted) if wanted else (), strict=True)
+    for number, job in enumerate(jobs):
+        if number in missing:
+            _, result = next(made)
+            done([job])
+            yield result
+        elif (found := finished(job)) is not None:
+            yield found
+        else:
+            raise InputError(f"result {number} of {len(jobs)} was there and is gone: run the same again")
+    next(made, None)  # to its end, where the lengths are compared
 
 
 @dataclass(frozen=True)
@@ -86,7 +116,7 @@ class ShardRecords:
         return tree
 
     def remove_leftovers(self, planned: Iterable[str]) -> None:
-        """Delete what killed processes left half-written, and shards of an earlier plan that had more of them."""
+        """Delete half-written files of killed processes, and shards of an earlier plan that had more of them."""
         for path in self.directory.glob(".*.parquet.*.tmp"):
             path.unlink(missing_ok=True)
         wanted = set(planned)
@@ -103,5 +133,5 @@ class ShardRecords:
 
 
 def plan_digest(keys: Iterable[str]) -> str:
-    """Digest of a plan, from the digests of its jobs: what tells the set that is made of it from others."""
+    """Digest of a plan, from the digests of its jobs; it identifies the set that is made of the plan."""
     return hashlib.sha256("".join(keys).encode()).hexdigest()

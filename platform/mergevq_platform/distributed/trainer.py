@@ -1,4 +1,4 @@
-"""A training run on Ray Train: the driver's side. See `worker` for the other, `run_actor` for what is between them."""
+"""A training run on Ray Train: the driver's side. The workers' side is `worker`; `run_actor` connects both."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ class FailureReporter(UserCallback):
 
 
 class WorkerLoopConfig(TypedDict):
-    """What the driver hands every worker."""
+    """The arguments of a worker, from the driver."""
 
     recipe: ResolvedRecipe
     actor: Any  # of `run_actor.RunActor`

@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 
 import torch
 
-from mergevq.config import to_tree
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize
 from mergevq.metrics import FeaturesConfig, write_reference
@@ -196,7 +195,7 @@ def evaluate_images(
     spec = ImageSetsSpec(
         images=images,
         reference=reference,
-        extractor=to_tree(settings.extractor),
+        extractor=settings.extractor,
         device=device,
         size=size,
         split=split,

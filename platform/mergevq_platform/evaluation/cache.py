@@ -13,8 +13,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from mergevq_platform.distributed.sharded_map import resumed
 from mergevq_platform.evaluation.cache_files import load, save
 from mergevq_platform.evaluation.results import merge
 from mergevq_platform.tracking.locks import ExclusiveLock
@@ -22,6 +23,9 @@ from mergevq_platform.tracking.locks import ExclusiveLock
 FORMAT = 5  # of the files, and of what the numbers in them mean: raise it when either changes
 LIMIT_BYTES = 20 * 1024**3  # of all files together; the longest unused go first
 SUFFIX = ".safetensors"
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,15 @@ class Cache:
         return cls(home / "cache")
 
     def through(
-        self, key: Mapping[str, Any], jobs: Sequence[Any], ask: Callable[[Sequence[Any]], Iterable[Any]]
-    ) -> Any:
+        self, key: Mapping[str, Any], jobs: Sequence[Job], ask: Callable[[Sequence[Job]], Iterable[Result]]
+    ) -> Result:
         """The merged result of the jobs that make up the pass `key`; only those without a result here are asked for."""
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
         name = f"{key['kind']}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
         whole, parts = self.directory / f"{name}{SUFFIX}", self.directory / name
         if (known := load(whole)) is not None:
             os.utime(whole)
-            return known
+            return cast(Result, known)  # the key names the jobs
         parts.mkdir(parents=True, exist_ok=True)
         try:
             lock = ExclusiveLock(self.directory / f"{name}.lock")
@@ -62,22 +66,21 @@ class Cache:
         return merged
 
     def _parts(
-        self, folder: Path, jobs: Sequence[Any], ask: Callable[[Sequence[Any]], Iterable[Any]]
-    ) -> Iterator[Any]:
-        files = [folder / f"{index:06d}{SUFFIX}" for index in range(len(jobs))]
-        unknown = {index for index, file in enumerate(files) if load(file) is None}
-        asked = iter(ask([jobs[index] for index in sorted(unknown)]))
-        for index, file in enumerate(files):
-            if index in unknown:
-                result = next(asked)
-                save(file, result)
-            else:
-                result = load(file)
-            yield result
+        self, folder: Path, jobs: Sequence[Job], ask: Callable[[Sequence[Job]], Iterable[Result]]
+    ) -> Iterator[Result]:
+        def file(index: int) -> Path:
+            return folder / f"{index:06d}{SUFFIX}"
+
+        def run(missing: list[int]) -> Iterator[Result]:
+            for index, result in zip(missing, ask([jobs[index] for index in missing]), strict=True):
+                save(file(index), result)
+                yield result
+
+        return resumed(range(len(jobs)), run, finished=lambda index: cast("Result | None", load(file(index))))
 
     @property
     def bytes(self) -> int:
-        """How much there is."""
+        """Bytes of all files together."""
         return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
 
     def clear(self) -> int:

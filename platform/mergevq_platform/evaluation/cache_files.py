@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mergevq.files import whole_file
 from mergevq.metrics.accumulate import Accumulator
 from mergevq_platform.evaluation.results import Mergeable
-from mergevq_platform.storage.files import whole_file
 
 AnyKind = TypeVar("AnyKind", Accumulator, Mergeable)
 
 
-def save(path: Path, result: Any) -> None:
+def save(path: Path, result: object) -> None:
     """Write a result; the file appears whole or not at all."""
     tensors: dict[str, Tensor] = {}
     description = json.dumps(_described(result, tensors))
@@ -27,7 +28,7 @@ def save(path: Path, result: Any) -> None:
         save_file(tensors or {"none": torch.zeros(0)}, temporary, metadata={"result": description})
 
 
-def load(path: Path) -> Any:
+def load(path: Path) -> object:
     """The result in a file; None where there is none, or a damaged one."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -36,7 +37,7 @@ def load(path: Path) -> Any:
         return None
 
 
-def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _described(value: object, tensors: dict[str, Tensor]) -> object:
     match value:
         case Tensor() | np.ndarray():
             name = str(len(tensors))
@@ -60,20 +61,21 @@ def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
             return value
 
 
-def _restored(value: Any, file: Any) -> Any:
+def _restored(value: object, file: safe_open) -> object:
     match value:
-        case {"tensor": name}:
+        case {"tensor": str(name)}:
             return file.get_tensor(name)
-        case {"array": name}:
+        case {"array": str(name)}:
             return file.get_tensor(name).numpy()
-        case {"accumulator": name, "state": state}:
+        case {"accumulator": str(name), "state": dict(state)}:
             kind = _kinds(Accumulator)[name]
-            accumulator: Any = kind.__new__(kind)
+            accumulator = kind.__new__(kind)
             accumulator.__setstate__({key: _restored(part, file) for key, part in state.items()})
             return accumulator
-        case {"of": name, "parts": parts}:
-            return _kinds(Mergeable)[name](**{key: _restored(part, file) for key, part in parts.items()})
-        case {"named": parts}:
+        case {"of": str(name), "parts": dict(parts)}:
+            made: Callable[..., Mergeable] = _kinds(Mergeable)[name]
+            return made(**{key: _restored(part, file) for key, part in parts.items()})
+        case {"named": dict(parts)}:
             return {key: _restored(part, file) for key, part in parts.items()}
         case list():
             return [_restored(part, file) for part in value]

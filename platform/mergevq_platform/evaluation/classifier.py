@@ -1,10 +1,9 @@
-"""The evaluation of what classifies, a fine-tuned encoder or a probe's heads: top-1 over the whole evaluation split."""
+"""The evaluation of classifiers, fine-tuned encoders and heads of probes: top-1 over the whole evaluation split."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +13,6 @@ from rich.table import Table
 from torch import Tensor
 
 import mergevq
-from mergevq.errors import InputError
 from mergevq.metrics import Mean
 from mergevq.metrics.labelled import wilson_interval
 from mergevq.training.finetune import load_fine_tuned
@@ -25,11 +23,12 @@ from mergevq_platform.data.views import evaluation_view_text
 from mergevq_platform.evaluation.headline import divided
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
+from mergevq_platform.evaluation.report_files import load_report, save_report
 from mergevq_platform.evaluation.results import Mergeable, merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, batches_key, identity, split_batches
+from mergevq_platform.evaluation.worker import WorkerProcess
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.records import TEST_DETAILS_PREFIX, TEST_PREFIX
 
@@ -42,10 +41,14 @@ class ClassifierJob(NamedTuple):
     split: str
     batches: tuple[int, ...]
 
+    def on_batches(self, process: WorkerProcess) -> ClassifierResult:
+        """Right answers of the batches."""
+        return process.worker(ClassifierWorker).answer(self)
+
 
 @dataclass
 class ClassifierResult(Mergeable):
-    """Right answers of each head on labelled images; and how many images had no label or could not be decoded."""
+    """Right answers of each head on labelled images, with the numbers of images without a label and of undecodable ones."""
 
     top1: dict[str, Mean]  # by the head's number
     unlabelled: int = 0
@@ -97,7 +100,7 @@ class ClassifierWorker:
 
 
 def num_heads(recipe: Recipe) -> int:
-    """How many heads are trained beside each other: a probe's, one for each rate."""
+    """The number of heads that are trained beside each other: a probe has one for each rate."""
     return len(task_of(recipe).rate_factors or (1.0,))
 
 
@@ -115,16 +118,12 @@ class ClassifierReport:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        write_whole(path, json_text(asdict(self)))
+        save_report(self, path)
 
     @classmethod
     def load(cls, path: Path) -> ClassifierReport:
         """Read JSON written by `save`. Raises `InputError` if it is something else."""
-        try:
-            tree = json.loads(path.read_text())
-            return cls(**{**tree, "rows": [without_nulls(row) for row in tree["rows"]]})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} is not a classifier's report ({error})") from None
+        return load_report(cls, path, what="a classifier's report")
 
     @property
     def values(self) -> dict[str, float]:
@@ -158,7 +157,7 @@ class ClassifierReport:
         return f"{head}\n{row}\n\n{self.caption()}"
 
     def caption(self) -> str:
-        """What the numbers are of."""
+        """Data and weights of the numbers."""
         p = self.protocol
         return (
             f"{p['images']:,} images of '{p['split']}', data {p['data_fingerprint'][:12]}, EMA weights of step {p['step']}, "
@@ -166,7 +165,7 @@ class ClassifierReport:
         )
 
     def verdict(self) -> list[str]:
-        """Top-1, what it is without, and how a probe's head was chosen."""
+        """Sentences on top-1, on the images left out, and on the choice of a probe's head."""
         found, split = self.values, self.protocol["split"]
         if "top1" not in found:
             return [f"no top-1: no image of '{split}' has a label", *self._undecodable()]

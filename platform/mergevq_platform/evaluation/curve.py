@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from rich.table import Table
 
-from mergevq.errors import InputError
 from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.evaluation.report_files import load_report, save_report
+from mergevq_platform.evaluation.trends import gain_sentence, trend_sentence
 from mergevq_platform.tracking.records import CURVE_BEST_PREFIX
 
 WIDE = 150  # terminal columns that all of a curve needs
@@ -53,16 +51,12 @@ class Curve:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        write_whole(path, json_text(asdict(self)))
+        save_report(self, path)
 
     @classmethod
     def load(cls, path: Path) -> Curve:
         """Read JSON written by `save`; older files may hold infinite PSNR. Raises `InputError` if it is something else."""
-        try:
-            curve = cls(**json.loads(path.read_text()))
-            return replace(curve, rows=[without_nulls(row) for row in curve.rows])
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a curve written by mergevq evaluate ({error})") from None
+        return load_report(cls, path, what="a curve written by mergevq evaluate")
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`curve/<metric>` and `curve_details/<metric>` at step = kept tokens, `curve_best/<metric>` at that of the best."""
@@ -84,7 +78,7 @@ class Curve:
 
     @property
     def suites(self) -> list[str]:
-        """What was measured; files from before there was a choice have both."""
+        """The suites that were measured; files from before there was a choice have both."""
         return self.protocol.get("suites", ["reconstruction", "representation"])
 
     @property
@@ -112,7 +106,7 @@ class Curve:
         if len(points) < 3:
             return []
         keeps, values = ([point[side] for point in points] for side in (0, 1))
-        return [_trend(claim, keeps, values, expected, least)]
+        return [trend_sentence(claim, keeps, values, expected, least)]
 
     def _of_probe(self) -> list[str]:
         claim = "the probe rises with fewer kept tokens, as in the paper"
@@ -126,7 +120,7 @@ class Curve:
             sentences[-1] = f"not told{said}: the 95% intervals of the best and the worst count overlap"
         if "probe_top1_untrained" in self.rows[0]:
             gain = min(row["probe_top1_cls"] - row["probe_top1_untrained"] for row in self.rows)
-            sentences.append(_gain("the probe beats the untrained encoder at every kept count", gain))
+            sentences.append(gain_sentence("the probe beats the untrained encoder at every kept count", gain))
         return sentences
 
     def _overlaps(self, key: str) -> bool:
@@ -150,7 +144,7 @@ class Curve:
             "recovery_accuracy_before": "fine-tuning raised source recovery",
         }
         return [
-            _gain(
+            gain_sentence(
                 f"{claim} at every kept count below N",
                 min(row["recovery_accuracy"] - row[other] for row in merged),
             )
@@ -216,14 +210,14 @@ class Curve:
         return [column for column in every if any(column[0] in row for row in self.rows)]
 
     def weights(self) -> str:
-        """Which weights were measured."""
+        """The weights that were measured, in words."""
         p = self.protocol
         if p["step"] is None:
             return f"weights as saved in {PurePath(p['checkpoint']).name}"
         return f"{'EMA' if p['ema'] else 'raw'} weights of step {p['step']:,}"
 
     def caption(self) -> str:
-        """What the numbers are, in one paragraph: extractor, data, counts, teacher."""
+        """Extractor, data, counts and teacher, in one paragraph."""
         p = self.protocol
         parts = []
         if "reconstruction" in self.suites:
@@ -249,7 +243,7 @@ class Curve:
 
 
 def lacking_sentences(protocol: dict[str, Any]) -> list[str]:
-    """What the data of a measurement did not allow and why, and how many images it is without."""
+    """Sentences on the metrics that the data did not allow, with reasons, and on the images left out."""
     left_out = [
         f"{len(rows):,} image{'s' * (len(rows) > 1)} of '{split}' cannot be decoded: left out"
         for split, rows in protocol.get("left_out", {}).items()
@@ -258,7 +252,7 @@ def lacking_sentences(protocol: dict[str, Any]) -> list[str]:
 
 
 def tuned_curve(before: Curve, after: Curve) -> Curve:
-    """`after` with what Source Recovery decides of `before` beside it, as `<key>_before`; both at the same kept counts."""
+    """`after` with the metrics of Source Recovery from `before` beside its own, as `<key>_before`; both at the same kept counts."""
     keys = ("recovery_accuracy", "psnr_recovered", f"{after.frechet_key}_recovered")
     rows = [
         row | {f"{key}_before": old[key] for key in keys if key in old}
@@ -266,48 +260,6 @@ def tuned_curve(before: Curve, after: Curve) -> Curve:
     ]
     weights = {key: before.protocol[key] for key in ("checkpoint", "weights_sha256")}
     return replace(after, rows=rows, protocol=after.protocol | {"before": weights})
-
-
-def _trend(claim: str, keeps: Sequence[float], values: Sequence[float], expected: int, least: float) -> str:
-    # A trend needs a direction and a size: noise in the third digit has a rank correlation too. Nor may the noise of a part
-    # where the curve is flat outvote the part where it is steep, so only pairs that clearly differ have a say.
-    finite = numbered(values)
-    rho = rank_correlation(keeps, finite)
-    spread = (max(finite) - min(finite)) / max(max(map(abs, finite)), 1e-12)
-    word = "yes" if concordance(keeps, finite) * expected > 0.5 and spread > least else "NO"
-    return f"{word}: {claim} (rank correlation {rho:+.2f}, {min(values):.3g} to {max(values):.3g})"
-
-
-def numbered(values: Sequence[float]) -> list[float]:
-    """Values, of which none is NaN, where an infinity stands as far beyond the others as these span: older curves hold such PSNR."""
-    finite = [value for value in values if math.isfinite(value)] or [0.0]
-    low, high = min(finite), max(finite)
-    span = high - low or 1.0
-    return [value if math.isfinite(value) else high + span if value > 0 else low - span for value in values]
-
-
-def _gain(claim: str, points: float) -> str:
-    return f"{'yes' if points > 0 else 'NO'}: {claim} (weakest count: {points:+.1f} points)"
-
-
-def concordance(x: Sequence[float], y: Sequence[float]) -> float:
-    """Goodman and Kruskal's gamma of the pairs whose y differ by over a tenth of y's range: 1 where all rise, -1 where all
-    fall; 0 without such pairs."""
-    clear = (max(y) - min(y)) / 10
-    signs = [
-        (x2 > x1) - (x2 < x1) if y2 > y1 else (x2 < x1) - (x2 > x1)
-        for (x1, y1), (x2, y2) in combinations(zip(x, y, strict=True), 2)
-        if abs(y2 - y1) > clear
-    ]
-    return sum(signs) / len(signs) if signs else 0.0
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rho; 0 where one side is constant."""
-    from scipy.stats import spearmanr  # scipy.stats takes half a second to import
-
-    rho = spearmanr(x, y).statistic if len(set(x)) > 1 and len(set(y)) > 1 else 0.0
-    return 0.0 if math.isnan(rho) else float(rho)
 
 
 def six_counts(candidates: Sequence[int], grid_tokens: int, reachable: range) -> tuple[int, ...]:

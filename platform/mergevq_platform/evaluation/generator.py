@@ -1,4 +1,4 @@
-"""The evaluation of a generator: over guidance scales, how far its images are from real ones, and whether their class is recognised.
+"""The evaluation of a generator over guidance scales: Fréchet distance to real images, and the share of images whose class is recognised.
 
 Beside every number stand its baselines (codes drawn position by position from the training codes, the generator before its first
 step) and its ceiling (reconstructions of real images by the same tokenizer). Samples are addressed by (seed, number), so that the
@@ -48,7 +48,7 @@ Key = dict[str, Any]
 
 @dataclass
 class RealStatistics:
-    """The real images, by which others are evaluated."""
+    """Statistics of the real images, with which others are compared."""
 
     train: GeneratorResult  # without its summary, once the probe has learnt from it
     train_key: Key
@@ -130,7 +130,7 @@ class GeneratorEvaluator:
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """What the metrics are called."""
+        """The names of the metrics."""
         keys = {name: score_name(self.network, name) for name in ("precision", "recall", "inception_score")}
         keys["frechet"] = distance_name(self.network, "generation")
         keys["spatial_frechet"] = distance_name(self.network, "generation", "sfd")
@@ -197,7 +197,7 @@ class GeneratorEvaluator:
     def _neighbour_ratio(self, known: RealStatistics, result: GeneratorResult, key: Key) -> float:
         return float(self._median_distance(known, result, key) / known.reconstructed_distance)
 
-    def _median_distance(self, known: RealStatistics, result: GeneratorResult, key: Key) -> np.floating[Any]:
+    def _median_distance(self, known: RealStatistics, result: GeneratorResult, key: Key) -> np.floating:
         distances, _ = nearest(self.passes, result.small, key, known.train.small, known.train_key)
         return np.median(distances[:, 0])
 

@@ -14,6 +14,7 @@ from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.evaluation.generator_results import GeneratorFindings, ShownImages
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.sampling.pipeline import class_names
+from mergevq_platform.tracking.page_images import save_page_image
 
 SHOWN_CLASSES, SHOWN_NEIGHBOURS = 12, 4
 
@@ -21,7 +22,7 @@ SHOWN_CLASSES, SHOWN_NEIGHBOURS = 12, 4
 def write_figures(
     report: GeneratorReport, recipe: Recipe, findings: GeneratorFindings, folder: Path
 ) -> dict[str, Path]:
-    """guidance.png, samples.png and neighbours.png in `folder`, by name."""
+    """guidance.png, samples.png and neighbours.png in `folder` by name, and the samples of every scale for MLflow's page."""
     classes = class_names(recipe)
     drawn = {
         "guidance.png": figures.guidance_figure(report),
@@ -31,6 +32,12 @@ def write_figures(
     files = {name: folder / name for name in drawn}
     for name, figure in drawn.items():
         figures.save_png(figure, files[name])
+    for row in report.rows:
+        shown = findings.shown[f"{row['scale']:g}"]
+        of_class = [_first_of(shown, label) for label in range(min(SHOWN_CLASSES, len(classes)))]
+        tiles = [figures.tile(image) for image in of_class if image is not None]
+        if tiles:
+            files |= save_page_image(folder, "samples", round(100 * row["scale"]), figures.tiled(tiles))
     return files
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.table import Table
 
-from mergevq.errors import InputError
 from mergevq_platform.evaluation.curve import lacking_sentences
 from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.evaluation.report_files import load_report, save_report
 from mergevq_platform.tracking.records import SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX, SCALE_KEY, SCALE_PREFIX
 
 NAMES = {
@@ -41,17 +39,12 @@ class GeneratorReport:
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
-        write_whole(path, json_text(asdict(self)))
+        save_report(self, path)
 
     @classmethod
     def load(cls, path: Path) -> GeneratorReport:
         """Read JSON written by `save`. Raises `InputError` if it is something else."""
-        try:
-            report = cls(**json.loads(path.read_text()))
-            references = {name: without_nulls(row) for name, row in report.references.items()}
-            return replace(report, rows=[without_nulls(row) for row in report.rows], references=references)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a generator's report ({error})") from None
+        return load_report(cls, path, what="a generator's report")
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`cfg_curve/<metric>` and the scale at step = 100 x scale, `cfg_curve_best/<metric>` at that of the best, references as

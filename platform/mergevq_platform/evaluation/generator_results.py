@@ -1,4 +1,4 @@
-"""The results of a generator's passes, and what figures show of them."""
+"""The results of a generator's passes, and the findings that figures show."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ShownImages:
 
     @classmethod
     def of(cls, result: GeneratorResult) -> ShownImages:
-        """Those that a result holds; copies, so that the result can go."""
+        """The first images of a result, copied so that the result can be freed."""
         count = len(result.first)
         return cls(result.first, result.labels[:count].copy(), result.small[:count].copy())
 

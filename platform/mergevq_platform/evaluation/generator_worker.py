@@ -21,6 +21,7 @@ from mergevq_platform.evaluation.neighbours import thumbnails
 from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.spec import split_batches
 from mergevq_platform.evaluation.statistics import image_set_statistics
+from mergevq_platform.evaluation.worker import WorkerProcess
 from mergevq_platform.sampling.pipeline import SamplingPipeline, SamplingSpec
 
 POSITION_ROWS = 4096  # training views whose codes the position baseline draws from
@@ -37,6 +38,10 @@ class RealJob(NamedTuple):
     split: str
     left_out: tuple[int, ...] = ()  # rows of the split, of images that cannot be decoded
 
+    def on_batches(self, process: WorkerProcess) -> GeneratorResult:
+        """Statistics of the batches."""
+        return process.worker(GeneratorWorker).answer(self)
+
 
 class SampledJob(NamedTuple):
     """Some batches of sampled images, or of a baseline's."""
@@ -44,6 +49,10 @@ class SampledJob(NamedTuple):
     kind: SampledKind
     batches: tuple[int, ...]
     scale: float = 1.0
+
+    def on_batches(self, process: WorkerProcess) -> GeneratorResult:
+        """Statistics of the batches."""
+        return process.worker(GeneratorWorker).answer(self)
 
 
 class GeneratorWorker:

@@ -36,8 +36,9 @@ from mergevq_platform.evaluation.images_report import ImageSetsReport
 from mergevq_platform.evaluation.images_worker import ImageSetJob, ImageSetsSpec
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
+from mergevq_platform.evaluation.repetitions import averaged
 from mergevq_platform.evaluation.statistics import SPLITS
-from mergevq_platform.evaluation.tokenizer import BATCHES_PER_JOB, averaged
+from mergevq_platform.evaluation.tokenizer_passes import BATCHES_PER_JOB
 
 FEWEST_FOR_TREND = 100  # images below which no distance is extrapolated
 
@@ -53,11 +54,11 @@ class ImageSetsEvaluator:
     lacking: dict[str, str] = field(default_factory=dict)  # what so few images do not allow, and why
 
     def __post_init__(self) -> None:
-        self.network = extractor(self.spec.settings, key="--extractor")
+        self.network = extractor(self.spec.extractor, key="--extractor")
         self.identity = {"name": self.network.name, **self.network.identity}
 
     def report(self, run: str) -> ImageSetsReport:
-        """All that these features allow: what cannot be had (an npz has no features for recall) is left out."""
+        """All metrics that these features allow; the others (an npz of statistics has no features for recall) are left out."""
         self._require_split()
         found = {
             key: value for key, value in (self._distances() | self._alone()).items() if math.isfinite(value)
@@ -65,7 +66,7 @@ class ImageSetsEvaluator:
         return ImageSetsReport(run, found, self._protocol())
 
     def write_figures(self, report: ImageSetsReport, folder: Path) -> dict[str, Path]:
-        """None."""
+        """No figures."""
         return {}
 
     def statistics(self) -> ReferenceStatistics:
@@ -122,19 +123,19 @@ class ImageSetsEvaluator:
 
     @cached_property
     def images(self) -> ImageSet:
-        """Those that are evaluated."""
+        """The evaluated images."""
         return self._opened("images")
 
     @cached_property
     def others(self) -> ImageSet | None:
-        """Those that they are compared with; none without a reference, or where it is statistics alone."""
+        """The images of the reference; None without one, or where it is statistics alone."""
         if self.spec.reference is None or _is_statistics(self.spec.reference):
             return None
         return self._opened("reference")
 
     @cached_property
     def found(self) -> dict[str, np.ndarray]:
-        """Their features."""
+        """The features of the evaluated images."""
         return self._features("images", self.images)
 
     @cached_property

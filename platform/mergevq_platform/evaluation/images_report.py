@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mergevq.image_size import size_text
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.storage.files import json_text
+from mergevq_platform.storage.json_text import json_text
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
-"""The side of image sets of a worker: features of their images."""
+"""The worker's side of image sets: features of their images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from mergevq.config import parse
 from mergevq.image_size import ImageSize
 from mergevq.metrics import (
     FeaturesConfig,
@@ -17,7 +16,7 @@ from mergevq.metrics import (
 )
 from mergevq_platform.data import ImageSet, open_images, to_unit_range
 from mergevq_platform.evaluation.results import merge
-from mergevq_platform.recipe import EvaluationConfig
+from mergevq_platform.evaluation.worker import WorkerProcess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class ImageSetsSpec:
 
     images: str
     reference: str | None  # none: nothing to compare with
-    extractor: dict[str, Any]
+    extractor: FeaturesConfig
     device: Literal["cpu", "cuda"]
     batch: int = 64
     size: ImageSize | None = None
@@ -37,11 +36,6 @@ class ImageSetsSpec:
         place = getattr(self, which)
         return open_images(place, self.batch, size=self.size, split=self.split, option=f"--{which}")
 
-    @property
-    def settings(self) -> FeaturesConfig:
-        """The extractor's configuration."""
-        return parse(EvaluationConfig, {"extractor": self.extractor}).extractor
-
 
 class ImageSetJob(NamedTuple):
     """Some batches of one of the sets."""
@@ -49,13 +43,17 @@ class ImageSetJob(NamedTuple):
     which: Literal["images", "reference"]
     batches: tuple[int, ...]
 
+    def on_batches(self, process: WorkerProcess) -> dict[str, np.ndarray]:
+        """Features and labels of the batches."""
+        return process.worker(ImageSetsWorker).answer(self)
+
 
 class ImageSetsWorker:
     """One process's feature network and images; results are features (B, D) float32 by name, and labels."""
 
     def __init__(self, spec: ImageSetsSpec) -> None:
         self.spec, self.device = spec, torch.device(spec.device)
-        self.network = extractor(spec.settings, key="--extractor").to(self.device)
+        self.network = extractor(spec.extractor, key="--extractor").to(self.device)
         self.opened: dict[str, ImageSet] = {}
 
     def answer(self, job: ImageSetJob) -> dict[str, np.ndarray]:

@@ -10,11 +10,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from mergevq_platform.distributed.ordered_map import Answers, Share
+from mergevq_platform.distributed.ordered_map import Share
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.results import merge
+from mergevq_platform.evaluation.worker import Answers, Job, RowsJob
+
+Result = TypeVar("Result")
 
 JOBS_PER_PASS = 64  # about, of a large set: a result may be 100 MB
 
@@ -25,24 +28,26 @@ class Passes:
 
     answers: Answers
     cache: Cache | None = None
-    remembered: dict[str, Any] = field(
+    remembered: dict[str, object] = field(
         default_factory=dict
     )  # small results by key, for the length of an evaluation
 
-    def result(self, key: Mapping[str, Any], jobs: Sequence[Any]) -> Any:
+    def result(self, key: Mapping[str, Any], jobs: Sequence[Job[Result]]) -> Result:
         """The merged result of the jobs that make up the pass `key`: `kind`, and all that decides the result."""
         if self.cache is None:
             return merge(self.answers(jobs))
         return self.cache.through(key, jobs, self.answers)
 
-    def small_result(self, key: Mapping[str, Any], jobs: Sequence[Any]) -> Any:
+    def small_result(self, key: Mapping[str, Any], jobs: Sequence[Job[Result]]) -> Result:
         """As `result`, for a small result that is asked for again: with or without a cache its jobs are done once."""
         name = json.dumps(key, sort_keys=True)
         if name not in self.remembered:
             self.remembered[name] = self.result(key, jobs)
-        return self.remembered[name]
+        return cast(Result, self.remembered[name])  # the key names the jobs
 
-    def in_shares(self, key: Mapping[str, Any], job: Any, rows: int, *, rows_of_share: int) -> Any:
+    def in_shares(
+        self, key: Mapping[str, Any], job: RowsJob[Result], rows: int, *, rows_of_share: int
+    ) -> Result:
         """The merged, small result of a job that is done in shares of so many rows; what all shares read travels once."""
         shares = max(1, math.ceil(rows / rows_of_share))
         return self.small_result(key, [Share(job, number, shares) for number in range(shares)])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from mergevq.metrics import Votes, knn_votes, linear_probe
 from mergevq.metrics.probe import FittedProbe, fit_probe
 from mergevq.metrics.sgd_probe import PUBLISHED, sgd_probe
 from mergevq_platform.evaluation.passes import Passes
+
+Fitted = TypeVar("Fitted")
 
 KNN_QUERIES = 4096  # test features of one share of the nearest neighbours, up to
 KNN_SHARES = 8  # shares, up to
@@ -113,7 +115,7 @@ class Probes:
     """The probes of an evaluation; what was fitted to the same features is not fitted again."""
 
     passes: Passes
-    known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    known: dict[tuple[object, ...], object] = field(default_factory=dict)
 
     def probe(
         self,
@@ -144,7 +146,7 @@ class Probes:
         rows = math.ceil(
             len(features.test_y) / min(KNN_SHARES, math.ceil(len(features.test_y) / KNN_QUERIES))
         )
-        votes: Votes = self._once(
+        votes = self._once(
             (features.digest(), "knn"),
             lambda: self.passes.in_shares(
                 {"kind": "knn", "of": key}, VotesJob(features), len(features.test_y), rows_of_share=rows
@@ -157,10 +159,10 @@ class Probes:
             **{f"knn_top1_{name}_k{k}": top1 for k, top1 in knn.by_k.items()},
         }
 
-    def _once(self, name: tuple[Any, ...], fit: Any) -> Any:
+    def _once(self, name: tuple[object, ...], fit: Callable[[], Fitted]) -> Fitted:
         if name not in self.known:
             self.known[name] = fit()
-        return self.known[name]
+        return cast(Fitted, self.known[name])  # the name says what was fitted
 
 
 def _scored(top1: float, interval: tuple[float, float], chosen: float) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq.image_size import ImageSize, grid_of, height_width, size_text
 from mergevq.merge_schedule import reachable, scaled_keep
 from mergevq.serialization import read_config
@@ -33,7 +34,6 @@ from mergevq_platform.evaluation.report import (
 from mergevq_platform.evaluation.spec import keeps_to_measure, reachable_keeps
 from mergevq_platform.evaluation.tokenizer_figures import GRIDS, image_grids
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.storage.lookup import FoundModel, find
 from mergevq_platform.tracking.store import Store
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mergevq.config import flattened
 from mergevq_platform.evaluation.tables import print_table, table_console
+from mergevq_platform.tracking.page_images import FOLDER, IMAGES_TAG
 
 AnyReport = TypeVar("AnyReport", bound="EvaluationReport")
 
@@ -93,9 +94,10 @@ def record(
 ) -> None:
     """Record a report: rows as metrics, files as artifacts, the protocol as tags."""
     report.record_rows(recorder)
-    for file in files.values():
-        recorder.artifact(file, report.folder)
-    tags = {f"protocol.{key}": str(value) for key, value in flattened(report.protocol).items()}
+    for name, file in files.items():
+        recorder.artifact(file, FOLDER if name.startswith(f"{FOLDER}/") else report.folder)
+    images = {IMAGES_TAG: "True"} if any(name.startswith(f"{FOLDER}/") for name in files) else {}
+    tags = images | {f"protocol.{key}": str(value) for key, value in flattened(report.protocol).items()}
     if (text := report.note(description)) is not None:
         tags["mlflow.note.content"] = text
     recorder.tags(tags)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 AnyResult = TypeVar("AnyResult")
 
@@ -15,12 +18,12 @@ class Mergeable:
     """A dataclass of results that merges field by field: accumulators, arrays (B, …), counts; None is of nothing."""
 
     def merge(self, other: Self) -> Self:
-        """Of both sets of images, these first."""
+        """The result over both sets of images, these first."""
         return merge([self, other])
 
 
 class _Merges(Protocol):
-    def merge(self, other: Any) -> Any: ...
+    def merge(self, other: object) -> object: ...
 
 
 def merge(results: Iterable[AnyResult]) -> AnyResult:
@@ -32,7 +35,7 @@ def merge(results: Iterable[AnyResult]) -> AnyResult:
     total = _begun(next(results))
     for result in results:
         total = _added(total, result)
-    return _whole(total)
+    return cast(AnyResult, _whole(total))  # parts of one type make a whole of it
 
 
 class _Arrays(list[np.ndarray]):
@@ -43,11 +46,11 @@ class _Arrays(list[np.ndarray]):
 class _Fields:
     """The parts of a dataclass or dictionary under way."""
 
-    kind: type
-    parts: dict[str, Any]
+    kind: Callable[..., object]
+    parts: dict[str, object]
 
 
-def _begun(result: Any) -> Any:
+def _begun(result: object) -> object:
     match result:
         case np.ndarray():
             return _Arrays([result])
@@ -57,27 +60,26 @@ def _begun(result: Any) -> Any:
             return result
 
 
-def _added(total: Any, result: Any) -> Any:
+def _added(total: object, result: object) -> object:
     match total, result:
         case _, None:
             return total
         case None, _:
             return _begun(result)
-        case _Arrays(), _:
+        case _Arrays(), np.ndarray():
             total.append(result)
             return total
-        case _Fields(), _:
+        case _Fields(), Mergeable() | dict():
             for name, part in _parts(result).items():
                 total.parts[name] = _added(total.parts.get(name), part)
             return total
-        case int() | float(), _:
+        case int() | float(), int() | float():
             return total + result
         case _:
-            mergeable: _Merges = total
-            return mergeable.merge(result)
+            return cast(_Merges, total).merge(result)
 
 
-def _whole(total: Any) -> Any:
+def _whole(total: object) -> object:
     match total:
         case _Arrays():
             return np.concatenate(total)
@@ -89,7 +91,7 @@ def _whole(total: Any) -> Any:
             return total
 
 
-def _parts(result: Any) -> dict[str, Any]:
+def _parts(result: Mergeable | dict[str, object]) -> dict[str, object]:
     if isinstance(result, dict):
         return result
-    return {field.name: getattr(result, field.name) for field in fields(result)}
+    return {field.name: getattr(result, field.name) for field in fields(cast("DataclassInstance", result))}

@@ -1,4 +1,4 @@
-"""The spec of an evaluation: which weights, over which images, at which kept counts."""
+"""The specification of an evaluation: weights, images, kept counts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EvaluationSpec:
 
 
 def identity(spec: EvaluationSpec) -> dict[str, str]:
-    """What tells a model from every other: the hash of its weights, or how it would be initialised."""
+    """The identity of a model: the hash of its weights, or its initialisation."""
     if spec.checkpoint is None:
         return untrained_identity(spec.recipe, 0)
     with checkpoints.weights(spec.checkpoint) as directory:
@@ -45,7 +45,7 @@ def identity(spec: EvaluationSpec) -> dict[str, str]:
 
 
 def untrained_identity(recipe: Recipe, seed: int) -> dict[str, str]:
-    """What tells an untrained tokenizer from every other; `seed` counts up from the recipe's own."""
+    """The identity of an untrained tokenizer; `seed` counts up from the recipe's own."""
     task = json.dumps(to_tree(recipe.tokenizer), sort_keys=True)
     return {
         "initialisation": f"seed {recipe.seed + seed}, torch {torch.__version__}",
@@ -59,7 +59,7 @@ def _opened(data: str, split: str, reading: Reading) -> Dataset:
 
 
 def reading_of(recipe: Recipe, data: str) -> Reading:
-    """How the images at `data` are read: as the recipe says of its own set; another set's columns are its own."""
+    """The reading of the images at `data`: the recipe's for its own set; another set has its own columns."""
     own = recipe.data
     return own.reading if data == own.path else Reading(background=own.background)
 
@@ -78,7 +78,7 @@ def split_batches(recipe: Recipe, data: str, split: str, *, left_out: Collection
 
 
 def batches_key(batches: EvalBatches) -> dict[str, Any]:
-    """What tells the images of an evaluation from all others: part of a pass's key."""
+    """The identity of the images of an evaluation: part of a pass's key."""
     key: dict[str, Any] = {
         "data": batches.dataset.fingerprint,
         "images": batches.images,

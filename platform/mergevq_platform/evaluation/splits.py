@@ -20,7 +20,7 @@ class EvaluatedSplits:
     bad: dict[str, dict[int, str]] = field(default_factory=dict)  # split -> row left out -> why
 
     def over(self, part: str, once: Callable[[EvalBatches], AnyResult]) -> AnyResult:
-        """What `once` makes of a part's batches; where an image cannot be decoded, of those without all such images.
+        """The result of `once` for a part's batches; where an image cannot be decoded, for the batches without all such images.
 
         Raises `InputError` where no image is left.
         """

@@ -16,6 +16,7 @@ from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.spec import EvaluationSpec
 from mergevq_platform.evaluation.tokenizer_results import TokenizerFindings
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
+from mergevq_platform.tracking.page_images import save_page_image
 
 IMAGES_SHOWN = 8
 GRIDS = ("reconstructions.png", "clusters.png")  # files of `image_grids`
@@ -24,7 +25,7 @@ GRIDS = ("reconstructions.png", "clusters.png")  # files of `image_grids`
 def write_figures(
     curve: Curve, spec: EvaluationSpec, findings: TokenizerFindings, folder: Path
 ) -> dict[str, Path]:
-    """The table as CSV, the figures of the curve, image grids, and what `findings` adds: files in `folder` by name."""
+    """The table as CSV, the figures of the curve, image grids, and the figures of `findings`: files in `folder` by name."""
     files = {"table.csv": folder / "table.csv"}
     files["table.csv"].write_text(curve.csv())
     files |= curve_figures(curve, folder)
@@ -33,7 +34,7 @@ def write_figures(
     if "reconstruction" in curve.suites:
         evaluated = evaluated_batches(curve, worker, worker.recipe.data.evaluation_split)
         originals = worker.images(evaluated, range(min(IMAGES_SHOWN, evaluated.images)))
-        files |= image_grids(worker.tokenizer, originals, keeps, folder)
+        files |= image_grids(worker.tokenizer, originals, keeps, folder, page_images=True)
     return files | finding_figures(findings, curve, worker, folder)
 
 
@@ -46,7 +47,7 @@ def evaluated_batches(curve: Curve, worker: TokenizerWorker, split: str) -> Eval
 def finding_figures(
     findings: TokenizerFindings, curve: Curve, worker: TokenizerWorker, folder: Path
 ) -> dict[str, Path]:
-    """How often codes are used, the worst reconstructions, the nearest neighbours: files in `folder`."""
+    """Code usage, the worst reconstructions, the nearest neighbours: files in `folder`."""
     drawn = {}
     keeps, data = [int(keep) for keep in curve.column("keep")], worker.recipe.data
     evaluated = evaluated_batches(curve, worker, data.evaluation_split)
@@ -92,8 +93,18 @@ def curve_figures(curve: Curve, folder: Path) -> dict[str, Path]:
 
 
 @torch.inference_mode()
-def image_grids(tokenizer: MergeVQ, originals: Tensor, keeps: Sequence[int], folder: Path) -> dict[str, Path]:
-    """Reconstructions and cluster maps of images (B, 3, H, W) in [-1, 1] over kept counts, as PNG files in `folder`."""
+def image_grids(
+    tokenizer: MergeVQ,
+    originals: Tensor,
+    keeps: Sequence[int],
+    folder: Path,
+    *,
+    page_images: bool = False,
+) -> dict[str, Path]:
+    """Reconstructions and cluster maps of images (B, 3, H, W) in [-1, 1] over kept counts, as PNG files in `folder`.
+
+    With `page_images` also an image of each for every count, for the slider of MLflow's page.
+    """
     encoded = {keep: tokenizer.encode(originals, keep) for keep in keeps}
     decoded = {keep: tokenizer.decode(code).cpu() for keep, code in encoded.items()}
     assigned = {keep: code.source.assignment.cpu() for keep, code in encoded.items()}
@@ -101,4 +112,12 @@ def image_grids(tokenizer: MergeVQ, originals: Tensor, keeps: Sequence[int], fol
     files = {name: folder / name for name in GRIDS}
     figures.save_png(figures.reconstruction_grid(originals.cpu(), decoded), files["reconstructions.png"])
     figures.save_png(figures.cluster_grid(originals.cpu(), assigned), files["clusters.png"])
+    if page_images:
+        drawn = {
+            "reconstructions": figures.reconstruction_pairs(originals.cpu(), decoded),
+            "clusters": figures.cluster_pairs(originals.cpu(), assigned),
+        }
+        for key, by_keep in drawn.items():
+            for keep, image in by_keep.items():
+                files |= save_page_image(folder, key, keep, image)
     return files

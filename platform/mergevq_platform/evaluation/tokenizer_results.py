@@ -1,4 +1,4 @@
-"""The results of a tokenizer's passes, and what figures show of them."""
+"""The results of a tokenizer's passes, and the findings that figures show."""
 
 from __future__ import annotations
 

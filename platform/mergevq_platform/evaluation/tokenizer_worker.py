@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,23 +22,62 @@ from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.spec import EvaluationSpec, split_batches
 from mergevq_platform.evaluation.statistics import ImageSetStatistics, image_set_statistics
 from mergevq_platform.evaluation.tokenizer_results import ReconstructionResult
+from mergevq_platform.evaluation.worker import WorkerProcess
 from mergevq_platform.storage import checkpoints
 
 MANIFOLD_IMAGES = 10_000  # of each set, at most, whose features precision and recall compare
 DECODED_BYTES = 512 * 1024**2  # decoded images that one process keeps
 
-PassKind = Literal["reference", "reconstruction", "features", "untrained"]
+Features = dict[str, np.ndarray]  # arrays (B, …) by name
 
 
-class TokenizerJob(NamedTuple):
-    """Some batches of a split at one kept count."""
+class ImageBatches(NamedTuple):
+    """Some batches of a split."""
 
-    kind: PassKind
     split: str
-    keep: int
-    batches: tuple[int, ...]
-    seed: int = 0  # of an untrained tokenizer, counted up from the recipe's
+    indices: tuple[int, ...]
     left_out: tuple[int, ...] = ()  # rows of the split, of images that cannot be decoded
+
+
+class ReferenceJob(NamedTuple):
+    """The images themselves."""
+
+    batches: ImageBatches
+
+    def on_batches(self, process: WorkerProcess) -> ImageSetStatistics:
+        """Statistics of the images."""
+        worker = process.worker(TokenizerWorker)
+        return merge(
+            worker.statistics(self.batches, index, worker.images_of(self.batches, index))
+            for index in self.batches.indices
+        )
+
+
+class ReconstructionJob(NamedTuple):
+    """Reconstructions at one kept count."""
+
+    batches: ImageBatches
+    keep: int
+
+    def on_batches(self, process: WorkerProcess) -> ReconstructionResult:
+        """Statistics of the reconstructions, and their likeness to the images."""
+        worker = process.worker(TokenizerWorker)
+        return merge(worker.reconstruct(self, index) for index in self.batches.indices)
+
+
+class FeaturesJob(NamedTuple):
+    """Features at one kept count."""
+
+    batches: ImageBatches
+    keep: int
+    untrained: int | None = (
+        None  # seed of an untrained tokenizer, counted up from the recipe's; none: the trained one
+    )
+
+    def on_batches(self, process: WorkerProcess) -> Features:
+        """`cls` and `mean` (B, D) float32 and `label` (B,) int64 of the images."""
+        worker = process.worker(TokenizerWorker)
+        return merge(worker.features(self, index) for index in self.batches.indices)
 
 
 class TokenizerWorker:
@@ -106,35 +145,33 @@ class TokenizerWorker:
             [self.batch(batches, int(at) // size)["image"][int(at) % size] for at in positions]
         )
 
-    @torch.no_grad()
-    def answer(self, job: TokenizerJob) -> Any:
-        """Do one job."""
-        return merge(self._batch(job, index) for index in job.batches)
+    def images_of(self, wanted: ImageBatches, index: int) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] of one batch, on the device."""
+        return self.batch(self.batches(wanted.split, wanted.left_out), index)["image"]
 
-    def _statistics(self, job: TokenizerJob, index: int, images: Tensor) -> ImageSetStatistics:
-        batches = self.batches(job.split, job.left_out)
+    def statistics(self, wanted: ImageBatches, index: int, images: Tensor) -> ImageSetStatistics:
+        """Statistics of images (B, 3, H, W) that are in the place of one batch."""
+        batches = self.batches(wanted.split, wanted.left_out)
         positions = index * batches.batch_size + torch.arange(len(images))
         return image_set_statistics(
             self.extractor, images, positions, batches.images, features=MANIFOLD_IMAGES
         )
 
-    def _batch(self, job: TokenizerJob, index: int) -> Any:
-        batch = self.batch(self.batches(job.split, job.left_out), index)
-        images, keep = batch["image"], job.keep
-        match job.kind:
-            case "reference":
-                return self._statistics(job, index, images)
-            case "reconstruction":
-                return self._reconstruct(job, index, images)
-            case "features" | "untrained":
-                model = self.tokenizer if job.kind == "features" else self.untrained(job.seed)
-                return features(model, images, keep) | {"label": batch["label"].cpu().numpy()}
+    @torch.no_grad()
+    def features(self, job: FeaturesJob, index: int) -> Features:
+        """Features and labels of one batch."""
+        batch = self.batch(self.batches(job.batches.split, job.batches.left_out), index)
+        model = self.tokenizer if job.untrained is None else self.untrained(job.untrained)
+        return features(model, batch["image"], job.keep) | {"label": batch["label"].cpu().numpy()}
 
-    def _reconstruct(self, job: TokenizerJob, index: int, images: Tensor) -> ReconstructionResult:
+    @torch.no_grad()
+    def reconstruct(self, job: ReconstructionJob, index: int) -> ReconstructionResult:
+        """Reconstructions of one batch, measured."""
+        images = self.images_of(job.batches, index)
         result = ReconstructionResult(codes=CodeUsage(self.tokenizer.config.quantizer.vocabulary))
         encoded = self.tokenizer.encode(images, job.keep)
         decoded = self.tokenizer.decode(encoded)
-        result.true = self._statistics(job, index, decoded)
+        result.true = self.statistics(job.batches, index, decoded)
         result.psnr.update(images, decoded)
         result.each_psnr = (
             result.psnr.scores(to_uint8(images).double(), to_uint8(decoded).double()).cpu().numpy()

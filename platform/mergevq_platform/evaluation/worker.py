@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 
 from mergevq_platform.distributed import ordered_map
-from mergevq_platform.distributed.ordered_map import Answers, Share
+from mergevq_platform.distributed.ordered_map import Share
 
 AnySpec = TypeVar("AnySpec", bound="Spec")
+AnyWorker = TypeVar("AnyWorker")
+Result = TypeVar("Result")
+AnyResult = TypeVar("AnyResult", covariant=True)
 Device = Literal["cpu", "cuda"]
 
 
@@ -23,44 +26,68 @@ class Spec(Protocol):
         """The device of models and features."""
 
 
-class BatchWorker(Protocol):
-    """One process's models and data of a kind of evaluation: does the jobs of whole batches."""
+class WorkerProcess(Protocol):
+    """A process with the models and data of its kind of evaluation."""
 
-    def answer(self, job: Any) -> Any:
-        """The result of one job: see `results.merge`."""
+    def worker(self, kind: type[AnyWorker]) -> AnyWorker:
+        """Models and data, which are those of a `kind`."""
 
 
-class RowsJob(Protocol):
+@runtime_checkable
+class BatchesJob(Protocol[AnyResult]):
+    """A job of whole batches: it knows the kind of worker that it needs, and so the type of its result."""
+
+    def on_batches(self, process: WorkerProcess) -> AnyResult:
+        """The result: see `results.merge`."""
+
+
+@runtime_checkable
+class RowsJob(Protocol[AnyResult]):
     """A job over rows of features that needs neither models nor images; any worker does it."""
 
-    def on_rows(self, device: torch.device, number: int, shares: int) -> Any:
+    def on_rows(self, device: torch.device, number: int, shares: int) -> AnyResult:
         """The result of share `number` of `shares`."""
 
 
-class EvaluationWorker:
+Job: TypeAlias = BatchesJob[Result] | RowsJob[Result] | Share[RowsJob[Result]]
+
+
+class Answers(Protocol):
+    """A function that has jobs done; their results come in the order of the jobs."""
+
+    def __call__(self, jobs: Sequence[Job[Result]], /) -> Iterable[Result]:
+        """The results."""
+
+
+class EvaluationWorker(Generic[AnySpec]):
     """One process of an evaluation. The models and data of its kind are opened with the first job that needs them."""
 
-    def __init__(self, of: tuple[Callable[[Any], BatchWorker], Spec]) -> None:
+    def __init__(self, of: tuple[Callable[[AnySpec], object], AnySpec]) -> None:
         self.kind, self.spec = of
 
     @cached_property
-    def batch_worker(self) -> BatchWorker:
+    def opened(self) -> object:
         """Models and data."""
         return self.kind(self.spec)
 
-    def answer(self, job: Any) -> Any:
+    def worker(self, kind: type[AnyWorker]) -> AnyWorker:
+        """See `WorkerProcess.worker`."""
+        assert isinstance(self.opened, kind)
+        return self.opened
+
+    def answer(self, job: Job[Result]) -> Result:
         """The result of one job."""
         device = torch.device(self.spec.device)
         with torch.no_grad():
             match job:
                 case Share(of, number, shares):
                     return of.on_rows(device, number, shares)
-                case _ if hasattr(job, "on_rows"):
+                case RowsJob():
                     return job.on_rows(device, 0, 1)
-                case _:
-                    return self.batch_worker.answer(job)
+                case BatchesJob():
+                    return job.on_batches(self)
 
 
-def answers(kind: Callable[[AnySpec], BatchWorker], spec: AnySpec, workers: int = 0) -> Answers:
+def answers(kind: Callable[[AnySpec], object], spec: AnySpec, workers: int = 0) -> Answers:
     """A function that has jobs done: in this process for 0 `workers`, else on so many Ray actors."""
     return ordered_map.answers(EvaluationWorker, (kind, spec), workers=workers, device=spec.device)

@@ -13,6 +13,7 @@ from mergevq_platform.figures.grids import (
 )
 from mergevq_platform.figures.interactive import tradeoff_html
 from mergevq_platform.figures.page import InlineImage, ReconstructionPage, ShownReconstruction
+from mergevq_platform.figures.pairs import cluster_pairs, reconstruction_pairs, tile, tiled
 from mergevq_platform.figures.series import probed
 from mergevq_platform.figures.tradeoff import save_png, tradeoff_figure
 
@@ -23,6 +24,7 @@ __all__ = [
     "ShownReconstruction",
     "cluster_grid",
     "cluster_overlay",
+    "cluster_pairs",
     "code_usage_figure",
     "guidance_figure",
     "image_rows",
@@ -30,7 +32,10 @@ __all__ = [
     "pareto_figure",
     "probed",
     "reconstruction_grid",
+    "reconstruction_pairs",
     "save_png",
+    "tile",
+    "tiled",
     "tradeoff_figure",
     "tradeoff_html",
     "worst_grid",

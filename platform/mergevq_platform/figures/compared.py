@@ -1,4 +1,4 @@
-"""Curves that are compared: their points over seeds, what they are set against, and what a reader must know.
+"""Curves of a comparison: points over seeds, axes, and notes for the reader.
 
 A generator's curve runs over guidance scales instead of kept tokens.
 """
@@ -60,7 +60,7 @@ IDENTITY = ("extractor", "data_fingerprint", "images")
 
 
 def comparison_axes(curve: Evaluation) -> ComparisonAxes:
-    """Of a tokenizer the probe over kept tokens, or PSNR without labels; of a generator the Inception score over guidance
+    """The axes: of a tokenizer the probe over kept tokens, or PSNR without labels; of a generator the Inception score over guidance
     scales or, with an extractor that knows no classes, how often the asked class is recognised."""
     if isinstance(curve, Curve):
         with_probe = probed(curve)
@@ -150,7 +150,7 @@ def loss_title(curve: Evaluation) -> str:
 
 
 def caveats_of(curve: Evaluation) -> list[str]:
-    """What a reader must know to judge a comparison with this curve."""
+    """Caveats of a comparison with this curve."""
     if isinstance(curve, Curve):
         return notes(curve)
     p = curve.protocol

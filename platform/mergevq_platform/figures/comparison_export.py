@@ -24,7 +24,7 @@ PLOTLY_MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down",
 
 
 def comparison_html(entries: Sequence[Entry], title: str) -> str:
-    """`pareto_figure` to point at: one HTML page with plotly's JavaScript inside."""
+    """`pareto_figure` as an interactive HTML page with plotly's JavaScript inside."""
     import plotly.graph_objects as go
 
     require_one_identity([entry.curve for entry in entries])

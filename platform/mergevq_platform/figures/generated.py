@@ -12,12 +12,15 @@ import numpy as np
 from mergevq_platform.evaluation.generator_report import NAMES, GeneratorReport
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 CELL = 64  # screen pixels that a small image is enlarged to, about: the factor is whole
 GAP, MARGIN, LINE = 4, 12, 17  # screen pixels
 DPI = 100
 LEFT, RIGHT, GREY = "#0072b2", "#d55e00", "#8a8a8a"
+REFERENCE_STYLES = {"reconstructed": "--", "by_position": ":", "untrained": (0, (1, 3))}
 
 
 def image_rows(
@@ -70,7 +73,7 @@ def image_rows(
 def guidance_figure(report: GeneratorReport) -> Figure:
     """Fréchet distance (left) and recognised classes (right) over guidance scales, with baselines and ceilings as lines."""
     scales = [row["scale"] for row in report.rows]
-    key, p = report.frechet_key, report.protocol
+    key = report.frechet_key
 
     def column(name: str) -> list[float]:
         return [row.get(name, math.nan) for row in report.rows]
@@ -94,20 +97,8 @@ def guidance_figure(report: GeneratorReport) -> Figure:
     )
     low, high = (column(f"class_top1_{end}") for end in ("low", "high"))
     right.fill_between(scales, low, high, color=RIGHT, alpha=0.15, linewidth=0)
-    styles = {"reconstructed": "--", "by_position": ":", "untrained": (0, (1, 3))}
-    for name, style in styles.items():
-        if key in report.references.get(name, {}):
-            level = report.references[name][key]
-            handles.append(left.axhline(level, color=LEFT, linestyle=style, linewidth=1.4, label=NAMES[name]))
-    if "class_probe" in p:
-        real = p["class_probe"]["real_top1"]
-        handles.append(
-            right.axhline(real, color=RIGHT, linestyle="--", linewidth=1.2, label="class of real images")
-        )
-        handles.append(
-            right.axhline(p["chance_top1"], color=RIGHT, linestyle=":", linewidth=1.4, label="chance")
-        )
-    measured = [*report.rows, *(row for name, row in report.references.items() if name in styles)]
+    handles += _reference_lines(report, left, right)
+    measured = [*report.rows, *(row for name, row in report.references.items() if name in REFERENCE_STYLES)]
     values = [row[key] for row in measured if key in row]
     if values and min(values) > 0 and max(values) > 10 * min(values):
         left.set_yscale("log")
@@ -133,3 +124,19 @@ def guidance_figure(report: GeneratorReport) -> Figure:
         fontsize=9,
     )
     return figure
+
+
+def _reference_lines(report: GeneratorReport, left: Axes, right: Axes) -> list[Line2D]:
+    """Draw baselines and ceilings as horizontal lines; returns them for the legend."""
+    key, p, lines = report.frechet_key, report.protocol, []
+    for name, style in REFERENCE_STYLES.items():
+        if key in report.references.get(name, {}):
+            level = report.references[name][key]
+            lines.append(left.axhline(level, color=LEFT, linestyle=style, linewidth=1.4, label=NAMES[name]))
+    if "class_probe" in p:
+        real = p["class_probe"]["real_top1"]
+        lines += [
+            right.axhline(real, color=RIGHT, linestyle="--", linewidth=1.2, label="class of real images"),
+            right.axhline(p["chance_top1"], color=RIGHT, linestyle=":", linewidth=1.4, label="chance"),
+        ]
+    return lines

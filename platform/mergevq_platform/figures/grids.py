@@ -37,8 +37,8 @@ def reconstruction_grid(originals: Tensor, reconstructed: Mapping[int, Tensor]) 
             raise InputError(
                 f"reconstructions at {keep} kept tokens are {tuple(images.shape)}, the originals {tuple(originals.shape)}"
             )
-    columns = {"original": _screen(originals)}
-    columns |= {_label(keep): _screen(reconstructed[keep]) for keep in sorted(reconstructed, reverse=True)}
+    columns = {"original": on_screen(originals)}
+    columns |= {_label(keep): on_screen(reconstructed[keep]) for keep in sorted(reconstructed, reverse=True)}
     return _grid(columns)
 
 
@@ -48,20 +48,25 @@ def cluster_grid(originals: Tensor, assigned: Mapping[int, Tensor]) -> Figure:
     Cells of one colour are one kept token; cells that stayed alone show the image in grey. Images (B, 3, H, W) in
     [-1, 1], assignments (B, N) int64. Raises `InputError` where they do not go together.
     """
-    screen = _screen(originals)
+    screen = on_screen(originals)
     columns = {"original": screen}
     for keep in sorted(assigned, reverse=True):
-        assignment = assigned[keep]
-        if assignment.ndim != 2 or len(assignment) != len(originals):
-            raise InputError(
-                f"the assignment at {keep} kept tokens is {tuple(assignment.shape)}: it must be ({len(originals)}, N)"
-            )
-        shape = _grid_shape(assignment.shape[1], *originals.shape[-2:])
-        maps = assignment.cpu().numpy().reshape(-1, *shape)
-        columns[_label(keep)] = np.stack(
-            [_tinted(image, cells) for image, cells in zip(screen, maps, strict=True)]
-        )
+        columns[_label(keep)] = cluster_maps(screen, assigned[keep], originals.shape[-2:], keep)
     return _grid(columns, foot="Cells of one colour are one kept token; cells in grey were not merged.")
+
+
+def cluster_maps(screen: np.ndarray, assignment: Tensor, shape: Sequence[int], keep: int) -> np.ndarray:
+    """Images (B, h, w, 3) uint8 at screen size with their clusters over them, of assignments (B, N) int64 at `keep` tokens.
+
+    `shape`: (H, W) of the images themselves. Raises `InputError` where they do not go together.
+    """
+    if assignment.ndim != 2 or len(assignment) != len(screen):
+        raise InputError(
+            f"the assignment at {keep} kept tokens is {tuple(assignment.shape)}: it must be ({len(screen)}, N)"
+        )
+    height, width = shape
+    maps = assignment.cpu().numpy().reshape(-1, *_grid_shape(assignment.shape[1], height, width))
+    return np.stack([_tinted(image, cells) for image, cells in zip(screen, maps, strict=True)])
 
 
 def worst_grid(
@@ -71,10 +76,10 @@ def worst_grid(
     psnr: Mapping[int, np.ndarray],
 ) -> Figure:
     """`reconstruction_grid` of the images that come out worst, their PSNR under each; `rows` number them in the split."""
-    columns = {"original": _screen(originals)}
+    columns = {"original": on_screen(originals)}
     captions = {"original": [f"row {row}" for row in rows]}
     for keep in sorted(reconstructed, reverse=True):
-        columns[_label(keep)] = _screen(reconstructed[keep])
+        columns[_label(keep)] = on_screen(reconstructed[keep])
         captions[_label(keep)] = [f"{value:.1f} dB" for value in psnr[keep]]
     foot = f"The lowest PSNR of the split at {max(reconstructed)} kept tokens, lowest first."
     return _grid(columns, foot=foot, captions=captions)
@@ -82,8 +87,8 @@ def worst_grid(
 
 def neighbour_grid(queries: Tensor, found: Tensor, keep: int) -> Figure:
     """A row per image of the evaluation split (B, 3, H, W): itself, then its nearest training images (B, k, …)."""
-    columns = {"image": _screen(queries)}
-    columns |= {f"nearest {rank + 1}": _screen(found[:, rank]) for rank in range(found.shape[1])}
+    columns = {"image": on_screen(queries)}
+    columns |= {f"nearest {rank + 1}": on_screen(found[:, rank]) for rank in range(found.shape[1])}
     foot = f"Training images whose [CLS] feature has the largest cosine with the image's, {keep} kept tokens."
     return _grid(columns, foot=foot)
 
@@ -92,8 +97,8 @@ def _label(keep: int) -> str:
     return f"{keep} kept"
 
 
-def _screen(images: Tensor) -> np.ndarray:
-    # (B, H, W, 3) uint8, enlarged by a whole factor so that every pixel stays a square.
+def on_screen(images: Tensor) -> np.ndarray:
+    """Images (B, 3, H, W) in [-1, 1] as (B, h, w, 3) uint8, enlarged by a whole factor so that every pixel stays a square."""
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise InputError(f"images are {tuple(images.shape)}: they must be (B, 3, H, W), B at least 1")
     array = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""The trade-off to point at: one HTML file with everything inside, so that it opens without a network."""
+"""The interactive trade-off: one HTML file with everything inside, so that it opens without a network."""
 
 from __future__ import annotations
 

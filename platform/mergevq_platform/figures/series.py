@@ -87,12 +87,12 @@ def left_title(curve: Curve) -> list[str]:
 
 
 def right_title(curve: Curve) -> list[str]:
-    """Lines: what the right axis shows, with its unit, and which way is better."""
+    """Lines: the metric of the right axis, its unit, and which way is better."""
     return ["top-1 accuracy of a linear probe, %" if probed(curve) else "PSNR, dB", "higher is better"]
 
 
 def ticks(curve: Curve, newline: str) -> list[str]:
-    """What stands under each kept count: the count, and the share of the grid's tokens that is merged away.
+    """The labels of the kept counts: the count, and the share of the grid's tokens that is merged away.
 
     Nothing stands where its neighbour's label would be; the first and the last count always have one.
     """
@@ -128,12 +128,12 @@ def logarithmic_values(values: list[float]) -> bool:
 
 
 def few_images(dim: int) -> str:
-    """What must be said where images are no more than features."""
+    """The caveat where images are no more than features."""
     return f"No more images than the {dim} features: the Fréchet distance is strongly biased upwards"
 
 
 def notes(curve: Curve) -> list[str]:
-    """What a reader must know to judge the figure: data, weights, interval, and the teacher's caveat last."""
+    """Notes of the figure: data, weights, interval, and the teacher's caveat last."""
     p = curve.protocol
     source = f"'{short_name(p['data'])}' " if p.get("data") else ""
     said = [

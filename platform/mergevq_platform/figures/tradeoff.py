@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergevq.files import whole_file
 from mergevq_platform.data.images.decoding import FIGURE
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.series import (
@@ -76,11 +77,9 @@ def tradeoff_figure(curve: Curve) -> Figure:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG at its own size, replacing the file in one step."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(
-        temporary, format="png", metadata={"Software": FIGURE}
-    )  # no version: equal figures give equal files
-    temporary.rename(path)
+    with whole_file(path) as temporary:
+        # No version: equal figures give equal files.
+        figure.savefig(temporary, format="png", metadata={"Software": FIGURE})
 
 
 def _draw(axes: Axes, keeps: list[int], line: Series) -> Line2D:

@@ -25,7 +25,7 @@ class AllReduce:
 
     @property
     def bytes_per_second(self) -> float:
-        """What every worker sends and receives in a second: a ring moves 2 (w - 1) / w of the message over each link."""
+        """Bytes that every worker sends and receives in a second: a ring moves 2 (w - 1) / w of the message over each link."""
         moved = 2 * (self.workers - 1) / self.workers * MESSAGE_BYTES
         return moved / max(self.seconds - self.latency_seconds, 1e-9)
 

@@ -130,7 +130,7 @@ def locate(recipe: R, folder: str | Path | None = None) -> R:
 
 
 def path_kind(key: str) -> PathKind | None:
-    """What the path is of that a dotted key names, in a recipe of whichever task; None for a key of something else."""
+    """The kind of the path at a dotted key, in a recipe of any task; None for another key."""
     sections = (Recipe, *(_section(cast(Hashable, _class(kind))) for kind in tasks.KINDS))
     return next((kinds[key] for kinds in map(path_keys, sections) if key in kinds), None)
 

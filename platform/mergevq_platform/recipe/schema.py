@@ -8,10 +8,10 @@ from pydantic import Field, InstanceOf, PlainSerializer
 
 from mergevq.config import config, to_tree
 from mergevq.errors import InputError
+from mergevq.number_types import Count, Positive, ProperFraction, WholeNumber
 from mergevq_platform.data import BatchPartition
 from mergevq_platform.recipe.sections import (
     ClusterConfig,
-    Count,
     DataConfig,
     EvaluationConfig,
     OptimizerConfig,
@@ -30,18 +30,18 @@ class Recipe:
     name: str  # see `naming`
     description: str = ""
     experiment: str = "mergevq"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: WholeNumber = 0
     task: AnyTask
     data: DataConfig
     steps: Count | None = None  # optimizer steps; or
-    epochs: Annotated[float, Field(gt=0)] | None = None  # passes over the training split
+    epochs: Positive | None = None  # passes over the training split
     global_batch: Count
     micro_batch: Count | None = (
         None  # the most images of a worker's forward pass; resolved: its share of the global batch
     )
     optimizer: OptimizerConfig
     discriminator_optimizer: OptimizerConfig | None = None  # none: the same settings
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: ProperFraction = 0.999
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False  # torch.compile the transformer blocks, one graph per kept count
     channels_last: bool = False

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from mergevq.config import config
 from mergevq.metrics import FeaturesConfig, RandomFeaturesConfig
 from mergevq.metrics.lpips import LpipsFilesConfig
+from mergevq.number_types import Count, Fraction, NonNegative, Positive, WholeNumber
 from mergevq.schedules import ScheduleConfig
 from mergevq_platform.data import Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
 from mergevq_platform.recipe.paths import DataPath
-
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Scale = Annotated[float, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)]
 
 
 @config
@@ -36,10 +32,8 @@ class DataConfig:
     )
     views: ViewsConfig
     window_blocks: Count = 16  # row groups that are shuffled together
-    loader_workers: Annotated[int, Field(ge=0)] = (
-        0  # processes per training worker that decode images; 0: a thread
-    )
-    bad_image_limit: Annotated[int, Field(ge=0)] = 0  # corrupt images replaced before the run is an error
+    loader_workers: WholeNumber = 0  # processes per training worker that decode images; 0: a thread
+    bad_image_limit: WholeNumber = 0  # corrupt images replaced before the run is an error
 
     @property
     def reading(self) -> Reading:
@@ -53,10 +47,10 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW and its schedule (paper, Table A1: betas (0.5, 0.9), no weight decay)."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Positive = 1e-4
     betas: tuple[Fraction, Fraction] = (0.5, 0.9)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive | None = None
     schedule: ScheduleConfig
 
 
@@ -68,14 +62,14 @@ class ClusterConfig:
     min_workers: Count | None = (
         None  # while nodes are gone, go on with as few as these; none: wait until all can run again
     )
-    resize_seconds: Seconds = 60.0  # how often a run of fewer workers looks for free devices to grow again
+    resize_seconds: Positive = 60.0  # how often a run of fewer workers looks for free devices to grow again
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: Count = 1
     max_failures: int = Field(default=3, ge=-1)  # worker-group restarts before the run fails; -1: no limit
-    hang_timeout_seconds: Seconds = (
+    hang_timeout_seconds: Positive = (
         300.0  # without progress of a worker before it is ended and the group restarted
     )
-    storage_timeout_seconds: Seconds = 600.0  # of trying to save a checkpoint before the run fails
+    storage_timeout_seconds: Positive = 600.0  # of trying to save a checkpoint before the run fails
 
     @property
     def least_workers(self) -> int:

@@ -22,12 +22,13 @@ from mergevq.initialisation import select_weights
 from mergevq.keep import KeepDistributionConfig
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.merge_schedule import merge_schedule
+from mergevq.number_types import Count, NonNegative
 from mergevq.paths import WeightsPath
 from mergevq.presets import preset
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
 from mergevq_platform.data import ViewsConfig
 from mergevq_platform.recipe.paths import CodesPath, RunPath
-from mergevq_platform.recipe.sections import Count, EvaluationConfig, Scale
+from mergevq_platform.recipe.sections import EvaluationConfig
 
 
 class TaskConfig:
@@ -230,7 +231,7 @@ class GenerationConfig:
     steps: Count | None = None  # random order: decoding steps; none: one for every token
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)  # its scale is one of `scales`, in turn
-    scales: tuple[Scale, ...] = (
+    scales: tuple[NonNegative, ...] = (
         1.0,
         1.5,
         2.0,

@@ -18,17 +18,24 @@ import torch
 from PIL import Image
 
 from mergevq.errors import InputError
+from mergevq.files import whole_file, write_whole
 from mergevq.metrics import to_uint8
 from mergevq_platform import figures
 from mergevq_platform.data.image_folder import SHEET
 from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.distributed.ordered_map import answers
-from mergevq_platform.distributed.progress import counted
+from mergevq_platform.distributed.sharded_map import resumed_map
 from mergevq_platform.sampling.pipeline import SamplingPipeline, SamplingSpec
-from mergevq_platform.storage.files import whole_file, write_whole
 
 MANIFEST = "generation.json"
 SHEET_CLASSES, SHEET_EACH = 12, 8
+
+
+class BatchResult(NamedTuple):
+    """What this run sampled of a batch: nothing, where an earlier run has finished it."""
+
+    images: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -58,19 +65,10 @@ class SamplingJob:
         """The file of a batch's codes."""
         return Path(self.directory, "codes", f"{batch:05d}.npz")
 
-    def is_done(self, batch: int) -> bool:
-        """Whether an earlier run has sampled a batch."""
-        return self.codes(batch).is_file() and all(
-            self.image(*item).is_file() for item in self.samples(batch)
-        )
-
-
-class BatchResult(NamedTuple):
-    """The result of a batch."""
-
-    images: int
-    tokens: int
-    seconds: float
+    def finished(self, batch: int) -> BatchResult | None:
+        """The empty result of a batch that an earlier run has sampled."""
+        files = [self.codes(batch), *(self.image(*item) for item in self.samples(batch))]
+        return BatchResult(0, 0) if all(file.is_file() for file in files) else None
 
 
 class SamplingWorker:
@@ -82,12 +80,10 @@ class SamplingWorker:
 
     def answer(self, batch: int) -> BatchResult:
         """Sample one batch and write its images, then its codes."""
-        began = time.monotonic()
         samples = self.job.samples(batch)
         ids, labels = torch.tensor(samples, dtype=torch.int64).unbind(1)
         generated = self.pipeline.codes(labels, ids)
         images = to_uint8(self.pipeline.decode(generated.indices)).permute(0, 2, 3, 1).cpu().numpy()
-        seconds = time.monotonic() - began
         for item, image in zip(samples, images, strict=True):
             with whole_file(self.job.image(*item)) as temporary:
                 temporary.write_bytes(encode_png(image))
@@ -95,7 +91,7 @@ class SamplingWorker:
         np.savez(stream, indices=generated.indices.cpu().numpy(), label=labels.numpy(), sample=ids.numpy())
         with whole_file(self.job.codes(batch)) as temporary:
             temporary.write_bytes(stream.getvalue())
-        return BatchResult(len(samples), generated.indices.numel(), seconds)
+        return BatchResult(len(samples), generated.indices.numel())
 
 
 def sample_images(job: SamplingJob, *, workers: int = 0, progress: bool = True) -> dict[str, Any]:
@@ -118,24 +114,26 @@ def sample_images(job: SamplingJob, *, workers: int = 0, progress: bool = True) 
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(existing, json.dumps(wanted, indent=1) + "\n")
     batches = range(-(-job.num // job.batch))
-    missing = [number for number in batches if not job.is_done(number)]
-    done = sum(len(job.samples(b)) for b in batches) - sum(len(job.samples(b)) for b in missing)
-    began, tokens = time.monotonic(), 0
-    with counted("generating", "images", job.num, shown=progress) as advance:
-        advance(done)
-        if missing:
-            for batch in answers(SamplingWorker, job, workers=workers, device=job.spec.device)(missing):
-                advance(batch.images)
-                tokens += batch.tokens
+    began = time.monotonic()
+    results = resumed_map(
+        batches,
+        lambda missing: answers(SamplingWorker, job, workers=workers, device=job.spec.device)(missing),
+        finished=job.finished,
+        size=lambda batch: len(job.samples(batch)),
+        title="generating",
+        unit="images",
+        progress=progress,
+    )
     seconds = time.monotonic() - began
+    images, tokens = (sum(counts) for counts in zip(*results, strict=True))
     figures.save_png(sheet(job), directory / SHEET)
     manifest = {**wanted, "complete": True}
-    if missing:
+    if images:
         manifest["last_run"] = {
-            "pictures": job.num - done,
+            "pictures": images,
             "workers": max(1, workers),
             "seconds": round(seconds, 2),
-            "pictures_per_second": round((job.num - done) / seconds, 3),
+            "pictures_per_second": round(images / seconds, 3),
             "tokens_per_second": round(tokens / seconds, 1),
         }
     write_whole(existing, json.dumps(manifest, indent=1) + "\n")
@@ -143,7 +141,7 @@ def sample_images(job: SamplingJob, *, workers: int = 0, progress: bool = True) 
 
 
 def described(job: SamplingJob) -> dict[str, Any]:
-    """What decides the images: the protocol of a job."""
+    """The protocol of a job: everything that decides the images."""
     return {
         **job.spec.protocol(),
         "recipe": job.spec.recipe.name,

@@ -53,7 +53,7 @@ class SamplingSpec:
         return replace(self, guidance={**self.guidance, "scale": scale})
 
     def protocol(self) -> dict[str, Any]:
-        """What decides the codes, and whose they are, as plain values."""
+        """The protocol of the codes as plain values: generator, tokenizer, kept tokens, sampling, guidance."""
         kind = self.recipe.generator.model.kind
         return {
             "generator": {
@@ -84,7 +84,7 @@ def open_sampling(
     guidance: GuidanceConfig | None = None,
     tokenizer: str | None = None,
 ) -> SamplingSpec:
-    """The newest generator at a run, checkpoint or URI; what is not said is the recipe's `task.generation`.
+    """The newest generator at a run, checkpoint or URI; settings that are not given are those of the recipe's `task.generation`.
 
     `tokenizer`: where its tokenizer lies now, or one with another Source Recovery. Raises `InputError` for a kept count that
     was not trained, more steps than tokens, settings for another number of sub-tokens, and a tokenizer whose codes are not

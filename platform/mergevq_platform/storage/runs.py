@@ -1,4 +1,4 @@
-"""A run: its name, where its checkpoints lie, and its local directory with the journal and the recipe."""
+"""A run: its name, the location of its checkpoints, and its local directory with the journal and the recipe."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Run:
 
     @property
     def location(self) -> str:
-        """Where the run's checkpoints lie: a path or URI."""
+        """The location of the run's checkpoints: a path or URI."""
         return checkpoints.inside(self.storage, self.name)
 
     @classmethod
@@ -201,7 +201,7 @@ def parameters(recipe: Recipe) -> dict[str, object]:
 
 
 def tags(recipe: Recipe, run: Run) -> dict[str, str]:
-    """MLflow tags of a run: kind, variant, commit, where its checkpoints lie."""
+    """MLflow tags of a run: kind, variant, commit, location of its checkpoints."""
     found = {
         "mergevq.kind": recipe.task.kind,
         "mergevq.run": run.name,

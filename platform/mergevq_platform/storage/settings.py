@@ -50,6 +50,6 @@ def default_home(environ: Mapping[str, str] | None = None) -> Path:
 
 
 def storage_of_environment(environ: Mapping[str, str] | None = None) -> str | None:
-    """`MERGEVQ_STORAGE`, where checkpoints go that no `--storage` sends elsewhere; None: into the home."""
+    """`MERGEVQ_STORAGE`, the checkpoint root without `--storage`; None: in the home."""
     environ = os.environ if environ is None else environ
     return environ.get("MERGEVQ_STORAGE") or None

@@ -1,4 +1,4 @@
-"""The frozen tokenizer of stage 2: where it lies, and the hash by which codes, recipe and generator know it again.
+"""The frozen tokenizer of stage 2: its location, and the hash by which codes, recipe and generator recognise it.
 
 Codes mean nothing without the very weights that made them. Its identity is the sha256 of its `model.safetensors` (averaged
 weights), which code sets, recipes, checkpoints of generators and generated images all record. Beside it stands the hash of

@@ -122,7 +122,7 @@ class Sweep:
         return recipes.locate(recipes.complete({**tree, "name": name} if name else tree), self.folder)
 
     def first_recipe(self) -> Recipe:
-        """The recipe of first choices: what all trials have in common stands in it."""
+        """The recipe of first choices; it holds everything that all trials have in common."""
         return self.recipe_of(choosers.corners(self.space)[0])
 
     def pinned(self, find_run: FindRun) -> tuple[Sweep, ResolvedRecipe]:
@@ -156,7 +156,7 @@ class Sweep:
         return self.family or next(iter(choosers.corners(self.space)[0]))
 
     def family_of(self, params: Params) -> str:
-        """What figures colour a trial by."""
+        """The label by which figures colour a trial."""
         value = params.get(self.family_key)
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -176,7 +176,7 @@ class Sweep:
 
     @property
     def num_trials(self) -> int:
-        """How many trials there will be."""
+        """The number of trials."""
         return self.search.trials if isinstance(self.search, Tpe) else len(self.listed() or ())
 
     def check(self) -> None:

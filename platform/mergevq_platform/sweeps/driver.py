@@ -24,8 +24,8 @@ from mergevq_platform.sweeps.definition import Sweep
 from mergevq_platform.sweeps.outcome import SweepOutcome, gathered
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Board
-from mergevq_platform.sweeps.trial import untrained_reference
 from mergevq_platform.sweeps.tuning import run_trials
+from mergevq_platform.sweeps.untrained import untrained_reference
 from mergevq_platform.tasks.preflight import preflight, require_classes
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
 from mergevq_platform.tracking.records import RunIdentity, Status

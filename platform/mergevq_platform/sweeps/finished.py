@@ -1,4 +1,4 @@
-"""What a finished trial leaves behind: its choice, its objectives and its curve, whole or not at all."""
+"""The record of a finished trial: its choice, its objectives and its curve."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mergevq.files import write_whole
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.figures.compared import Evaluation
-from mergevq_platform.storage.files import json_text, without_nulls, write_whole
+from mergevq_platform.storage.json_text import json_text, without_nulls
 from mergevq_platform.sweeps.space import Params
 
 RECORD = "finished.json"
@@ -20,7 +21,7 @@ STOPPED = "stopped.json"  # of a trial that the scheduler ended early
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished trial leaves behind, whole or not at all."""
+    """The record of a finished trial, on disk whole or not at all."""
 
     name: str
     params: Params

@@ -15,7 +15,7 @@ TREES = 64
 POINTS = 200  # at which the effect of a range is read
 
 
-def main_effects(parameters: Mapping[str, Sequence[Any]], objective: Sequence[float]) -> dict[str, float]:
+def main_effects(parameters: Mapping[str, Sequence[object]], objective: Sequence[float]) -> dict[str, float]:
     """Parameter -> its share of the sum of main effects, the largest first; `parameters` holds a value for every trial.
 
     Numbers are ranges from their least to their largest, anything else is a choice of equal options. Parameters with one value

@@ -17,7 +17,7 @@ from mergevq_platform.figures.compared import Evaluation
 
 @dataclass(frozen=True)
 class UntrainedPoint:
-    """The untrained tokenizer of a sweep's base recipe: where hypervolumes are measured from. Measured once per sweep."""
+    """The untrained tokenizer of a sweep's base recipe: the reference point of hypervolumes. Measured once per sweep."""
 
     frechet: float
     probe: float  # percent
@@ -86,7 +86,7 @@ def sample_frechet(scale: float | None = 1.0) -> Objective:
 
 
 def sample_class_top1(scale: float | None = 1.0) -> Objective:
-    """How often a probe of real images recognises the class that was sampled, percent, at a scale (none: the best); higher is
+    """Share of samples (percent) whose class a probe of real images recognises, at a scale (none: the best); higher is
     better."""
     return _of_samples("sample_class_top1", "max", scale, lambda report: "class_top1")
 

@@ -39,7 +39,7 @@ class SweepOutcome:
 
 
 def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) -> SweepOutcome:
-    """How every trial ended; a trial whose own process could not say so gets its end written into its journal."""
+    """The end of every trial; where its own process could not say so, it is written into its journal."""
     finished: list[Finished] = []
     failed: dict[str, str] = {}
     stopped: list[str] = []
@@ -75,7 +75,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) ->
 
 
 def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str]) -> None:
-    """Write into a trial's journal how it ended, where its own process could not, and deliver it."""
+    """Write the end of a trial into its journal, where its own process could not, and deliver it."""
     path = directory / JOURNAL_NAME
     if not path.is_file():
         return

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from mergevq.errors import InputError
 from mergevq_platform.sweeps.space import Choice, Integer, RealRange
 
 
-def plain(value: object, key: str) -> Any:
+def plain(value: object, key: str) -> object:
     """A space, or any value in it, of Python's own numbers, texts, lists and mappings.
 
     NumPy's numbers and arrays become Python's, a path its text, a member of an enumeration its value. Raises `InputError`, naming

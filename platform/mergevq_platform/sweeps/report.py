@@ -62,7 +62,7 @@ def _score(objective: Objective, value: float) -> float:
 
 
 def not_comparable(finished: Sequence[Finished]) -> str | None:
-    """Why the trials' curves cannot be laid over each other, None where they can: a space may change how they are measured."""
+    """The reason why the trials' curves cannot be laid over each other, None where they can: a space may change how they are measured."""
     try:
         require_one_identity([trial.evaluation() for trial in finished])
     except InputError as error:
@@ -94,7 +94,7 @@ def table(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
 
 
 def hypervolumes(finished: Sequence[Finished]) -> dict[str, float]:
-    """Of each trial's curve, the area of (ln Fréchet distance, gain) that it dominates up to the worst point of all."""
+    """The area of (ln Fréchet distance, gain) that each trial's curve dominates, up to the worst point of all."""
     curves = {trial.name: trial.evaluation() for trial in finished}
     points = {
         name: [(math.log(max(row[c.frechet_key], 1e-12)), row[comparison_axes(c).gain_key]) for row in c.rows]
@@ -118,7 +118,7 @@ def pareto_rows(definition: Sweep, finished: Sequence[Finished]) -> list[list[st
 
 
 def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dict[str, float]]:
-    """Per objective, the share of its variance that each parameter explains; see `main_effects`.
+    """The share of each objective's variance that each parameter explains; see `main_effects`.
 
     Only parameters that every trial chose count, and trials with a finite objective. Empty with fewer than four of them,
     or where a population changed its choices on the way.
@@ -174,7 +174,7 @@ def write(definition: Sweep, name: str, finished: Sequence[Finished], folder: Pa
 
 
 def omissions(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
-    """What a report cannot say, a line for each: trials without a finite objective, curves that do not go together."""
+    """The omissions of a report, a line for each: trials without a finite objective, curves that do not go together."""
     lines = []
     for objective in definition.objectives:
         without = [trial.name for trial in finished if not math.isfinite(trial.objectives[objective.name])]
@@ -219,7 +219,7 @@ def record(
 
 
 def show(definition: Sweep, finished: Sequence[Finished]) -> None:
-    """Print the Pareto table and the best trials, and what cannot be said of them."""
+    """Print the Pareto table, the best trials, and the omissions."""
     console = table_console()
     prefix = f"{finished[0].name.rpartition('-')[0]}-"  # the sweep's name, the same in every row
     shown = [("trials, best first", table(definition, finished))]

@@ -12,8 +12,9 @@ from pathlib import Path
 import cloudpickle
 
 from mergevq.errors import InputError
+from mergevq.files import write_whole
+from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.storage import naming
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps.definition import Sweep, Tpe
 from mergevq_platform.sweeps.objectives import UntrainedPoint
@@ -33,7 +34,7 @@ class SweepSettings:
     storage: str | None
     tracking_uri: str | None
     uid: str  # of the sweep's MLflow run
-    device: str
+    device: Device
     reference: UntrainedPoint | None = None
     optuna: str | None = None  # its version, where it proposes the trials
 

@@ -16,8 +16,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from mergevq.files import write_whole
 from mergevq_platform.distributed.progress import duration
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.sweeps.definition import Sweep, described
 from mergevq_platform.sweeps.finished import STOPPED
 from mergevq_platform.sweeps.stored import SweepSettings
@@ -96,7 +96,7 @@ class Board:
         return table
 
     def time_left(self) -> str:
-        """A guess from the trials that have ended."""
+        """The time left, estimated from the trials that have ended."""
         done = sum(row.state in ("finished", "stopped early", "failed") for row in self.rows.values())
         if not done:
             return f"0 of {self.expected} trials ended"

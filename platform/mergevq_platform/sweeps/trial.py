@@ -7,13 +7,12 @@ group of its own, for which the trial itself holds no CPU.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import shutil
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,62 +21,29 @@ import torch
 from ray import tune
 
 from mergevq.config import to_tree
-from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.distributed import trainer
-from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.api import leave
-from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
+from mergevq_platform.figures.frame import COLOURS
 from mergevq_platform.figures.kept_counts import drawn_figure
 from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps.definition import Sweep, described, named
 from mergevq_platform.sweeps.finished import RECORD, Finished
 from mergevq_platform.sweeps.objectives import UntrainedPoint
 from mergevq_platform.sweeps.space import Params
 from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.sweeps.trial_host import TrialHost
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
-
-
-@dataclass
-class TrialHost(LocalHost):
-    """The loop's host in a trial: metrics to the trial's journal, checkpoints and objectives to Ray Tune."""
-
-    recorder: LocalRecorder | None = None
-    measured: Callable[[Path, int], dict[str, float]] | None = None
-    objectives: tuple[str, ...] = ()
-    handed: Path | None = None  # the checkpoint that Tune gave
-
-    def latest(self) -> Path | None:
-        """Tune's checkpoint: this trial's last one, or in a population another's that was copied."""
-        return self.handed
-
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Into the journal."""
-        assert self.recorder is not None
-        self.recorder.metrics(step, values)
-
-    def progress(self, status: dict[str, float]) -> None:
-        """Keep the latest."""
-        self.status = status
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write, measure the objectives, and report both; Tune may end the trial here."""
-        super().save(step, write)
-        directory = self.directory / checkpoints.directory_name(step)
-        for older in checkpoints.listed(str(self.directory))[1:]:
-            shutil.rmtree(older, ignore_errors=True)
-        # Search algorithms look for every objective in every report, measured yet or not.
-        values = self.measured(directory, step) if self.measured else dict.fromkeys(self.objectives, math.nan)
-        tune.report({"step": step, **values}, checkpoint=tune.Checkpoint.from_directory(str(directory)))
+from mergevq_platform.tracking.view_state import RUN_COLOUR_TAG
 
 
 def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> None:
@@ -137,7 +103,7 @@ def _in_place(
     sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
 ) -> tuple[Evaluation, int, Counter[int]]:
     run.directory.mkdir(parents=True, exist_ok=True)
-    with _recorder(run, recipe, place, params) as recorder, _handed() as handed:
+    with _recorder(sweep, run, recipe, place, params) as recorder, _handed() as handed:
         device = torch.device("cuda" if place.device == "cuda" else "cpu")
         names = tuple(objective.name for objective in sweep.objectives)
         host = TrialHost(run.directory, recorder=recorder, handed=handed, objectives=names)
@@ -180,7 +146,7 @@ def _in_group(
         watch=watch,
         kind="trial",
         parent=place.uid,
-        tags=_tags(place, params),
+        tags=_tags(sweep, place, params),
     )
     return found["curve"], outcome.step, found["drawn"]
 
@@ -195,9 +161,7 @@ def _rung(
 ) -> dict[str, float]:
     """The objectives on few images; recorded as `rung/<objective>`."""
     few = task_of(recipe).on_fewer_images(recipe, sweep.rung)
-    evaluator = task_of(few).evaluator(
-        few, str(directory), EvaluationOptions(step=step, device=_device(place.device))
-    )
+    evaluator = task_of(few).evaluator(few, str(directory), EvaluationOptions(step=step, device=place.device))
     curve: Evaluation = evaluator.report(recipe.name)
     values = measured(sweep, curve, place.reference)
     recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
@@ -213,15 +177,11 @@ def _final(
     recorder: EvaluationRecorder,
 ) -> Evaluation:
     evaluator = task_of(recipe).evaluator(
-        recipe, checkpoint, EvaluationOptions(step=step, device=_device(place.device))
+        recipe, checkpoint, EvaluationOptions(step=step, device=place.device)
     )
     report: Evaluation = evaluator.report(run.name)
     leave(report, evaluator, run.directory / report.folder, recorder, recipe.description, shown=False)
     return report
-
-
-def _device(name: str) -> Device:
-    return "cuda" if name == "cuda" else "cpu"
 
 
 def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
@@ -246,14 +206,14 @@ def _kept(run: Run, checkpoint: Path) -> None:
 
 @contextlib.contextmanager
 def _recorder(
-    run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params
+    sweep: Sweep, run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params
 ) -> Iterator[LocalRecorder]:
     fingerprint = preflight(recipe).fingerprint
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
     recorder = run.recorder(
         recipe, place.tracking_uri, fingerprint=fingerprint, kind="trial", parent=place.uid
     )
-    recorder.tags(_tags(place, params))
+    recorder.tags(_tags(sweep, place, params))
     try:
         yield recorder
     except SystemExit:  # Tune ends it: stopped early, or about to go on as another member of a population
@@ -266,8 +226,25 @@ def _recorder(
     recorder.close("FINISHED")
 
 
-def _tags(place: SweepSettings, params: Params) -> dict[str, str]:
-    return {"mergevq.sweep": place.name, "mergevq.choice": described(params)[:500], **named(params)}
+def _tags(sweep: Sweep, place: SweepSettings, params: Params) -> dict[str, str]:
+    return {
+        "mergevq.sweep": place.name,
+        "mergevq.choice": described(params)[:500],
+        RUN_COLOUR_TAG: family_colour(sweep, params),
+        **named(params),
+    }
+
+
+def family_colour(sweep: Sweep, params: Params) -> str:
+    """The colour of a trial's family in MLflow: the figures' where the trials are known beforehand.
+
+    There are eight: more families share colours, and so may families that a search makes up as it goes.
+    """
+    known = [choice for choice, _ in sweep.listed() or ()] or choosers.corners(sweep.space)
+    families = list(dict.fromkeys(sweep.family_of(choice) for choice in known))
+    family = sweep.family_of(params)
+    at = families.index(family) if family in families else zlib.crc32(family.encode())
+    return COLOURS[at % len(COLOURS)]
 
 
 @contextlib.contextmanager
@@ -278,28 +255,3 @@ def _handed() -> Iterator[Path | None]:
     else:
         with checkpoint.as_directory() as directory:
             yield Path(directory)
-
-
-def untrained_reference(sweep: Sweep, device: str) -> UntrainedPoint:
-    """The untrained tokenizer of the base recipe, every token kept, on the rung's images: a fixed point of the sweep.
-
-    Raises `InputError` where the images have no labels.
-    """
-    recipe = resolve(sweep.base(), sweep.folder, pins=sweep.pins)
-    settings = replace(
-        recipe.evaluation,
-        keeps=(recipe.tokenizer.model.grid_tokens,),
-        images=sweep.rung.images,
-        probe_images=sweep.rung.probe_images,
-        untrained_baseline=False,
-    )
-    recipe = replace(recipe, evaluation=settings)
-    curve: Curve = (
-        task_of(recipe)
-        .evaluator(recipe, None, EvaluationOptions(step=0, device=_device(device)))
-        .report("untrained")
-    )
-    row = curve.rows[0]
-    if "probe_top1_cls" not in row:
-        raise InputError(f"{recipe.data.path} has no labels: an objective of this sweep needs a probe")
-    return UntrainedPoint(frechet=row[curve.frechet_key], probe=row["probe_top1_cls"])

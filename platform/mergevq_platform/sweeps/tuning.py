@@ -1,4 +1,4 @@
-"""Ray Tune over a sweep's trials: what each may use, who proposes it, what stops it, and where its state lies."""
+"""Ray Tune over a sweep's trials: resources, search, early stopping, stored state."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def run_trials(
 
 
 def resources(base: Recipe, device: str, gpus_per_trial: float) -> tune.PlacementGroupFactory:
-    """What Tune sets aside for a trial's own process: its worker's share, or nothing where it starts a group."""
+    """The resources that Tune reserves for a trial's own process: its worker's share, or nothing where it starts a group."""
     if base.cluster.workers > 1:
         # Tune refuses an empty request; a byte of memory is always there and holds no CPU back from the group.
         return tune.PlacementGroupFactory([{"memory": 1}])
@@ -95,7 +95,7 @@ def resources(base: Recipe, device: str, gpus_per_trial: float) -> tune.Placemen
 
 
 def trials_at_once(base: Recipe, device: str, limit: int | None) -> int | None:
-    """How many trials may run together so that every group of workers finds its resources; None: Tune's resources bound it."""
+    """The most trials that run at once so that every group of workers finds its resources; None: Tune's resources bound it."""
     if base.cluster.workers == 1:
         return limit
     per_worker = {"CPU": base.cluster.cpus_per_worker} | ({"GPU": 1} if device == "cuda" else {})

@@ -53,7 +53,7 @@ class FeaturesTask(ClassesTask):
 
     @property
     def evaluated(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def evaluator(

@@ -72,7 +72,7 @@ class CodeFeed:
 
     @property
     def encoder(self) -> nn.Module | None:
-        """None: the codes are there."""
+        """None: codes need no encoder."""
         return None
 
     def stream(self, start_step: int, known_bad: Collection[int] = ()) -> CodeStream:

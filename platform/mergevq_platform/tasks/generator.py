@@ -108,7 +108,7 @@ class GeneratorTask(GeneratorTaskConfig, Task):
 
     @property
     def evaluated(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def measures(self, settings: EvaluationConfig) -> EvaluationConfig:
@@ -141,7 +141,7 @@ class GeneratorTask(GeneratorTaskConfig, Task):
 
     @property
     def curves(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def on_fewer_images(self, recipe: ResolvedRecipe, few: FewImages) -> ResolvedRecipe:

@@ -58,7 +58,7 @@ class TokenizerTask(TokenizerTaskConfig, TokenizerCheckpointTask):
         return ImageFeed(recipe, samples, worker, measure_tokenizer)
 
     def warning(self, losses: dict[str, float]) -> str | None:
-        """That few codes are in use."""
+        """A warning where few codes are in use."""
         if self.model.quantizer.kind != "lfq":
             return None
         highest = self.model.quantizer.max_entropy
@@ -71,7 +71,7 @@ class TokenizerTask(TokenizerTaskConfig, TokenizerCheckpointTask):
 
     @property
     def curves(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def on_fewer_images(self, recipe: ResolvedRecipe, few: FewImages) -> ResolvedRecipe:

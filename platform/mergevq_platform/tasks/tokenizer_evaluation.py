@@ -1,4 +1,4 @@
-"""What tasks share whose checkpoints hold a tokenizer: stage 1, and a tuned Source Recovery."""
+"""The shared part of tasks whose checkpoints hold a tokenizer: stage 1, and a tuned Source Recovery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TokenizerCheckpointTask(Task):
 
     @property
     def evaluated(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def measures(self, settings: EvaluationConfig) -> EvaluationConfig:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergevq_platform.storage.files import write_whole
+from mergevq.files import write_whole
 from mergevq_platform.tracking.store import Store
 
 
@@ -28,13 +28,13 @@ def read_position(journal: Path, store: Store) -> Position | None:
 
 
 def write_position(journal: Path, store: Store, position: Position) -> None:
-    """Note beside the journal where `store` stands."""
+    """Write the position of `store` beside the journal."""
     stores = _stores(journal) | {store.public_uri: vars(position)}
     write_whole(sent_file(journal), json.dumps(stores, indent=1))
 
 
 def is_delivered(journal: Path, store: Store) -> bool:
-    """Whether `store` has acknowledged all of the journal, by what lies beside it."""
+    """Whether `store` has acknowledged all of the journal, by the file beside it."""
     position = read_position(journal, store)
     return position is not None and position.offset >= journal.stat().st_size
 

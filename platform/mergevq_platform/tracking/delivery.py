@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 from mergevq.errors import InputError
 from mergevq_platform.tracking.acknowledged import Position, read_position, sent_file, write_position
 from mergevq_platform.tracking.locks import ExclusiveLock
-from mergevq_platform.tracking.records import RunIdentity, read_identity, read_journal
+from mergevq_platform.tracking.records import (
+    CURVE_PREFIX,
+    SCALE_PREFIX,
+    JournalRecord,
+    RunIdentity,
+    read_identity,
+    read_journal,
+)
 from mergevq_platform.tracking.sending import Sender, chunk
 from mergevq_platform.tracking.store import Store
 
@@ -49,6 +56,7 @@ class Delivery:
         self._client: MlflowClient | None = None
         self._position: Position | None = None
         self._parent_linked = False
+        self.changed = False  # whether points of a curve, or the run's end, went since someone set it back
         try:
             self._outbox = ExclusiveLock(self.path.with_suffix(".sent.lock"))
         except BlockingIOError:
@@ -75,6 +83,7 @@ class Delivery:
             self.sender.send(client, position.run_id, records)
             reached = Position(position.run_id, position.experiment_id, records[-1].end, records[-1].seq + 1)
             self._acknowledge(reached)
+            self.changed |= any(_changes_pages(record) for record in records)
             return True
         except Exception:
             self._position = None  # what the server has taken is in doubt: find it out again
@@ -165,6 +174,15 @@ class Delivery:
         except InputError:
             return False
         return True
+
+
+def _changes_pages(record: JournalRecord) -> bool:
+    match record.kind:
+        case "metrics":
+            return any(key.startswith((CURVE_PREFIX, SCALE_PREFIX)) for key in record.data["values"])
+        case "status":
+            return record.data["status"] != "RUNNING"
+    return False
 
 
 def _existing(client: MlflowClient, run_id: str) -> Run | None:

@@ -174,14 +174,14 @@ class Journal:
             self._append("artifact", {"file": relative, "directory": directory})
 
     def append_dataset(self, *, name: str, digest: str, source: str, context: str = "training") -> None:
-        """Record the data that the run reads: `digest` its fingerprint, `source` where it lies."""
+        """Record the data that the run reads: `digest` its fingerprint, `source` its location."""
         # 36 and 500: the widths of MLflow's columns.
         data = {"name": name[:500], "digest": digest[:36], "source": source, "context": context}
         with self._lock:
             self._append("dataset", data)
 
     def append_status(self, status: Status) -> None:
-        """Record how the run stands, and put everything recorded so far on the disk itself."""
+        """Record the status of the run, and sync everything recorded so far to the disk."""
         with self._lock:
             if status != self.status:
                 self._append("status", {"status": status})

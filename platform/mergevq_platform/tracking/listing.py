@@ -14,9 +14,10 @@ from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 _PAGE = 1000
+_OURS = f"tags.`{UID_TAG}` != ''"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,20 @@ def list_runs(store: Store, experiment: str | None = None) -> list[TrackedRun]:
         return _listed(client, experiment)
 
 
+def newest_runs(client: MlflowClient, experiment: Experiment, count: int) -> list[TrackedRun]:
+    """The newest `count` runs of ours in an experiment, newest first."""
+    page = client.search_runs(
+        [experiment.experiment_id], _OURS, order_by=["attributes.start_time DESC"], max_results=count
+    )
+    return [_tracked(run, experiment.name) for run in page]
+
+
+def run_where(client: MlflowClient, experiment: Experiment, filter_string: str) -> TrackedRun | None:
+    """A run of ours in an experiment by MLflow's search filter; None where there is none."""
+    page = client.search_runs([experiment.experiment_id], f"{_OURS} and {filter_string}", max_results=1)
+    return _tracked(page[0], experiment.name) if page else None
+
+
 def _listed(client: MlflowClient, experiment: str | None) -> list[TrackedRun]:
     names = {found.experiment_id: found.name for found in client.search_experiments(max_results=_PAGE)}
     if experiment is not None:
@@ -61,7 +76,7 @@ def _listed(client: MlflowClient, experiment: str | None) -> list[TrackedRun]:
     while True:
         page = client.search_runs(
             list(names),
-            f"tags.`{UID_TAG}` != ''",
+            _OURS,
             order_by=["attributes.start_time DESC"],
             max_results=_PAGE,
             page_token=token,

@@ -30,7 +30,7 @@ def spare_loopback(environ: MutableMapping[str, str] | None = None) -> None:
 
 
 def through(url: str) -> str:
-    """What to add to a message about `url` that does not answer: the variable of the proxy that the request went through, if one did."""
+    """An addition to a message about a `url` that does not answer: the variable of the proxy that the request went through, if one did."""
     parts = urllib.parse.urlsplit(url)
     proxies = urllib.request.getproxies_environment()
     host = parts.hostname or ""

@@ -122,7 +122,7 @@ class LocalRecorder:
         return self._writer.flush(timeout_seconds) if self._writer else False
 
     def close(self, status: Status | None = None, timeout_seconds: float = 30.0) -> SyncReport | None:
-        """Record how the run ended (None: leave that as it is), deliver what is left, and let go.
+        """Record the end of the run (None: leave that as it is), deliver the rest, and let go.
 
         Returns what the delivery came to; None without a store. Never raises for a server's sake.
         """

@@ -27,7 +27,7 @@ _ready: set[str] = set()
 
 
 class StoreUnavailable(InputError):
-    """A store that cannot be reached or that fails a request: nothing is known of what it holds."""
+    """A store that cannot be reached or that fails a request: its content is unknown."""
 
 
 def import_mlflow() -> Any:

@@ -18,8 +18,7 @@ from types import FrameType
 import psutil
 
 from mergevq.errors import InputError
-from mergevq_platform.tracking import hosts, landing
-from mergevq_platform.tracking.links import curve_link
+from mergevq_platform.tracking import hosts, landing, shared_view
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.store import Store
@@ -176,14 +175,11 @@ def serve_ui(
 
 def tracking_link(store: Store, experiment: str, run: str | None = None) -> str:
     """One line: the command that shows an experiment's curves (or one run's pages), and the address it will have."""
-    if store.is_server:  # no request: it may be out of reach, and the end of a run must not wait for it
-        return f"see it in MLflow: {store.public_uri}"
-    runs = list_runs(store, experiment)
-    if not runs:
-        return "see it in MLflow: mergevq ui"
-    ids = {found.name: found.run_id for found in runs}
-    link = curve_link(f"http://{LOOPBACK}:5000", runs[0].experiment_id, ids.get(run) if run else None)
-    return f"see it in MLflow: mergevq ui, then {link}"
+    if store.is_server:
+        found = shared_view.link(store, store.public_uri, experiment, run)
+        return f"see it in MLflow: {found or store.public_uri}"
+    found = shared_view.link(store, f"http://{LOOPBACK}:5000", experiment, run)
+    return f"see it in MLflow: mergevq ui, then {found}" if found else "see it in MLflow: mergevq ui"
 
 
 def closing_line(recorder: LocalRecorder, experiment: str, *, sync: str) -> str:
@@ -196,15 +192,15 @@ def closing_line(recorder: LocalRecorder, experiment: str, *, sync: str) -> str:
 
 def describe(store: Store, base_url: str, link: Callable[[str], str] = str) -> list[str]:
     """One line per experiment with runs of ours: its name, what it holds, and the address of its curves, through `link`."""
-    counts: dict[tuple[str, str], list[bool]] = {}
+    counts: dict[str, list[bool]] = {}
     for run in list_runs(store):
-        counts.setdefault((run.experiment, run.experiment_id), []).append(run.has_curve)
+        counts.setdefault(run.experiment, []).append(run.has_curve)
     if not counts:
         return [f"{base_url}  (no runs yet)"]
     return [
         f"{experiment}: {len(curves)} run{'s' * (len(curves) > 1)}, {sum(curves)} with a curve\n"
-        f"  {link(curve_link(base_url, experiment_id))}"
-        for (experiment, experiment_id), curves in counts.items()
+        f"  {shared_view.link(store, base_url, experiment, through=link)}"
+        for experiment, curves in counts.items()
     ]
 
 

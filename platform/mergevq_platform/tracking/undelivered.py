@@ -33,7 +33,7 @@ def belonging(directory: Path) -> list[Path]:
 
 
 def sync_all(directory: Path, store: Store) -> Iterator[SyncReport]:
-    """Deliver what `store` misses of the run in `directory` and of all that belongs to it; see `sync`."""
+    """Deliver the records that `store` lacks of the run in `directory` and of all that belongs to it; see `sync`."""
     for place in belonging(directory):
         yield sync(place, store)
 

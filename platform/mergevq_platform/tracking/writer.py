@@ -1,11 +1,11 @@
-"""The writer: a thread that delivers a journal while the run goes on; and `sync`, for what it missed."""
+"""The writer: a thread that delivers a journal while the run goes on; and `sync`, for the records that it missed."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergevq.errors import InputError
@@ -13,6 +13,7 @@ from mergevq_platform.tracking.delivery import Delivery
 from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.proxies import through
 from mergevq_platform.tracking.records import JOURNAL_NAME
+from mergevq_platform.tracking.shared_view import keep_up
 from mergevq_platform.tracking.store import Store, import_mlflow, reason_of
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class SyncReport:
     pending_bytes: int
     missing_artifacts: tuple[str, ...] = ()
     error: str | None = None
+    view_error: str | None = None  # why MLflow's page of the experiment has no view of ours
 
     @property
     def complete(self) -> bool:
@@ -39,7 +41,8 @@ class SyncReport:
         lost = f"; no longer on disk: {', '.join(self.missing_artifacts)}" if self.missing_artifacts else ""
         if self.complete:
             now = f"{self.sent_metrics} values sent now"
-            return f"{self.store} has everything of run {self.run_id} ({now}){lost}"
+            view = f"; its page is the plain one: {self.view_error}" if self.view_error else ""
+            return f"{self.store} has everything of run {self.run_id} ({now}){lost}{view}"
         reason = self.error or "delivery goes on"
         return f"{self.store} lacks {self.pending_bytes} bytes of the journal: {reason}{lost}"
 
@@ -63,6 +66,8 @@ class Writer:
         self._idle = threading.Event()
         self._delivery: Delivery | None = None
         self._error: str | None = None
+        self._viewed = False
+        self._view_error: str | None = None
         self._report: SyncReport | None = None
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
 
@@ -94,7 +99,7 @@ class Writer:
         return False
 
     def close(self, timeout_seconds: float = 30.0) -> SyncReport:
-        """Deliver what is left, for `timeout_seconds` at most, and stop."""
+        """Deliver the rest, for `timeout_seconds` at most, and stop."""
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout_seconds)
@@ -119,6 +124,9 @@ class Writer:
                 self._error = None
                 wait = self._interval
                 self._idle.set()
+                if last:
+                    self._report = _report(self._path, self._store, self._delivery, None)
+                self._update_views(self._delivery)
             except Exception as error:
                 wait = min(wait * 2, self._slowest)
                 message = reason_of(error) + through(self._store.uri)
@@ -132,13 +140,27 @@ class Writer:
             if last:
                 break
             self._wake.wait(wait)
-        self._report = _report(self._path, self._store, self._delivery, self._error)
+        report = _report(self._path, self._store, self._delivery, self._error)
+        self._report = replace(report, view_error=self._view_error)
         if self._delivery is not None:
             self._delivery.close()
 
+    def _update_views(self, delivery: Delivery) -> None:
+        if (self._viewed and not delivery.changed) or delivery.position is None:
+            return
+        changed, delivery.changed, self._viewed = delivery.changed, False, True
+        reason = keep_up(self._store, delivery.position, changed=changed)
+        if reason not in (None, self._view_error):
+            log.warning(
+                "tracking store %s: its page of the experiment stays the plain one: %s",
+                self._store.public_uri,
+                reason,
+            )
+        self._view_error = reason
+
 
 def sync(run_dir: Path, store: Store) -> SyncReport:
-    """Deliver what `store` misses of the run in `run_dir`; repeating it changes nothing.
+    """Deliver the records that `store` lacks of the run in `run_dir`; repeating it changes nothing.
 
     A run that no process is writing any more, and that never said how it ended, is recorded as KILLED. Raises
     `InputError` where there is no journal or the store does not answer.
@@ -151,7 +173,9 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
     try:
         while delivery.advance():
             pass
-        return _report(path, store, delivery, None)
+        assert delivery.position is not None
+        view_error = keep_up(store, delivery.position, changed=delivery.changed)
+        return replace(_report(path, store, delivery, None), view_error=view_error)
     except InputError:
         raise
     except Exception as error:

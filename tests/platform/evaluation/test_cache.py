@@ -14,7 +14,7 @@ import torch
 from mergevq.config import to_tree
 from mergevq.metrics import CodeUsage, FeatureStatistics, Psnr
 from mergevq_platform.evaluation import cache as caching
-from mergevq_platform.evaluation import cache_files, tokenizer
+from mergevq_platform.evaluation import cache_files, tokenizer_passes
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.results import merge
@@ -56,7 +56,7 @@ def spec(recipe: Recipe) -> EvaluationSpec:
 def measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., tuple[list[dict[str, float]], int]]:
-    monkeypatch.setattr(tokenizer, "BATCHES_PER_JOB", 1)
+    monkeypatch.setattr(tokenizer_passes, "BATCHES_PER_JOB", 1)
 
     def measured(spec: EvaluationSpec, last: int | None = None, cache: bool = True) -> Any:
         counting = Counting(TokenizerWorker, spec, last)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform.evaluation.curve import Curve, concordance, rank_correlation, six_counts, tuned_curve
+from mergevq_platform.evaluation.curve import Curve, six_counts, tuned_curve
+from mergevq_platform.evaluation.trends import concordance, rank_correlation
 from mergevq_platform.figures import tradeoff_figure
 
 

@@ -357,7 +357,7 @@ def test_evaluating_a_generator_records_its_curve_over_scales_once(
     printed = capsys.readouterr().out
     assert "guidance scale 1.5" in printed
     names = {path.name for path in (tmp_path / "0").iterdir()}
-    assert names == {"report.json", "table.md", "guidance.png", "samples.png", "neighbours.png"}
+    assert names == {"report.json", "table.md", "guidance.png", "samples.png", "neighbours.png", "images"}
     report = GeneratorReport.load(tmp_path / "0" / "report.json")
     assert report.protocol["images"] == 24
 
@@ -370,6 +370,11 @@ def test_evaluating_a_generator_records_its_curve_over_scales_once(
     for entry in with_curve:
         history = client.get_metric_history(entry.info.run_id, "cfg_curve/gfd_random_v1")
         assert sorted(point.step for point in history) == [100, 150]
+        images = [Path(file.path).name for file in client.list_artifacts(entry.info.run_id, "images")]
+        assert {name.partition("+timestamp")[0] for name in images} == {
+            "samples+step+100",
+            "samples+step+150",
+        }
         assert "100 times the guidance scale" in entry.data.tags["mlflow.note.content"]
         assert entry.data.tags["protocol.tokenizer.sha256"] == report.protocol["tokenizer"]["sha256"]
 

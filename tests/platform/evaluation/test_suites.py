@@ -21,7 +21,8 @@ from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.probing import LabelledFeatures, ProbeJob, Probes
 from mergevq_platform.evaluation.report import write
 from mergevq_platform.evaluation.spec import EvaluationSpec
-from mergevq_platform.evaluation.tokenizer import SUITES, TokenizerEvaluator, nearest
+from mergevq_platform.evaluation.tokenizer import SUITES, TokenizerEvaluator
+from mergevq_platform.evaluation.tokenizer_representation import nearest
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.evaluation.worker import answers
 from mergevq_platform.recipe import Recipe, resolve
@@ -65,13 +66,13 @@ def test_suites_part_the_table_and_the_files(recipe: Recipe, tmp_path: Path) -> 
 def test_likeness_of_reconstructions_is_the_librarys(recipe: Recipe) -> None:
     one = evaluator(recipe, (9,), suites=("reconstruction",))
     curve = one.report("x")
-    worker, batches = TokenizerWorker(one.spec), one.splits.batches["test"]
+    worker, batches = TokenizerWorker(one.spec), one.measured.splits.batches["test"]
     real, painted = [], []
     for index in range(batches.num_batches):
         images = worker.batch(batches, index)["image"]
-        real.append(one.network(images))
+        real.append(one.measured.network(images))
         with torch.no_grad():
-            painted.append(one.network(worker.tokenizer.decode(worker.tokenizer.encode(images, 9))))
+            painted.append(one.measured.network(worker.tokenizer.decode(worker.tokenizer.encode(images, 9))))
     expected = precision_recall(torch.cat(painted), torch.cat(real))
     row = curve.rows[0]
     assert row["reconstruction_precision_random_v1"] == pytest.approx(expected.precision)
@@ -89,7 +90,7 @@ def test_seeds_repeat_what_is_random_and_nothing_else(
     settings = dataclasses.replace(recipe.evaluation, untrained_baseline=True, probes=("mergevq",))
     recipe = dataclasses.replace(recipe, evaluation=settings)
     many, once = evaluator(recipe, seeds=2), evaluator(recipe)
-    row, single = many.representation(9), once.representation(9)
+    row, single = many.representation.row(9), once.representation.row(9)
     repeated = {key.removesuffix("_std") for key in row if key.endswith("_std")}
     assert repeated
     assert all("untrained" in key or "mergevq" in key for key in repeated)

@@ -122,6 +122,9 @@ def test_evaluating_writes_files_and_never_a_second_point_at_the_same_step(
     assert len(found) == 2, "the training's run, and a linked one for the second evaluation"
     assert {client.get_run(entry.run_id).info.status for entry in found} == {"FINISHED"}
     for entry in found:
+        images = [Path(file.path).name for file in client.list_artifacts(entry.run_id, "images")]
+        assert len(images) == 2 * 2 * 3, "PNG and preview of two keys at three counts, and nothing else"
+        assert entry.tags["mlflow.loggedImages"] == "True"
         history = client.get_metric_history(entry.run_id, "curve/psnr")
         assert sorted(point.step for point in history) == [4, 9, 16]
 

@@ -24,14 +24,18 @@ import psutil
 import pytest
 
 from mergevq.errors import InputError
+from mergevq_platform.tracking import shared_view
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.delivery import Delivery, DeliveryHeld
 from mergevq_platform.tracking.journal import Journal
+from mergevq_platform.tracking.links import curve_link
 from mergevq_platform.tracking.listing import find_run, list_runs, remove_run, stored_curve
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_identity, read_journal
+from mergevq_platform.tracking.shared_view import link
 from mergevq_platform.tracking.store import Store, import_mlflow
 from mergevq_platform.tracking.ui import UiServer, describe, serve_ui
+from mergevq_platform.tracking.view_state import TAG_PREFIX, decoded
 from mergevq_platform.tracking.writer import Writer, sync
 
 PLATFORM = Path(__file__).parents[3] / "platform"
@@ -474,6 +478,48 @@ def test_a_run_that_died_without_a_word_is_killed_in_the_store_until_it_is_resum
     recorder.close("FINISHED")
     assert find_run(store, me.uid).status == "FINISHED"
     assert history(store, me.uid)["train/total"] == Counter(range(6))
+
+
+def test_a_delivery_leaves_a_shared_view_and_sync_restores_one_that_someone_deleted(
+    store: Store, run_dir: Path, me: RunIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def views() -> dict[str, str]:
+        tags = store.client().get_experiment_by_name(me.experiment).tags
+        return {
+            key.removeprefix(TAG_PREFIX): value for key, value in tags.items() if key.startswith(TAG_PREFIX)
+        }
+
+    recorder = LocalRecorder(run_dir, store, me)
+    recorder.curve({4: {"psnr": 15.0}, 9: {"psnr": 18.0}})
+    report = recorder.close("FINISHED")
+    assert report is not None
+    assert (report.complete, report.view_error) == (True, None)
+    written = views()
+    own = f"mergevq-{me.uid[:12]}"
+    assert set(written) == {"mergevq", own}
+    stored = decoded(written["mergevq"])
+    assert stored is not None
+    assert stored.name == "MergeVQ: trade-off"
+    assert "curve/psnr" in [card.get("metricKey") for card in stored.state["compareRunCharts"]]
+    sync(run_dir, store)
+    assert views() == written, "what stands there is left alone"
+    assert report.experiment_id is not None
+    store.client().delete_experiment_tag(report.experiment_id, f"{TAG_PREFIX}mergevq")
+    sync(run_dir, store)
+    assert set(views()) == {"mergevq", own}
+
+    shown = link(store, "http://host:5000", me.experiment, me.name)
+    assert shown is not None
+    assert (shown.reason, shown.address) == (
+        None,
+        curve_link("http://host:5000", report.experiment_id, view=own),
+    )
+    monkeypatch.setattr(shared_view, "KEPT_VIEWS", 0)
+    shown = link(store, "http://host:5000", me.experiment)
+    assert shown is not None
+    assert "viewStateShareKey=mergevq&" in shown.address
+    assert set(views()) == {"mergevq"}, "views of single runs do not pile up"
+    assert link(store, "http://host:5000", "no such experiment") is None
 
 
 def test_one_journal_is_delivered_to_two_stores_independently(

@@ -1,4 +1,4 @@
-"""Encoded images in, RGB out; refuses what is corrupt, truncated or a decompression bomb."""
+"""Decoding of images to RGB. Corrupt and truncated images and decompression bombs are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ImageTraits(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """An image in mode RGB, and what it was before."""
+    """An image in mode RGB, with the traits of its bytes."""
 
     image: Image.Image
     look: ImageTraits
@@ -64,7 +64,7 @@ def decode(
 def decoded(
     data: bytes | None, *, max_pixels: int = MAX_PIXELS, background: Background | None = WHITE
 ) -> Decoded:
-    """`decode`, with what the bytes were. Without a background nothing is known of transparency and range."""
+    """`decode`, with the traits of the bytes. Without a background nothing is known of transparency and range."""
     if not data:
         raise ImageDecodeError("holds no bytes")
     try:

@@ -19,7 +19,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def as_8_bits(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """A deep grey image in mode L, and what was taken as its range where its kind leaves that open.
+    """A deep grey image in mode L, and the range that was assumed where its kind leaves that open.
 
     16 bits (PNG, PGM, TIFF, JPEG 2000) are of 0 to 65,535, 12 bits of a TIFF of 0 to 4,095. Nothing says what is white in
     32-bit integers and floats: the smallest of 0 to 1 (floats alone), 0 to 255 and 0 to 65,535 that holds the image. Raises

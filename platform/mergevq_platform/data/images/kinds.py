@@ -1,4 +1,4 @@
-"""Kinds of image that a split was packed from."""
+"""Formats of the images that a split was packed from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FormatCounts:
 
     @classmethod
     def of(cls, traits: Iterable[ImageTraits]) -> FormatCounts:
-        """Of some images."""
+        """The counts of some images."""
         formats: Counter[str] = Counter()
         scaled: Counter[str] = Counter()
         transparent = several_frames = 0
@@ -34,7 +34,7 @@ class FormatCounts:
 
     @classmethod
     def sum(cls, several: Iterable[FormatCounts]) -> FormatCounts:
-        """Of all together; most frequent first."""
+        """The sum of several counts; most frequent first."""
         several = list(several)
         formats: Counter[str] = Counter()
         scaled: Counter[str] = Counter()
@@ -50,13 +50,13 @@ class FormatCounts:
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any] | None) -> FormatCounts | None:
-        """Of a manifest's JSON; None for one from before they were counted."""
+        """The counts in a manifest's JSON; None for one from before they were counted."""
         if tree is None:
             return None
         return cls(tree["formats"], tree["transparent"], tree["scaled"], tree.get("several_frames", 0))
 
     def to_tree(self) -> dict[str, Any]:
-        """JSON of what a manifest keeps; images of several frames are named where there are some."""
+        """The counts as JSON for a manifest; images of several frames are named where there are some."""
         tree = {"formats": self.formats, "transparent": self.transparent, "scaled": self.scaled}
         return tree | ({"several_frames": self.several_frames} if self.several_frames else {})
 

@@ -62,7 +62,7 @@ def settle_colour_key(image: Image.Image) -> None:
 
 
 def has_value_of_key(image: Image.Image) -> np.ndarray | None:
-    """Where a grey image of 16 bits has its transparent value, bool (H, W); None without one."""
+    """The mask (H, W) bool of the transparent value in a grey image of 16 bits; None without one."""
     key = image.info.get("transparency")
     return np.asarray(image) == key if isinstance(key, int) else None
 

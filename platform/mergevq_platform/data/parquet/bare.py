@@ -1,4 +1,4 @@
-"""A split of bare Parquet files, as anyone writes them: its columns, its classes, and what a reader should be told."""
+"""A split of bare Parquet files, as anyone writes them: its columns, its classes, and notes for the reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classes of a split of Parquet files: one numbering for all splits of the set, and how many images have none."""
+"""The classes of a split of Parquet files: one numbering for all splits of the set, and the number of images without a class."""
 
 from __future__ import annotations
 

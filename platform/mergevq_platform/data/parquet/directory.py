@@ -1,4 +1,4 @@
-"""Finding what a data directory holds: our shards with a manifest, or any bare tree of Hugging Face-style Parquet files."""
+"""Opening of a data directory: packed shards with a manifest, or a bare tree of Hugging Face-style Parquet files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The footers of Parquet files: schema, rows, and what is stated of each piece of a column."""
+"""The footers of Parquet files: schema, rows, and the metadata of each column chunk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Footer(NamedTuple):
         return int(self.metadata.num_rows)
 
     def chunks(self, column: str) -> list[pq.ColumnChunkMetaData]:
-        """What is stated of a leaf column (`image.bytes`, `label`) in each row group."""
+        """The metadata of a leaf column (`image.bytes`, `label`) in each row group."""
         groups = [self.metadata.row_group(index) for index in range(self.metadata.num_row_groups)]
         if not groups:
             return []

@@ -18,14 +18,14 @@ BOOLEANS = ("false", "true")
 
 
 class NoClass(InputError):
-    """A column holds what is no class."""
+    """The values of a column are no classes."""
 
 
 Kind = Literal["number", "boolean", "text", "bytes"]
 
 
 def kind_of(type_: pa.DataType) -> Kind | None:
-    """What the values of a column are as classes; none for a type that is no class (lists, dates, structs)."""
+    """The kind of classes that the values of a column are; none for a type that is no class (lists, dates, structs)."""
     if pa.types.is_dictionary(type_):
         return kind_of(type_.value_type)
     if pa.types.is_boolean(type_):

@@ -1,4 +1,4 @@
-"""The manifest of a packed image set: its splits and shards, classes, checksums, and what it was packed from."""
+"""The manifest of a packed image set: its splits and shards, classes, checksums and source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that was not packed, and why."""
+    """An image that was not packed, with the reason."""
 
     file: str
     reason: str

@@ -30,7 +30,7 @@ NO_CLASSES = {
 
 
 def about_columns(part: SplitFiles, folders: Sequence[str], *, looked_for: bool) -> list[str]:
-    """Which columns are read, and, where none was chosen, which others look like labels."""
+    """A note on the columns that are read and, where none was chosen, on others that look like labels."""
     columns = part.columns
     where = f"folders '{columns.label}=…'" if columns.folders else f"column '{columns.label}'"
     lines = [f"images: column '{columns.image}'; labels: {where if columns.label else 'none'}"]

@@ -83,7 +83,7 @@ class ShardFiles:
             raise self._unreadable(shard, 0, error) from None
 
     def changed(self, shard: int) -> InputError:
-        """What to raise where a shard holds other rows than it did."""
+        """The error for a shard that holds other rows than it did."""
         return InputError(
             f"{self.name(shard)} has changed since it was opened: start again, or pack the data again"
         )

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
+from mergevq.files import whole_file, write_whole
 from mergevq.weights_file import file_sha256
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
@@ -27,7 +28,6 @@ from mergevq_platform.data.parquet.manifest import (
     existing_manifest,
     refuse_foreign_files,
 )
-from mergevq_platform.storage.files import whole_file, write_whole
 
 ROW_GROUP_ROWS = 128
 SHARD_ROWS = 4096

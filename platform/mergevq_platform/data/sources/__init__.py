@@ -1,1 +1,1 @@
-"""Images that users bring, and what packing understands of them."""
+"""Sources of images for packing: their layouts, splits and classes."""

@@ -1,4 +1,4 @@
-"""An image of a source before its class has a number, and what a user may choose of a source's reading."""
+"""Images of a source before their classes are numbered, and a user's choices for the reading of a source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Choices:
     reading: Reading = field(default_factory=Reading)
 
     def as_options(self) -> str:
-        """The options of the command line that say the same, each after a blank; "" where nothing is chosen."""
+        """The same choices as options of the command line, each after a blank; "" where nothing is chosen."""
         given: dict[str, Sequence[object]] = {
             "--layout": [self.layout],
             "--class-depth": [self.class_depth],
@@ -56,7 +56,7 @@ class SourceImage(NamedTuple):
 
 @dataclass
 class SourceImages:
-    """The images of a source and what is said of them."""
+    """The images of a source, with notes on them."""
 
     layout: str  # for people
     images: list[SourceImage]

@@ -146,7 +146,7 @@ def class_level(
 
 
 def common_depth(paths: Sequence[Folders]) -> int:
-    """How many folders all the images share before the first that tells them apart."""
+    """The number of folders that all the images share before the first that tells them apart."""
     depth = 0
     while all(len(path) > depth + 1 for path in paths) and len({path[depth] for path in paths}) == 1:
         depth += 1

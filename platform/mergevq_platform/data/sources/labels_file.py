@@ -31,7 +31,7 @@ class Labels:
     splits: str | None = None  # a column that seems to name splits, which is not read
 
     def line(self, images: int) -> str:
-        """What was read, for people."""
+        """A line for people: the file, its column, and the images that have a row."""
         said = (
             f"{self.file.name}, {self.column}: {len(self.classes):,} of {counted(images, 'image')} have a row"
         )

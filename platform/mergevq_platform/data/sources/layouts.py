@@ -50,7 +50,7 @@ class Contents:
     _parquet: dict[str, bool] = field(default_factory=dict)
 
     def in_archive(self, name: str) -> str:
-        """What is known of an archive without unpacking it: "with images", "without images" or "that are not whole"."""
+        """The content of an archive, told without unpacking it: "with images", "without images" or "that are not whole"."""
         if name not in self._archives:
             self._archives[name] = _looked_into(self._path(name), self.archives[name])
         return self._archives[name]

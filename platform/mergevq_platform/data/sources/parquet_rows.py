@@ -18,7 +18,7 @@ from mergevq_platform.data.sources.summary import SourceSummary, SplitCount
 
 
 def parquet_source(root: Path, contents: Contents, choices: Choices) -> ImageSource:
-    """The rows of every split at `root`, with what is said of them. Raises `InputError` as `open_dataset` does, and for choices
+    """The rows of every split at `root`, with notes on them. Raises `InputError` as `open_dataset` does, and for choices
     that are for image files."""
     for option, value, instead in (
         ("--labels", choices.labels, "--label-column names the column of labels"),

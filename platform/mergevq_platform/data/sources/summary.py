@@ -53,12 +53,12 @@ class LeftOut:
 
     @property
     def files(self) -> int:
-        """How many were counted; hidden ones and folders are not."""
+        """The number of files counted, without hidden ones and folders."""
         return sum(count for reason, (count, _) in self._found.items() if reason not in (HIDDEN, EMPTY))
 
 
 class SplitCount(NamedTuple):
-    """Images of a split, and how many of them have no label."""
+    """The numbers of images of a split, in all and without a label."""
 
     images: int
     unlabelled: int
@@ -85,13 +85,13 @@ class SourceSummary:
         return [*lines, *self.said()]
 
     def said(self) -> list[str]:
-        """Of these lines, the ones that nothing but the source can tell."""
+        """The lines that only the source can tell."""
         return [f"  {about:<9} {what}" for about, what in self.notes] + unused_lines(
             self.unused, self.perhaps_labels
         )
 
     def to_tree(self) -> dict[str, Any]:
-        """JSON of what a manifest keeps."""
+        """The part that a manifest keeps, as JSON."""
         return {
             "layout": self.layout,
             "notes": [list(note) for note in self.notes],
@@ -100,7 +100,7 @@ class SourceSummary:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> SourceSummary:
-        """What a manifest kept."""
+        """The summary of which a manifest kept `tree`."""
         return cls(
             layout=str(tree["layout"]),
             notes=tuple((str(about), str(what)) for about, what in tree["notes"]),

@@ -18,8 +18,8 @@ from typing import IO, cast
 import pyarrow as pa
 
 from mergevq.errors import InputError
+from mergevq.files import whole_file
 from mergevq_platform.data.sources.listing import is_hidden
-from mergevq_platform.storage.files import whole_file
 
 ARCHIVE_ENDINGS = frozenset(
     {".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}

@@ -54,7 +54,7 @@ def summary(findings: Sequence[Finding], *, say: Callable[[str], None]) -> int:
 
 
 def devices(reports: Sequence[NodeReport], recipe: Recipe | None) -> Iterator[Finding]:
-    """Cores, memory and GPUs of every node, against what the recipe asks."""
+    """Cores, memory and GPUs of every node, against the needs of the recipe."""
     subject = "devices"
     for node in reports:
         if problem := node.problems.get("devices"):

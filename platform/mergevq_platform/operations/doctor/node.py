@@ -139,7 +139,7 @@ def clear(query: NodeQuery, name: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what must be the same on all nodes."""
+    """Versions of the software that must be the same on all nodes."""
     import importlib.metadata
 
     import torch

@@ -106,13 +106,12 @@ def measure(
             micro_step(micro_batches(resolved, dataset, large, most)[0] if feed is None else batches[0], most)
         flops = _flops(lambda: micro_step(batches[0], keep))
         # The fastest of each: what else the machine does can only add to a time.
-        whole, part = min(times["large"]), min(times["small"])
-        per_image = (whole - part) / (large - small) if large > small else whole / large
-        per_image = min(max(per_image, 0.0), whole / large)
+        whole = min(times["large"])
+        per_image = _seconds_per_image(whole, large, min(times["small"]), small)
         checkpoints.write(Path(folder) / "checkpoint", state, resolved, fingerprint=dataset.fingerprint)
         written = sum(file.stat().st_size for file in (Path(folder) / "checkpoint").iterdir())
         own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(training)}
-        trained = [p for p in training.parameters() if p.requires_grad]
+        gradients = _bytes([p for p in training.parameters() if p.requires_grad])
         encoder = _tensors(feed.encoder) if feed and feed.encoder else []
         return StepMeasurement(
             recipe=recipe.name,
@@ -123,11 +122,8 @@ def measure(
             image_seconds=per_image,
             update_seconds=min(times["update"]),
             input_seconds=input_seconds_of(resolved, dataset) if task.reads_images else 0.0,
-            gradient_bytes=_bytes(trained),
-            state_bytes=_bytes(_tensors(training) + encoder)
-            + _bytes(trained)
-            + _bytes(list(state.ema.averaged.state_dict().values()))
-            + sum(_bytes(_tensors_of(optimizer.state)) for optimizer in state.optimizers.values()),
+            gradient_bytes=gradients,
+            state_bytes=_bytes(encoder) + _state_bytes(state) + gradients,
             activation_bytes=saved.peak_without(own) / large,
             checkpoint_bytes=written,
             flops=flops / large,
@@ -143,6 +139,19 @@ def load_measurement(path: Path) -> StepMeasurement:
         return parse(StepMeasurement, tree)
     except ValueError as error:
         raise InputError(f"{path} holds no measurement ({error}): write one with --save") from None
+
+
+def _seconds_per_image(whole: float, large: int, part: float, small: int) -> float:
+    """Seconds that each further image adds, from `whole` seconds for `large` images and `part` for `small`."""
+    per_image = (whole - part) / (large - small) if large > small else whole / large
+    return min(max(per_image, 0.0), whole / large)
+
+
+def _state_bytes(state: TrainingState) -> int:
+    """Bytes of parameters and buffers, frozen ones too, of the moving average and of the optimizers' states."""
+    optimizers = sum(_bytes(_tensors_of(optimizer.state)) for optimizer in state.optimizers.values())
+    averaged = list(state.ema.averaged.state_dict().values())
+    return _bytes(_tensors(state.training)) + _bytes(averaged) + optimizers
 
 
 def _flops(work: Callable[[], None]) -> float:

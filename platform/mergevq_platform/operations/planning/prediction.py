@@ -142,12 +142,12 @@ def scaling(
 
 
 def efficiency(prediction: ScalingPrediction, alone: ScalingPrediction) -> float:
-    """What a device does among others, of what it does alone."""
+    """The throughput of a device among others, as a share of its throughput alone."""
     return alone.step_seconds / (prediction.step_seconds * prediction.workers)
 
 
 def stops_scaling(rows: Sequence[ScalingPrediction]) -> ScalingPrediction | None:
-    """The first size at which a device does less than half of what it does alone; None within `rows`."""
+    """The first size at which a device has less than half of its throughput alone; None within `rows`."""
     ordered = sorted(rows, key=lambda row: row.workers)
     return next((row for row in ordered if efficiency(row, ordered[0]) < WORTH_HALF), None)
 

@@ -1,4 +1,4 @@
-"""A plan in words: the table of sizes, and what the numbers mean for a recipe."""
+"""A plan in words: the table of sizes, and the conclusions for a recipe."""
 
 from __future__ import annotations
 

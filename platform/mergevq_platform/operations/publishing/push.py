@@ -30,8 +30,8 @@ from mergevq_platform.operations.publishing.card import PICTURES, CardContent, l
 from mergevq_platform.operations.publishing.private import published_recipe, without_places
 from mergevq_platform.recipe import ResolvedRecipe
 from mergevq_platform.storage import checkpoints
-from mergevq_platform.storage.files import json_text
 from mergevq_platform.storage.hub import ABOUT, RECIPE
+from mergevq_platform.storage.json_text import json_text
 from mergevq_platform.storage.lookup import FoundModel, find
 from mergevq_platform.tracking.store import Store
 

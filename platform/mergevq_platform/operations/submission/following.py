@@ -1,4 +1,4 @@
-"""Following a job: its log to its end through lost connections, why it does not start, its exit status."""
+"""Following a job: its log to its end through lost connections, the reason why it is pending, its exit status."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class JobLog:
             received += len(piece)
 
     def rest(self) -> None:
-        """Write what a job that has ended wrote last."""
+        """Write the rest of the log of a job that has ended."""
         self._write_new(self.client.get_job_logs(self.job), 0)
 
     def _write_new(self, piece: str, begin: int) -> None:
@@ -108,13 +108,13 @@ def exit_status(info: JobDetails) -> int:
 
 
 def end_of(client: ClusterClient, job: str) -> str:
-    """How a job ended, in one line."""
+    """The end of a job, in one line."""
     info = client.get_job_info(job)
     return f"{str(info.status).lower()}: {' '.join((info.message or '').split())[:300]}"
 
 
 def pending_reason(client: ClusterClient, info: JobDetails) -> str:
-    """Why a job does not start: what its driver asks against what the nodes have, or what is being set up."""
+    """The reason why a job is pending: resources that its driver asks and the nodes lack, or a set-up under way."""
     wanted: dict[str, float] = json.loads((info.metadata or {}).get(RESOURCES_KEY, "{}"))
     nodes = client.nodes()
     if not nodes:

@@ -18,9 +18,9 @@ from packaging.version import Version
 
 import mergevq_platform
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq_platform.operations.submission.client import ClusterClient
 from mergevq_platform.operations.submission.following import end_of, pending_reason
-from mergevq_platform.storage.files import write_whole
 
 PROBE_SECONDS = 300.0
 PROBE_HINT_SECONDS = 15.0
@@ -75,7 +75,7 @@ def query(client: ClusterClient, home: Path) -> ClusterInfo:
 
 
 def compare(info: ClusterInfo, needed: list[Requirement]) -> Installation:
-    """What to install and to warn of. Raises `InputError` for what no job can change."""
+    """The packages to install, and the warnings. Raises `InputError` for what no job can change."""
     wanted = python_requirement()
     if Version(info.python) not in Requirement(f"python{wanted}").specifier:
         raise InputError(f"the cluster runs Python {info.python}, mergevq needs {wanted}: take another image")

@@ -59,7 +59,7 @@ def stage(
     include: Iterable[Path] = (),
     limit_bytes: int = LIMIT_BYTES,
 ) -> Staged:
-    """Fill `directory` with what the words of a verb need on another machine.
+    """Fill `directory` with the files that the words of a verb need on another machine.
 
     A word, or the value of `--option=…`, that names a file is uploaded; so is a relative one of an override `a.b=…` whose
     key names a file of weights (an absolute one is taken for a path of the cluster). `include` names more files and

@@ -1,4 +1,4 @@
-"""Opening a checkpoint: of its files those that are wanted, checked against their hashes."""
+"""Opening a checkpoint: the files that are asked for, checked against their hashes."""
 
 from __future__ import annotations
 

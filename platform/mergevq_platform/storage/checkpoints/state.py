@@ -1,4 +1,4 @@
-"""The state of a training: what resume.pt holds."""
+"""The state of a training, as resume.pt holds it."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from mergevq.config import to_tree
+from mergevq.files import write_whole
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage.checkpoints.listing import ABOUT, candidates
 from mergevq_platform.storage.checkpoints.reading import sha256
 from mergevq_platform.storage.checkpoints.state import TrainingState
-from mergevq_platform.storage.files import write_whole
 from mergevq_platform.storage.locations import open_storage
 
 FORMAT = 1
