@@ -71,6 +71,7 @@ def test_a_pushed_tokenizer_reconstructs_the_same_where_the_extra_is_absent(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # gigabytes are installed
 def test_a_pushed_tokenizer_reconstructs_the_same_in_a_fresh_environment(
     hub: Hub, pushed: np.ndarray, tmp_path: Path
 ) -> None:

@@ -23,14 +23,13 @@ def fetch_on_nodes(places: Iterable[str], *, one_path: bool = False) -> None:
     if not wanted or len(nodes) < 2:
         return
     fetching = ray.remote(_fetch)
-    tasks = {
-        node["NodeName"]: fetching.options(
-            num_cpus=0, max_retries=0, label_selector={"ray.io/node-id": node["NodeID"]}
-        ).remote(wanted)
-        for node in nodes
-    }
+    tasks = []
+    for node in nodes:
+        there = {"ray.io/node-id": node["NodeID"]}
+        task = fetching.options(num_cpus=0, max_retries=0, label_selector=there).remote(wanted)
+        tasks.append((node["NodeName"], task))
     folders: dict[tuple[str, ...], str] = {}
-    for name, task in tasks.items():
+    for name, task in tasks:
         try:
             folders.setdefault(ray.get(task), name)
         except ray.exceptions.RayError as error:

@@ -12,6 +12,7 @@ from mergevq.serialization import CONFIG, WEIGHTS
 
 ABOUT = "checkpoint.json"
 RECIPE = "recipe.yaml"
+REPORTS = ("curve.json", "report.json")
 
 
 def checkpoint_folder(place: str) -> Path:
@@ -20,6 +21,15 @@ def checkpoint_folder(place: str) -> Path:
     Raises `InputError` where the Hub does not give it.
     """
     return fetch(parse_address(place, kind="model"), (CONFIG, WEIGHTS), (ABOUT, RECIPE))
+
+
+def evaluations(place: str) -> list[Path]:
+    """The files of an evaluation that were pushed with a model of the Hub, in this machine's cache.
+
+    Raises `InputError` where the Hub does not give it.
+    """
+    folder = fetch(parse_address(place, kind="model"), (CONFIG,), REPORTS)
+    return [folder / name for name in REPORTS if (folder / name).is_file()]
 
 
 def pinned(place: str, kind: Kind) -> str:
