@@ -24,6 +24,8 @@ from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.operations.publishing.card import BIBTEX
 from mergevq_platform.operations.publishing.model_index import model_index
 from mergevq_platform.operations.publishing.push import push
+from mergevq_platform.operations.submission.packages import ClusterInfo
+from mergevq_platform.operations.submission.submit import environment
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import places_of_runs
@@ -209,6 +211,7 @@ def test_every_verb_takes_a_pushed_model_and_its_recipe(
     for words in (
         ["reconstruct", TARGET, "image.png", "--keep", "4", "--out", "reconstructed"],
         ["tokenize", TARGET, "codes", "--data", shapes, "--keep", "9", "--crops", "1"],
+        ["compare", TARGET, "--out", "compared"],
         [
             "evaluate",
             TARGET,
@@ -418,6 +421,14 @@ def test_what_a_push_meets_on_the_way_is_one_line(
             InputError, match=r"hf://me/tok cannot be pushed, and http://127\.0\.0\.1:9 cannot be reached"
         ):
             push("tok", TARGET, home=home)
+
+
+def test_a_token_does_not_travel_with_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    info = ClusterInfo(python="3.11", versions={}, holds_mergevq=True, environment={}, tracking=False)
+    found = environment(info, home="/shared", verb="train", cluster_is_local=False)
+    assert "MERGEVQ_HOME" in found
+    assert not [name for name in found if name.startswith("HF_")]
 
 
 def test_the_citation_is_that_of_the_project() -> None:
