@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -24,7 +25,14 @@ from mergevq_platform import cli, recipe
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "jobs/**/*.md", "findings/*.md", "tests/**/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "docs/**/*.ipynb",
+        "jobs/**/*.md",
+        "findings/*.md",
+        "tests/**/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -38,16 +46,30 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def text(path: Path) -> str:
+    """A page as Markdown: of a notebook its Markdown cells, and the shell commands of its code cells as a block each."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+        elif shell := re.findall(r"^!\s*(mergevq .*)$", source, re.MULTILINE):
+            parts.append("\n".join(["```bash", *shell, "```"]))
+    return "\n\n".join(parts) + "\n"
+
+
 def prose(path: Path) -> str:
     """A page without its blocks of code; lines joined, because links and code may be wrapped."""
-    return FENCE.sub("", path.read_text()).replace("\n", " ")
+    return FENCE.sub("", text(path)).replace("\n", " ")
 
 
 @cache
 def anchors(path: Path) -> frozenset[str]:
     """Anchors of a page's headings, as GitHub makes them."""
     found: dict[str, int] = {}
-    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text()), re.MULTILINE):
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text(path)), re.MULTILINE):
         kept = [c for c in heading.lower() if c in " -_" or unicodedata.category(c)[0] in "LN"]
         anchor = "".join(kept).strip().replace(" ", "-")
         found[anchor] = found.get(anchor, -1) + 1
@@ -69,7 +91,7 @@ def script(path: str) -> ModuleType:
 
 def commands(path: Path) -> Iterator[str]:
     """Commands of a page's shell blocks, continued lines joined, comments left out."""
-    for language, block in FENCE.findall(path.read_text()):
+    for language, block in FENCE.findall(text(path)):
         if language == "bash":
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
@@ -114,7 +136,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
-    for page in (ROOT / "docs").rglob("*.md"):
+    for page in (path for path in PAGES if path.is_relative_to(ROOT / "docs")):
         linked = f"({page.relative_to(ROOT / 'docs')})"
         assert page.name == "README.md" or linked in index, f"docs/README.md does not list {linked}"
 

@@ -99,7 +99,7 @@ def reconstruction_page(
         if page.size_bytes <= LIMIT_BYTES:
             return page, form
         estimate = page.size_bytes * len(views) / len(page.rows)
-    most = max(1, min(len(views) - 1, int(len(views) * LIMIT_BYTES / estimate)))
+    most = max(1, int(0.9 * len(views) * LIMIT_BYTES / estimate))  # images differ in what they take
     raise InputError(
         f"{len(views)} images at {len(keeps)} kept counts do not fit into {LIMIT_BYTES / 1e6:g} MB, even as JPEG of quality "
         f"{forms[-1].quality} at {' x '.join(map(str, _divided(size, forms[-1].divisor)))} px: give about {most} images, "

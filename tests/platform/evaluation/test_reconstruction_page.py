@@ -95,6 +95,17 @@ def test_a_page_and_figures_are_written_together_and_never_over_others(
     assert Path("new/page.html").read_text() == text
 
 
+def test_images_that_are_no_squares_keep_their_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(tmp_path / "home"))
+    mergevq.save(mergevq.create("test_gr", image_size=[16, 24]), tmp_path / "wide")
+    Image.new("RGB", (48, 32), "teal").save(tmp_path / "image.png")
+    html = tmp_path / "page.html"
+    words = [str(tmp_path / "wide"), str(tmp_path / "image.png"), "--keep", "9", "--html", str(html)]
+    assert cli.run(["reconstruct", *words]) == 0
+    assert "16 × 24 px, 24 grid tokens" in html.read_text()
+    assert html.read_text().count('height="16" width="24"') == 3
+
+
 def test_names_of_a_page_are_distinct() -> None:
     assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
 
