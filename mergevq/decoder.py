@@ -134,7 +134,9 @@ class AdaptiveGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
         flat = codes.flatten(2)
-        scale = self.gamma((flat.var(-1) + 1e-6).sqrt())
+        # A single cell deviates from nothing: its unbiased variance would be 0 / 0.
+        variance = flat.var(-1, correction=int(flat.shape[-1] > 1))
+        scale = self.gamma((variance + 1e-6).sqrt())
         return self.norm(x) * scale[..., None, None] + self.beta(flat.mean(-1))[..., None, None]
 
 

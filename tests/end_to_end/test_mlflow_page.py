@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from chromium import CHROMIUM, Page
+from mergevq_platform.evaluation import report
+from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.tracking import shared_view
-from mergevq_platform.tracking.listing import find_run
+from mergevq_platform.tracking.listing import TrackedRun, find_run
 from mergevq_platform.tracking.page_images import FOLDER, IMAGES_TAG, save_page_image
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.records import RunIdentity
@@ -212,3 +215,66 @@ def test_the_view_of_one_run_shows_it_alone_and_its_files_can_be_read(
     run = find_run(store, "uniform")
     page.open(f"{ui.url}/#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/curve/table.md")
     page.wait_for("document.body.innerText.includes('kept tokens')", 60, "the table")
+
+
+def test_through_the_landing_page_every_click_stays_in_model_training_and_a_run_answers_in_its_first_line(
+    server: tuple[Store, UiServer], page: Page, tmp_path: Path
+) -> None:
+    store, ui = server
+    answered = evaluated(store, tmp_path)
+    assert ui.lacking is None, ui.lacking
+    link = shared_view.link(store, ui.url, answered.experiment)
+    assert link is not None
+    assert link.reason is None
+    through = ui.link(link.address)
+    assert through == f"{ui.url}/mergevq?experiment={answered.experiment_id}&view=mergevq"
+    page.open(through)
+    page.wait_for("document.querySelectorAll('.js-line').length >= 3", 120, "the lines of three charts")
+    assert read(page, "localStorage.getItem('mlflow.workflowType_v1')") == '"machine_learning"'
+    best = "best Fréchet distance (rfd_random_v1) 0.0469 with 64 kept tokens"
+    page.wait_for(f"document.body.innerText.includes({json.dumps(best)})", 60, "the best run so far")
+    assert "trade-off page" in page.text()
+    shot(page, "landed", tmp_path)
+
+    named = "[...document.querySelectorAll('a')].find(link => link.innerText.trim() == 'answered')"
+    page.evaluate(f"{named}.removeAttribute('target'), {named}.click()")  # a note's links open a new tab
+    page.wait_for(f"location.hash.includes('/runs/{answered.run_id}')", 60)
+    line = "Fréchet distance 0.0469 (rfd_random_v1) at 64, probe 72.8% at 64, PSNR 21.00 dB at 64 kept tokens"
+    page.wait_for(f"document.body.innerText.includes({json.dumps(line)})", 60, "the answer")
+    page.wait_for(f"{IMAGES}.length == 1 && {IMAGES}[0].naturalWidth == 520", 60, "the trade-off")
+    about = "[...document.querySelectorAll('*')].findLast(at => at.innerText == 'About this run')"
+    assert read(page, f"{about}.getBoundingClientRect().right") < WIDTH, "nothing is pushed out of the window"
+    shot(page, "answered", tmp_path)
+    for tab, sign in (("Model metrics", "curve_best"), ("Artifacts", "tradeoff.png")):
+        press(page, f"[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText == '{tab}')")
+        page.wait_for(f"document.body.innerText.includes('{sign}')", 60, f"the tab {tab}")
+        assert "Prompts" not in page.text(), "the page is dressed for language models"
+    press(page, "[...document.querySelectorAll('a')].find(link => link.innerText == 'Runs')")
+    page.wait_for("document.body.innerText.includes('1 matching run')", 60, "the runs")
+    assert "Prompts" not in page.text(), "the page is dressed for language models"
+
+
+def press(page: Page, element: str) -> None:
+    """Click the middle of an element."""
+    box = read(page, f"{element}.getBoundingClientRect().toJSON()")
+    page.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def evaluated(store: Store, folder: Path) -> TrackedRun:
+    """A run `answered` of an experiment of its own, with the records of an evaluation."""
+    found = [{"keep": float(kept), "merge_ratio": 1 - kept / 64, **row} for kept, row in rows(1.0).items()]
+    protocol = {
+        "suites": ["reconstruction", "representation"],
+        "frechet_key": "rfd_random_v1",
+        "extractor": {"name": "random_v1", "description": "random features"},
+        **{"images": 64, "split": "val", "data": "data/shapes", "data_fingerprint": "0011"},
+        **{"step": 20, "ema": True, "checkpoint": "somewhere"},
+    }
+    figure = folder / "tradeoff.png"
+    Image.new("RGB", (1100, 700), "teal").save(figure)
+    recorder = LocalRecorder(folder / "answered", store, RunIdentity(name="answered", experiment="answers"))
+    report.record(Curve("answered", found, protocol), {"tradeoff.png": figure}, recorder, "A recipe.")
+    delivered = recorder.close("FINISHED", timeout_seconds=120)
+    assert delivered is not None
+    assert delivered.complete
+    return find_run(store, "answered")

@@ -18,12 +18,14 @@ from mergevq.metrics import to_uint8
 from mergevq_platform import cli, loop
 from mergevq_platform.codes import open_codes, tokenize
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.operations.planning.synthetic import micro_batches, with_images
 from mergevq_platform.recipe import resolve
 from mergevq_platform.sampling.pipeline import SamplingPipeline, open_sampling
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 from mergevq_platform.tasks.preflight import preflight
+from mergevq_platform.tracking.serving import ServedTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +116,29 @@ def test_a_recipe_names_sizes_that_differ(small_recipe: dict[str, Any]) -> None:
     small_recipe["data"]["views"]["image_size"] = "16x12"
     with pytest.raises(InputError, match="is 16 x 12 but the tokenizer works at 12 x 16"):
         resolve(small_recipe)
+
+
+def test_planning_measures_images_of_the_recipes_shape(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    small_recipe["task"] |= {
+        "model": {"image_size": [12, 16], "keep": 4},
+        "keep": {"kind": "list", "counts": [4]},
+    }
+    small_recipe["data"]["views"]["image_size"] = [12, 16]
+    small_recipe["evaluation"]["keeps"] = [4]
+    recipe, images = with_images(resolve(small_recipe), tmp_path, 8)
+    batch = micro_batches(recipe, images, 2, 4)[0]
+    assert {batch[view].shape for view in ("image", "student", "teacher")} == {(2, 3, 12, 16)}
+
+
+def test_a_registered_tokenizer_takes_and_gives_its_own_shape(tmp_path: Path) -> None:
+    mergevq.save(mergevq.create("test_gr", image_size=(12, 16), keep=4), tmp_path)
+    served = ServedTokenizer(tmp_path)
+    images = np.zeros((2, 12, 16, 3), np.uint8)
+    answer = served.predict(images, {"output": "all"})
+    assert answer["reconstructions"].shape == images.shape
+    assert answer["source"].shape == (2, 12)
+    with pytest.raises(InputError, match=r"takes uint8 \(B, 12, 16, 3\)"):
+        served.predict(images.swapaxes(1, 2))
 
 
 @pytest.fixture(scope="module")

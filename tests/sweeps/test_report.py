@@ -110,6 +110,14 @@ def test_a_trial_whose_objective_is_no_number_is_ranked_last_and_named(
     assert said in capsys.readouterr().out
     assert said in files["sweep.md"].read_text()
     assert found["mergevq.winner"] == "s-003"
+    answer, *note = found["mlflow.note.content"].splitlines()
+    assert answer.startswith("**")
+    assert answer.endswith("wins: mean_psnr 4 (s-003)**")
+    assert f"- {said}" in note
+    assert next(line.split(" | ")[0] for line in note if line.startswith("| s-")) == "| s-003"
+    assert any(
+        "(get-artifact?path=report%2Fpareto_narrow.png&run_uuid=$MLFLOW_RUN_ID)" in line for line in note
+    )
     rows = files["trials.csv"].read_text().splitlines()
     assert rows[1].startswith("s-003,")
     assert rows[-1].startswith("s-001,")
@@ -125,6 +133,7 @@ def test_without_any_number_there_is_no_winner_and_everything_else(tmp_path: Pat
     assert "winner.yaml" not in files
     assert "pareto.png" in files
     assert not any(key.startswith(("best/", "mergevq.winner")) for key in found)
+    assert found["mlflow.note.content"].startswith("**no trial has a finite mean_psnr**")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from mergevq_platform.data import EvalBatches, to_unit_range
 from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.data.views import evaluation_view_text
 from mergevq_platform.evaluation.headline import divided
+from mergevq_platform.evaluation.note import run_note
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import load_report, save_report
@@ -137,9 +138,11 @@ class ClassifierReport:
         values |= {f"{TEST_DETAILS_PREFIX}{key}": value for key, value in details.items()}
         recorder.metrics(self.protocol["step"] or 0, values)
 
-    def note(self, description: str) -> None:
-        """The run keeps its note."""
-        return None
+    def note(self, description: str, figures: Mapping[str, str]) -> str:
+        """Top-1, then the rest of the verdict and the row; see `run_note`."""
+        del figures
+        answer, *verdict = self.verdict()
+        return run_note(answer, verdict, self.markdown(), description)
 
     def table(self, width: int = 120) -> Table:
         """The report for a terminal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from rich.table import Table
 
 from mergevq_platform.evaluation.headline import best_rows, divided
+from mergevq_platform.evaluation.note import TABLE_COLUMNS, markdown_table, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import load_report, save_report
 from mergevq_platform.evaluation.trends import gain_sentence, trend_sentence
@@ -72,9 +73,40 @@ class Curve:
         frechet = (self.frechet_key, f"{self.frechet_key}_recovered")
         return key in (*HEADLINE, *frechet) or HEADLINE_FAMILIES.fullmatch(key) is not None
 
-    def note(self, description: str) -> None:
-        """The run keeps its note."""
-        return None
+    def note(self, description: str, figures: Mapping[str, str]) -> str:
+        """The best of every goal, the verdict, a narrow table, the trade-off; see `run_note`."""
+        shown = {column[0]: column for column in self.shown()}
+        first = [key for key in (*self._note_keys(), *shown) if key in shown]
+        chosen = set(list(dict.fromkeys(first))[:TABLE_COLUMNS])
+        table = markdown_table([column for key, column in shown.items() if key in chosen], self.rows)
+        return run_note(
+            self.answer(),
+            self.verdict(),
+            "\n".join(table),
+            self.caption(),
+            description,
+            figure=figures.get("tradeoff.png"),
+        )
+
+    def _note_keys(self) -> tuple[str, ...]:
+        frechet = (self.frechet_key, f"{self.frechet_key}_recovered")
+        probe = ("probe_top1_cls", "probe_top1_untrained")
+        return ("keep", *frechet, "psnr", *probe, "recovery_accuracy", "ssim", "lpips_vgg", "bits")
+
+    def answer(self) -> str:
+        """The best Fréchet distance, probe and PSNR, and the kept counts that reached them."""
+        forms = {
+            self.frechet_key: f"Fréchet distance {{:.3g}} (`{self.frechet_key}`)",
+            "probe_top1_cls": "probe {:.1f}%",
+            "psnr": "PSNR {:.2f} dB",
+        }
+        best = best_rows(self.rows, forms)
+        parts = [
+            f"{form.format(best[key][key])} at {best[key]['keep']:.0f}"
+            for key, form in forms.items()
+            if key in best
+        ]
+        return f"{', '.join(parts)} kept tokens" if parts else "nothing of it could be measured"
 
     @property
     def suites(self) -> list[str]:
@@ -166,13 +198,7 @@ class Curve:
 
     def markdown(self) -> str:
         """The curve as a Markdown table."""
-        columns = self.shown()
-        lines = ["| " + " | ".join(title for _, title, _ in columns) + " |", "|" + "---:|" * len(columns)]
-        lines += [
-            "| " + " | ".join(f"{row[key]:{form}}" if key in row else "" for key, _, form in columns) + " |"
-            for row in self.rows
-        ]
-        return "\n".join([*lines, "", self.caption()])
+        return "\n".join([*markdown_table(self.shown(), self.rows), "", self.caption()])
 
     def csv(self) -> str:
         """All rows and metrics, full precision."""

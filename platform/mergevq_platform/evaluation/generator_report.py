@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from mergevq_platform.evaluation.curve import lacking_sentences
 from mergevq_platform.evaluation.headline import best_rows, divided
+from mergevq_platform.evaluation.note import TABLE_COLUMNS, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import load_report, save_report
 from mergevq_platform.tracking.records import SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX, SCALE_KEY, SCALE_PREFIX
@@ -68,9 +70,25 @@ class GeneratorReport:
         names = ("frechet", "inception_score", "precision", "recall")
         return key in ("class_top1", *(self.protocol["keys"][name] for name in names))
 
-    def note(self, description: str) -> str:
-        """What the charts show, and the table."""
-        return f"{description}\n\n{NOTE}\n\n{self.markdown()}"
+    def note(self, description: str, figures: Mapping[str, str]) -> str:
+        """The best of every goal, the verdict, a narrow table, the metrics over guidance scales; see `run_note`."""
+        inner = self.protocol["keys"].get("spatial_frechet")
+        columns = [
+            column for column in self.columns() if column[0] != inner and not column[0].endswith("_second")
+        ]
+        figure = figures.get("guidance.png") or figures.get("samples.png")
+        table = "\n".join(self._rows_of(columns[: TABLE_COLUMNS - 1]))
+        return run_note(
+            self.answer(), self.verdict(), table, NOTE, self.caption(), description, figure=figure
+        )
+
+    def answer(self) -> str:
+        """The best Fréchet distance and its guidance scale, and what else was reached there."""
+        best, key = self.best, self.frechet_key
+        parts = [f"Fréchet distance {best[key]:.3g} (`{key}`)"] if key in best else []
+        if "class_top1" in best:
+            parts.append(f"class recognised {best['class_top1']:.1f}%")
+        return f"{', '.join(parts) or 'measured'} at {_scale_name(best['scale'])}, {self.kept()}"
 
     @property
     def frechet_key(self) -> str:
@@ -152,7 +170,9 @@ class GeneratorReport:
 
     def markdown(self) -> str:
         """The report as a Markdown table."""
-        columns = self.columns()
+        return "\n".join([*self._rows_of(self.columns()), "", self.caption()])
+
+    def _rows_of(self, columns: Sequence[tuple[str, str, str]]) -> list[str]:
         text = [
             "| | " + " | ".join(title for _, title, _ in columns) + " |",
             "|---|" + "---:|" * len(columns),
@@ -160,7 +180,7 @@ class GeneratorReport:
         for what, row in self.lines():
             cells = (format(row[key], form) if key in row else "" for key, _, form in columns)
             text.append(f"| {what} | " + " | ".join(cells) + " |")
-        return "\n".join([*text, "", self.caption()])
+        return text
 
     def kept(self) -> str:
         """What was generated: kind, kept tokens, steps."""

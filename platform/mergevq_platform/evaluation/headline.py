@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-FRECHET = ("rf", "gf")  # of reconstructions, of generated images: the keys of Fréchet distances begin so
+from mergevq_platform.tracking.records import is_frechet
 
 
 def divided(
@@ -28,6 +28,6 @@ def best_rows(rows: Sequence[dict[str, float]], keys: Iterable[str]) -> dict[str
     for key in keys:
         measured = [row for row in rows if math.isfinite(row.get(key, math.nan))]
         if measured:
-            best = min if key.startswith(FRECHET) else max
+            best = min if is_frechet(key) else max
             found[key] = best(measured, key=lambda row: row[key])
     return found

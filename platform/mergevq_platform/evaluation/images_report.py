@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,8 +34,8 @@ class ImageSetsReport:
         """`images/<metric>` at step 0."""
         recorder.metrics(0, {f"images/{key}": value for key, value in self.values.items()})
 
-    def note(self, description: str) -> None:
-        """The run keeps its note."""
+    def note(self, description: str, figures: Mapping[str, str]) -> None:
+        """None: image sets are no run."""
         return None
 
     def verdict(self) -> list[str]:

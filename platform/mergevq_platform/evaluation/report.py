@@ -10,8 +10,11 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from rich.table import Table
 
 from mergevq.config import flattened
+from mergevq_platform.evaluation.note import linked_figure, narrow_copy
 from mergevq_platform.evaluation.tables import print_table, table_console
+from mergevq_platform.tracking.notes import NOTE_TAG
 from mergevq_platform.tracking.page_images import FOLDER, IMAGES_TAG
+from mergevq_platform.tracking.protocols import PROTOCOL_TAG, protocol_id
 
 AnyReport = TypeVar("AnyReport", bound="EvaluationReport")
 
@@ -65,8 +68,11 @@ class EvaluationReport(Protocol):
     def record_rows(self, recorder: EvaluationRecorder) -> None:
         """Give the rows to a recorder, as metrics."""
 
-    def note(self, description: str) -> str | None:
-        """The note of the run in MLflow, whose recipe is described so; None leaves it as it is."""
+    def note(self, description: str, figures: Mapping[str, str]) -> str | None:
+        """The note of the run in MLflow, whose recipe is described so; None leaves it as it is.
+
+        `figures` are the PNG files that were written, each as Markdown of its narrow copy, by name.
+        """
 
 
 class KindEvaluator(Protocol[AnyReport]):
@@ -92,15 +98,38 @@ def write(report: AnyReport, evaluator: KindEvaluator[AnyReport], folder: Path) 
 def record(
     report: EvaluationReport, files: Mapping[str, Path], recorder: EvaluationRecorder, description: str
 ) -> None:
-    """Record a report: rows as metrics, files as artifacts, the protocol as tags."""
+    """Record a report: rows as metrics, files as artifacts, a note, and the few tags of `protocol_tags`."""
     report.record_rows(recorder)
     for name, file in files.items():
-        recorder.artifact(file, FOLDER if name.startswith(f"{FOLDER}/") else report.folder)
-    images = {IMAGES_TAG: "True"} if any(name.startswith(f"{FOLDER}/") for name in files) else {}
-    tags = images | {f"protocol.{key}": str(value) for key, value in flattened(report.protocol).items()}
-    if (text := report.note(description)) is not None:
-        tags["mlflow.note.content"] = text
-    recorder.tags(tags)
+        recorder.artifact(file, FOLDER if _is_page_image(name) else report.folder)
+    pngs = {name: file for name, file in files.items() if name.endswith(".png") and not _is_page_image(name)}
+    figures = {name: linked_figure(report.folder, file) for name, file in pngs.items()}
+    note = report.note(description, figures)
+    for name, file in pngs.items():
+        if note is not None and figures[name] in note:
+            recorder.artifact(narrow_copy(file), report.folder)
+    recorder.tags(
+        protocol_tags(report.protocol)
+        | ({IMAGES_TAG: "True"} if any(map(_is_page_image, files)) else {})
+        | ({} if note is None else {NOTE_TAG: note})
+    )
+
+
+def _is_page_image(name: str) -> bool:
+    return name.startswith(f"{FOLDER}/")
+
+
+def protocol_tags(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a protocol: the key of its Fréchet distance, its caveat, and what is equal where numbers may be compared.
+
+    All of it is in the report's JSON, among the run's artifacts.
+    """
+    found = {
+        "frechet_key": protocol.get("frechet_key") or protocol.get("keys", {}).get("frechet"),
+        "caveat": protocol.get("caveat"),
+    }
+    named = {f"protocol.{key}": str(value) for key, value in found.items() if value}
+    return named | {PROTOCOL_TAG: protocol_id(flattened(dict(protocol)))}
 
 
 def show(report: EvaluationReport, files: Mapping[str, Path]) -> None:

@@ -8,15 +8,16 @@ from mergevq_platform.evaluation.classifier import ClassifierReport
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.evaluation.report import EvaluationReport
-from mergevq_platform.tracking.artifacts import fetch_files
+from mergevq_platform.tracking.artifacts import fetch_files, fetch_own_files
 from mergevq_platform.tracking.listing import TrackedRun
 from mergevq_platform.tracking.store import Store
 
-KINDS: tuple[type[Curve | GeneratorReport | ClassifierReport], ...] = (
+_OF_A_RUN: tuple[type[Curve | GeneratorReport | ClassifierReport], ...] = (
     Curve,
     GeneratorReport,
     ClassifierReport,
 )
+_KINDS = {f"{kind.folder}/{kind.file_name}": kind for kind in _OF_A_RUN}
 
 
 def newest_report(store: Store, run: TrackedRun, folder: Path) -> EvaluationReport | None:
@@ -24,9 +25,13 @@ def newest_report(store: Store, run: TrackedRun, folder: Path) -> EvaluationRepo
 
     Raises `InputError` for a file that is no report.
     """
-    kinds = {f"{kind.folder}/{kind.file_name}": kind for kind in KINDS}
-    files = fetch_files(store, run, folder, tuple(kinds))
-    if not files:
-        return None
-    newest = files[-1]
-    return kinds[f"{newest.parent.name}/{newest.name}"].load(newest)
+    return _loaded(fetch_files(store, run, folder, tuple(_KINDS)))
+
+
+def own_report(store: Store, run: TrackedRun, folder: Path) -> EvaluationReport | None:
+    """The report that is among the artifacts of `run` itself, its file copied below `folder`; None where there is none."""
+    return _loaded(fetch_own_files(store, run, folder, tuple(_KINDS)))
+
+
+def _loaded(files: list[Path]) -> EvaluationReport | None:
+    return _KINDS[f"{files[-1].parent.name}/{files[-1].name}"].load(files[-1]) if files else None

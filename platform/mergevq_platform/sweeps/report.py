@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import yaml
 from rich.table import Table
 
 from mergevq.errors import InputError
+from mergevq_platform.evaluation.note import linked_figure, narrow_copy, run_note
 from mergevq_platform.evaluation.tables import print_table, table_console
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Entry, averaged, comparison_axes, require_one_identity
@@ -25,9 +26,12 @@ from mergevq_platform.sweeps.definition import Population, Sweep, described
 from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
+from mergevq_platform.tracking.notes import NOTE_TAG
 from mergevq_platform.tracking.recorder import Recorder
 
 MIN_FOR_IMPORTANCE = 4
+NOTE_TRIALS = 10  # the best, in the sweep's note
+NOTE_FIGURES = ("curves.png", "pareto.png")
 
 
 def entries(definition: Sweep, finished: Sequence[Finished]) -> list[Entry]:
@@ -207,6 +211,10 @@ def record(
     """Record the report in the sweep's own run: artifacts, the winner, the front's size and hypervolume."""
     for file in files.values():
         recorder.artifact(file, "report")
+    recorder.tags({NOTE_TAG: note(definition, finished, files)})
+    for name in NOTE_FIGURES:
+        if name in files:
+            recorder.artifact(narrow_copy(files[name]), "report")
     values = {}
     if (winner := best(definition, finished)) is not None:
         recorder.tags(
@@ -216,6 +224,22 @@ def record(
     if not not_comparable(finished):
         values["sweep/best_hypervolume"] = max(hypervolumes(finished).values())
     recorder.metrics(len(finished), values)
+
+
+def note(definition: Sweep, finished: Sequence[Finished], files: Mapping[str, Path]) -> str:
+    """The note of the sweep in MLflow: the winner in its first line, the best trials, overlaid curves and the front."""
+    first, winner = definition.objectives[0], best(definition, finished)
+    answer = f"no trial has a finite {first.name}"
+    if winner is not None:
+        answer = f"{described(winner.params)} wins: {first.name} {winner.objectives[first.name]:.4g} ({winner.name})"
+    header, *rows = table(definition, finished)
+    wanted = [
+        header.index(name)
+        for name in dict.fromkeys((header[0], *(o.name for o in definition.objectives), "choice"))
+    ]
+    cells = [[row[at] for at in wanted] for row in (header, *rows[:NOTE_TRIALS])]
+    figures = [linked_figure("report", files[name]) for name in NOTE_FIGURES if name in files]
+    return run_note(answer, omissions(definition, finished), _markdown(cells), *figures, definition.question)
 
 
 def show(definition: Sweep, finished: Sequence[Finished]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ _OF_CURVES = (
     *(CURVE_PREFIX, CURVE_BEST_PREFIX, CURVE_DETAILS_PREFIX),
     *(SCALE_PREFIX, SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX),
 )
+
+_FRECHET = re.compile(r"[rg]s?fi?d(_\w+)?")
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -119,6 +122,11 @@ def read_metrics(path: Path, prefix: str = "") -> dict[str, dict[int, float]]:
                 if key.startswith(prefix):
                     found.setdefault(key, {})[record.data["step"]] = float(value)
     return found
+
+
+def is_frechet(key: str) -> bool:
+    """Whether a metric, by its key without prefix, is a Fréchet distance (`rfid`, `gsfd_random_v1` …), of which less is better."""
+    return _FRECHET.fullmatch(key) is not None
 
 
 def is_of_curve(key: str) -> bool:

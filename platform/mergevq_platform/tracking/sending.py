@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergevq_platform.tracking.notes import NOTE_TAG, may_write, sealed
 from mergevq_platform.tracking.records import JournalRecord
 
 if TYPE_CHECKING:
@@ -107,7 +108,13 @@ def chunk(records: Iterator[JournalRecord]) -> list[JournalRecord]:
 def _send_texts(client: MlflowClient, run_id: str, params: dict[str, str], tags: dict[str, str]) -> None:
     from mlflow.entities import Param, RunTag
 
-    there = client.get_run(run_id).data.params if params else {}
+    run = client.get_run(run_id).data if params or NOTE_TAG in tags else None
+    there = run.params if run else {}
+    if NOTE_TAG in tags and run:
+        if may_write(run.tags, former=(there.get("description", ""),)):
+            tags[NOTE_TAG] = sealed(tags[NOTE_TAG], run_id)
+        else:
+            del tags[NOTE_TAG]  # someone's own, and it stays
     for key, text in params.items():
         if key in there and there[key] != _cut(text, _PARAM_CHARS):
             tags[f"changed.{key}"] = text  # MLflow's parameters cannot be changed

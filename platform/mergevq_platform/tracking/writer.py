@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.delivery import Delivery
+from mergevq_platform.tracking.experiment_note import keep_note
 from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.proxies import through
 from mergevq_platform.tracking.records import JOURNAL_NAME
@@ -150,6 +151,7 @@ class Writer:
             return
         changed, delivery.changed, self._viewed = delivery.changed, False, True
         reason = keep_up(self._store, delivery.position, changed=changed)
+        keep_note(self._store, delivery.position, changed=changed, viewed=reason is None)
         if reason not in (None, self._view_error):
             log.warning(
                 "tracking store %s: its page of the experiment stays the plain one: %s",
@@ -175,6 +177,7 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
             pass
         assert delivery.position is not None
         view_error = keep_up(store, delivery.position, changed=delivery.changed)
+        keep_note(store, delivery.position, changed=delivery.changed, viewed=view_error is None)
         return replace(_report(path, store, delivery, None), view_error=view_error)
     except InputError:
         raise

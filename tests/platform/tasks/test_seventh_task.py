@@ -138,7 +138,7 @@ class RotationReport:
     def verdict(self) -> list[str]:
         return ["It turns."]
 
-    def note(self, description: str) -> str | None:
+    def note(self, description: str, figures: Any) -> str | None:
         return None
 
     def record_rows(self, recorder: Any) -> None:
