@@ -142,7 +142,7 @@ def _what(content: CardContent) -> str:
         bits = content.model.quantizer.vocabulary.bit_length() - 1
         text = (
             f"A MergeVQ image tokenizer for images of {size_text(content.model.image_size)} px: {content.model.grid_tokens} grid tokens, "
-            f"of which any number is kept, and 2^{bits} codes{trained}."
+            f"a chosen number of which is kept, and 2^{bits} codes{trained}."
         )
     else:
         kind = content.model.kind.replace("_", " ")
@@ -150,14 +150,16 @@ def _what(content: CardContent) -> str:
             f"A class-conditional {kind} generator of {content.model.classes} classes over {content.model.grid_tokens} grid tokens of "
             f"2^{content.model.bits} codes{trained}. It writes codes of the tokenizer `{content.tokenizer}` and of no other."
         )
-    return f"{text} Averaged weights. Made with mergevq {mergevq.__version__}."
+    averaged = " Averaged weights." if content.step is not None else ""
+    return f"{text}{averaged} Pushed by mergevq {mergevq.__version__}."
 
 
 def _verbs(content: CardContent) -> str:
     if content.is_tokenizer:
+        recipe = "" if content.recipe else " --recipe RECIPE"
         return (
             f"On the command line: `mergevq reconstruct {content.address} photo.jpg --out images`, "
-            f"`mergevq evaluate {content.address} --data IMAGES`."
+            f"`mergevq evaluate {content.address} --data IMAGES{recipe}`."
         )
     return f"On the command line: `mergevq generate {content.address} --out images`."
 
