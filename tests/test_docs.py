@@ -146,6 +146,7 @@ def test_the_readme_is_short_and_shows_the_method_and_a_curve() -> None:
     assert len(text.splitlines()) <= 150
     assert "](docs/method.svg)" in text
     assert "](docs/demo_tradeoff.png)" in text
+    assert "](docs/mlflow_view.png)" in text
 
 
 def test_the_tree_of_the_readme_exists() -> None:
