@@ -115,7 +115,7 @@ def front_matter(card: str) -> dict[str, Any]:
     return yaml.safe_load(card.split("---")[1])
 
 
-def test_a_pushed_tokenizer_has_the_weights_the_recipe_the_numbers_and_the_picture(
+def test_a_pushed_tokenizer_has_the_weights_the_recipe_the_numbers_and_the_figure(
     hub: Hub,
     token: str,
     run: Run,
@@ -130,7 +130,7 @@ def test_a_pushed_tokenizer_has_the_weights_the_recipe_the_numbers_and_the_pictu
     assert set(files) == {
         ".gitattributes", "README.md", "config.json", "model.safetensors", "recipe.yaml", "checkpoint.json", "curve.json",
         "tradeoff.png",
-    }, "and no picture of the data"  # fmt: skip
+    }, "and no image of the data"  # fmt: skip
     checkpoint = Path(run.newest_checkpoint())
     for name in ("config.json", "model.safetensors"):
         assert files[name] == (checkpoint / name).read_bytes()

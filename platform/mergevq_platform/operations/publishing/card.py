@@ -18,7 +18,7 @@ from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.operations.publishing.model_index import model_index
 from mergevq_platform.recipe import ResolvedRecipe
 
-PICTURES = {"tradeoff.png": "The trade-off over kept tokens", "guidance.png": "Metrics over guidance scales"}
+FIGURES = {"tradeoff.png": "The trade-off over kept tokens", "guidance.png": "Metrics over guidance scales"}
 BIBTEX = """@inproceedings{li2025mergevq,
   title = {MergeVQ: A Unified Framework for Visual Generation and Representation with Disentangled Token Merging and Quantization},
   author = {Li, Siyuan and Zhang, Luyuan and Wang, Zedong and Tian, Juanxi and Tan, Cheng and Liu, Zicheng and Yu, Chang and
@@ -53,13 +53,13 @@ def model_card(content: CardContent) -> str:
     """The text of README.md."""
     front = yaml.safe_dump(front_matter(content), sort_keys=False, allow_unicode=True, width=1000)
     description = content.recipe.description.strip() if content.recipe else ""
-    pictures = [f"![{PICTURES[file.name]}]({file.name})" for file in content.figures if file.name in PICTURES]
+    shown = [f"![{FIGURES[file.name]}]({file.name})" for file in content.figures if file.name in FIGURES]
     parts = [
         f"---\n{front}---",
         f"# {content.address.repository.rpartition('/')[2]}",
         description,
         _what(content),
-        *pictures,
+        *shown,
         "## Use",
         f"```bash\npip install mergevq\n```\n\n```python\n{loading(content)}\n```",
         _verbs(content),

@@ -26,7 +26,7 @@ from mergevq.tokenizer import TokenizerConfig
 from mergevq_platform.codes.tokenizer import tokenizer_of
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
-from mergevq_platform.operations.publishing.card import PICTURES, CardContent, loading, model_card
+from mergevq_platform.operations.publishing.card import FIGURES, CardContent, loading, model_card
 from mergevq_platform.operations.publishing.private import published_recipe, without_places
 from mergevq_platform.recipe import ResolvedRecipe
 from mergevq_platform.storage import checkpoints
@@ -173,7 +173,7 @@ def _is_of(report: Curve | GeneratorReport, found: FoundModel) -> bool:
 
 def _figures(folder: Path) -> tuple[Path, ...]:
     # Others show images of the data, which are not ours to publish.
-    return tuple(folder / name for name in PICTURES if (folder / name).is_file())
+    return tuple(folder / name for name in FIGURES if (folder / name).is_file())
 
 
 def _tokenizer(
