@@ -130,7 +130,7 @@ def open_and_describe(
 
 
 def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Contents | None:
-    """What lies at a place of this machine, or in its cache of the Hub, that holds no packed set; None for others."""
+    """The contents of a place of this machine, or of its cache of the Hub, that holds no packed set; None for others."""
     place = str(local_folder(directory))
     root = Path(place).expanduser().absolute()
     if "://" in place or not root.exists() or is_packed(root) or (root / RECORDS).exists():
@@ -139,7 +139,7 @@ def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Cont
 
 
 def _kept(manifest: Manifest | None) -> SourceSummary | None:
-    """What a manifest keeps of the source."""
+    """The lines on the source that a manifest keeps."""
     kept = manifest.source.get("understood") if manifest else None
     return SourceSummary.from_tree(kept) if kept else None
 
