@@ -68,11 +68,7 @@ def add(verbs: Any) -> None:
         metavar="RUN",
         help="generators: decode with this tokenizer: its own, moved, or with Source Recovery fine-tuned",
     )
-    evaluate.add_argument(
-        "--data",
-        type=user_place,
-        help="another image set: a directory, a URI or hf://datasets/owner/name (default: the recipe's)",
-    )
+    evaluate.add_argument("--data", type=user_place, help="another image set (default: the recipe's)")
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )

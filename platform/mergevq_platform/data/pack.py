@@ -80,11 +80,10 @@ def pack(
 
     Raises `InputError` for a source without usable images or a directory that holds something else.
     """
-    source = pinned(source, "dataset") if isinstance(source, str) else source
     size = None if size is None else parse_size(size)
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
-    directory = _directory_for(source, directory)
+    source, directory = _places(source, directory, parallel)
     choices = Choices(
         layout=layout,
         splits=tuple(folder_splits) if folder_splits is not None else None,
@@ -94,8 +93,6 @@ def pack(
             Reading, {"image_column": image_column, "label_column": label_column, "background": background}
         ),
     )
-    if parallel and on_hub(source):
-        fetch_on_nodes([str(source)], one_path=True)
     found = _found(source, choices, directory, say)
     splits = shuffled(found, seed, shard_rows, validation_fraction)
     _say_held_out(found, splits, validation_fraction, say)
@@ -145,8 +142,14 @@ def pack(
     return manifest
 
 
-def _directory_for(source: str | Path, directory: str | Path) -> Path:
-    """The absolute directory of a pack. Raises `InputError` for one that is the source, lies in it, or holds something else."""
+def _places(source: str | Path, directory: str | Path, parallel: bool) -> tuple[str | Path, Path]:
+    """The source, of the Hub at a commit that every node has, and the absolute directory of a pack.
+
+    Raises `InputError` for a directory that is the source, lies in it, or holds something else.
+    """
+    if on_hub(source):
+        source = pinned(str(source), "dataset")
+        fetch_on_nodes([source] if parallel else [], one_path=True)
     directory = Path(directory).expanduser().absolute()
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: name a directory")
@@ -157,7 +160,7 @@ def _directory_for(source: str | Path, directory: str | Path) -> Path:
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
     if not (directory / RECORDS).exists() and not existing_manifest(directory):
         refuse_foreign_files(directory)
-    return directory
+    return source, directory
 
 
 def _existing_pack(directory: Path, digest: str) -> Manifest | None:

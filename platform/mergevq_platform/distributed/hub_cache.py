@@ -16,11 +16,12 @@ def fetch_on_nodes(places: Iterable[str], *, one_path: bool = False) -> None:
     the driver has read the data there. `one_path`: the folders must have the same path everywhere, because paths in them travel.
     Raises `InputError` naming the node that cannot fetch, and for paths that differ.
     """
+    if not (wanted := [place for place in places if on_hub(place)]):
+        return
     import ray
 
-    wanted = [place for place in places if on_hub(place)]
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not wanted or len(nodes) < 2:
+    if len(nodes) < 2:
         return
     fetching = ray.remote(_fetch)
     tasks = []
