@@ -11,7 +11,8 @@ from mergevq.encoder import HybridEncoderConfig, ViTEncoderConfig
 from mergevq.errors import InputError
 from mergevq.quantize import LFQConfig
 from mergevq.recovery import RecoveryConfig
-from mergevq.tokenizer import MergeVQ, SummaryHeadConfig, TokenizerConfig
+from mergevq.summary_head import SummaryHeadConfig
+from mergevq.tokenizer import MergeVQ, TokenizerConfig
 
 # Base channels, transformer width and heads by size name (Table A1 for d64; the release's configurations for the others).
 SIZES = {"d32": (32, 384, 8), "d64": (64, 512, 8), "d96": (96, 768, 12)}

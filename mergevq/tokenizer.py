@@ -8,7 +8,7 @@ Recovery predicts it from the codes (`decode_indices`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pydantic
 import torch
@@ -38,14 +38,7 @@ from mergevq.merging import Source, sizes, unmerge
 from mergevq.number_types import Count
 from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
 from mergevq.recovery import RecoveryConfig, SourceRecovery
-
-
-@config
-class SummaryHeadConfig:
-    """The MLP on the summary token whose output is aligned with a teacher: two layers with LayerNorm (G) or three (G+R, R)."""
-
-    layers: Literal[2, 3] = 3
-    out: Count = 768
+from mergevq.summary_head import SummaryHead, SummaryHeadConfig
 
 
 @config
@@ -323,18 +316,3 @@ class MergeVQ(nn.Module):
     def last_layer(self) -> Tensor:
         """The decoder's last weight, at which the adaptive adversarial weight compares gradients."""
         return self.decoder.last_layer
-
-
-class SummaryHead(nn.Module):
-    """MLP on the summary token (section 3.2, global alignment)."""
-
-    def __init__(self, config: SummaryHeadConfig, width: int) -> None:
-        super().__init__()
-        hidden = 4 * width
-        middle = [nn.LayerNorm(hidden)] if config.layers == 2 else [nn.Linear(hidden, hidden), nn.GELU()]
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), *middle, nn.Linear(hidden, config.out)
-        )
-
-    def forward(self, summary: Tensor) -> Tensor:
-        return self.layers(summary)

@@ -58,7 +58,7 @@ def _steps(way: str) -> Iterator[str]:
 
 
 def recipe_profile() -> list[str]:
-    """Where the time of that step goes, by kind of kernel."""
+    """The time of that step by kind of kernel."""
     return in_fresh_process(_profiled, torch.cuda.is_available())
 
 

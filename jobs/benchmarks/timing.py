@@ -41,7 +41,7 @@ def device() -> torch.device:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function(*arguments)` returns in a process of its own, with a high-water mark of memory of its own."""
+    """The result of `function(*arguments)` in a process of its own, with a high-water mark of memory of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 

@@ -245,7 +245,7 @@ def test_through_the_landing_page_every_click_stays_in_model_training_and_a_run_
     about = "[...document.querySelectorAll('*')].findLast(at => at.innerText == 'About this run')"
     assert read(page, f"{about}.getBoundingClientRect().right") < WIDTH, "nothing is pushed out of the window"
     shot(page, "answered", tmp_path)
-    for tab, sign in (("Model metrics", "curve_best"), ("Artifacts", "tradeoff.png")):
+    for tab, sign in (("Model metrics", "curve_best"), ("Artifacts", "Select a file to preview")):
         press(page, f"[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText == '{tab}')")
         page.wait_for(f"document.body.innerText.includes('{sign}')", 60, f"the tab {tab}")
         assert "Prompts" not in page.text(), "the page is dressed for language models"

@@ -75,7 +75,7 @@ def one_worker(name: str, tree: Tree) -> Tree:
 def two_workers(named: dict[str, Tree]) -> dict[str, Tree]:
     """The same of two processes that share each batch."""
     Path("two").mkdir()
-    mp.spawn(_rank, args=(named,), nprocs=2)
+    mp.start_processes(_rank, args=(named,), nprocs=2, start_method="forkserver")
     ranks = [json.loads(Path(f"two/{rank}.json").read_text()) for rank in range(2)]
     for name, record in ranks[0].items():
         record["ranks_have_the_same_gradients"] = record["gradients"] == ranks[1][name]["gradients"]

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 
 def run(rank: Callable[..., None], arguments: tuple[Any, ...], world_size: int) -> None:
     """`rank(number, *arguments)` in `world_size` processes at once; raises what one of them raised."""
-    # The process that forks has one thread and has computed nothing: its children are as good as new ones.
-    multiprocessing.set_forkserver_preload(["mergevq_platform.loop", "torch.distributed"])
+    # The process that forks has computed nothing: its children are as good as new ones. The last of its modules takes
+    # seconds as well, and every optimizer and DistributedDataParallel imports it.
+    multiprocessing.set_forkserver_preload(["mergevq_platform.loop", "torch.distributed", "torch._dynamo"])
     mp.start_processes(rank, arguments, nprocs=world_size, start_method="forkserver")

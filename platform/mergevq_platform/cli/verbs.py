@@ -1,4 +1,4 @@
-"""How a verb explains itself: a line in the list of verbs, a sentence or two, examples that can be typed."""
+"""The help of a verb: a line in the list of verbs, a sentence or two, examples that can be typed."""
 
 from __future__ import annotations
 

@@ -63,10 +63,10 @@ class CodeStream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is held: the reading thread ends with the iteration."""
+        """Does nothing: the reading thread ends with the iteration."""
 
     def share(self, bad: Sequence[ReplacedImage]) -> None:
-        """There are none."""
+        """Does nothing: codes are never bad."""
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of an optimizer step."""

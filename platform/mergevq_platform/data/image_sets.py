@@ -24,7 +24,7 @@ class ImageSet(Protocol):
 
     @property
     def background(self) -> Background | None:
-        """What transparent pixels are put on; None where there are none, or alpha is dropped as before there was one."""
+        """The background of transparent pixels; None where there are none, or alpha is dropped as before there was one."""
 
     @property
     def said(self) -> tuple[str, ...]:

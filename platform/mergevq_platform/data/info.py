@@ -125,7 +125,7 @@ def open_and_describe(
 
 
 def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Contents | None:
-    """What lies at a local place that holds no packed set; None for others."""
+    """The contents of a local place that holds no packed set; None for others."""
     root = Path(directory).expanduser().absolute()
     if "://" in str(directory) or not root.exists() or is_packed(root) or (root / RECORDS).exists():
         return None
@@ -133,7 +133,7 @@ def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Cont
 
 
 def _kept(manifest: Manifest | None) -> SourceSummary | None:
-    """What a manifest keeps of the source."""
+    """The lines on the source that a manifest keeps."""
     kept = manifest.source.get("understood") if manifest else None
     return SourceSummary.from_tree(kept) if kept else None
 

@@ -118,7 +118,7 @@ def evaluation_view(image: Image.Image | np.ndarray, size: ImageSize) -> np.ndar
 
 
 def evaluation_view_text(size: ImageSize) -> str:
-    """How `evaluation_view` brings images to `size`, for a protocol."""
+    """The way of `evaluation_view` to `size`, in words for a protocol."""
     whole = f"shorter side to {size}" if isinstance(size, int) else f"resized to cover {size_text(size)}"
     return f"{whole} (bicubic), centre crop"
 

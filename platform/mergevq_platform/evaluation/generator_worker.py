@@ -123,7 +123,7 @@ class GeneratorWorker:
         tokens: int = 0,
         seconds: float = 0.0,
     ) -> GeneratorResult:
-        """Of images at `positions` of a set of `of` images; of 0, the training images, there are no statistics."""
+        """The result of images at `positions` of a set of `of` images; of 0, the training images, there are no statistics."""
         statistics = image_set_statistics(self.extractor, images, positions, of, features=of) if of else None
         rounded = to_uint8(images)
         tokenizer = self.pipeline.tokenizer

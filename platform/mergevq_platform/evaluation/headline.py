@@ -20,7 +20,7 @@ def divided(
 
 
 def best_rows(rows: Sequence[dict[str, float]], keys: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Of each key that has finite values its best row: the smallest of a Fréchet distance, the largest of others.
+    """The best row of each key that has finite values: the smallest of a Fréchet distance, the largest of others.
 
     Of equal ones the first.
     """

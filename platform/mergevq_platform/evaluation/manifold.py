@@ -40,7 +40,7 @@ class RadiiJob(NamedTuple):
 
 
 class CoveredJob(NamedTuple):
-    """Which of features (M, D) float32 lie in the ball of any member of the bank (N, D), whose squared radii are (N,)."""
+    """The features (M, D) float32 that lie in the ball of any member of the bank (N, D), whose squared radii are (N,)."""
 
     features: np.ndarray
     bank: np.ndarray

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mergevq_platform.evaluation.classifier import ClassifierReport
+from mergevq_platform.evaluation.classifier_report import ClassifierReport
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.evaluation.report import EvaluationReport

@@ -1,4 +1,4 @@
-"""The passes of a tokenizer's evaluation: all images of a split, of one kind, at one kept count; and what names them in the cache."""
+"""The passes of a tokenizer's evaluation: all images of a split, of one kind, at one kept count; and their keys in the cache."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ class TokenizerPasses:
         return {part: self._features(part, keep, untrained) for part in PARTS}
 
     def reference_key(self) -> Key:
-        """What names the pass of the images themselves."""
+        """The key of the pass of the images themselves."""
         return self._key("reference", "test") | {"extractor": self.extractor_identity}
 
     def reconstruction_key(self, keep: int) -> Key:
-        """What names a pass of reconstructions."""
+        """The key of a pass of reconstructions."""
         key = self._key("reconstruction", "test") | {"extractor": self.extractor_identity}
         if files := self.spec.recipe.evaluation.lpips:
             key["lpips"] = lpips_identity(files)
         return key | {"keep": keep, **self.weights}
 
     def features_key(self, part: str, keep: int, untrained: int | None = None) -> Key:
-        """What names a pass of features."""
+        """The key of a pass of features."""
         if untrained is None:
             return self._key("features", part) | {"keep": keep, **self.weights}
         own = untrained_identity(self.spec.recipe, untrained)

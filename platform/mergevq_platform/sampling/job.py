@@ -32,7 +32,7 @@ SHEET_CLASSES, SHEET_EACH = 12, 8
 
 
 class BatchResult(NamedTuple):
-    """What this run sampled of a batch: nothing, where an earlier run has finished it."""
+    """The images and tokens that this run sampled of a batch: none, where an earlier run has finished it."""
 
     images: int
     tokens: int

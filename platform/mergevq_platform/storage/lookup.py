@@ -97,7 +97,7 @@ class FoundModel:
 
     @property
     def directory(self) -> Path | None:
-        """Where tables and figures of its evaluations belong, if it has a run here."""
+        """The directory of tables and figures of its evaluations, if it has a run here."""
         return self.run.directory if self.run else None
 
     def journal(self, home: Path) -> Journal | None:
@@ -158,7 +158,7 @@ def _found(name: str, *, home: Path, store: Store, storage: str | None) -> Found
 
 
 def places_of_runs(home: Path, store: Callable[[], Store]) -> FindRun:
-    """What a recipe's name of a run, of a registered model or of an id means: its place. A path or URI stays as it is.
+    """The place of a run, registered model or id that a recipe names. A path or URI stays as it is.
 
     It raises `InputError` for a name that means nothing.
     """

@@ -57,7 +57,7 @@ def _range(values: np.ndarray, *, whole: bool) -> np.ndarray:
 
 
 def _marginals(tree: Any, points: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Of each parameter, the tree's prediction at its points, averaged over those of all the others."""
+    """The tree's prediction at the points of each parameter, averaged over those of all the others."""
     low, high, value = _leaves(tree)
     inside, begin = [], 0
     for own in points:
@@ -75,7 +75,7 @@ def _marginals(tree: Any, points: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _leaves(tree: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every leaf the bounds (leaves, columns), open below and closed above, and the prediction."""
+    """The bounds (leaves, columns) of every leaf, open below and closed above, and its prediction."""
     found: list[tuple[np.ndarray, np.ndarray, float]] = []
     waiting = [(0, np.full(tree.n_features, -np.inf), np.full(tree.n_features, np.inf))]
     while waiting:

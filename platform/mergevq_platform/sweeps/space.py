@@ -97,7 +97,7 @@ def values_of(space: Space, params: Params) -> Tree:
 
 
 def suggested(trial: BaseTrial) -> Decide:
-    """Whoever decides for an Optuna trial: its study's sampler."""
+    """The function that decides for an Optuna trial: its study's sampler."""
 
     def decide(name: str, domain: Domain) -> Value:
         match domain:

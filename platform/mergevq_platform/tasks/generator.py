@@ -162,7 +162,7 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         return replace(recipe, evaluation=evaluation, task=replace(self, generation=settings))
 
     def classes(self) -> int:
-        """Those of the model."""
+        """The number of classes of the model."""
         return self.model.classes
 
     def random_batch(self, rows: int, keep: int | None, seed: int) -> Batch:

@@ -92,7 +92,7 @@ class UnreadTokenizerTask(Task):
         require_one_start(self.initial_run, self.initial_weights, self.initial_except)
 
     def complete_views(self, views: ViewsConfig) -> Tree:
-        """Nothing: their sizes are those of the model."""
+        """The section unchanged: the sizes of views are those of the model."""
         del views
         return {}
 
@@ -105,7 +105,7 @@ class UnreadTokenizerTask(Task):
 
     @property
     def curves(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def pin(self) -> TokenizerTaskConfig:

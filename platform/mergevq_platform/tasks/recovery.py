@@ -114,12 +114,12 @@ class RecoveryTask(TokenizerCheckpointTask):
         return None if tokenizer is None else tokenizer.keep_distribution()
 
     def tags(self) -> dict[str, str]:
-        """Those of the tokenizer, and its hash."""
+        """The tags of the tokenizer, and its hash."""
         found = self.as_tokenizer.tags() if self.as_tokenizer else {}
         return found | ({"mergevq.tokenizer": self.tokenizer_sha256} if self.tokenizer_sha256 else {})
 
     def parameters(self) -> dict[str, Any]:
-        """Those of the tokenizer."""
+        """The parameters of the tokenizer."""
         return self.as_tokenizer.parameters() if self.as_tokenizer else {}
 
     def open_data(self, recipe: Recipe) -> Dataset:
@@ -172,7 +172,7 @@ class RecoveryTask(TokenizerCheckpointTask):
         return tuned_curve(*curves), evaluator
 
     def classes(self) -> int:
-        """Those of the generator, if there is one."""
+        """The number of classes of the generator, if there is one."""
         if self.generator is None:
             return 0
         with checkpoints.newest(self.generator, files=checkpoints.RECIPE) as directory:

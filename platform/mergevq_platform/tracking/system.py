@@ -18,17 +18,18 @@ class SystemSampler:
 
     def __init__(self, cuda_index: int | None = None) -> None:
         self._process = psutil.Process()
-        self._cpu_before = self._cpu_seconds()
+        self._cpu_before = _cpu_seconds(self._family())
         self._wall_before = time.monotonic()
         self._cuda = _cuda(cuda_index)
         self._nvml = _nvml_handle(self._cuda, cuda_index)
 
     def sample(self) -> dict[str, float]:
         """The measurements since the last call: GiB, cores in use, and fractions (0 to 1) of the GPU."""
-        cpu, wall = self._cpu_seconds(), time.monotonic()
+        family = self._family()  # once: it looks at every process of the machine
+        cpu, wall = _cpu_seconds(family), time.monotonic()
         share = (cpu - self._cpu_before) / max(wall - self._wall_before, 1e-6)
         self._cpu_before, self._wall_before = cpu, wall
-        values = {"system/memory_gib": self._memory_gib(), "system/cpu_cores": max(share, 0.0)}
+        values = {"system/memory_gib": _memory_gib(family), "system/cpu_cores": max(share, 0.0)}
         if self._cuda is not None:
             torch, device = self._cuda
             values["system/gpu_memory_gib"] = torch.cuda.memory_allocated(device) / 2**30
@@ -46,20 +47,22 @@ class SystemSampler:
             return [self._process, *self._process.children(recursive=True)]
         return [self._process]
 
-    def _memory_gib(self) -> float:
-        total = 0
-        for process in self._family():
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
-        return total / 2**30
 
-    def _cpu_seconds(self) -> float:
-        total = 0.0
-        for process in self._family():
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+def _memory_gib(family: list[psutil.Process]) -> float:
+    total = 0
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total / 2**30
+
+
+def _cpu_seconds(family: list[psutil.Process]) -> float:
+    total = 0.0
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _cuda(index: int | None) -> tuple[Any, int] | None:

@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mergevq.errors import InputError
@@ -116,6 +117,16 @@ def test_six_counts_span_the_trained_range_to_all_tokens() -> None:
 def test_rank_correlation_of_a_constant_is_zero() -> None:
     assert rank_correlation([1, 2, 3], [5, 5, 5]) == 0
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 3], [3, float("nan"), 1]) == 0
+
+
+def test_the_rank_correlation_is_spearmans_with_ties() -> None:
+    from scipy.stats import spearmanr
+
+    drawn = np.random.default_rng(0)
+    for _ in range(50):
+        x, y = drawn.permutation(8), np.append(drawn.integers(0, 4, 6), [4, 5])
+        assert rank_correlation(x.tolist(), y.tolist()) == float(spearmanr(x, y).statistic)
 
 
 def test_a_tuned_recovery_stands_beside_what_it_was() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergevq_platform.evaluation.classifier import ClassifierReport
+from mergevq_platform.evaluation.classifier_report import ClassifierReport
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.tracking.curve import open_for_curve

@@ -51,7 +51,7 @@ def identity(background: Background | None, split: Split | None) -> list[str]:
 
 
 def described(manifest: Manifest) -> list[tuple[str, str]]:
-    """What a summary says of a packed set's formats, transparent pixels and deep greys, as (word, text)."""
+    """The lines of a summary on a packed set's formats, transparent pixels and deep greys, as (word, text)."""
     if manifest.source.get("kind") != "pack":
         return []
     lines = []

@@ -26,7 +26,7 @@ NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark call the folder of
 
 
 class SplitPath(NamedTuple):
-    """What the name of a file says; `folder` is what lies above the split: a configuration, where there are several."""
+    """The split that the name of a file says; `folder` is the part above it: a configuration, where there are several."""
 
     split: str
     folder: str

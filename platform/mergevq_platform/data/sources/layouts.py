@@ -157,7 +157,7 @@ def _no_images(source: str, found: Contents) -> InputError:
 
 
 def _holders(found: Contents) -> dict[str, tuple[str, str]]:
-    """Where there are images: what it is, for people, and an example."""
+    """The places that hold images: their kind in words, and an example."""
     holders: dict[str, tuple[str, str]] = {}
     if is_packed(found.root):
         return {"parquet": ("a packed set", MANIFEST)}

@@ -130,7 +130,7 @@ def _with_slashes(entry: zipfile.ZipInfo) -> str:
 
 
 def next_header(stream: IO[bytes], start: int, end: int) -> int | None:
-    """Where another tar begins behind the end marks of one, which begin at `start`; None where nothing of the kind follows."""
+    """The offset of another tar behind the end marks of one, which begin at `start`; None where nothing of the kind follows."""
     stream.seek(start)
     for place in range(start, end, _SEARCHED):
         piece = stream.read(min(_SEARCHED, end - place))

@@ -112,7 +112,7 @@ def clock() -> float:
 
 
 def sees(query: NodeQuery, names: Sequence[str]) -> list[str]:
-    """Those of `names` whose probe files this node finds in the storage, with what they wrote."""
+    """The nodes of `names` whose probe files this node finds in the storage, with their contents."""
     found = []
     try:
         filesystem, path = checkpoints.open_storage(query.storage)

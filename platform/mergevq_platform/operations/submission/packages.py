@@ -102,7 +102,7 @@ def compare(info: ClusterInfo, needed: list[Requirement]) -> Installation:
 
 
 def of_image(info: ClusterInfo) -> Installation:
-    """Nothing to install; a warning where a cluster's image holds another version of mergevq than this one."""
+    """An installation without packages, and a warning where a cluster's image holds another version of mergevq than this one."""
     there, here = info.versions.get("mergevq"), _version_here("mergevq")
     differ = there is not None and here is not None and there != here
     return Installation(warnings=[f"the image holds mergevq {there}, this is {here}"] if differ else [])

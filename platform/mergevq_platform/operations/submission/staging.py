@@ -40,7 +40,7 @@ class Staged:
         return sum(self.files.values())
 
     def described(self) -> str:
-        """What is uploaded, in one line: the number of our files, others by name."""
+        """The upload in one line: the number of our files, others by name."""
         ours = ("mergevq/", "mergevq_platform/")
         code = [name for name in self.files if name.startswith(ours)]
         named = [name for name in self.files if not name.startswith(ours)]

@@ -133,7 +133,7 @@ def restore(directory: Path, state: TrainingState) -> None:
 
 @contextmanager
 def _local(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Path]:
-    """Where the checkpoint lies, or an empty temporary folder for a remote one."""
+    """The directory of the checkpoint, or an empty temporary folder for a remote one."""
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         yield Path(path)
         return
