@@ -23,7 +23,7 @@ from mergevq_platform.sweeps import (
     uniform,
 )
 
-SHIPPED = sorted((Path(__file__).parents[2] / "sweeps").glob("*.py"))
+SHIPPED = sorted((Path(__file__).parents[3] / "sweeps").glob("*.py"))
 KEY = "task.losses.entropy.weight"
 
 
