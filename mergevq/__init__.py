@@ -2,6 +2,7 @@
 
     tokenizer = mergevq.create("gr_256_d64")  # untrained, by preset
     tokenizer = mergevq.load("checkpoint")  # trained: a directory with config.json and model.safetensors
+    tokenizer = mergevq.load("hf://owner/name@v1")  # the same from the Hugging Face Hub
     encoded = tokenizer.encode(images, keep=144)  # images (B, 3, H, W) in [-1, 1]
     images = tokenizer.decode(encoded)  # with the true source
     images = tokenizer.decode_indices(encoded.indices)  # with the source that Source Recovery predicts

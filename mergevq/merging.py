@@ -56,6 +56,12 @@ class Source(NamedTuple):
         return F.one_hot(self.assignment, self.size.shape[1]).transpose(1, 2).float()
 
 
+def every_cell(indices: Tensor, grid: tuple[int, int]) -> Source:
+    """The source of codes (B, N) int64 that are given for every cell of `grid` (rows, columns), in raster order."""
+    cells = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
+    return Source(cells, torch.ones_like(cells, dtype=torch.float32), grid)
+
+
 class Match(NamedTuple):
     """One layer's decision, T tokens to T - r.
 

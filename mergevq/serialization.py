@@ -1,7 +1,8 @@
 """Model directories: config.json, which names its format, and model.safetensors.
 
-Tokenizers and generators are saved and loaded here. Classifiers (stand-in teacher, probe, fine-tuned encoder) write
-and read their own descriptions by `write_model`, `read_export` and `load_export`.
+Models are read from a directory or from the Hub (`hf://owner/name`). Tokenizers and generators are saved and loaded here.
+Classifiers (stand-in teacher, probe, fine-tuned encoder) write and read their own descriptions by `write_model`, `read_export`
+and `load_export`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,8 +20,9 @@ from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
 from mergevq.file_kinds import check_kind
 from mergevq.files import whole_file, write_whole
-from mergevq.generation.config import parse_generator
+from mergevq.generation.config import GeneratorConfig, parse_generator
 from mergevq.generation.model import Generator
+from mergevq.hub import fetch, on_hub, parse_address
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
 from mergevq.weights_file import load_strictly, misfit, read_weights, unusable
 
@@ -36,16 +38,19 @@ def save(tokenizer: MergeVQ, directory: str | Path) -> None:
 
 
 def load(directory: str | Path) -> MergeVQ:
-    """Read a tokenizer on the CPU, in evaluation mode. Raises `InputError` if a file is missing, damaged or of another model."""
-    tokenizer = MergeVQ(read_config(directory))
-    _load_weights(tokenizer, directory, what="tokenizer")
+    """Read a tokenizer on the CPU, in evaluation mode: from a directory, or `hf://owner/name[@revision][/folder]`.
+
+    Raises `InputError` if a file is missing, damaged or of another model, and where the Hub does not give it.
+    """
+    opened = _opened(directory, CONFIG, WEIGHTS)
+    tokenizer = MergeVQ(_tokenizer_config(opened))
+    _load_weights(tokenizer, opened, what="tokenizer")
     return tokenizer.eval()
 
 
 def read_config(directory: str | Path) -> TokenizerConfig:
-    """The configuration of a saved tokenizer. Raises `InputError` if the directory holds none."""
-    path, description = _read_description(directory, TOKENIZER, what="tokenizer")
-    return parse(TokenizerConfig, description["config"], where=f"{path}: ")
+    """The configuration of a saved tokenizer. Raises `InputError` if the directory or the Hub's repository holds none."""
+    return _tokenizer_config(_opened(directory, CONFIG))
 
 
 def save_generator(generator: Generator, directory: str | Path) -> None:
@@ -54,11 +59,24 @@ def save_generator(generator: Generator, directory: str | Path) -> None:
 
 
 def load_generator(directory: str | Path) -> Generator:
-    """Read a generator on the CPU, in evaluation mode. Raises `InputError` if a file is missing, damaged or of another model."""
-    path, description = _read_description(directory, GENERATOR, what="generator")
-    generator = Generator(parse_generator(description["config"], where=f"{path}: "))
-    _load_weights(generator, directory, what="generator")
+    """Read a generator on the CPU, in evaluation mode, from where `load` reads. Raises `InputError` as `load` does."""
+    opened = _opened(directory, CONFIG, WEIGHTS)
+    generator = Generator(_generator_config(opened))
+    _load_weights(generator, opened, what="generator")
     return generator.eval()
+
+
+def read_generator_config(directory: str | Path) -> GeneratorConfig:
+    """The configuration of a saved generator. Raises `InputError` if the directory or the Hub's repository holds none."""
+    return _generator_config(_opened(directory, CONFIG))
+
+
+def format_of(directory: str | Path) -> str:
+    """The format that a model directory names, such as `TOKENIZER`. Raises `InputError` if it holds no model of ours."""
+    path, found = _description(_opened(directory, CONFIG), what="model")
+    if not isinstance(format := _format(found), str):
+        raise InputError(f"{path} names no format: give a model that mergevq wrote")
+    return format
 
 
 def write_model(model: nn.Module, format: str, description: Mapping[str, Any], directory: str | Path) -> None:
@@ -97,30 +115,58 @@ def load_export(directory: str | Path, model: M, *, key: str) -> M:
     return model.eval()
 
 
-def _read_description(directory: str | Path, format: str, *, what: str) -> tuple[Path, dict[str, Any]]:
-    path = Path(directory) / CONFIG
-    try:
-        description = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"no {what} in {directory}: it has no {CONFIG}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}): copy it again") from None
+class _Opened(NamedTuple):
+    """A model directory on this disk, and what messages call it."""
+
+    directory: Path
+    name: str
+
+
+def _opened(place: str | Path, *files: str) -> _Opened:
+    if not on_hub(place):
+        return _Opened(Path(place), str(Path(place)))
+    address = parse_address(str(place), kind="model")
+    return _Opened(fetch(address, files), str(address))
+
+
+def _tokenizer_config(opened: _Opened) -> TokenizerConfig:
+    path, description = _read_description(opened, TOKENIZER, what="tokenizer")
+    return parse(TokenizerConfig, description["config"], where=f"{path}: ")
+
+
+def _generator_config(opened: _Opened) -> GeneratorConfig:
+    path, description = _read_description(opened, GENERATOR, what="generator")
+    return parse_generator(description["config"], where=f"{path}: ")
+
+
+def _read_description(opened: _Opened, format: str, *, what: str) -> tuple[str, dict[str, Any]]:
+    path, description = _description(opened, what=what)
     if (found := _format(description)) != format:
         raise InputError(f"{path} describes '{found}', not a '{format}'")
     return path, description
+
+
+def _description(opened: _Opened, *, what: str) -> tuple[str, dict[str, Any]]:
+    path = f"{opened.name}/{CONFIG}"
+    try:
+        return path, json.loads((opened.directory / CONFIG).read_text())
+    except FileNotFoundError:
+        raise InputError(f"no {what} in {opened.name}: it has no {CONFIG}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error}): copy it again") from None
 
 
 def _format(description: Any) -> Any:
     return description.get("format") if isinstance(description, dict) else None
 
 
-def _load_weights(model: nn.Module, directory: str | Path, *, what: str) -> None:
-    path = Path(directory) / WEIGHTS
-    if not path.exists():
-        raise InputError(f"{directory} has no {WEIGHTS}: it is not a {what}'s directory")
-    check_kind(path, named=str(path))
+def _load_weights(model: nn.Module, opened: _Opened, *, what: str) -> None:
+    file, path = opened.directory / WEIGHTS, f"{opened.name}/{WEIGHTS}"
+    if not file.exists():
+        raise InputError(f"{opened.name} has no {WEIGHTS}: it is not a {what}'s directory")
+    check_kind(file, named=path)
     try:
-        tensors = load_file(path)
+        tensors = load_file(file)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}): copy it again") from None
     expected = model.state_dict()

@@ -62,6 +62,25 @@ def small_recipe(image_set: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def hub_server_of_the_session() -> Iterator[Any]:
+    """A Hugging Face Hub on this machine, see `hub_server`."""
+    import hub_server
+
+    with hub_server.serving() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(hub_server_of_the_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The Hub that `huggingface_hub` of this process speaks to: empty, as its cache is, and without a token."""
+    import hub_server
+
+    hub_server_of_the_session.clear()
+    hub_server.use(hub_server_of_the_session.url, tmp_path / "hub-cache", monkeypatch)
+    return hub_server_of_the_session
+
+
+@pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer alone, untrained: 16 cells of 6 bits."""
     import torch

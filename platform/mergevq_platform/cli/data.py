@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mergevq_platform.cli.numbers import count, size
-from mergevq_platform.cli.paths import user_path
+from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.typed import as_typed, naming_options
 from mergevq_platform.cli.verbs import add_group, add_verb
 from mergevq_platform.storage.settings import read_settings
@@ -71,7 +71,11 @@ def _add_packed(data: Any) -> None:
         description="Pack an image set into Parquet shards on all cores. Interrupted, the same command goes on.",
         examples=["mergevq data pack /data/imagenet data/imagenet --size 256"],
     )
-    pack.add_argument("source", type=user_path, help="the images: a folder of folders, archives or Parquet")
+    pack.add_argument(
+        "source",
+        type=user_place,
+        help="the images: a folder of folders, archives or Parquet, or hf://datasets/owner/name[@revision][/folder]",
+    )
     pack.add_argument("directory", type=user_path, help="the new set's folder")
     pack.add_argument(
         "--size",
@@ -98,9 +102,12 @@ def _add_packed(data: Any) -> None:
         examples=[
             "mergevq data info data/imagenet --sheet sheet.png",
             "mergevq data info /data/photos --splits none",
+            "mergevq data info hf://datasets/owner/name",
         ],
     )
-    info.add_argument("directory", help="a packed set, or a folder to pack")
+    info.add_argument(
+        "directory", help="a packed set, a folder to pack, or hf://datasets/owner/name[@revision][/folder]"
+    )
     info.add_argument("--sheet", type=user_path, help="write a contact sheet PNG here")
     _add_choices(info)
     info.add_argument("--verify", action="store_true", help="compare every shard with its checksum")

@@ -35,7 +35,8 @@ def add(verbs: Any) -> None:
         "run",
         nargs="?",
         help="a run's name or id (also of a run that only the tracking store knows), a directory or URI of one, a "
-        "checkpoint, a registered model (models:/NAME@alias), or an imported tokenizer's directory",
+        "checkpoint, a registered model (models:/NAME@alias), a model of the Hub (hf://owner/name[@revision]), or an imported "
+        "tokenizer's directory",
     )
     evaluate.add_argument(
         "--suite",
@@ -67,7 +68,7 @@ def add(verbs: Any) -> None:
         metavar="RUN",
         help="generators: decode with this tokenizer: its own, moved, or with Source Recovery fine-tuned",
     )
-    evaluate.add_argument("--data", type=user_place, help="another data directory (default: the recipe's)")
+    evaluate.add_argument("--data", type=user_place, help="another image set (default: the recipe's)")
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )

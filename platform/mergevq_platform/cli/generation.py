@@ -44,10 +44,14 @@ def _add_tokenize(verbs: Any) -> None:
         examples=["mergevq tokenize RUN data/codes/shapes --keep 16 36 64"],
     )
     tokenize.add_argument(
-        "tokenizer", help="a run's name, its directory, a checkpoint, or an imported tokenizer"
+        "tokenizer",
+        help="a run's name, its directory, a checkpoint, an imported tokenizer, or hf://owner/name[@revision]",
     )
     tokenize.add_argument("out", type=user_path, help="directory of the code set")
-    tokenize.add_argument("--data", help="image set (default: the tokenizer's own)")
+    tokenize.add_argument(
+        "--data",
+        help="image set: a directory, a URI or hf://datasets/owner/name (default: the tokenizer's own)",
+    )
     tokenize.add_argument(
         "--label-column", metavar="NAME", help="the column of classes, of Parquet ('none': no labels)"
     )
@@ -74,7 +78,9 @@ def _add_generate(verbs: Any) -> None:
         "missing. `mergevq evaluate RUN` evaluates a generator.",
         examples=["mergevq generate RUN --classes heart star --cfg 2 --out images"],
     )
-    generate.add_argument("run", help="a generator's run: name, directory, checkpoint or URI")
+    generate.add_argument(
+        "run", help="a generator's run: name, directory, checkpoint, URI, or hf://owner/name[@revision]"
+    )
     generate.add_argument(
         "--out", type=user_path, required=True, help="directory of images, codes, contact sheet, manifest"
     )
@@ -141,6 +147,7 @@ def _tokenize(options: argparse.Namespace) -> None:
     from mergevq_platform import codes
     from mergevq_platform.data import Reading
     from mergevq_platform.evaluation.spec import reading_of
+    from mergevq_platform.storage.hub import pinned
     from mergevq_platform.storage.tokenizer_ref import find_tokenizer
 
     named = found(options.tokenizer)
@@ -149,10 +156,10 @@ def _tokenize(options: argparse.Namespace) -> None:
     if recipe is None:
         if not options.data or not options.keep:
             raise InputError(f"{named.name} is a tokenizer without a recipe: give --data and --keep")
-        data, keep, train_split = options.data, _keep(options.keep), "train"
+        data, keep, train_split = pinned(options.data, "dataset"), _keep(options.keep), "train"
         reading = None  # what the set itself says
     else:
-        data, train_split = options.data or recipe.data.path, recipe.data.train_split
+        data, train_split = pinned(options.data or recipe.data.path, "dataset"), recipe.data.train_split
         reading = reading_of(recipe, data)
         keep = (
             _keep(options.keep) if options.keep else recipe.tokenizer.keep.candidates(tokenizer.grid_tokens)

@@ -138,10 +138,13 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _images(recipe: Any, given: int | None) -> tuple[int, str]:
     from mergevq_platform.data import open_dataset
+    from mergevq_platform.data.hub import is_at_hand
 
     if given:
         return given, "as given"
     try:
+        if not is_at_hand(recipe.data.path):
+            raise InputError(f"{recipe.data.path} is not in this machine's cache")
         return open_dataset(
             recipe.data.path, recipe.data.train_split, recipe.data.reading
         ).rows, recipe.data.path

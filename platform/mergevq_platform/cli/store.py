@@ -1,11 +1,13 @@
-"""`mergevq runs`, `register`, `cache`, `sync` and `ui`: runs, registered models, the cache, and the tracking store."""
+"""`mergevq runs`, `register`, `push`, `cache`, `sync` and `ui`: runs, models registered or pushed, the cache, the tracking store."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from mergevq_platform.cli.in_use import store_in_use
+from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_group, add_verb
 from mergevq_platform.storage.settings import read_settings
 
@@ -14,6 +16,7 @@ def add(verbs: Any) -> None:
     """Add the verbs of this module to the command line's."""
     _add_runs(verbs)
     _add_register(verbs)
+    _add_push(verbs)
     _add_cache(verbs)
     _add_sync(verbs)
     _add_ui(verbs)
@@ -77,6 +80,45 @@ def _add_register(verbs: Any) -> None:
         "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
     )
     registering.set_defaults(function=_register)
+
+
+def _add_push(verbs: Any) -> None:
+    pushing = add_verb(
+        verbs,
+        "push",
+        help="a tokenizer or generator to the Hugging Face Hub, with its recipe and a model card of its numbers",
+        description="Push the averaged weights of a run's newest checkpoint, its recipe, its curve and a model card made of "
+        "them. Places of this machine become names. A generator takes its tokenizer along. The token is that of hf auth login, "
+        "or HF_TOKEN.",
+        examples=[
+            "mergevq push RUN hf://owner/name --private",
+            'mergevq push RUN hf://owner/name --revision v2 --message "longer"',
+        ],
+    )
+    pushing.add_argument(
+        "run", help="a run's name, id or directory, a checkpoint, or an imported tokenizer's directory"
+    )
+    pushing.add_argument("target", metavar="hf://owner/name", help="the repository; made if it is not there")
+    pushing.add_argument(
+        "--revision", metavar="BRANCH", help="push to this branch, made if it is not there (default main)"
+    )
+    pushing.add_argument(
+        "--private", action="store_true", help="make the repository private; one that is public is refused"
+    )
+    pushing.add_argument("--message", help="of the commit (default: the run and its step)")
+    pushing.add_argument(
+        "--license", default="apache-2.0", help="of the weights, by the Hub's name of it (default apache-2.0)"
+    )
+    pushing.add_argument(
+        "--evaluation",
+        type=user_path,
+        metavar="DIR",
+        help="a folder of mergevq evaluate, for the card (default: the run's own of this step, with the most rows)",
+    )
+    pushing.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
+    pushing.set_defaults(function=_push)
 
 
 def _add_cache(verbs: Any) -> None:
@@ -199,6 +241,27 @@ def _register(options: argparse.Namespace) -> None:
         tracking_uri=read_settings().tracking_uri,
     )
     print(f"{made.uri}  version {made.version}, model {made.model_id}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from mergevq_platform.operations.publishing.push import push
+
+    made = push(
+        options.run,
+        options.target,
+        home=read_settings().home,
+        revision=options.revision,
+        private=options.private,
+        message=options.message,
+        license=options.license,
+        evaluation=options.evaluation,
+        storage=options.storage,
+        tracking_uri=read_settings().tracking_uri,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    print(f"pushed: {made.pinned}")
+    print(f"page: {made.page}")
+    print(made.loading)
 
 
 def _cache(options: argparse.Namespace) -> None:

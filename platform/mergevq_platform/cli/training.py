@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
 from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_verb
@@ -114,7 +115,9 @@ def _train(options: argparse.Namespace) -> int:
         _ = chosen.tokenizer  # only tokenizers can be registered: said now, not at the end
     samples = None
     if given is not None and task_of(given).reads_images:
-        images = given.data
+        images = (
+            chosen.data if chosen and on_hub(given.data.path) else given.data
+        )  # as it was typed, but for a commit
         samples, said = data.open_and_describe(
             images.path, images.train_split, images.evaluation_split, images.reading
         )

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from mergevq.files import whole_file
+from mergevq.hub import short_name
 from mergevq.image_size import ImageSize, height_width
 from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.images.decoding import FIGURE, ImageDecodeError
@@ -31,7 +32,7 @@ def contact_sheet(dataset: Dataset, path: str | Path, *, columns: int = COLUMNS,
     page = Image.new("RGB", (width, height), "#ffffff")
     draw = ImageDraw.Draw(page)
     title, small = _font(18), _font(11)
-    name = Path(str(dataset.path).rstrip("/")).name
+    name = short_name(dataset.path)
     draw.text((margin, 18), f"{name} / {dataset.split}", fill="#1a1a1a", font=title)
     facts = f"{dataset.rows:,} images" + (
         f", {dataset.num_classes} classes" if dataset.labelled else ", no labels"

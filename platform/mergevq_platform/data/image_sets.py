@@ -8,6 +8,7 @@ from typing import Protocol
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize, parse_size
 from mergevq_platform.data.eval_batches import EvalBatches
+from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.image_folder import ImageFolder, files_of
 from mergevq_platform.data.images.endings import ending
 from mergevq_platform.data.loader import Batch
@@ -80,9 +81,10 @@ def open_images(
     Raises `InputError` for a place that holds none, and where size or split must be said; `option` is how it was asked for.
     """
     size = None if size is None else parse_size(size)
-    path = Path(place)
-    if "://" not in place:
-        _check_exists(place, option)
+    local = str(local_folder(place))
+    path = Path(local)
+    if "://" not in local:
+        _check_exists(local, option)
         if path.is_file():
             return NpzImages(path, batch, option=option)
         if read_manifest(place) is None:

@@ -11,6 +11,7 @@ from mergevq.errors import InputError
 from mergevq.image_size import size_text
 from mergevq_platform.data.contact_sheet import contact_sheet
 from mergevq_platform.data.dataset import Dataset
+from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.parquet import background
 from mergevq_platform.data.parquet.directory import open_dataset, read_manifest, split_names
 from mergevq_platform.data.parquet.manifest import Manifest
@@ -27,7 +28,9 @@ from mergevq_platform.data.sources.summary import (
     counted,
     unused_lines,
 )
+from mergevq_platform.distributed.progress import readable_size
 from mergevq_platform.distributed.sharded_map import RECORDS
+from mergevq_platform.storage.hub import pinned
 
 SKIPPED_SHOWN = 10
 
@@ -46,6 +49,7 @@ def describe(
     decide where the files leave a choice. Raises `InputError` for a set that cannot be opened or does not match its checksums.
     """
     choices = choices or Choices()
+    directory = pinned(directory, "dataset") if isinstance(directory, str) else directory
     contents = unpacked_contents(directory, choices.labels)
     if contents is not None and layout_of(str(directory), contents, choices) != "parquet":
         if sheet is not None or verify:
@@ -64,7 +68,8 @@ def describe(
     size = f"{size_text(shown.size)} px ({kind})" if shown.size else "as stored"
     lines.append(f"  images    {size}, {_stored(shown)}")
     classes = shown.classes if shown.labelled else ()
-    images = shown.class_images() if "://" not in str(directory) else ()  # one read of each shard
+    here = "://" not in str(local_folder(directory))
+    images = shown.class_images() if here else ()  # one read of each shard
     lines.append(f"  classes   {classes_with_images(classes, images)}")
     lines.append(
         "  manifest  "
@@ -125,9 +130,10 @@ def open_and_describe(
 
 
 def unpacked_contents(directory: str | Path, labels: Path | None = None) -> Contents | None:
-    """The contents of a local place that holds no packed set; None for others."""
-    root = Path(directory).expanduser().absolute()
-    if "://" in str(directory) or not root.exists() or is_packed(root) or (root / RECORDS).exists():
+    """The contents of a place of this machine, or of its cache of the Hub, that holds no packed set; None for others."""
+    place = str(local_folder(directory))
+    root = Path(place).expanduser().absolute()
+    if "://" in place or not root.exists() or is_packed(root) or (root / RECORDS).exists():
         return None
     return contents_of(root, labels)
 
@@ -152,11 +158,11 @@ def _pack_command(directory: str | Path, choices: Choices) -> str:
 
 
 def _split_line(split: str, dataset: Dataset) -> str:
-    size = sum(shard.bytes for shard in dataset.shards)
+    total = sum(shard.bytes for shard in dataset.shards)
     groups = f"row groups of {_range(dataset.row_group_sizes.tolist())}"
     shards = counted(len(dataset.shards), "shard")
     rows, labels = counted(dataset.rows, "image"), _unlabelled(dataset)
-    return f"  {split:<9} {rows} in {shards}, {_bytes(size)}, {groups}{labels}; fingerprint {dataset.fingerprint[:12]}"
+    return f"  {split:<9} {rows} in {shards}, {readable_size(total)}, {groups}{labels}; fingerprint {dataset.fingerprint[:12]}"
 
 
 def _unlabelled(dataset: Dataset) -> str:
@@ -193,12 +199,3 @@ def _skipped(manifest: Manifest | None) -> list[str]:
 def _range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return f"{low}" if low == high else f"{low}-{high}"
-
-
-def _bytes(count: int) -> str:
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

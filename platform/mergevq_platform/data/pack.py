@@ -15,7 +15,9 @@ from typing import Any
 from mergevq.config import parse
 from mergevq.errors import InputError
 from mergevq.files import write_whole
+from mergevq.hub import on_hub
 from mergevq.image_size import ImageSize, parse_size
+from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.images.decoding import MAX_PIXELS
 from mergevq_platform.data.images.kinds import FormatCounts
 from mergevq_platform.data.images.transparency import WHITE
@@ -34,8 +36,10 @@ from mergevq_platform.data.reading import Background, Reading
 from mergevq_platform.data.sources.choices import Choices, Layout
 from mergevq_platform.data.sources.image_source import ImageSource, Item
 from mergevq_platform.data.sources.source import find_source
+from mergevq_platform.distributed.hub_cache import fetch_on_nodes
 from mergevq_platform.distributed.ordered_map import answers
 from mergevq_platform.distributed.sharded_map import RECORDS, ShardRecords, plan_digest, resumed_map
+from mergevq_platform.storage.hub import pinned
 
 MapJobs = Callable[[Callable[[PackJob], PackedShard], list[PackJob]], Iterable[PackedShard]]
 
@@ -62,7 +66,8 @@ def pack(
     label_column: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
-    """Pack the images of `source` into shards under `directory`; returns the manifest, which lists skipped files.
+    """Pack the images of `source`, a path or a data set of the Hub, into shards under `directory`; returns the manifest, which
+    lists skipped files.
 
     `size` shrinks images until they just cover it, a square (its shorter side) or (height, width), and never enlarges.
     `parallel` uses the Ray cluster that this process is connected to; every node must see both places. `labels` is a CSV of
@@ -78,7 +83,7 @@ def pack(
     size = None if size is None else parse_size(size)
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}: it must be at least 0 and below 1")
-    directory = _directory_for(source, directory)
+    source, directory = _places(source, directory, parallel)
     choices = Choices(
         layout=layout,
         splits=tuple(folder_splits) if folder_splits is not None else None,
@@ -137,18 +142,25 @@ def pack(
     return manifest
 
 
-def _directory_for(source: str | Path, directory: str | Path) -> Path:
-    """The absolute directory of a pack. Raises `InputError` for one that is the source, lies in it, or holds something else."""
+def _places(source: str | Path, directory: str | Path, parallel: bool) -> tuple[str | Path, Path]:
+    """The source, of the Hub at a commit that every node has, and the absolute directory of a pack.
+
+    Raises `InputError` for a directory that is the source, lies in it, or holds something else.
+    """
+    if on_hub(source):
+        source = pinned(str(source), "dataset")
+        fetch_on_nodes([source] if parallel else [], one_path=True)
     directory = Path(directory).expanduser().absolute()
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: name a directory")
-    if directory.resolve() == Path(source).expanduser().resolve():
+    root = Path(local_folder(source)).expanduser().resolve()
+    if directory.resolve() == root:
         raise InputError(f"source and directory are the same, {directory}: name another directory")
-    if directory.resolve().is_relative_to(Path(source).expanduser().resolve()):
+    if directory.resolve().is_relative_to(root):
         raise InputError(f"{directory} lies inside of {source}: name a directory elsewhere")
     if not (directory / RECORDS).exists() and not existing_manifest(directory):
         refuse_foreign_files(directory)
-    return directory
+    return source, directory
 
 
 def _existing_pack(directory: Path, digest: str) -> Manifest | None:
@@ -208,7 +220,7 @@ def _background_of(source: str | Path) -> Background | None:
 
     One whose alpha was dropped when its images were resized keeps that: none.
     """
-    manifest = read_manifest(source) if Path(source).is_dir() else None
+    manifest = read_manifest(source) if Path(local_folder(source)).is_dir() else None
     if manifest is None or (manifest.background is None and manifest.size is None):
         return WHITE
     return manifest.background

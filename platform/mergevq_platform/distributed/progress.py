@@ -21,6 +21,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s"
 
 
+def readable_size(count: float) -> str:
+    """Bytes for people: 1234567 -> '1.2 MB'."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 @contextmanager
 def counted(title: str, unit: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Progress of a job of `total` units: call what it gives with every number newly done. Shows rate and time left."""

@@ -22,11 +22,12 @@ from ray.train.torch import TorchTrainer
 from mergevq.config import with_overrides
 from mergevq_platform import loop
 from mergevq_platform.distributed import cluster, failures, heartbeat
+from mergevq_platform.distributed.hub_cache import fetch_on_nodes
 from mergevq_platform.distributed.process_group import NodeInterfaceTorchConfig
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.worker import FailureReporter, WorkerLoopConfig, worker_loop
-from mergevq_platform.recipe import ResolvedRecipe, resolve
+from mergevq_platform.recipe import ResolvedRecipe, data_places, resolve
 from mergevq_platform.storage import checkpoints, naming
 from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
@@ -94,6 +95,7 @@ def train(
     cluster.connect(home, address=address)
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.least_workers)
     cluster.require_resources(recipe.cluster, device)
+    fetch_on_nodes(data_places(recipe))
 
     run.directory.mkdir(parents=True, exist_ok=True)
     run.fetch()

@@ -34,6 +34,7 @@ from mergevq_platform.evaluation.report import (
 from mergevq_platform.evaluation.worker import Device, answers
 from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.hub import pinned
 from mergevq_platform.storage.lookup import find
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.settings import read_settings
@@ -81,14 +82,16 @@ def evaluate(
 ) -> EvaluationReport:
     """Evaluate the model called `name`, write tables and figures to `out`, and record them in MLflow.
 
-    `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`)
-    or a tokenizer's directory, for which `recipe` then names one for data and protocol. The run's own MLflow run takes
-    its first curve; evaluating again makes a linked run. `extractor` and `probes` take the place of the recipe's.
+    `name` is a run (here, or known to the tracking store alone), a checkpoint, a registered model (`models:/NAME@alias`), a
+    model of the Hub (`hf://owner/name`) or a tokenizer's directory, for which `recipe` then names one for data and protocol. The
+    run's own MLflow run takes its first curve; evaluating again makes a linked run. `extractor` and `probes` take the place of the
+    recipe's.
     A tokenizer has `suites` over `keeps`, `seeds`: see `TokenizerEvaluator`; a generator `scales`, `images` for each, `steps`,
     `seed` and the place of its `tokenizer`, at one kept count. Raises `InputError` for a name that is none of these, and for
     kept counts, settings or data that do not fit.
     """
     store = Store.at(home, tracking_uri)
+    data = data and pinned(data, "dataset")
     found = find(name, home=home, store=store, storage=storage, recipe=recipe)
     chosen = found.recipe.evaluation
     if probes:
@@ -185,6 +188,7 @@ def evaluate_images(
     `statistics` writes those of the images as npz, for others to be compared with. Raises `InputError` for
     places that hold no images, several sizes, and statistics of another extractor.
     """
+    images, reference = pinned(images, "dataset"), reference and pinned(reference, "dataset")
     device = _device(home, workers, address)
     settings = EvaluationConfig(extractor=extractor) if extractor else EvaluationConfig()
     settings = with_files(settings, read_settings().weights)

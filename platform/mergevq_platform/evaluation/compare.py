@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.evaluation.tables import print_table
@@ -22,6 +23,7 @@ from mergevq_platform.figures.front import pareto_figure
 from mergevq_platform.figures.overlay import overlay_figure
 from mergevq_platform.figures.paper import paper_figure
 from mergevq_platform.figures.pareto import front
+from mergevq_platform.storage.hub import evaluations
 from mergevq_platform.storage.lookup import find
 from mergevq_platform.tracking.artifacts import fetch_curve_files
 from mergevq_platform.tracking.store import Store
@@ -69,7 +71,7 @@ def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> lis
     curve.json or report.json. A generator's curve is over its scales.
 
     `name` is what `lookup.find` takes: of a run that only the tracking store knows, and of a registered model, the curves come
-    from there. Raises `InputError` if there is none.
+    from there, of a model of the Hub from its repository. Raises `InputError` if there is none.
     """
     path = Path(name)
     if path.is_file():
@@ -93,7 +95,7 @@ def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> lis
         folder = model.run.directory
         found = [*folder.glob("curve*/curve.json"), *folder.glob("generation*/report.json")]
     else:
-        found = []
+        found = evaluations(model.place) if on_hub(model.place) else []
     found = sorted(found, key=lambda file: file.stat().st_mtime)
     if not found:
         raise InputError(f"run '{name}' has no curve yet: measure it with mergevq evaluate {name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq.hub import short_name
 from mergevq_platform.evaluation.stored_reports import own_report
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.lookup import find
@@ -60,4 +61,4 @@ def _dataset(store: Store, measured: TrackedRun, home: Path) -> tuple[str, str] 
         if report is None:
             return None
         protocol = report.protocol
-    return Path(str(protocol["data"])).name, str(protocol["data_fingerprint"])[:36]
+    return short_name(str(protocol["data"])), str(protocol["data_fingerprint"])[:36]

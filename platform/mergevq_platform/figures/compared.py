@@ -8,12 +8,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from mergevq.errors import InputError
+from mergevq.hub import short_name
 from mergevq_platform.evaluation.curve import Curve, lacking_sentences
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.figures.series import few_images, notes, probed
@@ -156,7 +156,7 @@ def caveats_of(curve: Evaluation) -> list[str]:
     p = curve.protocol
     said = [
         f"{p['images']:,} images a point, classes in turn, against {p['reference']['images']:,} real ones of "
-        f"'{p['reference']['split']}', data '{PurePath(p['data']).name}' {p['data_fingerprint'][:12]}; EMA weights; "
+        f"'{p['reference']['split']}', data '{short_name(p['data'])}' {p['data_fingerprint'][:12]}; EMA weights; "
         f"{p['guidance']['schedule']} guidance"
     ]
     if comparison_axes(curve).gain_key == "class_top1":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import textwrap
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Literal
 
 from mergevq.errors import InputError
+from mergevq.hub import short_name
 from mergevq_platform.evaluation.curve import Curve
 
 # Okabe & Ito's palette: told apart by colour-blind readers, and without colour by dashes and markers.
@@ -135,7 +135,7 @@ def few_images(dim: int) -> str:
 def notes(curve: Curve) -> list[str]:
     """Notes of the figure: data, weights, interval, and the teacher's caveat last."""
     p = curve.protocol
-    source = f"'{PurePath(p['data']).name}' " if p.get("data") else ""
+    source = f"'{short_name(p['data'])}' " if p.get("data") else ""
     said = [
         f"{p['images']:,} images of '{p['split']}', data {source}{p['data_fingerprint'][:12]}; "
         f"{curve.weights()}"

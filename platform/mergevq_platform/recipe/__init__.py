@@ -9,7 +9,7 @@ resolve.py      read, override, complete, check, make absolute, pin: once, in th
 """
 
 from mergevq_platform.recipe.files import find, packaged_recipes, read
-from mergevq_platform.recipe.paths import named_paths, weights_files
+from mergevq_platform.recipe.paths import data_places, named_paths, weights_files
 from mergevq_platform.recipe.resolve import (
     FindRun,
     Pins,
@@ -45,6 +45,7 @@ __all__ = [
     "TaskConfig",
     "TokenizerTaskConfig",
     "complete",
+    "data_places",
     "find",
     "load",
     "locate",

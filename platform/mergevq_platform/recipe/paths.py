@@ -76,6 +76,11 @@ def hash_field(named: NamedPath) -> str | None:
     return f"{outer}.{hashed}" if hashed and outer else hashed
 
 
+def data_places(config: Any) -> list[str]:
+    """The image sets and code sets that a recipe names."""
+    return [named.path for named in named_paths(config) if named.kind in (PathKind.DATA, PathKind.CODES)]
+
+
 def weights_files(config: Any) -> dict[str, str]:
     """The files of weights that a recipe names, key → file (of an exported directory: its model.safetensors)."""
     files = {}

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 from mergevq.config import Tree, config, flattened, merged, parse, to_tree, with_overrides
 from mergevq.errors import InputError
+from mergevq.hub import Kind, on_hub
 from mergevq.paths import PathKind
 from mergevq.tokenizer import TokenizerConfig
 from mergevq.weights_file import file_sha256
@@ -23,11 +24,17 @@ from mergevq_platform.recipe.files import read
 from mergevq_platform.recipe.paths import hash_field, named_paths, path_keys
 from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
 from mergevq_platform.recipe.task_config import TaskConfig
+from mergevq_platform.storage import hub
 from mergevq_platform.storage.credentials import keys_with_credentials
 from mergevq_platform.storage.settings import read_settings
 
 R = TypeVar("R", bound=Recipe)
 FindRun = Callable[[str], str]  # what lies at the name of a run
+HUB_KINDS: dict[PathKind, Kind] = {
+    PathKind.DATA: "dataset",
+    PathKind.CODES: "dataset",
+    PathKind.RUN: "model",
+}
 RENAMED = {"data": {"bad_picture_limit": "bad_image_limit"}}  # section -> key of earlier recipes -> key
 
 
@@ -87,12 +94,13 @@ def resolve(
     """The recipe with absolute paths, and with the hashes of the models and weights that it builds on.
 
     Paths start from `folder` (None: the working directory); `find_run` turns the name of a run into its location. A model with a
-    hash, of its own or of `pins`, is not looked for. Raises `InputError` for a model that is not there, or is another than the
-    recipe's hash says.
+    hash, of its own or of `pins`, is not looked for. Addresses of the Hub get their commit. Raises `InputError` for a model that is
+    not there, or is another than the recipe's hash says.
     """
     located = locate(recipe if isinstance(recipe, Recipe) else complete(recipe), folder)
     for known in pins:
         located = known.applied_to(located)
+    located = _with_commits(located)
     if find_run is not None:
         located = _with_runs(located, find_run)
     # A section may have taken from a run what it left out: paths again, and the sizes that follow from the model.
@@ -194,6 +202,23 @@ def _renamed(tree: Mapping[str, Any]) -> Tree:
         if isinstance(given, Mapping):
             renamed[section] = {keys.get(key, key): value for key, value in given.items()}
     return renamed
+
+
+def _with_commits(recipe: Recipe) -> Recipe:
+    tree, found = to_tree(recipe), False
+    for key, kind, path, _ in named_paths(recipe):
+        if not on_hub(path):
+            continue
+        if kind not in HUB_KINDS:
+            raise InputError(
+                f"{key}: '{path}' is on the Hub, where only models and data sets are read: download {kind.value}, and name that"
+            )
+        found = True
+        try:
+            _set(tree, key, hub.pinned(path, HUB_KINDS[kind]))
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
+    return _parse(Recipe, tree) if found else recipe
 
 
 def _with_runs(recipe: Recipe, find_run: FindRun) -> Recipe:

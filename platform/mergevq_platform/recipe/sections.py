@@ -20,7 +20,7 @@ from mergevq_platform.recipe.paths import DataPath
 class DataConfig:
     """Image set, reading, order and views."""
 
-    path: DataPath  # a directory of Parquet shards: local path or pyarrow URI
+    path: DataPath  # a directory of Parquet shards: local path, pyarrow URI or hf://datasets/owner/name[@revision][/folder]
     train_split: str = "train"
     evaluation_split: str = "val"
     image_column: str | None = None  # of Parquet files: the column of images; none: the one that holds some

@@ -254,9 +254,9 @@ class GeneratorTaskConfig(TaskConfig):
     model: GeneratorConfig
     losses: GeneratorTrainingConfig = Field(default_factory=GeneratorTrainingConfig)
     keep: KeepDistributionConfig  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
-    codes: CodesPath | None = None  # a directory or URI
+    codes: CodesPath | None = None  # a directory, a URI or hf://datasets/owner/name
     tokenizer: RunPath | None = (
-        None  # a run directory, a checkpoint or a URI; none: the one that made the codes
+        None  # a run directory, a checkpoint, a URI or hf://owner/name; none: the one that made the codes
     )
     tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
     tokenizer_codes_sha256: str | None = None  # the same without Source Recovery's, which may change

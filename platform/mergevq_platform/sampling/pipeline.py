@@ -20,12 +20,13 @@ from mergevq.generation import (
     SamplingConfig,
     sample,
 )
-from mergevq.merging import Source
+from mergevq.merging import every_cell
 from mergevq.serialization import WEIGHTS, load_generator
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.codes import read_manifest
 from mergevq_platform.codes.tokenizer import tokenizer_of
 from mergevq_platform.data import open_dataset
+from mergevq_platform.data.hub import is_at_hand
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef
@@ -200,17 +201,13 @@ class SamplingPipeline:
         return self.tokenizer.decode_indices(indices, every_cell(indices, self.tokenizer.config.grid))
 
 
-def every_cell(indices: Tensor, grid: tuple[int, int]) -> Source:
-    """The source of codes (B, N) that are given for every cell of `grid`, in raster order."""
-    cells = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
-    return Source(cells, torch.ones_like(cells, dtype=torch.float32), grid)
-
-
 def class_names(recipe: Recipe) -> tuple[str, ...]:
     """The names of a generator's classes; their numbers where neither code set nor images can be asked."""
     numbers = tuple(map(str, range(recipe.generator.model.classes)))
+    codes = recipe.generator.codes
+    if not is_at_hand(codes or recipe.data.path):  # names are not worth fetching images for
+        return numbers
     try:
-        codes = recipe.generator.codes
         names = (
             read_manifest(codes).classes
             if codes

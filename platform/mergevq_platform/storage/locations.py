@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.fs
 
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
 
 
 def inside(location: str | Path, name: str) -> str:
@@ -20,6 +21,10 @@ def inside(location: str | Path, name: str) -> str:
 def open_storage(location: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     """The pyarrow filesystem of a path or URI and the path in it. Raises `InputError` for an unusable URI."""
     text = str(location)
+    if on_hub(text):
+        raise InputError(
+            f"storage '{text}' is on the Hub, which holds no runs: name a path or s3://, and `mergevq push` the run afterwards"
+        )
     try:
         if "://" in text:
             return pyarrow.fs.FileSystem.from_uri(text)

@@ -1,4 +1,5 @@
-"""The one lookup of names: a run here, a run that only the tracking store knows, a registered model, a checkpoint, a tokenizer.
+"""The one lookup of names: a run here, a run that only the tracking store knows, a registered model, a model of the Hub, a
+checkpoint, a tokenizer.
 
 Every verb that takes a trained model takes all of these, and finds the same for the same name.
 """
@@ -11,9 +12,11 @@ from functools import cached_property
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
 from mergevq.serialization import read_config
 from mergevq_platform.recipe import FindRun, ResolvedRecipe, parse_resolved, placeholder_task, read
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.hub import pinned
 from mergevq_platform.storage.runs import Run, run_around
 from mergevq_platform.tracking.curve import open_for_curve, open_for_evaluation
 from mergevq_platform.tracking.journal import Journal
@@ -31,7 +34,7 @@ class FoundModel:
     """
 
     name: str
-    place: str  # a run, a checkpoint or a tokenizer's directory: a path or URI
+    place: str  # a run, a checkpoint or a tokenizer's directory: a path or URI; of the Hub with the commit
     run: Run | None = None  # its run, where that lies here
     tracked: TrackedRun | None = None  # its run, where only the store knows it
     fetched: Fetched | None = None  # of a registered model: what was copied
@@ -40,7 +43,7 @@ class FoundModel:
     @property
     def label(self) -> str:
         """Its name in tables."""
-        if self.fetched is not None:
+        if self.fetched is not None or on_hub(self.place):
             return self.name
         return (
             self.run.name if self.run else self.tracked.name if self.tracked else Path(self.checkpoint).name
@@ -122,8 +125,8 @@ class FoundModel:
 def find(
     name: str, *, home: Path, store: Store, storage: str | None = None, recipe: str | None = None
 ) -> FoundModel:
-    """The model of `name`: `models:/NAME@alias`, a path or URI, a run's name, or the name or id of a run that only the
-    tracking store knows. A path is looked for first.
+    """The model of `name`: `models:/NAME@alias`, `hf://owner/name[@revision]`, a path or URI, a run's name, or the name or id
+    of a run that only the tracking store knows. A path is looked for first.
 
     `recipe` names data and protocol for a tokenizer without a recipe of its own. Raises `InputError` for a name that is
     none of these, and for a recipe where it is not wanted.
@@ -133,13 +136,15 @@ def find(
         return found
     if found.fetched is not None or not checkpoints.is_bare(found.place):
         raise InputError(f"{name} has its own recipe: leave --recipe out")
-    return replace(found, told=_around(name, recipe))
+    return replace(found, told=_around(found.place, recipe))
 
 
 def _found(name: str, *, home: Path, store: Store, storage: str | None) -> FoundModel:
     if name.startswith(SCHEME):
         model = fetch_model(store, name, home / "models")
         return FoundModel(name=name, place=str(model.path), tracked=_tracked(model.uid, store), fetched=model)
+    if on_hub(name):
+        return FoundModel(name=name, place=pinned(name, "model"))
     if checkpoints.is_bare(name):
         return FoundModel(name=name, place=name)
     if checkpoints.listed(name):
@@ -158,12 +163,14 @@ def _found(name: str, *, home: Path, store: Store, storage: str | None) -> Found
 
 
 def places_of_runs(home: Path, store: Callable[[], Store]) -> FindRun:
-    """The place of a run, registered model or id that a recipe names. A path or URI stays as it is.
+    """The place of a run, registered model or id that a recipe names. A path or URI stays as it is, one of the Hub with its commit.
 
     It raises `InputError` for a name that means nothing.
     """
 
     def place(name: str) -> str:
+        if on_hub(name):
+            return pinned(name, "model")
         if "/" in name and not name.startswith(SCHEME):
             return name  # a path or URI; what is not there any more is said where it is opened
         if checkpoints.is_bare(name) or checkpoints.listed(name):

@@ -11,6 +11,7 @@ import pyarrow.fs
 
 from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
+from mergevq.hub import short_name
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints, naming
 from mergevq_platform.storage.credentials import without_credentials
@@ -156,7 +157,7 @@ class Run:
         if fingerprint is not None:
             recorder.tags({"mergevq.data_fingerprint": fingerprint})
             recorder.dataset(
-                name=Path(recipe.data.path).name, digest=fingerprint[:36], source=recipe.data.path
+                name=short_name(recipe.data.path), digest=fingerprint[:36], source=recipe.data.path
             )
         recorder.artifact(self.directory / "recipe.yaml")
         return recorder

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
 from mergevq.image_size import ImageSize, grid_of, height_width, parse_size
 from mergevq.serialization import WEIGHTS, read_config
 from mergevq.tokenizer import MergeVQ
@@ -71,7 +72,7 @@ class TokenizerRef:
 def find_tokenizer(
     place: str, *, sha256: str | None = None, codes_sha256: str | None = None, key: str = "tokenizer"
 ) -> TokenizerRef:
-    """The tokenizer of a run directory (its newest whole checkpoint), a checkpoint, a tokenizer alone, or a URI.
+    """The tokenizer of a run directory (its newest whole checkpoint), a checkpoint, a tokenizer alone, a URI, or of the Hub.
 
     Raises `InputError`, naming `key`, if there is none, or if it is not the one with the given hashes: with `codes_sha256` its
     Source Recovery may be another.
@@ -79,11 +80,13 @@ def find_tokenizer(
     with checkpoints.weights(place) as directory:
         if not (directory / WEIGHTS).is_file():
             raise InputError(
-                f"{key}: '{place}' holds no tokenizer: give a run, a checkpoint or an imported tokenizer"
+                f"{key}: '{place}' holds no tokenizer: give a run, a checkpoint, an imported tokenizer or hf://owner/name"
             )
         config = read_config(directory)
         if checkpoints.is_bare(place):
-            location = str(Path(place).resolve())  # workers run in other directories
+            location = (
+                place if on_hub(place) else str(Path(place).resolve())
+            )  # workers run in other directories
         else:  # a run goes on; its checkpoint of now is what is meant
             location = checkpoints.at_step(place, checkpoints.about(directory)["step"])
         found = TokenizerRef(

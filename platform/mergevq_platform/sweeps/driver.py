@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergevq_platform.distributed import cluster
-from mergevq_platform.recipe import Recipe
+from mergevq_platform.distributed.hub_cache import fetch_on_nodes
+from mergevq_platform.recipe import Recipe, data_places
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.credentials import refuse_credentials
 from mergevq_platform.storage.lookup import places_of_runs
@@ -74,6 +75,7 @@ def sweep(
     cluster.connect(home, address=address)
     device = cluster.choose_device(base.cluster.device, base.cluster.workers)
     cluster.require_resources(base.cluster, device)
+    fetch_on_nodes(data_places(base))
     settings = replace(settings, device=device)
     if settings.reference is None and any(objective.needs_reference for objective in definition.objectives):
         settings = replace(settings, reference=untrained_reference(definition, device))

@@ -39,7 +39,9 @@ class FeaturesTask(ClassesTask):
     """A task that classifies the features of a tokenizer."""
 
     kind: str
-    tokenizer: RunPath  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    tokenizer: (
+        RunPath  # a checkpoint, a run's directory, a URI of either, an imported tokenizer, or hf://owner/name
+    )
     tokenizer_sha256: str | None = None  # of its weights; none: recorded when the run begins
 
     def pin(self) -> Self:

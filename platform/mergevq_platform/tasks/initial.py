@@ -15,6 +15,7 @@ import mergevq
 from mergevq.config import Tree, config, merged, parse, to_tree
 from mergevq.discriminator import PatchDiscriminator
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
 from mergevq.losses.adversarial import PatchAdversarialConfig
 from mergevq.losses.config import TokenizerTrainingConfig
 from mergevq.paths import WeightsPath
@@ -179,7 +180,7 @@ def _trained(directory: Path) -> TokenizerTaskConfig | None:
 
 def _has_state(place: str) -> bool:
     # Who hands a checkpoint on often leaves it out: it is several times the model.
-    if checkpoints.is_bare(place):
+    if on_hub(place) or checkpoints.is_bare(place):
         return False
     filesystem, path = checkpoints.open_storage(place)
     return filesystem.get_file_info(f"{path}/{STATE}").type == pyarrow.fs.FileType.File

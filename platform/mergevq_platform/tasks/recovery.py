@@ -49,7 +49,9 @@ class RecoveryTask(TokenizerCheckpointTask):
     """
 
     kind: Literal["recovery"] = "recovery"
-    tokenizer: RunPath  # a checkpoint, a run's directory, a URI of either, or an imported tokenizer
+    tokenizer: (
+        RunPath  # a checkpoint, a run's directory, a URI of either, an imported tokenizer, or hf://owner/name
+    )
     tokenizer_sha256: str | None = None
     generator: RunPath | None = None  # a random-order one of its codes, as above; none: codes of images alone
     generator_sha256: str | None = None

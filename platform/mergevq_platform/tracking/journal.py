@@ -23,7 +23,11 @@ from typing import Any
 from mergevq.errors import InputError
 from mergevq_platform.tracking.locks import ExclusiveLock
 from mergevq_platform.tracking.records import (
+    CURVE_PREFIX,
     JOURNAL_NAME,
+    KEPT_KEY,
+    SCALE_KEY,
+    SCALE_PREFIX,
     TEST_DETAILS_PREFIX,
     TEST_PREFIX,
     RunIdentity,
@@ -152,6 +156,14 @@ class Journal:
             if new:
                 self._append("metrics", {"step": step, "values": new})
             return len(new)
+
+    def append_axes(self) -> None:
+        """Record the axis of each point of a curve that lacks it: runs of before had none."""
+        with self._lock:
+            for axis, prefix, unit in ((KEPT_KEY, CURVE_PREFIX, 1), (SCALE_KEY, SCALE_PREFIX, 100)):
+                found = [steps for key, steps in self._curve_steps.items() if key.startswith(prefix)]
+                for step in sorted(set().union(*found) - self._curve_steps.get(axis, set())):
+                    self.append_metrics(step, {axis: step / unit})
 
     def append_artifact(self, file: Path, directory: str = "") -> None:
         """Record that `file` belongs to the run, under `directory` of its artifacts.

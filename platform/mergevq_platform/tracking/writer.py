@@ -164,13 +164,14 @@ class Writer:
 def sync(run_dir: Path, store: Store) -> SyncReport:
     """Deliver the records that `store` lacks of the run in `run_dir`; repeating it changes nothing.
 
-    A run that no process is writing any more, and that never said how it ended, is recorded as KILLED. Raises
+    A run that no process is writing any more, and that never said how it ended, is recorded as KILLED; a curve of before
+    gets the axis that charts draw it over. Raises
     `InputError` where there is no journal or the store does not answer.
     """
     path = Path(run_dir) / JOURNAL_NAME
     if not path.is_file():
         raise InputError(f"{run_dir}: holds no {JOURNAL_NAME}; name the directory of a run")
-    _record_death(path)
+    _complete(path)
     delivery = Delivery(path, store)
     try:
         while delivery.advance():
@@ -187,12 +188,13 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
         delivery.close()
 
 
-def _record_death(path: Path) -> None:
+def _complete(path: Path) -> None:
     try:
         journal = Journal(path)
     except JournalHeld:
         return  # alive: its own writer, or the next sync, delivers its end
     with journal:
+        journal.append_axes()
         if journal.status in (None, "RUNNING"):
             journal.append_status("KILLED")
 

@@ -13,13 +13,14 @@ from PIL import Image
 
 import mergevq
 from mergevq.errors import InputError
+from mergevq.merging import every_cell
 from mergevq.metrics import to_uint8
 from mergevq_platform import cli, loop
 from mergevq_platform.codes import open_codes, tokenize
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.operations.planning.synthetic import micro_batches, with_images
 from mergevq_platform.recipe import resolve
-from mergevq_platform.sampling.pipeline import SamplingPipeline, every_cell, open_sampling
+from mergevq_platform.sampling.pipeline import SamplingPipeline, open_sampling
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.tokenizer_ref import find_tokenizer

@@ -253,6 +253,20 @@ def test_a_curve_is_recorded_over_kept_tokens_in_rising_order_with_its_axis_as_a
     ]
 
 
+def test_a_curve_of_before_gets_its_axis_once(path: Path) -> None:
+    with Journal(path, identity("old")) as journal:
+        for step, key in ((9, "curve/psnr"), (4, "curve/psnr"), (150, "cfg_curve/gfd_x"), (3, "train/total")):
+            journal.append_metrics(step, {key: 1.0})
+        journal.append_axes()
+    before = path.stat().st_size
+    with Journal(path) as journal:
+        journal.append_axes()
+    assert path.stat().st_size == before
+    found = read_metrics(path)
+    assert found["curve/kept_tokens"] == {4: 4.0, 9: 9.0}
+    assert found["cfg_curve/guidance_scale"] == {150: 1.5}
+
+
 def test_evaluating_again_makes_a_linked_run_and_never_a_second_point(path: Path) -> None:
     Journal(path, identity("train")).close()
     with open_for_curve(path.parent) as own:

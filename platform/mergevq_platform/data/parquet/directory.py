@@ -12,6 +12,7 @@ import pyarrow.fs
 
 from mergevq.errors import InputError
 from mergevq_platform.data.dataset import Dataset
+from mergevq_platform.data.hub import is_at_hand
 from mergevq_platform.data.parquet import background
 from mergevq_platform.data.parquet.bare import open_parquet
 from mergevq_platform.data.parquet.columns import Columns, bytes_field
@@ -67,6 +68,8 @@ def read_manifest(path: str | Path, location: Location | None = None) -> Manifes
 
 def stated_background(path: str) -> Background | None:
     """The background that a set's manifest states; None where it states none, or is not at hand."""
+    if not is_at_hand(path):
+        return None
     try:
         manifest = read_manifest(path)
     except (InputError, OSError):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from mergevq.errors import InputError
+from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.sources.listing import is_hidden
 
 
@@ -20,15 +21,15 @@ def is_hidden_parquet(part: str) -> bool:
 
 @dataclass(frozen=True)
 class Location:
-    """A directory on some filesystem."""
+    """A directory on some filesystem; of a data set of the Hub, its folder in this machine's cache."""
 
     filesystem: pyarrow.fs.FileSystem
     root: str
 
     @classmethod
     def of(cls, path: str | Path) -> Location:
-        """Raises `InputError` for a URI that no filesystem of pyarrow knows."""
-        text = str(path)
+        """Raises `InputError` for a URI that no filesystem of pyarrow knows, and where the Hub does not give a data set."""
+        text = str(local_folder(path))
         try:
             if "://" in text:
                 filesystem, root = pyarrow.fs.FileSystem.from_uri(text)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq_platform.data.hub import local_folder
 from mergevq_platform.data.images.endings import ending
 from mergevq_platform.data.sources.archive_images import in_archives
 from mergevq_platform.data.sources.choices import Choices, SourceImage, SourceImages
@@ -31,7 +32,9 @@ def find_source(source: str | Path, choices: Choices, *, scratch: Path) -> Image
     are copied as tars to `scratch`. Raises `InputError` where there are no images, where two readings are possible, for
     images with and without a class in one split, and for a class that only a later split has.
     """
-    root = Path(source).expanduser().absolute()  # tasks on other nodes have other working directories
+    root = (
+        Path(local_folder(source)).expanduser().absolute()
+    )  # tasks on other nodes have other working directories
     if not root.exists():
         raise InputError(
             f"no source at {source}: name a folder of images, an archive, or a folder of archives or Parquet files"

@@ -151,6 +151,10 @@ def disks(reports: Sequence[NodeReport]) -> Iterator[Finding]:
 def data(reports: Sequence[NodeReport], path: str) -> Iterator[Finding]:
     """Whether every node reads the same images."""
     first = reports[0]
+    if unfetched := [node.name for node in reports if node.unfetched]:
+        message = f"{path} is not in the Hub's cache of {', '.join(unfetched)} yet: a training fetches it there first"
+        yield warn("data", message, "HF_HOME says where; on a disk that all nodes share it is fetched once")
+        return
     for node in reports:
         if problem := node.problems.get("data"):
             yield fail("data", f"{node.name}: {problem}", "put the images where every node sees them")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mergevq.errors import InputError
 from mergevq_platform.data import Reading
+from mergevq_platform.data.hub import is_at_hand
 from mergevq_platform.storage import checkpoints
 
 NVIDIA = Path("/proc/driver/nvidia/version")
@@ -45,6 +46,7 @@ class NodeReport:
     disk_free_bytes: dict[str, int] = field(default_factory=dict)  # home, temporary, shared memory
     fingerprints: dict[str, str] = field(default_factory=dict)  # split -> fingerprint
     weights: dict[str, str] = field(default_factory=dict)  # file -> sha256
+    unfetched: bool = False  # the data are on the Hub, and not in this node's cache yet
     wrote: bool = False
     problems: dict[str, str] = field(default_factory=dict)
 
@@ -65,7 +67,8 @@ def report(query: NodeQuery, name: str) -> NodeReport:
             "there is an NVIDIA device, but PyTorch cannot use it (driver or a CPU-only torch)"
         )
     fingerprints: dict[str, str] = {}
-    for split in query.splits:
+    unfetched = query.data is not None and not is_at_hand(query.data)
+    for split in query.splits if not unfetched else ():
         try:
             from mergevq_platform.data import open_dataset
 
@@ -101,6 +104,7 @@ def report(query: NodeQuery, name: str) -> NodeReport:
         disk_free_bytes=_disks(query),
         fingerprints=fingerprints,
         weights=weights,
+        unfetched=unfetched,
         wrote=wrote,
         problems=problems,
     )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pyarrow.fs
 
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
+from mergevq_platform.storage.hub import (  # written last: with it a directory is a whole checkpoint
+    ABOUT,
+    checkpoint_folder,
+)
 from mergevq_platform.storage.locations import inside, open_storage
 
 PREFIX = "checkpoint_"
-ABOUT = "checkpoint.json"  # written last: a directory with it is a whole checkpoint
 
 
 def directory_name(step: int) -> str:
@@ -23,6 +27,8 @@ def step_of(place: str) -> int:
 
 def listed(run: str) -> list[str]:
     """Locations of the whole checkpoints of a run, newest first; of a checkpoint, itself."""
+    if on_hub(run):
+        return [run] if (checkpoint_folder(run) / ABOUT).is_file() else []
     filesystem, root = open_storage(run)
     found = candidates(filesystem, root)
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
@@ -34,7 +40,9 @@ def at_step(run: str, step: int) -> str:
     """The location of the whole checkpoint after `step` optimizer steps; of a checkpoint, itself. Raises `InputError` if gone."""
     for location in listed(run):
         name = location.partition("?")[0].rpartition("/")[2]
-        if name == directory_name(step) or not name.startswith(PREFIX):  # a checkpoint may have been renamed
+        if (
+            on_hub(run) or name == directory_name(step) or not name.startswith(PREFIX)
+        ):  # a checkpoint may have been renamed
             return location
     raise InputError(f"'{run}' has no checkpoint of step {step} any more: name a later one")
 

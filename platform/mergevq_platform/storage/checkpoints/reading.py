@@ -14,11 +14,13 @@ import torch
 import yaml
 
 from mergevq.errors import InputError
+from mergevq.hub import on_hub
 from mergevq.serialization import WEIGHTS
 from mergevq.weights_file import file_sha256 as sha256
 from mergevq_platform.recipe import ResolvedRecipe, parse_resolved
 from mergevq_platform.storage.checkpoints.listing import ABOUT, candidates
 from mergevq_platform.storage.checkpoints.state import TrainingState
+from mergevq_platform.storage.hub import checkpoint_folder
 from mergevq_platform.storage.locations import local_path, open_storage
 
 # The files that a reader wants. Only who goes on training wants resume.pt, which is several times the model.
@@ -36,13 +38,13 @@ def _warn(problem: str) -> None:
 def newest(
     run: str, say: Callable[[str], None] = _warn, *, files: Collection[str] | None = None
 ) -> Iterator[Path]:
-    """A local directory with the newest whole checkpoint of `run`: a run directory, a checkpoint, or a URI of either.
+    """A local directory with the newest whole checkpoint of `run`: a run directory, a checkpoint, a URI of either, or the Hub's.
 
     Only `files` (such as `RECIPE`, `MODEL`, `RESUME`; None: all) are hashed and, where the checkpoint is remote, copied to a
     temporary folder for the length of the context. Where one is corrupt, the checkpoint before is taken, and `say` is told.
     Raises `InputError` if there is none.
     """
-    filesystem, root = open_storage(run)
+    filesystem, root = open_storage(checkpoint_folder(run) if on_hub(run) else run)
     problems: list[str] = []
     for path in candidates(filesystem, root):
         with _local(filesystem, path) as local:
@@ -64,8 +66,8 @@ def newest(
 
 
 def is_bare(place: str) -> bool:
-    """Whether `place` is a local directory with a tokenizer alone, such as `mergevq import-official` writes."""
-    directory = local_path(place)
+    """Whether `place` is a directory, here or on the Hub, with a tokenizer alone, such as `mergevq import-official` writes."""
+    directory = _directory(place)
     return (directory / "config.json").is_file() and not (directory / ABOUT).is_file()
 
 
@@ -76,10 +78,14 @@ def weights(place: str, *, files: Collection[str] = MODEL) -> Iterator[Path]:
     `files`: see `newest`.
     """
     if is_bare(place):
-        yield local_path(place)
+        yield _directory(place)
     else:
         with newest(place, files=files) as directory:
             yield directory
+
+
+def _directory(place: str) -> Path:
+    return checkpoint_folder(place) if on_hub(place) else local_path(place)
 
 
 def about(directory: Path) -> dict[str, Any]:
