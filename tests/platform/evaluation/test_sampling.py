@@ -357,7 +357,8 @@ def test_evaluating_a_generator_records_its_curve_over_scales_once(
     printed = capsys.readouterr().out
     assert "guidance scale 1.5" in printed
     names = {path.name for path in (tmp_path / "0").iterdir()}
-    assert names == {"report.json", "table.md", "guidance.png", "samples.png", "neighbours.png", "images"}
+    drawn = {"guidance.png", "guidance_narrow.png", "samples.png", "neighbours.png", "images"}
+    assert names == {"report.json", "table.md", *drawn}
     report = GeneratorReport.load(tmp_path / "0" / "report.json")
     assert report.protocol["images"] == 24
 
