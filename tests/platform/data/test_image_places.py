@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mergevq.errors import InputError
+from mergevq.metrics.features import RandomFeaturesConfig
 from mergevq_platform import cli, figures
 from mergevq_platform.data import contact_sheet, open_dataset, open_images, pack
 
@@ -201,7 +202,7 @@ def test_answers_of_dropped_alpha_are_not_taken_for_composited_ones(
             return {"pool": np.zeros((3, 4)), "label": np.zeros(3)}
 
     spec = ImageSetsSpec(
-        images=str(tmp_path / "images"), reference=None, extractor={"kind": "random"}, device="cpu"
+        images=str(tmp_path / "images"), reference=None, extractor=RandomFeaturesConfig(), device="cpu"
     )
     evaluator = ImageSetsEvaluator(spec, Passes(lambda jobs: [], Cache()))  # type: ignore[arg-type]
     assert evaluator.found

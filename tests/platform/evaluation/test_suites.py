@@ -47,17 +47,22 @@ def test_suites_part_the_table_and_the_files(recipe: Recipe, tmp_path: Path) -> 
         keys[suite] = set(curve.rows[0]) - {"keep", "merge_ratio"}
         files = write(curve, one, tmp_path / suite)
         assert Curve.load(files["curve.json"]) == curve
-        assert {path.name for path in (tmp_path / suite).iterdir()} == set(files)
+        written = [path for path in (tmp_path / suite).rglob("*") if path.is_file()]
+        assert {str(path.relative_to(tmp_path / suite)) for path in written} == set(files)
         assert curve.verdict()
         for name, path in files.items():
-            if name.endswith(".png"):
+            if name.endswith(".png") and "/" not in name:
                 assert min(Image.open(path).size) > 200, name
         expected = (
             {"tradeoff.png", "reconstructions.png", "clusters.png", "worst.png", "codes.png"}
             if suite == "reconstruction"
             else {"neighbours.png"}
         )
-        assert {name for name in files if name.endswith(".png")} == expected
+        assert {name for name in files if name.endswith(".png") and "/" not in name} == expected
+        shown = {name.split("+")[0] for name in files if name.startswith("images/")}
+        assert shown == (
+            {"images/reconstructions", "images/clusters"} if suite == "reconstruction" else set()
+        )
     assert not keys["reconstruction"] & keys["representation"]
     assert "psnr" in keys["reconstruction"]
     assert "probe_top1_cls" in keys["representation"]
