@@ -254,7 +254,8 @@ def test_senseless_views_are_refused_at_parse() -> None:
     for change, message in (
         ({"student_scale": [0.9, 0.5]}, "lower bound first"),
         ({"student_scale": [0.5, 1.5]}, "cannot cover more than 1"),
-        ({"image_size": 0}, "image_size"),
+        ({"image_size": -1}, "image_size"),
+        ({"image_size": [0, 32]}, "image_size"),
         ({"crop": 3}, "unknown key 'crop'"),
         ({"image_erase": 1.5}, "image_erase"),
         ({"image_augment": {"magnitude": 11}}, "magnitude"),
