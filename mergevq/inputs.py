@@ -61,7 +61,7 @@ def whole_count(keep: Any) -> int:
     return found
 
 
-def kept_counts(keep: Any, batch: int) -> int | list[int]:
+def kept_counts(keep: Any, batch: int, *, name: str = "keep") -> int | list[int]:
     """One count for all images, or one for each of `batch`: a sequence or tensor (B,) of whole numbers.
 
     Waits for the device of a tensor. Raises `InputError` for anything else, and for another number of counts.
@@ -76,11 +76,11 @@ def kept_counts(keep: Any, batch: int) -> int | list[int]:
     found = [count for count in counts if count is not None]
     if len(found) < len(counts):
         raise InputError(
-            f"keep must be one whole number for all images, or one for each; this is {keep!r}: give whole numbers"
+            f"{name} must be one whole number for all images, or one for each; this is {keep!r}: give whole numbers"
         )
     if len(found) != batch:
         raise InputError(
-            f"keep has {len(found)} counts for {batch} images: give one for all, or one for each"
+            f"{name} has {len(found)} numbers for {batch} images: give one for all, or one for each"
         )
     return found
 

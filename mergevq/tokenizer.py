@@ -226,8 +226,8 @@ class MergeVQ(nn.Module):
     def recover(self, codes: Tensor, counts: Sequence[int] | Tensor | None = None) -> Tensor:
         """Codes (B, K, G) -> logits (B, N, K) of each cell's kept token (equation 8), on the grid of the configured size.
 
-        `counts` (B,): the tokens of each image, where they differ and `codes` are padded; a padded token's logits are
-        -inf.
+        `counts`: the tokens of each image, (B,) or one for all, where `codes` are padded; a padded token's logits are -inf.
+        Without them every token counts: codes do not say where they are padded, `Encoded.counts` does.
 
         Raises `InputError` for other shapes and dtypes, counts beyond K, and without a Source Recovery.
         """
@@ -240,14 +240,17 @@ class MergeVQ(nn.Module):
             raise InputError(
                 "this tokenizer has no Source Recovery: give the source, or train it with config.recovery"
             )
-        each = codes.shape[1] if counts is None else kept_counts(counts, len(codes))
-        if isinstance(each, int):
+        if counts is None:
             return self.recovery(codes)
+        given = kept_counts(counts, len(codes), name="counts")
+        each = [given] * len(codes) if isinstance(given, int) else given
         if each and not 1 <= min(each) <= max(each) <= codes.shape[1]:
             raise InputError(
                 f"counts reach from {min(each)} to {max(each)}, the codes have 1 to {codes.shape[1]} tokens: "
                 "give those of `encode`"
             )
+        if set(each) <= {codes.shape[1]}:
+            return self.recovery(codes)
         groups = ragged.rows_by_count(each)
         parts = [self.recovery(codes[rows, :keep]) for keep, rows in groups.items()]
         logits = ragged.joined(parts, list(groups.values()), dim=2, fill=-torch.inf)

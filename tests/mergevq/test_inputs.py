@@ -116,7 +116,7 @@ def test_what_is_neither_one_count_nor_one_for_each_image_is_named(
     tokenizer: mergevq.MergeVQ, keep: Any
 ) -> None:
     with pytest.raises(
-        InputError, match=r"^keep (must be one whole number for all|has 1 counts for 2) images"
+        InputError, match=r"^keep (must be one whole number for all|has 1 numbers for 2) images"
     ):
         tokenizer.encode(images(), keep)
 

@@ -120,7 +120,7 @@ def test_usage_counts_tokens_and_no_padding() -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "too few": ([9], "keep has 1 counts for 2 images: give one for all, or one for each"),
+    "too few": ([9], "keep has 1 numbers for 2 images: give one for all, or one for each"),
     "fractions": (torch.tensor([4.5, 9.0]), "or one for each; this is .*: give whole numbers"),
     "nested": ([[9], [9]], "give whole numbers"),
     "text": ("ab", "give whole numbers"),
@@ -150,8 +150,22 @@ def test_a_source_that_points_at_padding_is_refused() -> None:
     swapped = encoded.source._replace(assignment=encoded.source.assignment.flip(0))
     with pytest.raises(InputError, match=r"must lie in 0\.\.4, the kept tokens; it reaches from 0 to 8"):
         tokenizer().decode_indices(encoded.indices, swapped)
-    with pytest.raises(InputError, match="counts reach from 5 to 20, the codes have 1 to 9"):
-        tokenizer().recover(encoded.codes, [5, 20])
+    for counts, message in (
+        ([5, 20], "counts reach from 5 to 20, the codes have 1 to 9"),
+        (20, "counts reach from 20 to 20"),
+        (0, "counts reach from 0 to 0"),
+        ([5], "counts has 1 numbers for 2 images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tokenizer().recover(encoded.codes, counts)
+
+
+@torch.inference_mode()
+def test_one_number_of_tokens_holds_for_all_images() -> None:
+    codes = tokenizer().encode(images(2), keep=9).codes
+    short = tokenizer().recover(codes, 5)
+    assert torch.isneginf(short[..., 5:]).all()
+    torch.testing.assert_close(short[..., :5], tokenizer().recover(codes[:, :5]))
 
 
 def test_a_training_step_has_one_count_for_all_images() -> None:
