@@ -30,6 +30,10 @@ _ADDRESS = re.compile(
     rf"(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>{_SPECIAL_REVISION}|[^/@?#\s]+))?(?:/(?P<folder>[^?#]*))?",
     re.ASCII,
 )
+_MISSPELT = re.compile(
+    r"\s*(?:hf:|(?:https?:)?/{0,2}(?:[^/@\s]*@)?(?:www\.)?(?:huggingface\.co|hf\.co)/)", re.IGNORECASE
+)
+_SECRETS = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*(?=@)|hf_[A-Za-z0-9]{16,}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Kind = Literal["model", "dataset"]
@@ -67,6 +71,12 @@ class HubAddress:
         return f"{text}/{self.folder}" if self.folder else text
 
 
+def check_spelling(place: object) -> None:
+    """Raise `InputError` for a place that means the Hub and is not written as its addresses are, such as a page's URL."""
+    if isinstance(place, str) and not place.startswith(SCHEME) and _MISSPELT.match(place):
+        raise InputError(f"'{_shown(place)}' is no address of the Hub: write {SCHEME}owner/name")
+
+
 def on_hub(place: object) -> bool:
     """Whether a place is written as an address of the Hub."""
     return isinstance(place, str) and place.startswith(SCHEME)
@@ -77,15 +87,15 @@ def parse_address(text: str, *, kind: Kind) -> HubAddress:
     rest = text.removeprefix(SCHEME)
     first, _, below = rest.partition("/")
     if first in _FOREIGN:
-        raise InputError(f"'{text}' names one of the Hub's {first}: write {WRITTEN[kind]}")
+        raise InputError(f"'{_shown(text)}' names one of the Hub's {first}: write {WRITTEN[kind]}")
     found: Kind = "dataset" if first == "datasets" else "model"
     match = _ADDRESS.fullmatch(below if first in ("datasets", "models") else rest)
     folder = (match["folder"] or "").rstrip("/") if match else ""
     if match is None or (folder and not all(part.strip(".") for part in folder.split("/"))):
-        raise InputError(f"'{text}' is no address of the Hub: write {WRITTEN[kind]}")
+        raise InputError(f"'{_shown(text)}' is no address of the Hub: write {WRITTEN[kind]}")
     if found != kind:
         have, want = ("a data set", "a model") if kind == "model" else ("a model", "a data set")
-        raise InputError(f"'{text}' names {have}, and this takes {want}: write {WRITTEN[kind]}")
+        raise InputError(f"'{_shown(text)}' names {have}, and this takes {want}: write {WRITTEN[kind]}")
     revision = unquote(match["revision"]) if match["revision"] else None
     return HubAddress(repository=match["repository"], kind=kind, revision=revision, folder=folder)
 
@@ -227,6 +237,11 @@ def without_token(text: str) -> str:
 
     token = get_token()
     return text.replace(token, "…") if token else text
+
+
+def _shown(text: str) -> str:
+    """A place as messages show it: on one line, without passwords and tokens."""
+    return _SECRETS.sub("…", without_token(" ".join(text.split())))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

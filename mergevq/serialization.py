@@ -22,7 +22,7 @@ from mergevq.file_kinds import check_kind
 from mergevq.files import whole_file, write_whole
 from mergevq.generation.config import GeneratorConfig, parse_generator
 from mergevq.generation.model import Generator
-from mergevq.hub import fetch, on_hub, parse_address
+from mergevq.hub import check_spelling, fetch, on_hub, parse_address
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
 from mergevq.weights_file import load_strictly, misfit, read_weights, unusable
 
@@ -123,6 +123,7 @@ class _Opened(NamedTuple):
 
 
 def _opened(place: str | Path, *files: str) -> _Opened:
+    check_spelling(place)
     if not on_hub(place):
         return _Opened(Path(place), str(Path(place)))
     address = parse_address(str(place), kind="model")

@@ -58,6 +58,15 @@ def test_a_data_set_has_an_address_too() -> None:
         ("hf://me/-tok", "is no address of the Hub"),
         ("hf://spaces/me/tok", "names one of the Hub's spaces: write hf://owner/name"),
         ("hf://datasets/me/images", "names a data set, and this takes a model: write hf://owner/name"),
+        (
+            "https://huggingface.co/me/tok",
+            "'https://huggingface.co/me/tok' is no address of the Hub: write hf://owner/name",
+        ),
+        ("hf.co/me/tok", "is no address of the Hub"),
+        ("HF://me/tok", "is no address of the Hub"),
+        ("hf:/me/tok", "is no address of the Hub"),
+        ("hf:me/tok", "is no address of the Hub"),
+        (" hf://me/tok\n", "'hf://me/tok' is no address of the Hub"),
     ],
 )
 def test_what_is_no_address_is_refused_before_anything_is_asked(hub: Hub, text: str, message: str) -> None:
@@ -65,6 +74,20 @@ def test_what_is_no_address_is_refused_before_anything_is_asked(hub: Hub, text: 
         mergevq.load(text)
     assert "\n" not in str(refusal.value)
     assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf://me:seKret@huggingface.co/me/tok",
+        "https://me:seKret@huggingface.co/me/tok",
+        "hf://me/tok?token=hf_seKretseKretseKret",
+    ],
+)
+def test_a_secret_in_what_is_no_address_is_not_repeated(hub: Hub, text: str) -> None:
+    with pytest.raises(InputError, match="is no address of the Hub") as refusal:
+        mergevq.load(text)
+    assert "seKret" not in str(refusal.value)
 
 
 def test_a_tokenizer_of_the_hub_is_the_one_that_was_saved(

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mergevq.errors import InputError
-from mergevq.hub import HubAddress, explained, on_hub, parse_address, pin
+from mergevq.hub import HubAddress, check_spelling, explained, on_hub, parse_address, pin
 from mergevq_platform.distributed.progress import counted, duration, readable_size
 
 POLL_SECONDS = 1.0
@@ -29,6 +29,7 @@ def local_folder(place: str | Path) -> str | Path:
 
     Any other place stays as it is. Raises `InputError` where the Hub does not give it, and for a disk that is too small.
     """
+    check_spelling(place)
     if not on_hub(place):
         return place
     return fetch_dataset(pin(parse_address(str(place), kind="dataset")))

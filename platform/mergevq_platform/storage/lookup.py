@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mergevq.errors import InputError
-from mergevq.hub import on_hub
+from mergevq.hub import check_spelling, on_hub
 from mergevq.serialization import read_config
 from mergevq_platform.recipe import FindRun, ResolvedRecipe, parse_resolved, placeholder_task, read
 from mergevq_platform.storage import checkpoints
@@ -143,6 +143,7 @@ def _found(name: str, *, home: Path, store: Store, storage: str | None) -> Found
     if name.startswith(SCHEME):
         model = fetch_model(store, name, home / "models")
         return FoundModel(name=name, place=str(model.path), tracked=_tracked(model.uid, store), fetched=model)
+    check_spelling(name)
     if on_hub(name):
         return FoundModel(name=name, place=pinned(name, "model"))
     if checkpoints.is_bare(name):
