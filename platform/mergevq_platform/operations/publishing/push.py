@@ -74,8 +74,8 @@ def push(
     a repository that is public where `private` is asked, and for what the Hub refuses.
     """
     address = _target(target, revision)
-    _require_token(address)
     found = find(name, home=home, store=Store.at(home, tracking_uri), storage=storage)
+    _require_token(address)
     with checkpoints.weights(found.checkpoint) as directory, tempfile.TemporaryDirectory() as temporary:
         kind = format_of(directory)
         if kind not in KINDS:
