@@ -6,7 +6,7 @@ self-distillation, moving averages. A tokenizer alone gives its weights.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,7 +41,7 @@ OF_THE_START = (
     "initial_std",
     "summary_std",
 )  # settings of initial weights: of a trained model they say nothing
-SHOWN = 12  # parameters that a message names
+SHOWN = 6  # settings and parameters that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +126,20 @@ def require_fit(
             misfits[tensor] = f"{tensor.removeprefix(TOKENIZER)} ({theirs} there, {mine} here)"
     if not misfits:
         return
-    shown = ", ".join(list(misfits.values())[:SHOWN])
-    more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
+    shapes = _some(list(misfits.values()))
     causes = [f"{key}.model.{cause}" for cause in differences(here, there)]
     parts = sorted({part for tensor in misfits if (part := _part(tensor))})
-    fixes = [f"because {', '.join(causes)}: make them equal (left out, they are its own)"] if causes else []
+    fixes = ["make them equal (left out, they are its own)"] if causes else []
     if all(_part(tensor) for tensor in misfits):
-        fixes.append(
-            f"{'or ' if fixes else ''}start these anew with {key}.initial_except=[{','.join(parts)}]"
-        )
-    raise InputError(
-        f"{key}.initial_run: {name} does not fit: {shown}{more}{', ' if causes else ': '}{', '.join(fixes) or 'give another'}"
-    )
+        fixes.append(f"start these anew with {key}.initial_except=[{','.join(parts)}]")
+    fix = ", or ".join(fixes) or "give another"
+    because = f"{_some(causes)}, so that these differ: {shapes}" if causes else shapes
+    raise InputError(f"{key}.initial_run: {name} does not fit: {because}: {fix}")
+
+
+def _some(things: Sequence[str]) -> str:
+    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+    return ", ".join(things[:SHOWN]) + more
 
 
 def differences(here: TokenizerConfig, there: TokenizerConfig) -> list[str]:

@@ -223,20 +223,20 @@ def test_weights_alone_are_enough_and_what_did_not_come_is_said(
 MISFITS = {
     "bits": (
         ["task.model.quantizer.bits=8"],
-        r"task\.initial_run: .*checkpoint_000000008 does not fit: decoder\.conv_in\.weight \(32 x 6 x 3 x 3 there, 32 x 8 x 3 x 3 here\), "
-        r".*because task\.model\.quantizer\.bits is 6 there, 8 here: make them equal",
+        r"task\.initial_run: .*checkpoint_000000008 does not fit: task\.model\.quantizer\.bits is 6 there, 8 here, so that these differ: "
+        r"decoder\.conv_in\.weight \(32 x 6 x 3 x 3 there, 32 x 8 x 3 x 3 here\), .*: make them equal",
     ),
     "depth": (
         ["task.model.encoder.depth=3"],
-        r"encoder\.blocks\.2\.[a-z.0-9]+ \(not there, .* here\).* and \d+ more, because",
+        r"encoder\.depth is 2 there, 3 here, .* encoder\.blocks\.2\.[a-z.0-9]+ \(not there, .* here\).* and \d+ more: make them equal",
     ),
     "the image size, with a query for each cell": (
         ["task.model.image_size=32", "task.keep={kind: list, counts: [64]}"],
-        r"recovery\.queries \(.*task\.model\.image_size is 16 there, 32 here.*initial_except=\[recovery\]",
+        r"task\.model\.image_size is 16 there, 32 here.*recovery\.queries \(.*initial_except=\[recovery\]",
     ),
     "the width of the teacher": (
         ["task.model.head.out=24", "task.losses.alignment={kind: supervised, classes: 12}"],
-        r"does not fit: head\.layers\.4\.bias \(16 there, 24 here\), .*model\.head\.out is 16 there, 24 here.*"
+        r"does not fit: .*model\.head\.out is 16 there, 24 here.* head\.layers\.4\.bias \(16 there, 24 here\).*"
         r"or start these anew with task\.initial_except=\[head\]",
     ),
     "the discriminator": (
