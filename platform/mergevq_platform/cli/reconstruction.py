@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mergevq.errors import InputError
+from mergevq.image_size import size_text
 from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_verb
@@ -60,16 +62,26 @@ def add(verbs: Any) -> None:
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
+    from mergevq_platform.distributed.failures import ran_out_of_memory
     from mergevq_platform.evaluation import reconstruction
 
-    for path in reconstruction.reconstruct(
-        options.checkpoint,
-        options.images,
-        home=read_settings().home,
-        keeps=options.keep,
-        out=options.out or (None if options.html else FIGURES),
-        html=options.html,
-        size=options.size,
-        tracking_uri=read_settings().tracking_uri,
-    ):
+    try:
+        written = reconstruction.reconstruct(
+            options.checkpoint,
+            options.images,
+            home=read_settings().home,
+            keeps=options.keep,
+            out=options.out or (None if options.html else FIGURES),
+            html=options.html,
+            size=options.size,
+            tracking_uri=read_settings().tracking_uri,
+        )
+    except (MemoryError, RuntimeError) as error:
+        if options.size is None or not ran_out_of_memory(error):
+            raise
+        asked = size_text(options.size).replace(" ", "")
+        raise InputError(
+            f"--size {asked}: the memory here does not hold images of that size: give a smaller one"
+        ) from None
+    for path in written:
         print(path)

@@ -22,6 +22,7 @@ from mergevq_platform.data.image_folder import read_image
 from mergevq_platform.data.images.transparency import WHITE
 from mergevq_platform.data.parquet.directory import stated_background
 from mergevq_platform.data.reading import Background
+from mergevq_platform.data.sources.listing import readable
 from mergevq_platform.evaluation.reconstruction_page import (
     LIMIT_BYTES,
     PageFormat,
@@ -83,7 +84,7 @@ def reconstruct(
         page, form = reconstruction_page(
             tokenizer,
             views,
-            distinct([path.name for path in images]),
+            distinct([readable(path.name) for path in images]),
             keeps,
             title=f"{found.label}: reconstructions over kept tokens",
             facts=_facts(found, model, sha256),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import mergevq
 from mergevq.errors import InputError
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform import cli
+from mergevq_platform.evaluation import reconstruction
 from mergevq_platform.evaluation import reconstruction_page as pages
 from mergevq_platform.evaluation.reconstruction import distinct
 from mergevq_platform.figures import cluster_overlay
@@ -104,6 +106,34 @@ def test_images_that_are_no_squares_keep_their_shape(tmp_path: Path, monkeypatch
     assert cli.run(["reconstruct", *words]) == 0
     assert "16 × 24 px, 24 grid tokens" in html.read_text()
     assert html.read_text().count('height="16" width="24"') == 3
+
+
+def test_a_name_that_is_no_utf8_is_written_as_bytes(
+    tokenizer_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(tmp_path / "home"))
+    photo = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (20, 16), "teal").save(photo)
+    html = tmp_path / "page.html"
+    assert (
+        cli.run(["reconstruct", str(tokenizer_directory), str(photo), "--keep", "9", "--html", str(html)])
+        == 0
+    )
+    assert "<h2>caf\\xe9.png</h2>" in html.read_text()
+
+
+def test_a_size_beyond_the_memory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 45000000000 bytes."
+        )
+
+    monkeypatch.setenv("MERGEVQ_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(reconstruction, "reconstruct", full)
+    assert cli.run(["reconstruct", "run", "a.png", "--size", "90000x100000"]) == 2
+    assert "--size 90000x100000: the memory here does not hold" in capsys.readouterr().err
 
 
 def test_names_of_a_page_are_distinct() -> None:
