@@ -175,6 +175,7 @@ def test_what_is_not_in_the_cache_while_the_hub_is_away_is_one_line(
     hub: Hub, away: str, message: str, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take_away(hub, away, monkeypatch)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # 23 s between its attempts
     with pytest.raises(InputError, match=message) as refusal:
         mergevq.load(address)
     assert str(refusal.value).startswith(address)
