@@ -121,7 +121,12 @@ def _line(client: MlflowClient, experiment_id: str, protocol: str) -> str | None
         if found.beats(best.get(found.key)):
             best[found.key] = found
     goals = sorted(best.values(), key=lambda goal: (not is_frechet(goal.key), goal.key))
-    return ", ".join(_said(goal, experiment_id) for goal in goals) or None
+    if not goals:
+        return None
+    links = [_link(goal.run, experiment_id) for goal in goals]
+    if len(set(links)) == 1:  # named once: MLflow cuts the line at the window's edge
+        return f"{', '.join(map(_said, goals))} ({links[0]})"
+    return ", ".join(f"{_said(goal)} ({link})" for goal, link in zip(goals, links, strict=True))
 
 
 def _ranked(client: MlflowClient, experiment_id: str, protocol: str) -> Iterator[_Best]:
@@ -165,8 +170,12 @@ def _of(run: Run, key: str, metric: Metric) -> _Best:
     return _Best(key.partition("/")[2], as_recorded(metric.value), reached(metric.step), run)
 
 
-def _said(best: _Best, experiment_id: str) -> str:
+def _said(best: _Best) -> str:
     what = f"Fréchet distance (`{best.key}`)" if is_frechet(best.key) else best.key.split("_")[0]
     value = f"{best.value:.3g}" if is_frechet(best.key) else f"{best.value:.1f}%"
-    page = f"#/experiments/{experiment_id}/runs/{best.run.info.run_id}?workflowType=machine_learning"
-    return f"best {what} **{value}**{best.reached} ([{best.run.info.run_name}]({page}))"
+    return f"best {what} **{value}**{best.reached}"
+
+
+def _link(run: Run, experiment_id: str) -> str:
+    page = f"#/experiments/{experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    return f"[{run.info.run_name}]({page})"
