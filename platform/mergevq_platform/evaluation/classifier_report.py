@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.table import Table
@@ -12,14 +11,15 @@ from rich.table import Table
 from mergevq_platform.evaluation.headline import divided
 from mergevq_platform.evaluation.note import run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.evaluation.report_files import load_report, save_report
+from mergevq_platform.evaluation.report_files import StoredReport
 from mergevq_platform.tracking.records import TEST_DETAILS_PREFIX, TEST_PREFIX
 
 
 @dataclass(frozen=True)
-class ClassifierReport:
+class ClassifierReport(StoredReport):
     """One row: `top1` (percent) with its 95% interval, and counts of images that it is without."""
 
+    called: ClassVar[str] = "a classifier's report"
     file_name: ClassVar[str] = "top1.json"
     folder: ClassVar[str] = "classifier"
     shown_files: ClassVar[tuple[str, ...]] = ("table.md",)
@@ -27,15 +27,6 @@ class ClassifierReport:
     run: str
     rows: list[dict[str, float]]
     protocol: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        save_report(self, path)
-
-    @classmethod
-    def load(cls, path: Path) -> ClassifierReport:
-        """Read JSON written by `save`. Raises `InputError` if it is something else."""
-        return load_report(cls, path, what="a classifier's report")
 
     @property
     def values(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 from rich.table import Table
@@ -14,7 +14,7 @@ from rich.table import Table
 from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.note import TABLE_COLUMNS, markdown_table, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.evaluation.report_files import load_report, save_report
+from mergevq_platform.evaluation.report_files import StoredReport
 from mergevq_platform.evaluation.trends import gain_sentence, trend_sentence
 from mergevq_platform.tracking.records import CURVE_BEST_PREFIX
 
@@ -39,9 +39,10 @@ HEADLINE_FAMILIES = re.compile(r"lpips_\w+|probe_[^_]+_top1_cls")  # by network,
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(StoredReport):
     """Metrics over kept counts. `rows` ascend in `keep`; every metric's name and unit are those of the protocol."""
 
+    called: ClassVar[str] = "a curve written by mergevq evaluate"
     file_name: ClassVar[str] = "curve.json"
     folder: ClassVar[str] = "curve"
     shown_files: ClassVar[tuple[str, ...]] = ("tradeoff.png",)
@@ -49,15 +50,6 @@ class Curve:
     run: str
     rows: list[dict[str, float]]
     protocol: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        save_report(self, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Curve:
-        """Read JSON written by `save`; older files may hold infinite PSNR. Raises `InputError` if it is something else."""
-        return load_report(cls, path, what="a curve written by mergevq evaluate")
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`curve/<metric>` and `curve_details/<metric>` at step = kept tokens, `curve_best/<metric>` at that of the best."""

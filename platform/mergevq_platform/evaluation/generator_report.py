@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.table import Table
@@ -13,7 +12,7 @@ from mergevq_platform.evaluation.curve import lacking_sentences
 from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.note import TABLE_COLUMNS, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
-from mergevq_platform.evaluation.report_files import load_report, save_report
+from mergevq_platform.evaluation.report_files import StoredReport
 from mergevq_platform.tracking.records import SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX, SCALE_KEY, SCALE_PREFIX
 
 NAMES = {
@@ -27,9 +26,10 @@ NOTE = "cfg_curve: the charts' x axis (Step) is 100 times the guidance scale; 10
 
 
 @dataclass(frozen=True)
-class GeneratorReport:
+class GeneratorReport(StoredReport):
     """Metrics over guidance scales; `rows` ascend in `scale`, 1 (no guidance) is always among them."""
 
+    called: ClassVar[str] = "a generator's report"
     file_name: ClassVar[str] = "report.json"
     folder: ClassVar[str] = "generation"
     shown_files: ClassVar[tuple[str, ...]] = ("samples.png", "neighbours.png", "guidance.png")
@@ -38,15 +38,6 @@ class GeneratorReport:
     rows: list[dict[str, float]]
     references: dict[str, dict[str, float]]
     protocol: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        save_report(self, path)
-
-    @classmethod
-    def load(cls, path: Path) -> GeneratorReport:
-        """Read JSON written by `save`. Raises `InputError` if it is something else."""
-        return load_report(cls, path, what="a generator's report")
 
     def record_rows(self, recorder: EvaluationRecorder) -> None:
         """`cfg_curve/<metric>` and the scale at step = 100 x scale, `cfg_curve_best/<metric>` at that of the best, references as

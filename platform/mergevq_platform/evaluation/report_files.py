@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import ClassVar, Self
 
 from mergevq.errors import InputError
 from mergevq.files import write_whole
 from mergevq_platform.storage.json_text import json_text, without_nulls
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-AnyDataclass = TypeVar("AnyDataclass", bound="DataclassInstance")
+@dataclass(frozen=True)
+class StoredReport:
+    """A report whose fields are a JSON file; metrics that were no finite number are left out when it is read."""
 
+    called: ClassVar[str]  # in messages
 
-def save_report(report: DataclassInstance, path: Path) -> None:
-    """Write the fields of a report as JSON, in one step."""
-    write_whole(path, json_text(asdict(report)))
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_whole(path, json_text(asdict(self)))
 
-
-def load_report(kind: type[AnyDataclass], path: Path, *, what: str) -> AnyDataclass:
-    """A report of a `kind` from the file that `save_report` wrote; metrics that were no finite number are left out.
-
-    Raises `InputError` where the file is not `what`, the words of a message.
-    """
-    try:
-        tree = json.loads(path.read_text())
-        tree["rows"] = [without_nulls(row) for row in tree["rows"]]
-        if "references" in tree:
-            tree["references"] = {name: without_nulls(row) for name, row in tree["references"].items()}
-        return kind(**tree)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not {what} ({error})") from None
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read JSON written by `save`; older files may hold infinite PSNR. Raises `InputError` if it is something else."""
+        try:
+            tree = json.loads(path.read_text())
+            tree["rows"] = [without_nulls(row) for row in tree["rows"]]
+            if "references" in tree:
+                tree["references"] = {name: without_nulls(row) for name, row in tree["references"].items()}
+            return cls(**tree)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path} is not {cls.called} ({error})") from None
