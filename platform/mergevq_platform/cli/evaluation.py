@@ -9,7 +9,7 @@ from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
 from mergevq_platform.cli.numbers import count, size
 from mergevq_platform.cli.paths import user_path, user_place
-from mergevq_platform.cli.verbs import add_verb
+from mergevq_platform.cli.verbs import add_storage, add_verb
 from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ def _add_procedure(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--out", type=user_path, help="write figures and tables here (default: the run's curve-* folder)"
     )
-    evaluate.add_argument(
-        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
-    )
+    add_storage(evaluate)
     evaluate.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
     evaluate.add_argument("--no-tracking", action="store_true", help="do not record in MLflow")
     evaluate.add_argument(

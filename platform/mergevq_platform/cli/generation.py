@@ -14,7 +14,7 @@ from mergevq.keep import KeepDistributionConfig
 from mergevq_platform.cli.in_use import found
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.cli.verbs import add_verb
+from mergevq_platform.cli.verbs import add_storage, add_verb
 from mergevq_platform.storage.settings import read_settings
 
 OPTIONS = {  # keys of sampling and guidance -> as they are typed
@@ -115,9 +115,7 @@ def _add_generate(verbs: Any) -> None:
         metavar="RUN",
         help="decode with this tokenizer: its own, moved, or with Source Recovery fine-tuned (mergevq train recovery_gr_256)",
     )
-    generate.add_argument(
-        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
-    )
+    add_storage(generate)
     _add_cluster(generate)
     generate.set_defaults(function=_generate)
 

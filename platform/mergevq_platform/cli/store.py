@@ -8,7 +8,7 @@ from typing import Any
 
 from mergevq_platform.cli.in_use import store_in_use
 from mergevq_platform.cli.paths import user_path
-from mergevq_platform.cli.verbs import add_group, add_verb
+from mergevq_platform.cli.verbs import add_group, add_storage, add_verb
 from mergevq_platform.storage.settings import read_settings
 
 
@@ -76,9 +76,7 @@ def _add_register(verbs: Any) -> None:
     registering.add_argument(
         "--alias", help="such as champion: then models:/NAME@champion names this version"
     )
-    registering.add_argument(
-        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
-    )
+    add_storage(registering)
     registering.set_defaults(function=_register)
 
 
@@ -115,9 +113,7 @@ def _add_push(verbs: Any) -> None:
         metavar="DIR",
         help="a folder of mergevq evaluate, for the card (default: the run's own of this step, with the most rows)",
     )
-    pushing.add_argument(
-        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
-    )
+    add_storage(pushing)
     pushing.set_defaults(function=_push)
 
 

@@ -37,3 +37,10 @@ def add_group(verbs: Any, name: str, *, help: str, description: str, examples: S
     """Add a verb that only holds others; returns where those are added."""
     group = add_verb(verbs, name, help=help, description=description, examples=examples)
     return group.add_subparsers(required=True, metavar="WHAT")
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """Add the option of a verb that finds a run by its name."""
+    parser.add_argument(
+        "--storage", help="where the run's checkpoints lie (default MERGEVQ_STORAGE, else runs/ray)"
+    )
