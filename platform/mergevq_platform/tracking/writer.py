@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergevq.errors import InputError
+from mergevq_platform.tracking.acknowledged import Position
 from mergevq_platform.tracking.delivery import Delivery
 from mergevq_platform.tracking.experiment_note import keep_note
 from mergevq_platform.tracking.journal import Journal, JournalHeld
@@ -150,8 +151,7 @@ class Writer:
         if (self._viewed and not delivery.changed) or delivery.position is None:
             return
         changed, delivery.changed, self._viewed = delivery.changed, False, True
-        reason = keep_up(self._store, delivery.position, changed=changed)
-        keep_note(self._store, delivery.position, changed=changed, viewed=reason is None)
+        reason = _keep_pages(self._store, delivery.position, changed=changed)
         if reason not in (None, self._view_error):
             log.warning(
                 "tracking store %s: its page of the experiment stays the plain one: %s",
@@ -177,8 +177,7 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
         while delivery.advance():
             pass
         assert delivery.position is not None
-        view_error = keep_up(store, delivery.position, changed=delivery.changed)
-        keep_note(store, delivery.position, changed=delivery.changed, viewed=view_error is None)
+        view_error = _keep_pages(store, delivery.position, changed=delivery.changed)
         return replace(_report(path, store, delivery, None), view_error=view_error)
     except InputError:
         raise
@@ -186,6 +185,13 @@ def sync(run_dir: Path, store: Store) -> SyncReport:
         raise InputError(f"{store.failure(error)}; nothing is lost, sync again later") from error
     finally:
         delivery.close()
+
+
+def _keep_pages(store: Store, position: Position, *, changed: bool) -> str | None:
+    """After a delivery: bring views and note of the experiment up to date; why it has no view, if it has none."""
+    reason = keep_up(store, position, changed=changed)
+    keep_note(store, position, changed=changed, viewed=reason is None)
+    return reason
 
 
 def _complete(path: Path) -> None:
