@@ -39,6 +39,7 @@ class Stream(IntEnum):
     POSITION_BASELINE = 8
     AUGMENT = 9
     ERASE = 10
+    BOOTSTRAP = 20
 
 
 def words(count: int, seed: int, stream: Stream, *address: int) -> np.ndarray:
