@@ -142,8 +142,9 @@ class MergeVQ(nn.Module):
         """Images (B, 3, H, W) float in [-1, 1], of any size that divides into cells -> `Encoded` with exactly `keep` tokens
         (default: the configured count).
 
-        `keep` may be a count for each image, (B,): each gets the codes and the source that it gets alone; the stem runs
-        once for all, the blocks once for each different count.
+        `keep` may be a count for each image, (B,): each gets the codes and the source that it gets alone (on a GPU to
+        rounding, as in a batch of another size). The stem runs once for all; on a GPU the blocks do too, on a CPU once for
+        each different count.
 
         Raises `InputError` for another shape or dtype, a size that does not divide into cells, a count that the layers
         cannot reach and, with `check_values`, for NaN and values beyond ±2, which no resampling of [-1, 1] reaches. The
@@ -164,6 +165,10 @@ class MergeVQ(nn.Module):
         cells = self.encoder.embed(images)
         if len(groups) < 2:
             return self._quantized(self.encoder.merge(cells, *(groups or [self.config.keep])))
+        if ragged.in_one_pass(images.device):
+            order = torch.tensor([row for rows in groups.values() for row in rows]).to(images.device)
+            features = self.encoder.merge_each(cells._replace(tokens=cells.tokens.index_select(0, order)), groups)
+            return _reordered(self._quantized(features, features.source.size > 0), order.argsort())
         parts = [self._quantized(self.encoder.merge(cells.of(rows), keep)) for keep, rows in groups.items()]
 
         def join(tensors: list[Tensor], *, dim: int | None = 1, fill: float = 0) -> Tensor:
@@ -182,11 +187,18 @@ class MergeVQ(nn.Module):
             latents=join([part.latents for part in parts]),
         )
 
-    def _quantized(self, features: EncoderOutput) -> Encoded:
+    def _quantized(self, features: EncoderOutput, valid: Tensor | None = None) -> Encoded:
         # GroupNorm takes its statistics over the kept tokens, which have no spatial order.
-        normed = self.to_latents["norm"](features.tokens.transpose(1, 2)).transpose(1, 2)
+        norm = self.to_latents["norm"]
+        if valid is None:
+            normed = norm(features.tokens.transpose(1, 2)).transpose(1, 2)
+        else:
+            normed = norm.of_tokens(features.tokens, valid)
         latents = self.to_latents["project"](F.silu(normed))
         codes, indices = self.quantizer.quantize(latents)
+        if valid is not None:
+            indices = indices.where(valid, ragged.NO_TOKEN)
+            codes, latents = (x.where(valid[..., None], 0) for x in (codes, latents))
         return Encoded(indices, codes, features.source, features.summary, features.tokens, latents)
 
     def decode(self, encoded: Encoded) -> Tensor:
@@ -319,3 +331,14 @@ class MergeVQ(nn.Module):
     def last_layer(self) -> Tensor:
         """The decoder's last weight, at which the adaptive adversarial weight compares gradients."""
         return self.decoder.last_layer
+
+
+def _reordered(encoded: Encoded, order: Tensor) -> Encoded:
+    source = encoded.source._replace(
+        assignment=encoded.source.assignment.index_select(0, order),
+        size=encoded.source.size.index_select(0, order),
+    )
+    rest = {
+        name: getattr(encoded, name).index_select(0, order) for name in Encoded._fields if name != "source"
+    }
+    return Encoded(source=source, **rest)
