@@ -51,7 +51,9 @@ def ragged_layers(
             lengths[index] -= r
             start += images
         layers.append(tuple(rows))
-    table = torch.tensor([[group.tokens for group in rows for _ in range(group.start, group.stop)] for rows in layers])
+    table = torch.tensor(
+        [[group.tokens for group in rows for _ in range(group.start, group.stop)] for rows in layers]
+    )
     on_device = table.to(device)  # of all layers at once: one copy
     return [
         RaggedLayer(rows, lengths) if any(group.r for group in rows) else None

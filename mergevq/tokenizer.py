@@ -167,7 +167,9 @@ class MergeVQ(nn.Module):
             return self._quantized(self.encoder.merge(cells, *(groups or [self.config.keep])))
         if ragged.in_one_pass(images.device):
             order = torch.tensor([row for rows in groups.values() for row in rows]).to(images.device)
-            features = self.encoder.merge_each(cells._replace(tokens=cells.tokens.index_select(0, order)), groups)
+            features = self.encoder.merge_each(
+                cells._replace(tokens=cells.tokens.index_select(0, order)), groups
+            )
             return _reordered(self._quantized(features, features.source.size > 0), order.argsort())
         parts = [self._quantized(self.encoder.merge(cells.of(rows), keep)) for keep, rows in groups.items()]
 
@@ -189,11 +191,10 @@ class MergeVQ(nn.Module):
 
     def _quantized(self, features: EncoderOutput, valid: Tensor | None = None) -> Encoded:
         # GroupNorm takes its statistics over the kept tokens, which have no spatial order.
-        norm = self.to_latents["norm"]
-        if valid is None:
-            normed = norm(features.tokens.transpose(1, 2)).transpose(1, 2)
-        else:
-            normed = norm.of_tokens(features.tokens, valid)
+        norm, tokens = self.to_latents["norm"], features.tokens
+        normed = (
+            norm(tokens.transpose(1, 2)).transpose(1, 2) if valid is None else norm.of_tokens(tokens, valid)
+        )
         latents = self.to_latents["project"](F.silu(normed))
         codes, indices = self.quantizer.quantize(latents)
         if valid is not None:

@@ -47,7 +47,10 @@ def ragged() -> list[str]:
     tokenizer = mergevq.create(preset).to(device()).eval()
     mean = tokenizer.grid_tokens * 9 // 16
     spreads = {
-        name: [mean + round(0.3 * mean * step / steps) for step in range(-steps, steps + 1, 2 * steps // (counts - 1))]
+        name: [
+            mean + round(0.3 * mean * step / steps)
+            for step in range(-steps, steps + 1, 2 * steps // (counts - 1))
+        ]
         for name, counts, steps in (("two", 2, 1), ("five", 5, 2), ("nine", 9, 4))
     }
     lines = []
