@@ -198,6 +198,7 @@ class MergeVQ(nn.Module):
     def _quantized(self, features: EncoderOutput, valid: Tensor | None = None) -> Encoded:
         # GroupNorm takes its statistics over the kept tokens, which have no spatial order.
         norm, tokens = self.to_latents["norm"], features.tokens
+        assert isinstance(norm, GroupNorm)
         normed = (
             norm(tokens.transpose(1, 2)).transpose(1, 2) if valid is None else norm.of_tokens(tokens, valid)
         )
