@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mergevq.allocation import CompressedSizeAllocatorConfig, Menu, OracleAllocatorConfig, require_within
+from mergevq.allocation import (
+    CompressedSizeAllocatorConfig,
+    Menu,
+    OracleAllocatorConfig,
+    calibrate,
+    require_within,
+)
 from mergevq.allocation.config import KINDS
 from mergevq.errors import InputError
 from mergevq.metrics import distance_name, frechet_distance
@@ -55,14 +61,17 @@ class RateDistortionEvaluator:
 
     @cached_property
     def calibrated(self) -> dict[str, CalibratedAllocator]:
-        """Each allocator with its constants, by name; one count for all has those budgets that are counts of the menu."""
+        """Each allocator with its constants, by name, for those budgets that it can have on the images of calibration."""
         found = {}
         for ref in self.allocators:
-            budgets = [budget for budget in self.budgets if ref.name != FIXED or budget in ref.menu]
-            for ready in calibrated(self.scores, [ref], budgets):
-                found[ref.name] = ready
-            if missing := [f"{budget:g}" for budget in self.budgets if budget not in budgets]:
-                self.lacking[f"row of {FIXED} at {', '.join(missing)}"] = "no count of the menu"
+            scores, allocator, reached = self.scores.scores(ref, "train"), ref.load(), []
+            for budget in self.budgets:
+                try:
+                    calibrate(scores, allocator, budget)
+                    reached.append(budget)
+                except InputError as error:  # the others are compared there all the same
+                    self.lacking[f"row of {ref.name} at {budget:g}"] = str(error)
+            (found[ref.name],) = calibrated(self.scores, [ref], reached)
         return found
 
     @cached_property
