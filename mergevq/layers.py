@@ -135,16 +135,28 @@ class MergeBlock(nn.Module):
 
     def forward(self, x: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens (B, T, D), sizes (B, T) or None -> tokens (B, T - r, D), sizes, and the slot of each token."""
-        attended, metric = self.attention(self.norm1(x), size)
-        x = x + self.drop_path(self.scale1(attended))
+        x, metric = self.attend(x, size)
         slot = None
         if r:
             num_tokens = x.shape[1]
             chosen = merging.match(metric, r)
-            ones = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
-            x, size = merging.merge(chosen, x, ones)
+            x, size = self.merge(chosen, x, size)
             slot = merging.slots(chosen, num_tokens)
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x)))), size, slot
+        return self.feed(x), size, slot
+
+    def attend(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The first half of the block: tokens after attention, and the metric that they are matched by."""
+        attended, metric = self.attention(self.norm1(x), size)
+        return x + self.drop_path(self.scale1(attended)), metric
+
+    def merge(self, chosen: merging.Match, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The merge between the halves; without sizes every token stands for one cell."""
+        ones = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
+        return merging.merge(chosen, x, ones)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The second half of the block: tokens after the MLP."""
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
 def sincos(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
