@@ -9,8 +9,8 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.data import decode, open_dataset, write_digits, write_shapes
-from mergevq_platform.data.shape_distances import CLASSES, SHAPES, measures
-from mergevq_platform.data.shapes import render
+from mergevq_platform.procedural.shape_distances import CLASSES, SHAPES, measures
+from mergevq_platform.procedural.shapes import render
 
 
 @pytest.fixture(scope="module")
