@@ -39,7 +39,7 @@ class Cell:
     settings: Mapping[str, Any] = field(default_factory=dict)  # all that decides the result
 
 
-class Outcome(NamedTuple):
+class StudyProgress(NamedTuple):
     """The cells of a study after a run, by name."""
 
     done: list[str]
@@ -55,7 +55,7 @@ def run_cells(
     limit_seconds: float | None = None,
     threads: int = 1,
     say: Callable[[str], None] = print,
-) -> Outcome:
+) -> StudyProgress:
     """Do the cells that have no result in `folder`, in their order, as soon as what they need is there.
 
     `processes` of `threads` PyTorch threads each share the work; 0: this process does it. After `limit_seconds` no cell begins,
@@ -71,7 +71,7 @@ def run_cells(
     else:
         while time.monotonic() < ends and (cell := state.next()):
             state.finish(cell, _attempt(cell, folder))
-    return Outcome(state.done, state.failed, [cell.name for cell in state.waiting])
+    return StudyProgress(state.done, state.failed, [cell.name for cell in state.waiting])
 
 
 def result_of(cell: Cell, folder: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cell_queue import Cell, Outcome, run_cells, stored_result
+from cell_queue import Cell, StudyProgress, run_cells, stored_result
 from mergevq.errors import InputError
 
 
@@ -69,7 +69,7 @@ def test_what_fails_leaves_its_traceback_and_only_what_needs_it_is_left(tmp_path
         Cell(name="after", run=partial(number, 1), needs=("broken",)),
         Cell(name="other", run=partial(number, 2)),
     ]
-    assert run_cells(cells, tmp_path, say=silent) == Outcome(["other"], ["broken"], ["after"])
+    assert run_cells(cells, tmp_path, say=silent) == StudyProgress(["other"], ["broken"], ["after"])
     assert "ValueError: nothing in" in (tmp_path / "broken.failed.txt").read_text()
     mended = [Cell(name="broken", run=partial(number, 3)), *cells[1:]]
     assert run_cells(mended, tmp_path, say=silent).left == []
@@ -78,7 +78,7 @@ def test_what_fails_leaves_its_traceback_and_only_what_needs_it_is_left(tmp_path
 
 def test_no_cell_begins_after_the_limit(tmp_path: Path) -> None:
     outcome = run_cells([Cell(name="a", run=partial(number, 1))], tmp_path, limit_seconds=0, say=silent)
-    assert outcome == Outcome([], [], ["a"])
+    assert outcome == StudyProgress([], [], ["a"])
 
 
 def test_processes_do_the_cells_survive_a_death_and_end_at_the_limit(tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_processes_do_the_cells_survive_a_death_and_end_at_the_limit(tmp_path: P
         Cell(name="total", run=partial(total, ("one",)), needs=("one",)),
     ]
     outcome = run_cells(cells, tmp_path, processes=2, say=silent)
-    assert outcome == Outcome(["one", "total"], ["killed"], [])
+    assert outcome == StudyProgress(["one", "total"], ["killed"], [])
     assert json.loads((tmp_path / "total.json").read_text())["result"] == {"total": 1}
 
     endless_cells = [Cell(name="endless", run=endless), Cell(name="later", run=partial(number, 4))]
     outcome = run_cells(endless_cells, tmp_path, processes=1, limit_seconds=1, say=silent)
-    assert outcome == Outcome([], [], ["endless", "later"])
+    assert outcome == StudyProgress([], [], ["endless", "later"])
     assert multiprocessing.active_children() == []
