@@ -191,6 +191,7 @@ class Encoder(nn.Module):
         last = max((layer for layer, r in enumerate(schedule) if r), default=-1)
         found = [x.new_zeros(len(x), 0, dtype=torch.float32)]
         for layer, (block, r) in enumerate(zip(self.blocks[: last + 1], schedule, strict=False)):
+            assert isinstance(block, MergeBlock)
             x, metric = block.attend(x, size)
             if r:
                 chosen = merging.match(metric, r)
