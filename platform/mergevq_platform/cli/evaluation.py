@@ -55,21 +55,6 @@ def add(verbs: Any) -> None:
         help="kept-token counts (default: the recipe's); with --budget the menu to choose from (default: those of the training)",
     )
     evaluate.add_argument(
-        "--budget",
-        type=mean_count,
-        action="extend",
-        nargs="+",
-        metavar="MEAN",
-        help="tokenizers: instead of the curve, compare allocators that choose a count for each image, at these means of kept tokens",
-    )
-    evaluate.add_argument(
-        "--allocator",
-        action="extend",
-        nargs="+",
-        metavar="NAME",
-        help="with --budget: fixed, compressed_size, similarity, oracle, or learned:RUN (default: all that need no run)",
-    )
-    evaluate.add_argument(
         "--cfg",
         type=float,
         nargs="+",
@@ -88,10 +73,30 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )
+    _add_allocators(evaluate)
     _add_measures(evaluate)
     _add_image_sets(evaluate)
     _add_procedure(evaluate)
     evaluate.set_defaults(function=_evaluate)
+
+
+def _add_allocators(evaluate: argparse.ArgumentParser) -> None:
+    """Options of a comparison of allocators."""
+    evaluate.add_argument(
+        "--budget",
+        type=mean_count,
+        action="extend",
+        nargs="+",
+        metavar="MEAN",
+        help="tokenizers: instead of the curve, compare allocators that choose a count for each image, at these means of kept tokens",
+    )
+    evaluate.add_argument(
+        "--allocator",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help="with --budget: fixed, compressed_size, similarity, oracle, or learned:RUN (default: all that need no run)",
+    )
 
 
 def _add_measures(evaluate: argparse.ArgumentParser) -> None:
