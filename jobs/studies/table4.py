@@ -87,7 +87,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells' results")
     parser.add_argument(
-        "--settings", nargs="+", choices=SETTINGS, default=["labels", "digits"], help="what alignment knows"
+        "--settings",
+        nargs="+",
+        choices=SETTINGS,
+        default=["labels", "other_classes"],
+        help="what alignment knows",
     )
     parser.add_argument(
         "--counts", nargs="+", type=int, default=list(COUNTS), help="kept counts (default 9 16 36 64)"

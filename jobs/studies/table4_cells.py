@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mergevq.ema import Ema
@@ -27,17 +27,21 @@ from mergevq.schedules import CosineScheduleConfig, scale
 from mergevq.teachers.stand_in import StandInClassifier, StandInConfig, save_classifier
 from mergevq.tokenizer import MergeVQ
 from mergevq.training.classifier import ClassifierTraining
-from mergevq_platform.procedural.shapes import render
+from mergevq_platform.procedural.shape_distances import CLASSES
+from mergevq_platform.procedural.shapes import numbers_of, render
 from small_tokenizer import device, train_tokenizer, untrained_tokenizer
 
 PASS = 500  # images at once, in measurements
 SIZE = 32
 
+# The images of the study show every second class. The others are a teacher's that has learned nothing of these.
+SHOWN, OTHERS = CLASSES[1::2], CLASSES[0::2]
+
 # What alignment knows of the labels that the probe is asked for, by setting.
 SETTINGS = {
-    "labels": "stand-in teacher that saw the labels (the demo's)",
-    "digits": "stand-in teacher of handwritten digits, which saw neither the images nor their labels",
-    "self": "self-distillation, no teacher and no labels",
+    "labels": "stand-in teacher that saw the labels, as the demo's",
+    "other_classes": "stand-in teacher of six other classes: alignment has seen no label",
+    "self": "self-distillation: no teacher, no label",
 }
 
 
@@ -63,24 +67,17 @@ class Images(NamedTuple):
 
 @lru_cache(maxsize=1)
 def shapes(protocol: Protocol) -> Images:
-    """The procedural shapes of `mergevq data shapes`, in memory."""
-    parts: list[Tensor] = []
-    for split, count in (("train", protocol.train_images), ("val", protocol.val_images)):
-        pixels, labels = render(np.arange(count), split, SIZE)
-        parts += [torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels)]
-    return Images(*(part.contiguous().to(device()) for part in parts))
+    """What `mergevq data shapes DIR --classes` with the classes of the study writes, in memory."""
+    train = drawn(SHOWN, "train", protocol.train_images)
+    return Images(*train, *drawn(SHOWN, "val", protocol.val_images))
 
 
-def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's handwritten digits at the size of the shapes, (1797, 3, S, S) uint8, and their labels."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    grey = torch.from_numpy(found.images).float()[:, None] * (255 / 16)
-    large = F.interpolate(grey, size=(SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 255)
-    return large.round().byte().expand(-1, 3, -1, -1).contiguous().to(device()), torch.from_numpy(
-        found.target
-    ).long().to(device())
+def drawn(classes: Sequence[str], split: str, count: int) -> tuple[Tensor, Tensor]:
+    """The first images (count, 3, S, S) uint8 of a split that show these classes, and their labels in that order."""
+    known = [CLASSES.index(name) for name in classes]
+    pixels, labels = render(numbers_of(known, count, split), split, SIZE)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device())
+    return images, torch.from_numpy(np.searchsorted(known, labels)).to(device())
 
 
 def unit(images: Tensor) -> Tensor:
@@ -89,13 +86,12 @@ def unit(images: Tensor) -> Tensor:
 
 
 def train_teacher(folder: Path, *, setting: str, protocol: Protocol) -> dict[str, Any]:
-    """Train the stand-in teacher of a setting into `folder`, and probe its features on the shapes: no student will exceed them."""
+    """Train the stand-in teacher of a setting into `folder`; the probe of its features says what a student may learn from it."""
     data = shapes(protocol)
-    images, labels = (data.train, data.train_labels) if setting == "labels" else digits()
+    own = SHOWN if setting == "labels" else OTHERS
+    images, labels = drawn(own, "train", protocol.train_images)
     torch.manual_seed(0)
-    training = ClassifierTraining(StandInClassifier(StandInConfig(classes=int(labels.max()) + 1))).to(
-        device()
-    )
+    training = ClassifierTraining(StandInClassifier(StandInConfig(classes=len(own)))).to(device())
     phase, average = training.phases["classifier"], Ema(training.model(), 0.99)
     optimizer = torch.optim.AdamW(training.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = CosineScheduleConfig(warmup_steps=protocol.teacher_steps // 10)
@@ -153,7 +149,11 @@ def train_and_measure(
         "probe_top1_cls_all_tokens": probe(summaries(tokenizer, data, tokenizer.grid_tokens), data),
         "probe_top1_untrained": untrained,
         "knn_top1_cls": knn_votes(found[0], train_labels, found[1], val_labels).result().top1,
-        "protocol": {"alignment": SETTINGS[setting], "images": f"shapes, {SIZE} px", **asdict(protocol)},
+        "protocol": {
+            "alignment": SETTINGS[setting],
+            "images": f"shapes ({', '.join(SHOWN)}), {SIZE} px",
+            **asdict(protocol),
+        },
     }
 
 

@@ -92,13 +92,13 @@ def test_cells_come_seed_by_seed_with_every_count_in_every_setting() -> None:
 
 @pytest.mark.filterwarnings("ignore:36 images for")
 def test_a_study_trains_its_teacher_and_one_tokenizer_for_each_count(tmp_path: Path) -> None:
-    cells = table4.cells(["digits"], [9, 64], 1, table4.TINY)
+    cells = table4.cells(["other_classes"], [9, 64], 1, table4.TINY)
     assert run_cells(cells[:2], tmp_path, say=lambda text: None).failed == []
     outcome = run_cells(cells, tmp_path, say=lambda text: None)
-    assert outcome.done == ["teacher_digits", "digits_k09_s0", "digits_k64_s0"]
+    assert outcome.done == ["teacher_other_classes", "other_classes_k09_s0", "other_classes_k64_s0"]
     (setting,) = read_settings(tmp_path)
     assert setting.counts == [9, 64]
-    assert "neither the images nor their labels" in setting.title
+    assert "alignment has seen no label" in setting.title
     few, every = (setting.cells[count][0] for count in (9, 64))
     assert few["psnr"] != every["psnr"]
     assert every[PROBE] == every["probe_top1_cls_all_tokens"]  # the same features
