@@ -111,7 +111,7 @@ class RateDistortionEvaluator:
         self.say("measuring each image at its own counts")
         for choice, found in AllocatedPasses(self.passes).measured(counts, train):
             rows[choice] |= self._likeness(found) | self._probe(found)
-        self._save(rows, counts, quality["psnr"])
+        self._save(rows, counts, quality)
         self.findings.take(counts, quality["psnr"], self.menu)
         allocators: dict[str, list[dict[str, float]]] = {ref.name: [] for ref in self.allocators}
         for (name, _), row in rows.items():
