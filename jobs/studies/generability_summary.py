@@ -106,8 +106,8 @@ def markdown(rows: Sequence[Row]) -> str:
     for key, (_, title, _) in METRICS.items():
         found = correlation(rows, key)
         lines.append(
-            f"| {title} | {found.pooled:+.2f} [{found.low:+.2f}, {found.high:+.2f}] | {found.p_pooled:.3f} "
-            f"| {found.within:+.2f} | {found.p_within:.3f} |"
+            f"| {title} | {found.pooled:+.2f} [{found.low:+.2f}, {found.high:+.2f}] | {_p(found.p_pooled)} "
+            f"| {found.within:+.2f} | {_p(found.p_within)} |"
         )
     repeated = [row["seeds"][:2] for row in rows if len(row["seeds"]) > 1]
     if len(repeated) > 2:
@@ -125,6 +125,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     names = sorted({row["tokenizer"] for row in rows})
     keeps = sorted({row["keep"] for row in rows})
@@ -136,8 +137,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         found = correlation(rows, key)
         panel.set_title(f"{title}\nρ = {found.pooled:+.2f}, at one count {found.within:+.2f}", fontsize=9)
         panel.set_xlabel("bits" if key.endswith("bits") else "Fréchet distance", fontsize=9)
-        panel.set_xscale("log")
-        panel.set_yscale("log")
+        panel.set(xscale="log", yscale="log")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.set_minor_formatter(NullFormatter())
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3, which="both", linewidth=0.5)
     panels[0].set_ylabel("generator: gfd_random_v1", fontsize=9)
@@ -168,3 +172,7 @@ def _shuffled(y: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def _share(chance: np.ndarray, found: float) -> float:
     # Of permutations as strong as what was found, itself among them.
     return (1 + int((np.abs(chance) >= abs(found) - 1e-12).sum())) / (1 + len(chance))
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<0.001"
