@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mergevq import ragged
 from mergevq.config import config
 from mergevq.decoder import Decoder, DecoderConfig
-from mergevq.encoder import Encoder, EncoderConfig, EncoderOutput
+from mergevq.encoder import Cells, Encoder, EncoderConfig, EncoderOutput
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize, grid_of, size_text
 from mergevq.inputs import (
@@ -156,15 +156,22 @@ class MergeVQ(nn.Module):
         counts = kept_counts(self.config.keep if keep is None else keep, len(images))
         if isinstance(counts, int):
             return self._quantized(self.encoder(images, counts))
-        return self._encode_each(images, counts)
+        self.encoder.check(images, counts)
+        return self.encode_cells(self.encoder.embed(images), counts)
 
-    def _encode_each(self, images: Tensor, counts: list[int]) -> Encoded:
+    def encode_cells(self, cells: Cells, keep: int | Sequence[int] | Tensor) -> Encoded:
+        """Grid tokens that `encoder.embed` made of images -> what `encode` makes of these images.
+
+        For whoever looks at the grid tokens before it says `keep`, or encodes the same images several times. Raises
+        `InputError` for counts that the layers cannot reach.
+        """
+        counts = kept_counts(keep, len(cells.tokens))
+        if isinstance(counts, int):
+            return self._quantized(self.encoder.merge(cells, counts))
         groups = ragged.rows_by_count(counts)
-        self.encoder.check(images, groups)
-        cells = self.encoder.embed(images)
         if len(groups) < 2:
             return self._quantized(self.encoder.merge(cells, *(groups or [self.config.keep])))
-        parts = [self._quantized(self.encoder.merge(cells.of(rows), keep)) for keep, rows in groups.items()]
+        parts = [self._quantized(self.encoder.merge(cells.of(rows), count)) for count, rows in groups.items()]
 
         def join(tensors: list[Tensor], *, dim: int | None = 1, fill: float = 0) -> Tensor:
             return ragged.joined(tensors, list(groups.values()), dim=dim, fill=fill)

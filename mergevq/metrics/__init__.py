@@ -10,6 +10,7 @@ from mergevq.metrics.features import (
     RandomFeaturesConfig,
     TimmFeaturesConfig,
     distance_name,
+    perturbed_distance_name,
     score_name,
 )
 from mergevq.metrics.frechet import FeatureStatistics, Moments, frechet_distance, require_same_identity
@@ -17,6 +18,13 @@ from mergevq.metrics.inception_score import InceptionScore, InceptionScoreResult
 from mergevq.metrics.knn import KnnResult, Nearest, Votes, knn_classify, knn_votes, neighbour_counts
 from mergevq.metrics.manifold import PrecisionRecall, precision_recall
 from mergevq.metrics.mean import Mean
+from mergevq.metrics.perturbed import (
+    mean_distance,
+    merged_cells,
+    perturbed_distances,
+    perturbed_source_statistics,
+    perturbed_statistics,
+)
 from mergevq.metrics.pixels import MsSsim, Psnr, Ssim, to_uint8
 from mergevq.metrics.probe import ProbeResult, linear_probe
 from mergevq.metrics.recovery import RecoveryAccuracy
@@ -58,7 +66,13 @@ __all__ = [
     "knn_classify",
     "knn_votes",
     "linear_probe",
+    "mean_distance",
+    "merged_cells",
     "neighbour_counts",
+    "perturbed_distance_name",
+    "perturbed_distances",
+    "perturbed_source_statistics",
+    "perturbed_statistics",
     "precision_recall",
     "read_reference",
     "require_same_identity",
