@@ -176,7 +176,9 @@ class CodeSet:
             return table[column].to_numpy().astype(np.int64)
 
         keep = plain("keep")
-        indices = _padded_lists(table["indices"], keep, f"{self.path}/{name}") if self.ragged else listed("indices")
+        indices = (
+            _padded_lists(table["indices"], keep, f"{self.path}/{name}") if self.ragged else listed("indices")
+        )
         return Codes(indices, listed("assignment"), plain("label"), plain("sample"), plain("crop"), keep)
 
     def __getstate__(self) -> dict[str, Any]:

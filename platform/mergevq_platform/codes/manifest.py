@@ -55,9 +55,7 @@ class CountHistogram:
     def of(cls, tree: dict[str, Any]) -> CountHistogram:
         """A histogram of its JSON form."""
         of_class = tuple(map(tuple, tree["of_class"]))
-        return cls(
-            tuple(tree["counts"]), tuple(tree["views"]), of_class, tuple(tree["without_class"])
-        )
+        return cls(tuple(tree["counts"]), tuple(tree["views"]), of_class, tuple(tree["without_class"]))
 
     @classmethod
     def counted(cls, found: Counter[tuple[int, int]], counts: Sequence[int], classes: int) -> CountHistogram:
@@ -84,7 +82,9 @@ class CodeAllocation:
     allocator: str  # as it is written on the command line
     budget: float  # the wanted mean count
     constant: float  # of the allocator, calibrated for it
-    calibration: dict[str, Any]  # allocator, menu, and hashes of weights and images: see `mergevq.allocation.Calibration`
+    calibration: dict[
+        str, Any
+    ]  # allocator, menu, and hashes of weights and images: see `mergevq.allocation.Calibration`
     calibration_sha256: str
     histograms: dict[str, CountHistogram]  # by split
 

@@ -90,7 +90,9 @@ class TokenizedShard(NamedTuple):
     shard: CodeShard | None
     views: int
     skipped: tuple[str, ...]
-    counted: tuple[tuple[int, int, int], ...] = ()  # (label, kept count, views), where every image has its own count
+    counted: tuple[
+        tuple[int, int, int], ...
+    ] = ()  # (label, kept count, views), where every image has its own count
 
     def facts(self) -> dict[str, Any]:
         """The record of a finished shard, as plain values."""
@@ -116,7 +118,8 @@ class TokenizeWorker:
     def __init__(self, subject: Tokenization) -> None:
         self.subject = subject
         self.tokenizer = subject.tokenizer.load(subject.device)
-        self.allocator = subject.allocated and subject.allocated.calibrated.load(subject.device)
+        allocated = subject.allocated
+        self.allocator = None if allocated is None else allocated.calibrated.load(subject.device)
         self.datasets: dict[str, Dataset] = {}
 
     @torch.inference_mode()

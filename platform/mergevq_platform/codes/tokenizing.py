@@ -61,10 +61,10 @@ def tokenize(
     """Tokenize an image set into `directory`; returns the manifest. `workers` Ray actors, or this process for 0.
 
     `keep`: counts, at each of which every view is stored; a distribution, from which every block of images draws the one
-    that it is stored at; or a calibrated allocator with a budget, which gives every view its own. `crops`: views of each image of `train_split`. Run again after an interruption, it goes on; run again after
-    its end, it does nothing. Images that cannot be decoded are left out and listed. Raises `InputError` for counts that the
-    tokenizer cannot reach, for an allocator that is not calibrated for the budget or for this tokenizer, and for a directory that
-    holds something else. Every node must see both places.
+    that it is stored at; or a calibrated allocator with a budget, which gives every view its own. `crops`: views of each image
+    of `train_split`. Run again after an interruption, it goes on; run again after its end, it does nothing. Images that cannot be
+    decoded are left out and listed. Raises `InputError` for counts that the tokenizer cannot reach, for an allocator that is not
+    calibrated for the budget or for this tokenizer, and for a directory that holds something else. Every node must see both places.
     """
     directory = Path(directory).expanduser().absolute()
     if crops < 1:
@@ -193,7 +193,7 @@ def _manifest(
         keeps=tuple(sorted(present | {keep for keep in stored if keep is not None})),
         plan=plan,
         skipped=tuple(reason for part in parts for reason in part.skipped),
-        allocation=allocated and allocated.described(counted, classes),
+        allocation=None if allocated is None else allocated.described(counted, classes),
     )
 
 

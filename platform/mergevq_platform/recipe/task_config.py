@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pydantic
 from pydantic import Field
 
 from mergevq import keep as kept
@@ -229,7 +230,9 @@ class GenerationConfig:
     """Sampling settings of a generator's evaluation; the settings of Table 3's rows."""
 
     keep: Count | None = None  # kept count; none: the most often trained, of ragged codes each image its own
-    budget: Positive | None = None  # of ragged codes: another mean of the kept counts; none: that of the codes
+    budget: Positive | None = (
+        None  # of ragged codes: another mean of the kept counts; none: that of the codes
+    )
     steps: Count | None = None  # random order: decoding steps; none: one for every token
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)  # its scale is one of `scales`, in turn
@@ -249,6 +252,13 @@ class GenerationConfig:
                 f"keep is {self.keep}, one count for all, and budget {self.budget:g}, a mean of many: leave one out"
             )
 
+    @pydantic.model_serializer(mode="wrap")
+    def _stored(self, tree_of: pydantic.SerializerFunctionWrapHandler) -> Tree:
+        tree: Tree = tree_of(self)
+        if self.budget is None:
+            del tree["budget"]  # the tree of before there were ragged codes
+        return tree
+
 
 @config
 class GeneratorTaskConfig(TaskConfig):
@@ -265,7 +275,9 @@ class GeneratorTaskConfig(TaskConfig):
     keep: KeepDistributionConfig | None = (
         None  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
     )
-    budget: Positive | None = None  # of ragged codes: the mean count that they were made for; none: read from the codes
+    budget: Positive | None = (
+        None  # of ragged codes: the mean count that they were made for; none: read from the codes
+    )
     allocator: str | None = None  # of ragged codes: what chose the counts; none: read from the codes
     codes: CodesPath | None = None  # a directory, a URI or hf://datasets/owner/name
     tokenizer: RunPath | None = (
@@ -313,9 +325,17 @@ class GeneratorTaskConfig(TaskConfig):
             task["keep"] = {"kind": "list", "counts": counts}
         return task
 
+    @pydantic.model_serializer(mode="wrap")
+    def _stored(self, tree_of: pydantic.SerializerFunctionWrapHandler) -> Tree:
+        tree: Tree = tree_of(self)
+        for key in ("budget", "allocator"):
+            if getattr(self, key) is None:
+                del tree[key]  # the tree of before there were ragged codes
+        return tree
+
     def keep_distribution(self) -> tuple[KeepDistributionConfig, int] | None:
         """See `TaskConfig.keep_distribution`; None where every image has its own count."""
-        return self.keep and (self.keep, self.model.grid_tokens)
+        return None if self.keep is None else (self.keep, self.model.grid_tokens)
 
     def kept_counts(self) -> tuple[int, ...]:
         """See `TaskConfig.kept_counts`."""
