@@ -304,8 +304,8 @@ class GeneratorTaskConfig(TaskConfig):
                         f"{key}: {count} kept tokens are not among those that the model knows ({_listed(known)}): "
                         f"add {count} to model.keeps, or change {key}"
                     )
-        fewest = max(candidates) if is_ragged(self.model) else min(candidates)  # there each has its own steps
-        steps, tokens = self.generation.steps, self.generation.keep or fewest
+        # Where the count is not said, steps are at most its tokens.
+        steps, tokens = self.generation.steps, self.generation.keep or max(candidates)
         if steps is not None and self.model.kind != "random_order":
             raise ValueError(
                 f"generation.steps: a {self.model.kind} generator makes one token after the other: leave it out"
