@@ -40,7 +40,10 @@ def _add_made(data: Any) -> None:
         "shapes",
         help="procedural labelled images as Parquet shards",
         description="Draw images of 12 classes that only their shape tells apart: a data set that needs no download.",
-        examples=["mergevq data shapes data/shapes --images 6000 --size 32"],
+        examples=[
+            "mergevq data shapes data/shapes --images 6000 --size 32",
+            "mergevq data shapes data/six --classes ring triangle pentagon cross half-disc arrow",
+        ],
     )
     shapes.add_argument("directory", type=user_path, help="the new set's folder")
     shapes.add_argument("--images", type=count, default=6000, help="training images (default 6000)")
@@ -49,6 +52,9 @@ def _add_made(data: Any) -> None:
     )
     shapes.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     shapes.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
+    shapes.add_argument(
+        "--classes", nargs="+", metavar="SHAPE", help="only these, numbered in this order (default: all 12)"
+    )
     shapes.set_defaults(function=_data_shapes)
     digits = add_verb(
         data,
@@ -152,6 +158,7 @@ def _add_choices(verb: argparse.ArgumentParser) -> None:
 
 def _data_shapes(options: argparse.Namespace) -> None:
     from mergevq_platform import data
+    from mergevq_platform.procedural.shape_distances import CLASSES
 
     data.write_shapes(
         options.directory,
@@ -159,6 +166,7 @@ def _data_shapes(options: argparse.Namespace) -> None:
         val_images=options.validation_images,
         size=options.size,
         seed=options.seed,
+        classes=options.classes or CLASSES,
     )
     print(data.describe(options.directory))
 

@@ -170,7 +170,7 @@ class RecoveryTask(TokenizerCheckpointTask):
         curves: list[Curve] = []
         for what, place in (("before", self.tokenizer), ("after", checkpoint)):
             options.say(f"{what} fine-tuning:")
-            evaluator = self.evaluator(recipe, place, options)
+            evaluator = self.curve_evaluator(recipe, place, options)
             curves.append(evaluator.report(run))
         return tuned_curve(*curves), evaluator
 
