@@ -146,8 +146,8 @@ def _quality(
             continue
         kept, values = ([row[what] for row in shown] for what in ("kept", key))
         if all(f"{key}_low" in row for row in shown):
-            ends = [[row[f"{key}_{end}"] for row in shown] for end in ("low", "high")]
-            axes.vlines(kept, *ends, color=colour(report, name), linewidth=1, alpha=0.6)
+            low, high = ([row[f"{key}_{end}"] for row in shown] for end in ("low", "high"))
+            axes.vlines(kept, low, high, color=colour(report, name), linewidth=1, alpha=0.6)
         handles += axes.plot(
             kept,
             values,
