@@ -104,17 +104,20 @@ def _add_packed(data: Any) -> None:
         data,
         "info",
         help="what a set holds, or what packing it would understand; --sheet",
-        description="Say what a packed set holds, or how packing would read a folder: splits, classes, what is left out.",
+        description="Say what a packed set holds, or how packing would read a folder: splits, classes, what is left out. Of a code set: "
+        "kept counts, tokenizer, allocator, use of the vocabulary.",
         examples=[
             "mergevq data info data/imagenet --sheet sheet.png",
             "mergevq data info /data/photos --splits none",
             "mergevq data info hf://datasets/owner/name",
+            "mergevq data info data/codes/shapes --sheet usage.png",
         ],
     )
     info.add_argument(
-        "directory", help="a packed set, a folder to pack, or hf://datasets/owner/name[@revision][/folder]"
+        "directory",
+        help="a packed set, a code set, a folder to pack, or hf://datasets/owner/name[@revision][/folder]",
     )
-    info.add_argument("--sheet", type=user_path, help="write a contact sheet PNG here")
+    info.add_argument("--sheet", type=user_path, help="write a contact sheet PNG here; of codes their usage")
     _add_choices(info)
     info.add_argument("--verify", action="store_true", help="compare every shard with its checksum")
     info.set_defaults(function=_data_info)
@@ -203,8 +206,11 @@ def _data_pack(options: argparse.Namespace) -> None:
 
 def _data_info(options: argparse.Namespace) -> None:
     from mergevq.config import parse
-    from mergevq_platform import data
+    from mergevq_platform import codes, data
 
+    if codes.is_code_set(options.directory):
+        print(codes.describe_codes(options.directory, sheet=options.sheet, verify=options.verify))
+        return
     reading = parse(
         data.Reading,
         {name: getattr(options, name) for name in ("image_column", "label_column", "background")},
