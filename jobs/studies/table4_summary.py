@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mergevq.errors import InputError
 
 PROBE, FRECHET = "probe_top1_cls", "rfd_random_v1"
 COLUMNS = {  # of the table: key of a cell -> its head and decimals
@@ -66,6 +69,31 @@ def read_settings(folder: Path) -> list[Setting]:
         )
         setting.cells.setdefault(result["count"], {})[result["seed"]] = result
     return list(found.values())
+
+
+def read_curves(path: Path, name: str) -> Setting:
+    """A sweep's curves.csv (`sweeps/keep_counts.py`) as a setting: each trial at the count that it was trained at.
+
+    Raises `InputError` for a file of other trials, or of trials that were not measured there.
+    """
+    cells: dict[int, dict[int, dict[str, Any]]] = {}
+    try:
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        for run in dict.fromkeys(row["run"] for row in rows):
+            curve = [row for row in rows if row["run"] == run]
+            (trained,) = json.loads(curve[0]["group"])
+            own, every = (
+                min(curve, key=lambda row: abs(float(row["merge_ratio"]) - wanted)) for wanted in (trained, 0)
+            )
+            if abs(float(own["merge_ratio"]) - trained) < 0.005:  # recipes round: 0.86 keeps 9 of 64, 0.859
+                seeds = cells.setdefault(int(float(own["keep"])), {})
+                values = {key: float(own[key]) for key in COLUMNS if key in own}
+                seeds[len(seeds)] = values | {"probe_top1_cls_all_tokens": float(every[PROBE])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no curves.csv of a sweep over single merge ratios ({error!r})") from None
+    if not cells:
+        raise InputError(f"{path}: no trial is measured at the count that it was trained at")
+    return Setting(name, name, cells)
 
 
 def trend(points: Iterable[tuple[int, int, float]]) -> Trend | None:
