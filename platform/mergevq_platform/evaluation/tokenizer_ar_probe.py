@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from mergevq.config import to_tree
 from mergevq.metrics import distance_name, frechet_distance
 from mergevq.metrics.ar_probe import AR_PROBES
 from mergevq.metrics.features import Extractor
 from mergevq_platform.evaluation.ar_probe_jobs import ArProbeJob, ArProbeResult, CodesJob
+from mergevq_platform.evaluation.spec import batches_key
 from mergevq_platform.evaluation.tokenizer_passes import Key, TokenizerPasses
 
 NAME = "ar_probe_v1"
@@ -48,19 +51,22 @@ class ArProbeSuite:
         return row
 
     def _probe(self, keep: int, bits: int) -> ArProbeResult:
-        codes = {
-            part: self.passes.codes(part, keep, partial(CodesJob, keep=keep)) for part in ("train", "test")
-        }
+        train, held_out = (self._codes(part, keep) for part in ("train", "test"))
         key: Key = {
             "kind": "ar_probe",
-            "of": [self.passes.codes_key(part, keep) for part in codes],
+            "of": [self._codes_key(part, keep) for part in ("train", "test")],
             "probe": ar_probe_tree(),
             "extractor": self.passes.extractor_identity,
-            # Weights with another Source Recovery have the same codes and decode other samples.
-            **self.passes.weights,
         }
-        job = ArProbeJob(codes["train"], codes["test"], bits, AR_PROBES[NAME])
-        return self.passes.passes.result(key, [job])
+        return self.passes.passes.result(key, [ArProbeJob(train, held_out, bits, AR_PROBES[NAME])])
+
+    def _codes(self, part: str, keep: int) -> np.ndarray:
+        key, job = partial(self._codes_key, part, keep), partial(CodesJob, keep=keep)
+        return self.passes.over(part, key, job)["indices"]
+
+    def _codes_key(self, part: str, keep: int) -> Key:
+        images = batches_key(self.passes.splits.batches[part])
+        return {"kind": "codes", **images, "keep": keep, **self.passes.weights}
 
 
 def samples_key(network: Extractor) -> str:

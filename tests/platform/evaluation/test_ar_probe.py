@@ -73,7 +73,12 @@ def test_the_numbers_are_those_of_the_library(recipe: Recipe) -> None:
 def test_the_protocol_has_the_budget_and_table_and_headline_the_numbers(recipe: Recipe) -> None:
     curve = evaluator(recipe).report("x")
     probe = curve.protocol["ar_probe"]
-    assert (probe["name"], probe["steps"], probe["samples"], probe["train_images"]) == ("ar_probe_v1", 4, 40, 64)
+    assert (probe["name"], probe["steps"], probe["samples"], probe["train_images"]) == (
+        "ar_probe_v1",
+        4,
+        40,
+        64,
+    )
     assert "source" in probe["bits"]
     for text in ("AR probe bits", "AR probe gfd_random_v1"):
         assert text in curve.markdown()
