@@ -184,7 +184,7 @@ def _merge_statistics(
     part_means = tl.load(means + offset, mask=valid, other=0.0)
     part_squares = tl.load(squares + offset, mask=valid, other=0.0)
     counts = tl.minimum(pixels - parts * chunk, chunk).to(tl.float32)[:, None]
-    total = pixels.to(tl.float32) * WIDTH
+    total = pixels * 1.0 * WIDTH  # Triton makes a number of a single pixel
     mean = tl.sum(tl.sum(tl.where(valid, part_means * counts, 0.0), 0), 0) / total
     deviation = part_means - mean
     spread = tl.where(valid, part_squares + counts * deviation * deviation, 0.0)
