@@ -180,6 +180,28 @@ class Encoder(nn.Module):
         tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1, (cells.rows, cells.columns))
         return EncoderOutput(x[:, 0], tokens.where((source.size > 0)[..., None], 0), source)
 
+    def match_similarities(self, cells: Cells, keep: int) -> Tensor:
+        """The cosine similarities (B, N - keep) float32 of all pairs that are merged on the way to `keep` tokens, layer by layer.
+
+        Ends at the last matching: its MLP and what comes after are not computed.
+        """
+        x = cells.tokens
+        size: Tensor | None = None
+        schedule = self._schedule(x.shape[1] - 1, keep)
+        last = max((layer for layer, r in enumerate(schedule) if r), default=-1)
+        found = [x.new_zeros(len(x), 0, dtype=torch.float32)]
+        for layer, (block, r) in enumerate(zip(self.blocks[: last + 1], schedule, strict=False)):
+            assert isinstance(block, MergeBlock)
+            x, metric = block.attend(x, size)
+            if r:
+                chosen = merging.match(metric, r)
+                found.append(chosen.similarity)
+                ones = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
+                x, size = merging.merge(chosen, x, ones)
+            if layer < last:
+                x = block.feed(x)
+        return torch.cat(found, dim=1)
+
     def _grid(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
         return grid_of((height, width), self.config.reduction)

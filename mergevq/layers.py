@@ -155,8 +155,7 @@ class MergeBlock(nn.Module):
 
         `r` may differ by image: then T and T - r are of the longest, and sizes are 0 where a shorter one is padded.
         """
-        attended, metric = self.attention(self.norm1(x), size)
-        x = x + self.drop_path(self.scale1(attended))
+        x, metric = self.attend(x, size)
         slot = None
         if r:
             ones = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
@@ -168,7 +167,16 @@ class MergeBlock(nn.Module):
                 chosen = merging.match(metric, r)
                 x, size = merging.merge(chosen, x, ones)
                 slot = merging.slots(chosen, num_tokens)
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x)))), size, slot
+        return self.feed(x), size, slot
+
+    def attend(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The half of the block before the merge: tokens after attention, and the metric that they are matched by."""
+        attended, metric = self.attention(self.norm1(x), size)
+        return x + self.drop_path(self.scale1(attended)), metric
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The half after the merge: tokens after the MLP."""
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
 def sincos(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:

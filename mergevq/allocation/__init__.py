@@ -15,12 +15,14 @@ from mergevq.allocation.config import (
     CompressedSizeAllocatorConfig,
     FixedAllocatorConfig,
     OracleAllocatorConfig,
+    SimilarityAllocatorConfig,
 )
 from mergevq.allocation.fixed import FixedAllocator
 from mergevq.allocation.lagrangian import lagrangian_counts, price_bracket
 from mergevq.allocation.menu import checked_menu, nearest_counts
 from mergevq.allocation.oracle import OracleAllocator, distortions, squared_error
 from mergevq.allocation.protocol import Allocator, Menu
+from mergevq.allocation.similarity import SimilarityAllocator
 
 __all__ = [
     "Allocator",
@@ -34,6 +36,8 @@ __all__ = [
     "Menu",
     "OracleAllocator",
     "OracleAllocatorConfig",
+    "SimilarityAllocator",
+    "SimilarityAllocatorConfig",
     "build_allocator",
     "calibrate",
     "calibrations",

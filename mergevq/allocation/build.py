@@ -8,10 +8,12 @@ from mergevq.allocation.config import (
     CompressedSizeAllocatorConfig,
     FixedAllocatorConfig,
     OracleAllocatorConfig,
+    SimilarityAllocatorConfig,
 )
 from mergevq.allocation.fixed import FixedAllocator
 from mergevq.allocation.oracle import OracleAllocator
 from mergevq.allocation.protocol import Allocator, Menu
+from mergevq.allocation.similarity import SimilarityAllocator
 
 
 def build_allocator(config: AllocatorConfig, menu: Menu) -> Allocator:
@@ -19,6 +21,8 @@ def build_allocator(config: AllocatorConfig, menu: Menu) -> Allocator:
     match config:
         case FixedAllocatorConfig():
             return FixedAllocator(menu)
+        case SimilarityAllocatorConfig():
+            return SimilarityAllocator(menu)
         case CompressedSizeAllocatorConfig():
             return CompressedSizeAllocator(menu, config)
         case OracleAllocatorConfig():

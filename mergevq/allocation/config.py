@@ -26,6 +26,13 @@ class CompressedSizeAllocatorConfig:
 
 
 @config
+class SimilarityAllocatorConfig:
+    """Merging ends where the next match would be less alike than a threshold."""
+
+    kind: Literal["similarity"] = "similarity"
+
+
+@config
 class OracleAllocatorConfig:
     """The distortion of every count, measured: the bound that other allocators are compared with."""
 
@@ -36,12 +43,13 @@ class OracleAllocatorConfig:
 
 
 AllocatorConfig = Annotated[
-    FixedAllocatorConfig | CompressedSizeAllocatorConfig | OracleAllocatorConfig,
+    FixedAllocatorConfig | SimilarityAllocatorConfig | CompressedSizeAllocatorConfig | OracleAllocatorConfig,
     pydantic.Field(discriminator="kind"),
 ]
 
 KINDS = {  # those that have no weights, by their names
     "fixed": FixedAllocatorConfig,
+    "similarity": SimilarityAllocatorConfig,
     "compressed_size": CompressedSizeAllocatorConfig,
     "oracle": OracleAllocatorConfig,
 }

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from mergevq.errors import InputError
 from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.data.parquet.manifest import Manifest
 from mergevq_platform.data.parquet.shards import ImageRecord, write_set
 from mergevq_platform.procedural.shape_distances import CLASSES
-from mergevq_platform.procedural.shapes import render
+from mergevq_platform.procedural.shapes import numbers_of, render
 
 CHUNK_PIXELS = 2**18
 
 
 def write_shapes(
-    directory: str | Path, images: int = 6000, size: int = 32, seed: int = 0, *, val_images: int = 1000
+    directory: str | Path,
+    images: int = 6000,
+    size: int = 32,
+    seed: int = 0,
+    *,
+    val_images: int = 1000,
+    classes: Sequence[str] = CLASSES,
 ) -> Manifest:
     """Write `images` training and `val_images` validation images of `size` pixels as PNG in Parquet shards.
 
-    A directory that already holds exactly these is left alone. Raises `InputError` for senseless numbers, or a directory
-    that holds something else.
+    `classes` are the shapes that are shown, and number them: a set of some holds the first images of each split that show one
+    of these. A directory that already holds exactly these images is left alone. Raises `InputError` for senseless numbers or
+    classes, or a directory that holds something else.
     """
     for name, value, least in (
         ("images", images, 1),
@@ -33,7 +38,8 @@ def write_shapes(
     ):
         if value < least:
             raise InputError(f"{name} is {value}: it must be at least {least}")
-    source = {
+    _check_classes(classes)
+    source: dict[str, object] = {
         "kind": "shapes",
         "version": 2,
         "images": images,
@@ -41,13 +47,26 @@ def write_shapes(
         "size": size,
         "seed": seed,
     }
-    splits = {"train": _records("train", images, size, seed), "val": _records("val", val_images, size, seed)}
-    return write_set(Path(directory), splits, CLASSES, size=size, source=source)
+    if tuple(classes) != CLASSES:
+        source["classes"] = list(classes)
+    counts = {"train": images, "val": val_images}
+    splits = {split: _records(split, count, size, seed, classes) for split, count in counts.items()}
+    return write_set(Path(directory), splits, classes, size=size, source=source)
 
 
-def _records(split: str, images: int, size: int, seed: int) -> Iterator[ImageRecord]:
+def _check_classes(classes: Sequence[str]) -> None:
+    if unknown := [name for name in classes if name not in CLASSES]:
+        raise InputError(f"classes: there is no shape '{unknown[0]}': {', '.join(CLASSES)}")
+    if not classes or len(set(classes)) < len(classes):
+        raise InputError(f"classes is {' '.join(classes) or 'empty'}: name one shape or more, each once")
+
+
+def _records(split: str, images: int, size: int, seed: int, classes: Sequence[str]) -> Iterator[ImageRecord]:
+    numbers = numbers_of([CLASSES.index(name) for name in classes], images, split, seed)
     chunk = max(1, CHUNK_PIXELS // size**2)
     for start in range(0, images, chunk):
-        rendered, labels = render(np.arange(start, min(start + chunk, images)), split, size, seed)
-        for index, (pixels, label) in enumerate(zip(rendered, labels.tolist(), strict=True), start):
-            yield ImageRecord(encode_png(pixels), f"{split}/{CLASSES[label]}/{index:07d}.png", label)
+        part = numbers[start : start + chunk]
+        rendered, labels = render(part, split, size, seed)
+        for index, pixels, label in zip(part.tolist(), rendered, labels.tolist(), strict=True):
+            name = CLASSES[label]
+            yield ImageRecord(encode_png(pixels), f"{split}/{name}/{index:07d}.png", classes.index(name))

@@ -134,3 +134,9 @@ class TokenizerPasses:
 def lpips_identity(files: LpipsFilesConfig) -> dict[str, Any]:
     """The identity of LPIPS with these files: numbers with the same one can be compared."""
     return LpipsDistance(files).identity
+
+
+@lru_cache(maxsize=4)
+def lpips_name(files: LpipsFilesConfig) -> str:
+    """The metric's name of LPIPS with these files."""
+    return LpipsDistance(files).name

@@ -7,6 +7,7 @@ split is a pure function of (seed, split, size, i). Nothing is read or written: 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,13 @@ def render(indices: Array, split: str, size: int, seed: int = 0) -> tuple[Array,
     canvas = _shape(random, x[None], y[None], canvas, labels, colours, size)
     canvas += (random(size, size)[..., None] - 0.5) * 0.06  # grain: no two images share a flat patch
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8), labels
+
+
+def numbers_of(classes: Sequence[int], count: int, split: str, seed: int = 0) -> Array:
+    """The numbers (count,) int64 of a split's first images of these classes, ascending."""
+    runs = -(-count // len(classes))
+    numbers = np.arange(runs * len(CLASSES))
+    return numbers[np.isin(_labels(numbers, split, seed), classes)][:count]
 
 
 def _labels(indices: Array, split: str, seed: int) -> Array:

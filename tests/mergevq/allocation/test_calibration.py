@@ -22,6 +22,8 @@ from mergevq.allocation import (
     FixedAllocatorConfig,
     OracleAllocator,
     OracleAllocatorConfig,
+    SimilarityAllocator,
+    SimilarityAllocatorConfig,
     build_allocator,
     calibrate,
     calibrations,
@@ -31,12 +33,14 @@ from mergevq.allocation import (
     nearest_counts,
 )
 from mergevq.errors import InputError
+from mergevq.merge_schedule import merge_schedule
 from mergevq.metrics import Psnr
 
 MENU = (4, 6, 9, 12, 16)
 ALLOCATORS: dict[str, Allocator] = {
     "compressed_size": CompressedSizeAllocator(MENU),
     "oracle": OracleAllocator(MENU),
+    "similarity": SimilarityAllocator(MENU),
 }
 
 
@@ -84,9 +88,11 @@ def test_the_mean_count_is_monotone_in_the_constant(
 ) -> None:
     low, high = sorted(constants)
     scores = random_scores(images, seed)
-    oracle, size = ALLOCATORS["oracle"], ALLOCATORS["compressed_size"]
+    oracle, size, similarity = (ALLOCATORS[kind] for kind in ("oracle", "compressed_size", "similarity"))
     assert (oracle.counts(scores, low) >= oracle.counts(scores, high)).all()
     assert (size.counts(scores[:, 0], low) <= size.counts(scores[:, 0], high)).all()
+    ascending = scores.sort(dim=1).values
+    assert (similarity.counts(ascending, low) <= similarity.counts(ascending, high)).all()
 
 
 @given(images=st.integers(1, 200), seed=st.integers(0, 99), budget=st.floats(MENU[0], 10))
@@ -139,6 +145,38 @@ def test_more_detail_costs_more_bytes_and_a_uniform_image_costs_none() -> None:
     assert ALLOCATORS["compressed_size"].scores(TOKENIZER, torch.zeros(1, 3, 16, 16)).tolist() == [1]
     better = CompressedSizeAllocator(MENU, CompressedSizeAllocatorConfig(quality=95))
     assert better.scores(TOKENIZER, images(5))[-1] > sizes[-1]
+
+
+@torch.inference_mode()
+def test_an_image_merges_as_long_as_its_matches_are_alike() -> None:
+    batch = images(4)
+    batch[0] = 0.3  # uniform: all its cells but those at the border are the same
+    similarity = SimilarityAllocator(MENU)
+    scores = similarity.scores(TOKENIZER, batch)
+    assert (scores[:, :-1] <= scores[:, 1:]).all()
+    assert torch.isinf(scores[:, -1]).all(), "16 of 16 tokens need no merge"
+    threshold = float(scores[0, 0])
+    assert similarity.counts(scores, threshold).tolist()[0] == 4
+    assert similarity.counts(scores, 1.5).tolist() == [16] * 4
+    found = similarity.counts(scores, float(scores[:, 2].median()))
+    for row, count in enumerate(found.tolist()):
+        column = MENU.index(count)
+        assert scores[row, column] >= scores[:, 2].median()
+        assert column == 0 or scores[row, column - 1] < scores[:, 2].median()
+
+
+@torch.inference_mode()
+def test_similarities_are_those_of_the_merges_that_encode_does() -> None:
+    batch, encoder = images(3), TOKENIZER.encoder
+    cells = encoder.embed(batch)
+    found = encoder.match_similarities(cells, 9)
+    assert found.shape == (3, 7)
+    block, r = encoder.blocks[0], merge_schedule(16, 9, 2)[0]
+    _, metric = block.attention(block.norm1(cells.tokens), None)
+    unit = torch.nn.functional.normalize(metric.float(), dim=-1)
+    best = (unit[:, 2::2] @ unit[:, 1::2].transpose(1, 2)).amax(-1)  # without the summary token
+    torch.testing.assert_close(found[:, :r], best.sort(descending=True).values[:, :r])
+    assert encoder.match_similarities(cells, 16).shape == (3, 0)
 
 
 @torch.inference_mode()
@@ -233,5 +271,6 @@ def test_every_configuration_becomes_its_allocator() -> None:
         (FixedAllocatorConfig(), FixedAllocator),
         (CompressedSizeAllocatorConfig(), CompressedSizeAllocator),
         (OracleAllocatorConfig(), OracleAllocator),
+        (SimilarityAllocatorConfig(), SimilarityAllocator),
     ):
         assert type(build_allocator(config, MENU)) is kind

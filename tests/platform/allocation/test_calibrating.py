@@ -18,7 +18,7 @@ from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints
 
-NAMES = ("compressed_size", "oracle")
+NAMES = ("similarity", "compressed_size", "oracle")
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_calibrated_allocator_gives_every_image_its_own_count(
 @pytest.mark.parametrize(
     ("names", "budgets", "words"),
     [
-        (["luck"], [9], "no allocator 'luck': give fixed, compressed_size, oracle"),
+        (["luck"], [9], "no allocator 'luck': give fixed, similarity, compressed_size, oracle"),
         (["oracle"], [17], "a mean of 17 kept tokens lies outside the menu, 4 to 16"),
         (["fixed"], [10], "keeps one count for all images, and 10 is none of its menu: nearest are 9, 16"),
     ],
