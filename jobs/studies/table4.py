@@ -21,7 +21,8 @@ from pathlib import Path
 from cell_queue import Cell, run_cells
 from mergevq.errors import InputError
 from table4_cells import SETTINGS, Protocol, train_and_measure, train_teacher
-from table4_summary import draw, markdown, read_settings
+from table4_figure import draw
+from table4_summary import markdown, read_curves, read_settings
 
 COUNTS = (9, 16, 36, 64)
 TINY = Protocol(train_images=60, val_images=36, steps=3, batch=12, teacher_steps=3)
@@ -58,6 +59,8 @@ def main() -> int:
     options = _options()
     if options.summary:
         settings = read_settings(options.out)
+        for name, _, path in (text.partition("=") for text in options.curves):
+            settings.append(read_curves(Path(path), name))
         if not settings:
             raise InputError(
                 f"{options.out} holds no trained tokenizer: run the study first, without --summary"
@@ -110,6 +113,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="few images and steps: only whether it runs")
     parser.add_argument(
         "--summary", action="store_true", help="write table4.md and table4_small.png of what is there"
+    )
+    parser.add_argument(
+        "--curves",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="with --summary: curves.csv of sweeps over sweeps/keep_counts.py, each a setting of this name",
     )
     return parser.parse_args()
 

@@ -12,7 +12,20 @@ from scipy.stats import linregress, t
 
 import table4
 from cell_queue import run_cells
-from table4_summary import FRECHET, PROBE, Setting, draw, markdown, read_settings, trend, verdict, verdicts
+from mergevq.errors import InputError
+from table4_figure import draw
+from table4_summary import (
+    FRECHET,
+    PROBE,
+    Setting,
+    gains,
+    markdown,
+    read_curves,
+    read_settings,
+    trend,
+    verdict,
+    verdicts,
+)
 
 COUNTS = (9, 16, 36, 64)
 
@@ -69,6 +82,14 @@ def test_the_verdict_is_no_or_undecided_where_the_interval_says_so(slope: float,
     assert verdict("it rises", found, "points").startswith(f"{word}: it rises")
 
 
+def test_gains_are_within_a_seed_over_the_most_tokens() -> None:
+    probes = {9: {0: 55.0, 1: 60.0}, 64: {0: 50.0}}
+    cells = {
+        n: {seed: row("labels", n, seed, value) for seed, value in own.items()} for n, own in probes.items()
+    }
+    assert gains(Setting("labels", "labels", cells)) == [(9, 0, 5.0), (64, 0, 0.0)]
+
+
 def test_a_table_shows_mean_and_deviation_over_seeds_and_how_many_there_are(tmp_path: Path) -> None:
     cells = {
         count: {seed: row("labels", count, seed, 50 + seed) for seed in range(2 if count == 9 else 3)}
@@ -82,6 +103,34 @@ def test_a_table_shows_mean_and_deviation_over_seeds_and_how_many_there_are(tmp_
     assert verdicts(settings[0])[1].startswith("yes: the Fréchet distance rises as K falls")
     draw(settings, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_of_a_sweep_each_trial_counts_where_it_was_trained(tmp_path: Path) -> None:
+    head = f"run,group,keep,merge_ratio,{FRECHET},psnr,{PROBE},knn_top1_cls,probe_top1_untrained"
+    rows = [
+        f"a{seed}-{ratio},[{ratio}],{keep},{1 - keep / 64},1,{seed},{10 * seed + keep},5,2"
+        for seed in (1, 2)
+        for ratio in (0.0, 0.86)
+        for keep in (9, 64)
+    ]
+    (tmp_path / "curves.csv").write_text("\n".join([head, *rows]))
+    setting = read_curves(tmp_path / "curves.csv", "sweep")
+    assert setting.counts == [9, 64]
+    assert setting.values(9, PROBE) == [19, 29]
+    assert setting.values(9, "probe_top1_cls_all_tokens") == [74, 84]
+    assert setting.values(64, PROBE) == [74, 84]
+
+
+def test_curves_of_another_sweep_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "curves.csv"
+    file.write_text("run,label\na,b\n")
+    with pytest.raises(
+        InputError, match=r"curves\.csv is no curves\.csv of a sweep over single merge ratios"
+    ):
+        read_curves(file, "sweep")
+    file.write_text(f"run,group,keep,merge_ratio,{PROBE}\na,[0.5],64,0.0,1\n")
+    with pytest.raises(InputError, match="no trial is measured at the count that it was trained at"):
+        read_curves(file, "sweep")
 
 
 def test_cells_come_seed_by_seed_with_every_count_in_every_setting() -> None:

@@ -88,7 +88,8 @@ def _add_allocators(evaluate: argparse.ArgumentParser) -> None:
         action="extend",
         nargs="+",
         metavar="MEAN",
-        help="tokenizers: instead of the curve, compare allocators that choose a count for each image, at these means of kept tokens",
+        help="tokenizers: instead of the curve, compare allocators that choose a count for each image, at these means of kept tokens; "
+        "generators of a budget: another mean of the counts that they draw",
     )
     evaluate.add_argument(
         "--allocator",
@@ -269,13 +270,14 @@ def _check_generator(options: argparse.Namespace) -> None:
     from mergevq.config import parse
     from mergevq.generation import GuidanceConfig
 
-    if options.budget:
+    if options.allocator:
         raise InputError(
-            f"{options.run} is a generator run: --budget compares allocators of a tokenizer, give a run of one"
+            f"{options.run} is a generator run, whose codes say the allocator: leave --allocator out, or give a tokenizer's run"
         )
-    if options.recipe or options.probe or len(options.keep or ()) > 1:
+    if options.recipe or options.probe or len(options.keep or ()) + len(options.budget or ()) > 1:
         raise InputError(
-            "a generator is evaluated by its own recipe at one kept count: leave --recipe and --probe out, give one --keep"
+            "a generator is evaluated by its own recipe at one kept count or one mean of them: leave --recipe and --probe out, give "
+            "one --keep or one --budget"
         )
     for scale in options.cfg or ():
         parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})

@@ -90,14 +90,13 @@ def evaluate(
     recipe's.
     A tokenizer has `suites` over `keeps`, `seeds`: see `TokenizerEvaluator`; with `budgets` (mean kept counts) its `allocators`
     (none: all that need no run) are compared, which choose among `keeps`: see `RateDistortionEvaluator`. A generator has
-    `scales`, `images` for each, `steps`,
-    `seed` and the place of its `tokenizer`, at one kept count. Raises `InputError` for a name that is none of these, and for
-    kept counts, budgets, allocators, settings or data that do not fit.
+    `scales`, `images` for each, `steps`, `seed` and the place of its `tokenizer`, at one kept count or one budget. Raises
+    `InputError` for a name that is none of these, and for kept counts, budgets, allocators, settings or data that do not fit.
     """
     store = Store.at(home, tracking_uri)
     data = data and pinned(data, "dataset")
     found = find(name, home=home, store=store, storage=storage, recipe=recipe)
-    if budgets is not None:
+    if budgets is not None and found.recipe.task.as_generator is None:
         found.require_tokenizer()
     chosen = found.recipe.evaluation
     if probes:

@@ -131,6 +131,7 @@ class GeneratorTask(GeneratorTaskConfig, Task):
             checkpoint,
             device=options.device,
             keep=options.keeps[0] if options.keeps else None,
+            budget=options.budgets[0] if options.budgets else None,
             steps=options.steps,
             seed=options.seed,
             tokenizer=options.tokenizer,

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ import torch
 
 import mergevq
 from mergevq.errors import InputError
-from mergevq_platform import cli
+from mergevq_platform import cli, loop
 from mergevq_platform.codes import AllocatedCounts, CodeSet, CodeStream, open_codes, read_manifest, tokenize
 from mergevq_platform.codes.tokenize_worker import TokenizeWorker
 from mergevq_platform.data import BatchPartition, EvalBatches, SampleOrder, open_dataset, to_unit_range
+from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.recipe import resolve
 from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer
 
 
@@ -219,3 +222,39 @@ def test_info_says_counts_allocator_and_use_of_the_vocabulary(
     assert sheet.stat().st_size > 1000
     assert cli.run(["data", "info", str(codes)]) == 0
     assert "kept      4, 9, 16 tokens, a count each row group" in capsys.readouterr().out
+
+
+def test_the_command_line_calibrates_writes_and_says_wanted_and_reached_mean(
+    small_recipe: dict[str, Any],
+    tokenizer_directory: Path,
+    image_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(tmp_path / "home"))
+    run = tmp_path / "home" / "ray" / "tokenizer"
+    run.mkdir(parents=True)
+    small_recipe["evaluation"] |= {"probe_images": 90}
+    loop.train(resolve(small_recipe | {"steps": 1}), loop.Worker(), LocalHost(run))
+    words = ["tokenize", str(run), str(tmp_path / "set"), "--crops", "1", "--budget", "8"]
+    assert cli.run([*words, "--allocator", "similarity", "--keep", "16", "4", "9", "12"]) == 0
+    said = capsys.readouterr().out
+    manifest = read_manifest(tmp_path / "set")
+    assert manifest.allocation is not None
+    assert manifest.allocation.calibration["menu"] == [4, 9, 12, 16]
+    for split, found in manifest.allocation.histograms.items():
+        assert f"{split}: {found.mean:.2f} kept tokens on the mean, wanted 8 (similarity)" in said
+    mistakes = {
+        ("--allocator", "oracle"): "--allocator oracle goes with --budget",
+        ("--budget", "9", "--allocator", "fixed"): "leave --budget out and give --keep 9",
+        ("--budget", "9", "--keep", "{kind: uniform, counts: [4, 9]}"): "not of a distribution",
+        ("--budget", "30"): "a mean of 30 kept tokens lies outside the menu",
+    }
+    for given, message in mistakes.items():
+        assert cli.run(["tokenize", str(run), str(tmp_path / "other"), *given]) == 2
+        assert message in capsys.readouterr().err
+    alone = [str(tokenizer_directory), str(tmp_path / "other"), "--data", str(image_set), "--keep", "4", "9"]
+    assert cli.run(["tokenize", *alone, "--budget", "6"]) == 2
+    assert "a tokenizer without a recipe: give the run" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

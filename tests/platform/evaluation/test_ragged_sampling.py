@@ -130,6 +130,35 @@ def test_the_report_has_ceiling_and_baselines_at_the_counts_of_the_codes(
     assert report.protocol["budget"] > 9
 
 
+def test_evaluate_takes_another_mean_on_the_command_line(
+    mergear: Run,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MERGEVQ_HOME", str(home))
+    words = [
+        "evaluate",
+        mergear.name,
+        "--no-tracking",
+        "--num",
+        "12",
+        "--cfg",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert cli.run([*words, "--budget", "12"]) == 0, capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["protocol"]["budget"] == 12.0
+    capsys.readouterr()
+    assert cli.run([*words, "--budget", "12", "--keep", "9"]) == 2
+    assert "one --keep or one --budget" in capsys.readouterr().err
+    assert cli.run([*words, "--budget", "12", "--allocator", "oracle"]) == 2
+    assert "whose codes say the allocator" in capsys.readouterr().err
+
+
 def test_the_ceiling_is_decoded_from_the_stored_codes_of_the_images(mergear: Run, ragged_codes: Path) -> None:
     worker = GeneratorWorker(open_sampling(mergear.location))
     group = open_codes(ragged_codes, "val").group(0)
