@@ -21,7 +21,8 @@ from pathlib import Path
 from cell_queue import Cell, run_cells
 from mergevq.errors import InputError
 from table4_cells import SETTINGS, Protocol, train_and_measure, train_teacher
-from table4_summary import draw, markdown, read_curves, read_settings
+from table4_figure import draw
+from table4_summary import markdown, read_curves, read_settings
 
 COUNTS = (9, 16, 36, 64)
 TINY = Protocol(train_images=60, val_images=36, steps=3, batch=12, teacher_steps=3)

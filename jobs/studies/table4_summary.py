@@ -1,4 +1,4 @@
-"""What the cells of `table4.py` say: means over seeds, slopes with intervals, a verdict, a figure."""
+"""What the cells of `table4.py` say: means over seeds, slopes with intervals, a verdict."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ COLUMNS = {  # of the table: key of a cell -> its head and decimals
     "knn_top1_cls": ("k-NN, at K", 1),
     "probe_top1_untrained": ("probe, untrained", 1),
 }
-COLOURS = ("#0072b2", "#d55e00", "#009e73")  # of the settings
-PAPER = {256: 48.6, 196: 49.5, 144: 51.0, 100: 51.2, 64: 51.8, 36: 52.1}  # G+R, probe top-1
 
 
 class Trend(NamedTuple):
@@ -132,15 +130,15 @@ def verdict(claim: str, found: Trend | None, unit: str) -> str:
 def verdicts(setting: Setting) -> list[str]:
     """The two halves of Table 4's trend, and whether the probe learned anything at all."""
     logs = [(count, seed, math.log(value)) for count, seed, value in setting.points(FRECHET)]
-    gains = [
+    over = [
         row[PROBE] - row["probe_top1_untrained"] for rows in setting.cells.values() for row in rows.values()
     ]
     every = setting.points(PROBE)
     return [
         verdict("the probe rises as K falls", trend(every), "points"),
         verdict("the Fréchet distance rises as K falls", trend(logs), "in its natural logarithm"),
-        f"probe less the untrained encoder's, mean over all {len(gains)} tokenizers: {np.mean(gains):+.1f} points"
-        f" (lowest {min(gains):+.1f})",
+        f"probe less the untrained encoder's, mean over all {len(over)} tokenizers: {np.mean(over):+.1f} points"
+        f" (lowest {min(over):+.1f})",
     ]
 
 
@@ -164,48 +162,7 @@ def _mean(values: Sequence[float], decimals: int) -> str:
     return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{decimals}f}"
 
 
-def draw(settings: Sequence[Setting], path: Path) -> None:
-    """The probe and the Fréchet distance over the kept count of training, with standard deviations; single seeds as dots."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 4.6), dpi=100, facecolor="white", layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, key, title in zip(
-        panels,
-        (PROBE, FRECHET),
-        ("linear probe of [CLS], top-1 %", "Fréchet distance, random features (not FID)"),
-        strict=True,
-    ):
-        for colour, marker, setting in zip(COLOURS, "os^", settings, strict=False):
-            _line(axes, setting, key, colour, marker, setting.title)
-            if key == PROBE:
-                means = [np.mean(setting.values(count, "probe_top1_untrained")) for count in setting.counts]
-                axes.plot(setting.counts, means, color=colour, linestyle=":", linewidth=1)
-        counts = sorted({count for setting in settings for count in setting.counts})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.minorticks_off()
-        axes.set_xlabel("tokens kept in training and evaluation, K")
-        axes.set_title(title, fontsize=11, loc="left")
-        axes.grid(color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[1].set_yscale("log")
-    panels[0].plot([], [], color="#555555", linestyle=":", linewidth=1, label="untrained encoder")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9.5)
-    figure.suptitle("One tokenizer for every kept count (the question of the paper's Table 4)", fontsize=12)
-    figure.savefig(path)
-
-
-def _line(axes: Any, setting: Setting, key: str, colour: str, marker: str, label: str) -> None:
-    means = [float(np.mean(setting.values(count, key))) for count in setting.counts]
-    deviations = [
-        float(np.std(values, ddof=1)) if len(values := setting.values(count, key)) > 1 else 0.0
-        for count in setting.counts
-    ]
-    axes.errorbar(
-        setting.counts, means, deviations, color=colour, marker=marker, capsize=3, linewidth=1.8, label=label
-    )
-    for count, _, value in setting.points(key):
-        axes.plot(count, value, marker=marker, color=colour, alpha=0.35, markersize=4, linestyle="none")
+def gains(setting: Setting) -> list[tuple[int, int, float]]:
+    """The probe of every cell less that of the same seed's tokenizer that keeps the most; seeds without one are left out."""
+    most = {seed: value for count, seed, value in setting.points(PROBE) if count == max(setting.counts)}
+    return [(count, seed, value - most[seed]) for count, seed, value in setting.points(PROBE) if seed in most]

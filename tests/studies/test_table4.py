@@ -13,11 +13,12 @@ from scipy.stats import linregress, t
 import table4
 from cell_queue import run_cells
 from mergevq.errors import InputError
+from table4_figure import draw
 from table4_summary import (
     FRECHET,
     PROBE,
     Setting,
-    draw,
+    gains,
     markdown,
     read_curves,
     read_settings,
@@ -79,6 +80,14 @@ def test_without_tokenizers_to_spare_there_is_no_interval_and_no_verdict() -> No
 def test_the_verdict_is_no_or_undecided_where_the_interval_says_so(slope: float, word: str) -> None:
     found = trend(points(slope, noise=0.1 if slope else 3.0))
     assert verdict("it rises", found, "points").startswith(f"{word}: it rises")
+
+
+def test_gains_are_within_a_seed_over_the_most_tokens() -> None:
+    probes = {9: {0: 55.0, 1: 60.0}, 64: {0: 50.0}}
+    cells = {
+        n: {seed: row("labels", n, seed, value) for seed, value in own.items()} for n, own in probes.items()
+    }
+    assert gains(Setting("labels", "labels", cells)) == [(9, 0, 5.0), (64, 0, 0.0)]
 
 
 def test_a_table_shows_mean_and_deviation_over_seeds_and_how_many_there_are(tmp_path: Path) -> None:
