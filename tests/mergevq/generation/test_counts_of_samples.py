@@ -161,5 +161,7 @@ def test_counts_that_were_not_trained_or_not_for_every_sample_are_refused(
     generator = random_generator("mergear")
     with pytest.raises(InputError, match="keep is 5: this generator was trained with 4, 9, 16"):
         generate(generator, LABELS, keep=[4, 5, 9, 9, 9])
+    with pytest.raises(InputError, match="steps is 17: there are 16 tokens"):
+        generate(random_generator("random_order"), LABELS, keep=COUNTS, steps=17)
     with pytest.raises(InputError, match="keep has 2 numbers for 5 images"):
         generate(generator, LABELS, keep=[4, 9])
