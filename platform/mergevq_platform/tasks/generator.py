@@ -48,7 +48,7 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         pinned = self.tokenizer is not None and self.tokenizer_sha256 is not None
         counted = self.codes is None or (is_ragged(self.model) and self.budget is not None)
         manifest = None if self.codes is None or (pinned and counted) else read_manifest(self.codes)
-        found = self if pinned else self._with_tokenizer(manifest and manifest.tokenizer)
+        found = self if pinned else self._with_tokenizer(None if manifest is None else manifest.tokenizer)
         return found if counted or manifest is None else with_counts_of(found, manifest)
 
     def _with_tokenizer(self, made_by: TokenizerRef | None) -> Self:
