@@ -41,6 +41,10 @@ connection.recv(1)
 """
 
 
+# Threads are not forked: those of OpenMP and BLAS (Ray gives a worker of one CPU one, too), and that of Arrow's allocator.
+WITHOUT_THREADS = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
+
 @contextmanager
 def starter(directory: Path) -> Iterator[Path]:
     """The executable with which a Ray cluster must be started so that its workers are forked, in this context."""
@@ -83,7 +87,7 @@ def _template(environment: dict[str, str]) -> socket.socket:
     with theirs:
         subprocess.Popen(
             [sys.executable, worker_template.__file__, str(theirs.fileno())],
-            env=environment | {"JE_ARROW_MALLOC_CONF": "background_thread:false"},  # of Arrow's allocator
+            env=environment | WITHOUT_THREADS,
             pass_fds=[theirs.fileno()],
         )
     return ours
