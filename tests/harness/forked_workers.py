@@ -1,7 +1,7 @@
 """Ray workers that are forked from a process which has imported their libraries: these imports take 3 to 6 CPU seconds each time.
 
 The workers are Ray's own, in processes of their own; only their start differs. That a worker imports what it needs by itself is what
-clusters without this show: those of `tests/cluster`, `tests/faults` and `tests/soak`, and `make demo`.
+clusters without this show: that of `tests/cluster`, of which one test is of the ordinary suite, those of `tests/faults` and `tests/soak`.
 """
 
 from __future__ import annotations
