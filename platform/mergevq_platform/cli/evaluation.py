@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
@@ -14,6 +15,7 @@ from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
     from mergevq.metrics import FeaturesConfig
+    from mergevq_platform.evaluation.options import Suite
     from mergevq_platform.evaluation.report import EvaluationReport
 
 
@@ -28,6 +30,8 @@ def add(verbs: Any) -> None:
         examples=[
             "mergevq evaluate RUN",
             "mergevq evaluate RUN --keep 9 16 25 --suite reconstruction",
+            "mergevq evaluate RUN --suite generability --suite distribution",
+            "mergevq evaluate RUN --suite published --inception FILE --markdown row.md",
             "mergevq evaluate --images DIR --reference DIR_OR_NPZ",
         ],
     )
@@ -40,10 +44,15 @@ def add(verbs: Any) -> None:
     )
     evaluate.add_argument(
         "--suite",
-        choices=["reconstruction", "representation", "generation", "all"],
-        default="all",
-        help="what to measure (default all): of a tokenizer reconstruction and representation, of a generator or --images "
-        "generation",
+        action="append",
+        choices=[
+            *("reconstruction", "representation", "generation", "distribution", "generability"),
+            *("published", "all"),
+        ],
+        help="what to measure, may be given again (default all): of a tokenizer reconstruction and representation, of a generator "
+        "or --images generation. Beside them, not in all: distribution, KID, density and coverage of the features at hand; "
+        "generability, of a tokenizer, pFID and the like, which decodes 20 times more; published, all, and the row that a paper "
+        "prints, with what is missing of it",
     )
     evaluate.add_argument(
         "--keep",
@@ -162,7 +171,6 @@ def _add_procedure(evaluate: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation import api
-    from mergevq_platform.evaluation.tokenizer import SUITES
 
     extractor = _extractor(options)
     if bool(options.run) == bool(options.images):
@@ -188,7 +196,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
-        suites=SUITES if options.suite in ("all", "generation") else (options.suite,),
+        suites=_suites(options.suite),
         extractor=extractor,
         probes=tuple(name for name in options.probe if name != "exact"),
         seeds=options.seeds,
@@ -203,11 +211,41 @@ def _evaluate(options: argparse.Namespace) -> None:
         track=not options.no_tracking,
         cache=not options.no_cache,
     )
-    _write(report, options)
+    more = _published(report) if "published" in (options.suite or ()) else ""
+    _write(report, options, more)
+
+
+def _suites(chosen: Sequence[str] | None) -> tuple[Suite, ...]:
+    """The suites of an evaluation for what was chosen."""
+    from mergevq_platform.evaluation.options import SUITES
+
+    found: list[Suite] = []
+    for name in chosen or ("all",):
+        match name:
+            case "all" | "generation" | "published":
+                found += SUITES
+            case "reconstruction" | "representation" | "distribution" | "generability" as suite:
+                found.append(suite)
+    return tuple(dict.fromkeys(found))
+
+
+def _published(report: EvaluationReport) -> str:
+    """Print the row that a paper has of it; returns it as Markdown."""
+    from mergevq_platform.evaluation.published import published
+    from mergevq_platform.evaluation.tables import print_table, table_console
+
+    row = published(report)
+    if row is None:
+        return ""
+    console = table_console()
+    print_table(row.table(), console)
+    for sentence in row.missing:
+        console.print(f"  {sentence}", highlight=False)
+    return row.markdown()
 
 
 def _check_tokenizer(options: argparse.Namespace) -> None:
-    if options.suite == "generation":
+    if "generation" in (options.suite or ()):
         raise InputError(f"{options.run} is a tokenizer, which generates no images: choose another --suite")
     if options.cfg or options.num or options.tokenizer:
         raise InputError(
@@ -223,7 +261,7 @@ def _check_classifier(options: argparse.Namespace, kind: str) -> None:
         "--tokenizer": options.tokenizer,
         "--recipe": options.recipe,
         "--probe": options.probe,
-        "--suite": options.suite != "all",
+        "--suite": set(options.suite or ()) - {"all"},
         "--extractor": options.extractor or options.inception,
         "--seeds": options.seeds > 1,
     }
@@ -241,6 +279,12 @@ def _check_generator(options: argparse.Namespace) -> None:
         raise InputError(
             "a generator is evaluated by its own recipe at one kept count: leave --recipe and --probe out, give one --keep"
         )
+    if of_tokenizers := [
+        name for name in options.suite or () if name in ("reconstruction", "representation", "generability")
+    ]:
+        raise InputError(
+            f"{options.run} is a generator, of which {of_tokenizers[0]} is not measured: evaluate its tokenizer, or choose another --suite"
+        )
     for scale in options.cfg or ():
         parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})
 
@@ -257,6 +301,10 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
     from mergevq_platform.evaluation import api
     from mergevq_platform.evaluation.tables import print_table
 
+    if unknown := set(options.suite or ()) - {"all", "generation", "distribution"}:
+        raise InputError(
+            f"--images has generation and distribution, not {min(unknown)}: choose another --suite, or give a run"
+        )
     report = api.evaluate_images(
         options.images,
         options.reference,
@@ -267,6 +315,7 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
         seeds=options.seeds,
         workers=options.workers,
         statistics=options.save_statistics,
+        distribution="distribution" in (options.suite or ()),
         address=options.address,
         cache=not options.no_cache,
     )
@@ -274,8 +323,8 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
     _write(report, options)
 
 
-def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
+def _write(report: EvaluationReport, options: argparse.Namespace, more: str = "") -> None:
     if options.json:
         report.save(options.json)
     if options.markdown:
-        options.markdown.write_text(report.markdown() + "\n")
+        options.markdown.write_text("\n\n".join(filter(None, (report.markdown(), more))) + "\n")

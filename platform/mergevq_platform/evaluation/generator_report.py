@@ -58,8 +58,8 @@ class GeneratorReport(StoredReport):
                 recorder.metrics(step, values)
 
     def _is_headline(self, key: str) -> bool:
-        names = ("frechet", "inception_score", "precision", "recall")
-        return key in ("class_top1", *(self.protocol["keys"][name] for name in names))
+        names, keys = ("frechet", "inception_score", "precision", "recall", "kid"), self.protocol["keys"]
+        return key in ("class_top1", *(keys[name] for name in names if name in keys))
 
     def note(self, description: str, figures: Mapping[str, str]) -> str:
         """The best of every goal, the verdict, a narrow table, the metrics over guidance scales; see `run_note`."""
@@ -134,6 +134,9 @@ class GeneratorReport(StoredReport):
             (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
             (keys["precision"], "precision", ".3f"),
             (keys["recall"], "recall", ".3f"),
+            (keys.get("kid", ""), "KID", ".5f"),
+            (keys.get("density", ""), "density", ".3f"),
+            (keys.get("coverage", ""), "coverage", ".3f"),
             (keys["inception_score"], "Inception score", ".1f"),
             ("class_top1", "class recognised %", ".1f"),
             ("neighbour_ratio", "distance to neighbour ×", ".2f"),

@@ -1,0 +1,25 @@
+"""Sentences on the suites beside that of reconstructions, from the protocol of a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def suite_sentences(protocol: Mapping[str, Any]) -> list[str]:
+    """What pFID, code histograms, KID, density and coverage are, where the protocol has them."""
+    sentences = []
+    if perturbed := protocol.get("generability"):
+        low, high = min(perturbed["rates"]), max(perturbed["rates"])
+        deltas = ", ".join(f"{delta:,}" for delta in perturbed["strengths"])
+        sentences.append(
+            f"{perturbed['frechet_key']}: the same of codes of which {low:.0%} to {high:.0%} of an image's tokens are each one of the "
+            f"{deltas} nearest codes, mean over all combinations; of the source: true codes, as many cells given to draws of Source "
+            "Recovery. Code histograms: Hellinger distance to those of the reconstructions encoded again, and of two halves of the "
+            "images."
+        )
+    if distribution := protocol.get("distribution"):
+        sentences.append(
+            f"KID: {distribution['kid']}; density and coverage: {distribution['density_coverage']}."
+        )
+    return sentences
