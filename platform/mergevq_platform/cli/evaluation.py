@@ -196,7 +196,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
-        suites=_suites(options.suite),
+        suites=suites_of(options.suite),
         extractor=extractor,
         probes=tuple(name for name in options.probe if name != "exact"),
         seeds=options.seeds,
@@ -215,7 +215,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _write(report, options, more)
 
 
-def _suites(chosen: Sequence[str] | None) -> tuple[Suite, ...]:
+def suites_of(chosen: Sequence[str] | None) -> tuple[Suite, ...]:
     """The suites of an evaluation for what was chosen."""
     from mergevq_platform.evaluation.options import SUITES
 

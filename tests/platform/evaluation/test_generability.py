@@ -18,6 +18,8 @@ from mergevq.metrics import (
     to_uint8,
 )
 from mergevq.perturbation import RATES, decode_perturbed, decode_perturbed_source, published_grid
+from mergevq_platform import cli
+from mergevq_platform.cli.evaluation import suites_of
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.evaluation.options import SUITES, completed
@@ -262,3 +264,22 @@ def test_the_published_rows_of_a_generator_are_with_and_without_guidance() -> No
         "reference is 100",
     ):
         assert said in poor.markdown(), said
+
+
+def test_suites_of_the_command_line_may_be_given_together() -> None:
+    options = cli.build_parser().parse_args(
+        ["evaluate", "--suite", "generability", "RUN", "--suite", "published"]
+    )
+    assert (options.run, options.suite) == ("RUN", ["generability", "published"])
+    assert suites_of(options.suite) == ("generability", *SUITES)
+    assert suites_of(None) == suites_of(["all"]) == suites_of(["generation"]) == SUITES
+    assert suites_of(["distribution", "reconstruction", "distribution"]) == ("distribution", "reconstruction")
+
+
+def test_a_suite_of_another_kind_of_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["evaluate", "--images", "folder", "--suite", "generability"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith(
+        "--images has generation and distribution, not generability: choose another --suite, or give a run"
+    )
+    assert "\n" not in said
