@@ -15,7 +15,7 @@ from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.note import TABLE_COLUMNS, markdown_table, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import StoredReport
-from mergevq_platform.evaluation.suite_sentences import suite_sentences
+from mergevq_platform.evaluation.suite_sentences import kernel_title, suite_sentences
 from mergevq_platform.evaluation.trends import gain_sentence, trend_sentence
 from mergevq_platform.tracking.records import CURVE_BEST_PREFIX
 
@@ -234,7 +234,7 @@ class Curve(StoredReport):
             (keys.get("inception_score", ""), "Inception score", ".1f"),
             (keys.get("precision", ""), "precision", ".3f"),
             (keys.get("recall", ""), "recall", ".3f"),
-            (self.score_key("kid"), "KID", ".5f"),
+            (self.score_key("kid"), kernel_title(self.score_key("kid"), "reconstruction_kid"), ".5f"),
             (self.score_key("density"), "density", ".3f"),
             (self.score_key("coverage"), "coverage", ".3f"),
             ("psnr", "PSNR dB", ".2f"),

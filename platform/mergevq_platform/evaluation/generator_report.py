@@ -13,6 +13,7 @@ from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.note import TABLE_COLUMNS, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import StoredReport
+from mergevq_platform.evaluation.suite_sentences import kernel_title, suite_sentences
 from mergevq_platform.tracking.records import SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX, SCALE_KEY, SCALE_PREFIX
 
 NAMES = {
@@ -134,7 +135,7 @@ class GeneratorReport(StoredReport):
             (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
             (keys["precision"], "precision", ".3f"),
             (keys["recall"], "recall", ".3f"),
-            (keys.get("kid", ""), "KID", ".5f"),
+            (keys.get("kid", ""), kernel_title(keys.get("kid", ""), "kid"), ".5f"),
             (keys.get("density", ""), "density", ".3f"),
             (keys.get("coverage", ""), "coverage", ".3f"),
             (keys["inception_score"], "Inception score", ".1f"),
@@ -192,12 +193,13 @@ class GeneratorReport(StoredReport):
         probe = p.get("class_probe")
         learned = f"Class: {probe['kind']}, {probe['train_images']} training images. " if probe else ""
         lacking = "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
+        more = "".join(f" {sentence}" for sentence in suite_sentences(p))
         return (
             f"{self.frechet_key}: Fréchet distance of {p['images']} images, classes in turn, to {p['reference']['images']} real ones of "
             f"'{p['reference']['split']}', {p['extractor']['description']}; precision and recall of the same features (k = 3). "
             f"{learned}Distance to neighbour: median over images, as a multiple of that of "
             f"reconstructed held-out images; {p['neighbours']}. {p['guidance']['schedule']} guidance; EMA weights of step "
-            f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}.{lacking}"
+            f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}.{lacking}{more}"
         )
 
 

@@ -42,6 +42,7 @@ from mergevq_platform.evaluation.repetitions import averaged
 from mergevq_platform.evaluation.statistics import SPLITS
 from mergevq_platform.evaluation.tokenizer_passes import BATCHES_PER_JOB
 
+DISTRIBUTION = "KID, density and coverage"
 FEWEST_FOR_TREND = 100  # images below which no distance is extrapolated
 
 
@@ -79,6 +80,8 @@ class ImageSetsEvaluator:
 
     def _distances(self) -> dict[str, float]:
         if self.reference is None:
+            if self.distribution:
+                self.lacking[DISTRIBUTION] = "no --reference to compare with"
             return {}
         pool, values = torch.from_numpy(self.found["pool"]), {}
         mine = self.statistics()
@@ -107,13 +110,14 @@ class ImageSetsEvaluator:
         return values | (self._distribution() if self.distribution else {})
 
     def _distribution(self) -> dict[str, float]:
-        what = "KID, density and coverage"
         if self.compared is None or self.others is None:
-            self.lacking[what] = "statistics alone, which have no features"
+            self.lacking[DISTRIBUTION] = "statistics alone, which have no features"
             return {}
         mine, theirs = self.found["pool"], self.compared["pool"]
         if min(len(mine), len(theirs)) <= DENSITY_K:
-            self.lacking[what] = f"{min(len(mine), len(theirs))} images do not have {DENSITY_K} neighbours"
+            self.lacking[DISTRIBUTION] = (
+                f"{min(len(mine), len(theirs))} images do not have {DENSITY_K} neighbours"
+            )
             return {}
         found = distribution_scores(self.passes, mine, self._key(self.images), theirs, self._key(self.others))
         self.plan = distribution_protocol(len(mine), len(theirs))

@@ -20,6 +20,12 @@ def suite_sentences(protocol: Mapping[str, Any]) -> list[str]:
         )
     if distribution := protocol.get("distribution"):
         sentences.append(
-            f"KID: {distribution['kid']}; density and coverage: {distribution['density_coverage']}."
+            f"Kernel distance: {distribution['kid']}; density and coverage: {distribution['density_coverage']}; all of the features of "
+            "the Fréchet distance."
         )
     return sentences
+
+
+def kernel_title(key: str, standard: str) -> str:
+    """The title of a kernel distance: KID is what the standard Inception measured, under the key `standard`."""
+    return "KID" if key == standard else "kernel distance"

@@ -109,7 +109,14 @@ def test_the_suites_leave_every_other_number_and_key_as_it_was(recipe: Recipe, c
     plain = evaluator(recipe, "reconstruction").report("x")
     assert {key: curve.rows[0][key] for key in plain.rows[0]} == plain.rows[0]
     assert set(curve.protocol) - set(plain.protocol) == {"generability", "distribution"}
-    for text in ("prfd_random_v1", "… of the source", "code histograms", "KID", "density", "coverage"):
+    for text in (
+        "prfd_random_v1",
+        "… of the source",
+        "code histograms",
+        "kernel distance",
+        "density",
+        "coverage",
+    ):
         assert text in curve.markdown()
         assert text.split(" ")[-1] in curve.caption() or text == "… of the source"
 
