@@ -41,6 +41,7 @@ class Stream(IntEnum):
     ERASE = 10
     CODE_PERTURBATION = 11
     SOURCE_PERTURBATION = 12
+    BOOTSTRAP = 13
 
 
 def words(count: int, seed: int, stream: Stream, *address: int) -> np.ndarray:

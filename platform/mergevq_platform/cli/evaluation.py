@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
-from mergevq_platform.cli.numbers import count, size
+from mergevq_platform.cli.numbers import count, mean_count, size
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.verbs import add_storage, add_verb
 from mergevq_platform.storage.settings import read_settings
@@ -32,6 +32,7 @@ def add(verbs: Any) -> None:
             "mergevq evaluate RUN --keep 9 16 25 --suite reconstruction",
             "mergevq evaluate RUN --suite generability --suite distribution",
             "mergevq evaluate RUN --suite published --inception FILE --markdown row.md",
+            "mergevq evaluate RUN --budget 16 25 36",
             "mergevq evaluate --images DIR --reference DIR_OR_NPZ",
         ],
     )
@@ -60,7 +61,7 @@ def add(verbs: Any) -> None:
         action="extend",
         nargs="+",
         metavar="K",
-        help="kept-token counts (default: the recipe's)",
+        help="kept-token counts (default: the recipe's); with --budget the menu to choose from (default: those of the training)",
     )
     evaluate.add_argument(
         "--cfg",
@@ -81,10 +82,31 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )
+    _add_allocators(evaluate)
     _add_measures(evaluate)
     _add_image_sets(evaluate)
     _add_procedure(evaluate)
     evaluate.set_defaults(function=_evaluate)
+
+
+def _add_allocators(evaluate: argparse.ArgumentParser) -> None:
+    """Options of a comparison of allocators."""
+    evaluate.add_argument(
+        "--budget",
+        type=mean_count,
+        action="extend",
+        nargs="+",
+        metavar="MEAN",
+        help="tokenizers: instead of the curve, compare allocators that choose a count for each image, at these means of kept tokens; "
+        "generators of a budget: another mean of the counts that they draw",
+    )
+    evaluate.add_argument(
+        "--allocator",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help="with --budget: fixed, compressed_size, similarity, oracle, or learned:RUN (default: all that need no run)",
+    )
 
 
 def _add_measures(evaluate: argparse.ArgumentParser) -> None:
@@ -183,6 +205,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError(
             "--reference, --size, --split and --save-statistics go with --images PLACE: leave them out"
         )
+    if options.allocator and not options.budget:
+        raise InputError(
+            "--allocator goes with --budget: give the mean kept counts, such as --budget 16 25 36"
+        )
     match found(options.run, storage=options.storage).task_kind:
         case "generator":
             _check_generator(options)
@@ -203,6 +229,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         scales=options.cfg,
         images=options.num,
         tokenizer=found(options.tokenizer).place if options.tokenizer else None,
+        budgets=options.budget,
+        allocators=options.allocator,
         workers=options.workers,
         out=options.out,
         storage=options.storage,
@@ -251,11 +279,16 @@ def _check_tokenizer(options: argparse.Namespace) -> None:
         raise InputError(
             f"--cfg and --num are for generators, as is --tokenizer; {options.run} is a tokenizer: leave them out"
         )
+    if options.budget and (set(options.suite or ()) - {"all"} or options.probe or options.seeds > 1):
+        raise InputError(
+            "with --budget the exact probe and all of its measures are taken: leave --suite, --probe and --seeds out"
+        )
 
 
 def _check_classifier(options: argparse.Namespace, kind: str) -> None:
     given = {
         "--keep": options.keep,
+        "--budget": options.budget,
         "--cfg": options.cfg,
         "--num": options.num,
         "--tokenizer": options.tokenizer,
@@ -275,9 +308,14 @@ def _check_generator(options: argparse.Namespace) -> None:
     from mergevq.config import parse
     from mergevq.generation import GuidanceConfig
 
-    if options.recipe or options.probe or len(options.keep or ()) > 1:
+    if options.allocator:
         raise InputError(
-            "a generator is evaluated by its own recipe at one kept count: leave --recipe and --probe out, give one --keep"
+            f"{options.run} is a generator run, whose codes say the allocator: leave --allocator out, or give a tokenizer's run"
+        )
+    if options.recipe or options.probe or len(options.keep or ()) + len(options.budget or ()) > 1:
+        raise InputError(
+            "a generator is evaluated by its own recipe at one kept count or one mean of them: leave --recipe and --probe out, give "
+            "one --keep or one --budget"
         )
     if of_tokenizers := [
         name for name in options.suite or () if name in ("reconstruction", "representation", "generability")

@@ -72,6 +72,8 @@ def evaluate(
     steps: int | None = None,
     seed: int = 0,
     tokenizer: str | None = None,
+    budgets: Sequence[float] | None = None,
+    allocators: Sequence[str] | None = None,
     workers: int = 1,
     out: Path | None = None,
     storage: str | None = None,
@@ -86,13 +88,16 @@ def evaluate(
     model of the Hub (`hf://owner/name`) or a tokenizer's directory, for which `recipe` then names one for data and protocol. The
     run's own MLflow run takes its first curve; evaluating again makes a linked run. `extractor` and `probes` take the place of the
     recipe's.
-    A tokenizer has `suites` over `keeps`, `seeds`: see `TokenizerEvaluator`; a generator `scales`, `images` for each, `steps`,
-    `seed` and the place of its `tokenizer`, at one kept count. Raises `InputError` for a name that is none of these, and for
-    kept counts, settings or data that do not fit.
+    A tokenizer has `suites` over `keeps`, `seeds`: see `TokenizerEvaluator`; with `budgets` (mean kept counts) its `allocators`
+    (none: all that need no run) are compared, which choose among `keeps`: see `RateDistortionEvaluator`. A generator has
+    `scales`, `images` for each, `steps`, `seed` and the place of its `tokenizer`, at one kept count or one budget. Raises
+    `InputError` for a name that is none of these, and for kept counts, budgets, allocators, settings or data that do not fit.
     """
     store = Store.at(home, tracking_uri)
     data = data and pinned(data, "dataset")
     found = find(name, home=home, store=store, storage=storage, recipe=recipe)
+    if budgets is not None and found.recipe.task.as_generator is None:
+        found.require_tokenizer()
     chosen = found.recipe.evaluation
     if probes:
         chosen = replace(chosen, probes=tuple(probes))
@@ -114,6 +119,8 @@ def evaluate(
         steps=steps,
         seed=seed,
         tokenizer=tokenizer,
+        budgets=budgets,
+        allocators=allocators,
         say=note,
     )
     evaluator = task_of(settings).evaluator(settings, found.checkpoint, options)

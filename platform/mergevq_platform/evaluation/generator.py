@@ -30,6 +30,7 @@ from mergevq_platform.data import EvalBatches
 from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.evaluation.distribution import SCORES as DISTRIBUTION_SCORES
 from mergevq_platform.evaluation.distribution import distribution_protocol, distribution_scores
+from mergevq_platform.evaluation.generator_codes import stored_counts
 from mergevq_platform.evaluation.generator_figures import SHOWN_CLASSES, SHOWN_NEIGHBOURS, write_figures
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.evaluation.generator_results import GeneratorFindings, GeneratorResult, ShownImages
@@ -83,6 +84,8 @@ class GeneratorEvaluator:
     def report(self, run: str) -> GeneratorReport:
         """Rows for every scale, ascending, and references; `findings` is filled on the way."""
         settings, data = self.recipe.generator.generation, self.recipe.data
+        if self.spec.budget is not None:
+            stored_counts(self.recipe, self.splits.batches["test"])
         self.say(f"reading real images of {data.path}")
         known = self._real_statistics()
         references = {"real": self._row(known, known.real, known.real_key)}
@@ -238,7 +241,11 @@ class GeneratorEvaluator:
             if kind != "train":
                 key["extractor"] = {"name": self.network.name, **self.network.identity}
             if kind == "reconstructed":
-                key |= {"keep": self.spec.keep, "source": self.spec.protocol()["source"]}
+                key |= {
+                    "keep": self.spec.keep,
+                    "source": self.spec.protocol()["source"],
+                    **self._counts_key(),
+                }
             return key
 
         def over(batches: EvalBatches) -> GeneratorResult:
@@ -270,6 +277,7 @@ class GeneratorEvaluator:
             "keep": spec.keep,
             "tokenizer": spec.tokenizer.sha256,
             "extractor": {"name": self.network.name, **self.network.identity},
+            **self._counts_key(),
         }
         if kind == "by_position":
             return key | {"model": task.model.kind, "codes": self._codes_identity()}
@@ -281,6 +289,15 @@ class GeneratorEvaluator:
             "initialisation": f"seed {self.recipe.seed}, torch {torch.__version__}",
             "model_sha256": hashlib.sha256(model.encode()).hexdigest(),
         }
+
+    def _counts_key(self) -> Key:
+        # Counts are drawn from what the generator learnt; those of real images are stored with their codes.
+        spec, codes = self.spec, self.recipe.generator.codes
+        if spec.budget is None:
+            return {}
+        assert codes is not None
+        held_out = open_codes(codes, self.recipe.data.evaluation_split)
+        return {"budget": spec.budget, "counts_of": spec.sha256, "codes": held_out.fingerprint}
 
     def _codes_identity(self) -> Mapping[str, Any]:
         codes = self.recipe.generator.codes

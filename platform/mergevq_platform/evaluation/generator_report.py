@@ -183,6 +183,8 @@ class GeneratorReport(StoredReport):
         text = str(p["kind"]).replace("_", " ")
         if p["kept_tokens"]:
             text += f", {p['kept_tokens']} kept tokens"
+        if "budget" in p:
+            text += f", each its own kept count (mean {p['budget']:.4g}, {p['allocator']})"
         if p["steps"]:
             text += f", {p['steps']} steps"
         return text

@@ -39,6 +39,10 @@ class EvaluationOptions:
     keeps: Sequence[int] | None = None  # none: the recipe's
     suites: Sequence[Suite] = SUITES
     seeds: int = 1
+    budgets: Sequence[float] | None = (
+        None  # mean kept counts: of allocators, none the curve; of a generator, none that of its codes
+    )
+    allocators: Sequence[str] | None = None  # none: all that need no run
     scales: Sequence[float] | None = None  # none: the recipe's
     images: int | None = None  # none: the recipe's
     steps: int | None = None

@@ -71,11 +71,11 @@ class TokenizerPasses:
     @cached_property
     def reference(self) -> ImageSetStatistics:
         """The statistics of the evaluated images themselves."""
-        return self._over("test", self.reference_key, ReferenceJob)
+        return self.over("test", self.reference_key, ReferenceJob)
 
     def reconstruction(self, keep: int) -> ReconstructionResult:
         """Reconstructions of the evaluated images at a kept count."""
-        return self._over(
+        return self.over(
             "test", lambda: self.reconstruction_key(keep), lambda batches: ReconstructionJob(batches, keep)
         )
 
@@ -87,13 +87,13 @@ class TokenizerPasses:
         self, kind: PerturbedKind, about: Mapping[str, Any], job: Callable[[ImageBatches], BatchesJob[Cells]]
     ) -> Cells:
         """Feature statistics of perturbed reconstructions, by cell of the grid."""
-        return self._over("test", lambda: {**self._perturbed_key(kind), **about}, job)
+        return self.over("test", lambda: {**self._perturbed_key(kind), **about}, job)
 
     def code_histograms(
         self, keep: int, job: Callable[[ImageBatches], BatchesJob[CodeHistograms]]
     ) -> CodeHistograms:
         """Codes of the evaluated images and of their reconstructions at a kept count."""
-        return self._over(
+        return self.over(
             "test", lambda: self._key("code_histograms", "test") | {"keep": keep, **self.weights}, job
         )
 
@@ -132,19 +132,20 @@ class TokenizerPasses:
         return {"kind": kind, **batches_key(self.splits.batches[part])}
 
     def _features(self, part: str, keep: int, untrained: int | None) -> Features:
-        return self._over(
+        return self.over(
             part,
             lambda: self.features_key(part, keep, untrained),
             lambda batches: FeaturesJob(batches, keep, untrained),
         )
 
-    def _over(
+    def over(
         self,
         part: str,
         key: Callable[[], Mapping[str, Any]],
         job: Callable[[ImageBatches], BatchesJob[Result]],
     ) -> Result:
-        # The key is asked for anew once images that cannot be decoded are left out.
+        """The merged result of a job over all batches of a part; `key` is asked for anew once images are left out."""
+
         def over(batches: EvalBatches) -> Result:
             jobs = [
                 job(ImageBatches(batches.dataset.split, numbers, batches.left_out))
@@ -159,3 +160,9 @@ class TokenizerPasses:
 def lpips_identity(files: LpipsFilesConfig) -> dict[str, Any]:
     """The identity of LPIPS with these files: numbers with the same one can be compared."""
     return LpipsDistance(files).identity
+
+
+@lru_cache(maxsize=4)
+def lpips_name(files: LpipsFilesConfig) -> str:
+    """The metric's name of LPIPS with these files."""
+    return LpipsDistance(files).name

@@ -191,6 +191,8 @@ def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
 
 
 def _record_drawn(drawn: Counter[int], recorder: EvaluationRecorder, run: Run) -> None:
+    if not drawn:  # every image has its own count
+        return
     path = run.directory / "curve" / "kept_counts_drawn.png"
     path.parent.mkdir(exist_ok=True)
     save_png(drawn_figure(drawn, run.name), path)
