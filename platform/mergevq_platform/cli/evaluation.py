@@ -32,6 +32,7 @@ def add(verbs: Any) -> None:
             "mergevq evaluate RUN --keep 9 16 25 --suite reconstruction",
             "mergevq evaluate RUN --suite generability --suite distribution",
             "mergevq evaluate RUN --suite published --inception FILE --markdown row.md",
+            "mergevq evaluate RUN --keep 16 36 64 --suite ar_probe",
             "mergevq evaluate RUN --budget 16 25 36",
             "mergevq evaluate --images DIR --reference DIR_OR_NPZ",
         ],
@@ -47,13 +48,13 @@ def add(verbs: Any) -> None:
         "--suite",
         action="append",
         choices=[
-            *("reconstruction", "representation", "generation", "distribution", "generability"),
+            *("reconstruction", "representation", "generation", "distribution", "generability", "ar_probe"),
             *("published", "all"),
         ],
         help="what to measure, may be given again (default all): of a tokenizer reconstruction and representation, of a generator "
         "or --images generation. Beside them, not in all: distribution, KID, density and coverage of the features at hand; "
-        "generability, of a tokenizer, pFID and the like, which decodes 20 times more; published, all, and the row that a paper "
-        "prints, with what is missing of it",
+        "generability, of a tokenizer, pFID and the like, which decodes 20 times more; ar_probe, of a tokenizer, trains a small "
+        "transformer on the codes of every kept count; published, all, and the row that a paper prints, with what is missing of it",
     )
     evaluate.add_argument(
         "--keep",
@@ -252,7 +253,7 @@ def suites_of(chosen: Sequence[str] | None) -> tuple[Suite, ...]:
         match name:
             case "all" | "generation" | "published":
                 found += SUITES
-            case "reconstruction" | "representation" | "distribution" | "generability" as suite:
+            case "reconstruction" | "representation" | "distribution" | "generability" | "ar_probe" as suite:
                 found.append(suite)
     return tuple(dict.fromkeys(found))
 
@@ -318,7 +319,9 @@ def _check_generator(options: argparse.Namespace) -> None:
             "one --keep or one --budget"
         )
     if of_tokenizers := [
-        name for name in options.suite or () if name in ("reconstruction", "representation", "generability")
+        name
+        for name in options.suite or ()
+        if name in ("reconstruction", "representation", "generability", "ar_probe")
     ]:
         raise InputError(
             f"{options.run} is a generator, of which {of_tokenizers[0]} is not measured: evaluate its tokenizer, or choose another --suite"

@@ -64,13 +64,11 @@ class Curve(StoredReport):
             recorder.metrics(int(found["keep"]), {f"{CURVE_BEST_PREFIX}{key}": found[key]})
 
     def _is_headline(self, key: str) -> bool:
-        frechet = (
-            self.frechet_key,
-            f"{self.frechet_key}_recovered",
-            self.perturbed_key,
-            self.score_key("kid"),
+        named = (
+            *(self.frechet_key, f"{self.frechet_key}_recovered", self.perturbed_key, self.score_key("kid")),
+            *self.ar_probe_keys.values(),
         )
-        return key in (*HEADLINE, *frechet) or HEADLINE_FAMILIES.fullmatch(key) is not None
+        return key in (*HEADLINE, *named) or HEADLINE_FAMILIES.fullmatch(key) is not None
 
     def note(self, description: str, figures: Mapping[str, str]) -> str:
         """The best of every goal, the verdict, a narrow table, the trade-off; see `run_note`."""
@@ -126,6 +124,12 @@ class Curve(StoredReport):
         """The name of a score of reconstructions (`kid`, `density`, `coverage`) with the features of the Fréchet distance."""
         precision = str(self.protocol.get("keys", {}).get("precision", ""))
         return precision.replace("precision", name, 1)
+
+    @property
+    def ar_probe_keys(self) -> dict[str, str]:
+        """The names of the AR probe's `bits` and of the Fréchet distance of its `samples`; none where it was not measured."""
+        keys: dict[str, str] = self.protocol.get("ar_probe", {}).get("keys", {})
+        return keys
 
     def column(self, key: str) -> list[float]:
         """The metric's value at each kept count, ascending."""
@@ -230,6 +234,8 @@ class Curve(StoredReport):
             (f"{self.perturbed_key}_source", "… of the source", ".3f"),
             ("chd_1d", "code histograms", ".3f"),
             ("chd_1d_halves", "… of halves", ".3f"),
+            (self.ar_probe_keys.get("bits", ""), "AR probe bits", ".1f"),
+            (self.ar_probe_keys.get("samples", ""), f"AR probe g{frechet[1:]}", ".3f"),
             (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
             (keys.get("inception_score", ""), "Inception score", ".1f"),
             (keys.get("precision", ""), "precision", ".3f"),

@@ -194,6 +194,8 @@ class GeneratorReport(StoredReport):
         p = self.protocol
         probe = p.get("class_probe")
         learned = f"Class: {probe['kind']}, {probe['train_images']} training images. " if probe else ""
+        if "reconstructed_mean" in p:
+            learned = f"Reconstructions keep {p['reconstructed_mean']:.4g} tokens on the mean. {learned}"
         lacking = "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         more = "".join(f" {sentence}" for sentence in suite_sentences(p))
         return (

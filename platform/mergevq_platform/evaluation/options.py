@@ -9,7 +9,7 @@ from typing import Literal
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.worker import Device
 
-Suite = Literal["reconstruction", "representation", "distribution", "generability"]
+Suite = Literal["reconstruction", "representation", "distribution", "generability", "ar_probe"]
 SUITES: tuple[Suite, ...] = ("reconstruction", "representation")  # those of every curve
 BESIDE_RECONSTRUCTION: tuple[Suite, ...] = (
     "distribution",

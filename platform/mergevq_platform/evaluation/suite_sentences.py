@@ -1,4 +1,4 @@
-"""Sentences on the suites beside that of reconstructions, from the protocol of a curve."""
+"""Sentences on the suites beside those of every curve, from its protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def suite_sentences(protocol: Mapping[str, Any]) -> list[str]:
-    """What pFID, code histograms, KID, density and coverage are, where the protocol has them."""
+    """What pFID, code histograms, KID, density, coverage and the AR probe are, where the protocol has them."""
     sentences = []
     if perturbed := protocol.get("generability"):
         low, high = min(perturbed["rates"]), max(perturbed["rates"])
@@ -22,6 +22,12 @@ def suite_sentences(protocol: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"Kernel distance: {distribution['kid']}; density and coverage: {distribution['density_coverage']}; all of the features of "
             "the Fréchet distance."
+        )
+    if probe := protocol.get("ar_probe"):
+        sentences.append(
+            f"{probe['name']}: a transformer of {probe['depth']} layers and width {probe['width']}, {probe['steps']} steps of "
+            f"{probe['batch']} images on the codes of {probe['train_images']:,} training images, no class. Bits: of a held-out image's "
+            f"codes, nothing of the source; Fréchet distance: {probe['samples']:,} samples, source predicted."
         )
     return sentences
 
