@@ -44,18 +44,7 @@ def add(verbs: Any) -> None:
         "checkpoint, a registered model (models:/NAME@alias), a model of the Hub (hf://owner/name[@revision]), or an imported "
         "tokenizer's directory",
     )
-    evaluate.add_argument(
-        "--suite",
-        action="append",
-        choices=[
-            *("reconstruction", "representation", "generation", "distribution", "generability", "ar_probe"),
-            *("published", "all"),
-        ],
-        help="what to measure, may be given again (default all): of a tokenizer reconstruction and representation, of a generator "
-        "or --images generation. Beside them, not in all: distribution, KID, density and coverage of the features at hand; "
-        "generability, of a tokenizer, pFID and the like, which decodes 20 times more; ar_probe, of a tokenizer, trains a small "
-        "transformer on the codes of every kept count; published, all, and the row that a paper prints, with what is missing of it",
-    )
+    _add_suites(evaluate)
     evaluate.add_argument(
         "--keep",
         type=count,
@@ -107,6 +96,22 @@ def _add_allocators(evaluate: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help="with --budget: fixed, compressed_size, similarity, oracle, or learned:RUN (default: all that need no run)",
+    )
+
+
+def _add_suites(evaluate: argparse.ArgumentParser) -> None:
+    """The option of what is measured."""
+    evaluate.add_argument(
+        "--suite",
+        action="append",
+        choices=[
+            *("reconstruction", "representation", "generation", "distribution", "generability", "ar_probe"),
+            *("published", "all"),
+        ],
+        help="what to measure, may be given again (default all): of a tokenizer reconstruction and representation, of a generator "
+        "or --images generation. Beside them, not in all: distribution, KID, density and coverage of the features at hand; "
+        "generability, of a tokenizer, pFID and the like, which decodes 20 times more; ar_probe, of a tokenizer, trains a small "
+        "transformer on the codes of every kept count; published, all, and the row that a paper prints, with what is missing of it",
     )
 
 
