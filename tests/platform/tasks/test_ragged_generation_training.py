@@ -15,7 +15,8 @@ from mergevq_platform import loop
 from mergevq_platform.codes import open_codes
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.operations.planning.synthetic import kept_counts
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, complete, locate, resolve
+from mergevq_platform.recipe.resolve import Pins
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import task_of
@@ -54,6 +55,13 @@ def test_the_codes_say_that_images_have_their_own_counts(ragged: dict[str, Any])
     assert resolve(to_tree(recipe)) == recipe
     preflight(recipe)
     assert kept_counts(recipe) == (16, 16), "a micro-batch is as long as its longest image"
+
+
+def test_a_trial_finds_out_too_with_what_is_pinned_of_its_sweep(ragged: dict[str, Any]) -> None:
+    base = complete(ragged)
+    pins = Pins.between(locate(base), resolve(base))
+    trial = resolve(with_overrides(ragged, ["task.losses.label_smoothing=0"]), pins=[pins])
+    assert (trial.generator.budget, trial.generator.keep) == (10.0, None)
 
 
 @pytest.mark.parametrize("kind", ["mergear", "random_order"])
