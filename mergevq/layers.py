@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mergevq import merging
+from mergevq.fused import norm_silu
 from mergevq.ragged_merging import RaggedLayer, merge_each, slots_each
 
 
@@ -68,8 +69,8 @@ class ResBlock(nn.Module):
 
     def computed(self, x: Tensor) -> Tensor:
         """The block's output; all that its gradient needs is kept."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
+        y = self.conv1(norm_silu(self.norm1, x))
+        return self.skip(x) + self.conv2(norm_silu(self.norm2, y))
 
 
 def set_recompute(module: nn.Module, recompute: bool = True) -> None:

@@ -150,6 +150,8 @@ class _RandomOrder:
     def each(self, given: _Given, counts: list[int]) -> Generated:
         """Samples of `counts` tokens; those of one count are decoded together, so that a sample never depends on the others."""
         groups = rows_by_count(counts)
+        if self.steps is not None:
+            random_order.arccos_schedule(max(counts), self.steps)  # raises for more steps than tokens
         parts = [
             replace(self, steps=None if self.steps is None else min(self.steps, keep)).all(
                 given.of(rows, keep), keep

@@ -207,9 +207,11 @@ def _data_pack(options: argparse.Namespace) -> None:
 def _data_info(options: argparse.Namespace) -> None:
     from mergevq.config import parse
     from mergevq_platform import codes, data
+    from mergevq_platform.storage.hub import pinned
 
-    if codes.is_code_set(options.directory):
-        print(codes.describe_codes(options.directory, sheet=options.sheet, verify=options.verify))
+    place = pinned(options.directory, "dataset")
+    if codes.is_code_set(place):
+        print(codes.describe_codes(place, sheet=options.sheet, verify=options.verify))
         return
     reading = parse(
         data.Reading,

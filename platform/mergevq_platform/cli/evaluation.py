@@ -28,6 +28,7 @@ def add(verbs: Any) -> None:
         examples=[
             "mergevq evaluate RUN",
             "mergevq evaluate RUN --keep 9 16 25 --suite reconstruction",
+            "mergevq evaluate RUN --keep 16 36 64 --suite ar_probe",
             "mergevq evaluate RUN --budget 16 25 36",
             "mergevq evaluate --images DIR --reference DIR_OR_NPZ",
         ],
@@ -41,10 +42,10 @@ def add(verbs: Any) -> None:
     )
     evaluate.add_argument(
         "--suite",
-        choices=["reconstruction", "representation", "generation", "all"],
+        choices=["reconstruction", "representation", "ar_probe", "generation", "all"],
         default="all",
         help="what to measure (default all): of a tokenizer reconstruction and representation, of a generator or --images "
-        "generation",
+        "generation. Beside them, not in all: ar_probe, of a tokenizer, trains a small transformer on the codes of every kept count",
     )
     evaluate.add_argument(
         "--keep",

@@ -21,6 +21,7 @@ from mergevq_platform.evaluation.images_report import ImageSetsReport
 from mergevq_platform.evaluation.images_worker import ImageSetsSpec, ImageSetsWorker
 from mergevq_platform.evaluation.options import SUITES, EvaluationOptions, Suite
 from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
 from mergevq_platform.evaluation.report import (
     AnyReport,
     EvaluationRecorder,
@@ -28,6 +29,7 @@ from mergevq_platform.evaluation.report import (
     KindEvaluator,
     note,
     record,
+    record_beside,
     show,
     write,
 )
@@ -157,7 +159,35 @@ def after_training(outcome: TrainingOutcome, recorder: EvaluationRecorder) -> No
     )
     report, last = task.after_training(recipe, location, options, outcome.run.name)
     leave(report, last, outcome.run.directory / report.folder, recorder, recipe.description)
+    leave_allocators(recipe, location, options, outcome.run, recorder)
     recorder.flush()
+
+
+def leave_allocators(
+    recipe: ResolvedRecipe,
+    checkpoint: str,
+    options: EvaluationOptions,
+    run: Run,
+    recorder: EvaluationRecorder,
+    *,
+    shown: bool = True,
+) -> RateDistortionReport | None:
+    """Compare the allocators of `evaluation.budgets` and leave their report as `leave` does; None where the recipe names no budget.
+
+    The note and tags of the run stay those of its curve.
+    """
+    settings = recipe.evaluation
+    if not settings.budgets:
+        return None
+    options = replace(options, budgets=settings.budgets, allocators=settings.allocators)
+    evaluator = task_of(recipe).evaluator(recipe, checkpoint, options)
+    report = evaluator.report(run.name)
+    assert isinstance(report, RateDistortionReport)
+    files = write(report, evaluator, run.directory / report.folder)
+    if shown:
+        show(report, files)
+    record_beside(report, files, recorder)
+    return report
 
 
 def leave(

@@ -63,7 +63,8 @@ class Curve(StoredReport):
 
     def _is_headline(self, key: str) -> bool:
         frechet = (self.frechet_key, f"{self.frechet_key}_recovered")
-        return key in (*HEADLINE, *frechet) or HEADLINE_FAMILIES.fullmatch(key) is not None
+        probed = tuple(self.ar_probe_keys.values())
+        return key in (*HEADLINE, *frechet, *probed) or HEADLINE_FAMILIES.fullmatch(key) is not None
 
     def note(self, description: str, figures: Mapping[str, str]) -> str:
         """The best of every goal, the verdict, a narrow table, the trade-off; see `run_note`."""
@@ -109,6 +110,12 @@ class Curve(StoredReport):
     def frechet_key(self) -> str:
         """The name of the Fréchet distance of reconstructions with the true source."""
         return self.protocol.get("frechet_key") or f"rfd_{self.protocol['extractor']['name']}"
+
+    @property
+    def ar_probe_keys(self) -> dict[str, str]:
+        """The names of the AR probe's `bits` and of the Fréchet distance of its `samples`; none where it was not measured."""
+        keys: dict[str, str] = self.protocol.get("ar_probe", {}).get("keys", {})
+        return keys
 
     def column(self, key: str) -> list[float]:
         """The metric's value at each kept count, ascending."""
@@ -207,6 +214,8 @@ class Curve(StoredReport):
             (frechet, frechet, ".3f"),
             (f"{frechet}_recovered_before", "… recovered before", ".3f"),
             (f"{frechet}_recovered", "… recovered", ".3f"),
+            (self.ar_probe_keys.get("bits", ""), "AR probe bits", ".1f"),
+            (self.ar_probe_keys.get("samples", ""), f"AR probe g{frechet[1:]}", ".3f"),
             (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
             (keys.get("inception_score", ""), "Inception score", ".1f"),
             (keys.get("precision", ""), "precision", ".3f"),
@@ -242,6 +251,12 @@ class Curve(StoredReport):
             parts.append(
                 f"{self.frechet_key}: Fréchet distance between {p['images']} images of '{p['split']}' and their reconstructions, "
                 f"{p['extractor']['description']}; true source unless marked recovered (source predicted)."
+            )
+        if probe := p.get("ar_probe"):
+            parts.append(
+                f"{probe['name']}: a transformer of {probe['depth']} layers and width {probe['width']}, {probe['steps']} steps of "
+                f"{probe['batch']} images on the codes of {probe['train_images']:,} training images, no class. Bits: of a held-out image's "
+                f"codes, nothing of the source; Fréchet distance: {probe['samples']:,} samples, source predicted."
             )
         parts.append(f"Measured with {self.weights()}, on data {p['data_fingerprint'][:12]}.")
         if p.get("probe"):

@@ -80,7 +80,7 @@ class GeneratorEvaluator:
         """Rows for every scale, ascending, and references; `findings` is filled on the way."""
         settings, data = self.recipe.generator.generation, self.recipe.data
         if self.spec.budget is not None:
-            stored_counts(self.recipe, self.splits.batches["test"])
+            self._held_out_mean()  # raises where their counts are not known
         self.say(f"reading real images of {data.path}")
         known = self._real_statistics()
         references = {"real": self._row(known, known.real, known.real_key)}
@@ -269,6 +269,11 @@ class GeneratorEvaluator:
             "model_sha256": hashlib.sha256(model.encode()).hexdigest(),
         }
 
+    def _held_out_mean(self) -> float:
+        """The mean kept count at which held-out images are reconstructed, where each has its own."""
+        held_out = self.splits.batches["test"]
+        return float(stored_counts(self.recipe, held_out)[np.asarray(held_out.rows)].mean())
+
     def _counts_key(self) -> Key:
         # Counts are drawn from what the generator learnt; those of real images are stored with their codes.
         spec, codes = self.spec, self.recipe.generator.codes
@@ -299,6 +304,8 @@ class GeneratorEvaluator:
             "batch": recipe.generator.generation.batch,
             "mergevq": mergevq.__version__,
         }
+        if self.spec.budget is not None:
+            protocol["reconstructed_mean"] = self._held_out_mean()
         if known.probe is not None:
             of_class = known.real.labels[known.real.labels >= 0]
             protocol |= {

@@ -190,6 +190,8 @@ class GeneratorReport(StoredReport):
         p = self.protocol
         probe = p.get("class_probe")
         learned = f"Class: {probe['kind']}, {probe['train_images']} training images. " if probe else ""
+        if "reconstructed_mean" in p:
+            learned = f"Reconstructions keep {p['reconstructed_mean']:.4g} tokens on the mean. {learned}"
         lacking = "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         return (
             f"{self.frechet_key}: Fréchet distance of {p['images']} images, classes in turn, to {p['reference']['images']} real ones of "

@@ -9,7 +9,7 @@ from typing import Literal
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.worker import Device
 
-Suite = Literal["reconstruction", "representation"]
+Suite = Literal["reconstruction", "representation", "ar_probe"]
 SUITES: tuple[Suite, ...] = ("reconstruction", "representation")
 
 

@@ -111,7 +111,7 @@ class RateDistortionEvaluator:
         self.say("measuring each image at its own counts")
         for choice, found in AllocatedPasses(self.passes).measured(counts, train):
             rows[choice] |= self._likeness(found) | self._probe(found)
-        self._save(rows, counts, quality["psnr"])
+        self._save(rows, counts, quality)
         self.findings.take(counts, quality["psnr"], self.menu)
         allocators: dict[str, list[dict[str, float]]] = {ref.name: [] for ref in self.allocators}
         for (name, _), row in rows.items():
@@ -201,14 +201,20 @@ class RateDistortionEvaluator:
         return not without
 
     def _save(
-        self, rows: dict[Choice, dict[str, float]], counts: dict[Choice, np.ndarray], psnr: np.ndarray
+        self,
+        rows: dict[Choice, dict[str, float]],
+        counts: dict[Choice, np.ndarray],
+        quality: dict[str, np.ndarray],
     ) -> None:
-        """Add to the rows what each choice saves at equal PSNR, and its share of the oracle's gain."""
+        """Add to the rows what each choice saves at equal PSNR and at equal squared error, and its share of the oracle's gain."""
         varied = {choice: chosen for choice, chosen in counts.items() if choice[0] != FIXED}
-        of_choice = savings(self.menu, psnr, varied)
+        of_choice = savings(self.menu, quality["psnr"], varied)
+        at_equal_error = savings(self.menu, -quality["mse"], varied)
         for (name, budget), saving in of_choice.items():
             row = rows[name, budget]
             row |= _saving_row(saving)
+            keys = ("saved_tokens_mse", "saved_tokens_mse_low", "saved_tokens_mse_high")
+            row |= dict(zip(keys, at_equal_error[name, budget].saved_tokens, strict=True))
             bound = of_choice.get((ORACLE, budget))
             if bound is not None and name != ORACLE and bound.gain.value > 0:
                 row["oracle_share"] = saving.gain.value / bound.gain.value

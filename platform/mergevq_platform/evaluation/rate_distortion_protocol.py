@@ -17,7 +17,8 @@ from mergevq_platform.evaluation.tokenizer_passes import TokenizerPasses, lpips_
 
 EQUAL_QUALITY = (
     "Tokens saved: the fewest tokens of one count for all that have the same mean PSNR (linear between the counts of the menu, and no "
-    "more than its last), less the mean kept; 95% intervals over resampled images, each image's count held fixed."
+    "more than its last), less the mean kept; 95% intervals over resampled images, each image's count held fixed. The oracle minimises the "
+    "squared error, at equal mean of which they are given too."
 )
 BITS = (
     "Bits per image: of the codes (kept tokens times log2 of the vocabulary); of the count (log2 of the menu's size; none where one is for "

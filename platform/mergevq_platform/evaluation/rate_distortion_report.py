@@ -100,17 +100,8 @@ class RateDistortionReport(StoredReport):
         saves = [row["saved_tokens_low"] > 0 for row in rows]
         word = "yes" if all(saves) else "partly" if any(saves) else "NO"
         claim = "saves tokens at equal PSNR" if any(saves) else "saves no tokens at equal PSNR"
-        return f"{word}: {name} {claim}: " + "; ".join(map(self._clause, rows))
-
-    def _clause(self, row: dict[str, float]) -> str:
-        interval = f"95% interval {row['saved_tokens_low']:+.1f} to {row['saved_tokens_high']:+.1f}"
-        no = "" if row["saved_tokens_low"] > 0 else "NO, "
-        text = f"{no}{row['saved_tokens']:+.1f} at a mean of {row['kept']:.1f} ({interval}; {row['psnr_gain']:+.2f} dB"
-        if "oracle_share" in row:
-            text += f", {row['oracle_share']:.0%} of the oracle's gain"
-        if not no and row["psnr_gain_blind_low"] <= 0:
-            text += ", no more than a mixture of two counts that is blind to the images"
-        return f"{text})"
+        clauses = [f"{'' if saved else 'NO, '}{_clause(row)}" for row, saved in zip(rows, saves, strict=True)]
+        return f"{word}: {name} {claim}, with 95% intervals: {'; '.join(clauses)}"
 
     def columns(self) -> list[Column]:
         """(key, title, format) of the columns that tables show, but the allocator's."""
@@ -122,6 +113,7 @@ class RateDistortionReport(StoredReport):
             ("probe_top1_cls", "probe cls %", ".1f"),
             ("saved_tokens", "tokens saved", "+.1f"),
             ("saved_share", "share saved", "+.0%"),
+            ("saved_tokens_mse", "at equal MSE", "+.1f"),
             ("psnr_gain", "gain dB", "+.2f"),
             ("oracle_share", "of oracle's", ".0%"),
             *((key, "LPIPS", ".4f") for key in sorted(self._keys()) if key.startswith("lpips_")),
@@ -199,6 +191,18 @@ def _saves(row: Mapping[str, float]) -> str:
     word = "saves" if low > 0 else "saves no tokens:"
     tokens = f"{row['saved_tokens']:+.1f}, 95% interval {low:+.1f} to {high:+.1f}"
     return f"{word} {row['saved_share']:+.0%} of the tokens at equal PSNR ({tokens})"
+
+
+def _clause(row: Mapping[str, float]) -> str:
+    said = [
+        f"{row['saved_tokens_low']:+.1f} to {row['saved_tokens_high']:+.1f}",
+        f"{row['psnr_gain']:+.2f} dB",
+    ]
+    if "oracle_share" in row:
+        said.append(f"{row['oracle_share']:.0%} of the oracle's gain")
+    if row["saved_tokens_low"] > 0 and row["psnr_gain_blind_low"] <= 0:
+        said.append("no more than a mixture of two counts that is blind to the images")
+    return f"{row['saved_tokens']:+.1f} at a mean of {row['kept']:.1f} ({', '.join(said)})"
 
 
 def _listed(menu: list[int]) -> str:

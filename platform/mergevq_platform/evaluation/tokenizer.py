@@ -21,6 +21,7 @@ from mergevq_platform.evaluation.options import SUITES, Suite
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.spec import EvaluationSpec
 from mergevq_platform.evaluation.statistics import SPLITS
+from mergevq_platform.evaluation.tokenizer_ar_probe import ArProbeSuite, ar_probe_protocol
 from mergevq_platform.evaluation.tokenizer_figures import write_figures
 from mergevq_platform.evaluation.tokenizer_passes import TokenizerPasses, lpips_identity
 from mergevq_platform.evaluation.tokenizer_reconstruction import ReconstructionSuite, likeness_names
@@ -67,6 +68,11 @@ class TokenizerEvaluator:
         """The suite of features."""
         return RepresentationSuite(self.measured, self.findings, self.lacking, self.seeds)
 
+    @cached_property
+    def ar_probe(self) -> ArProbeSuite:
+        """The suite of a small generator of fixed size."""
+        return ArProbeSuite(self.measured, self.lacking)
+
     def report(self, run: str) -> Curve:
         """The curve: rows for every kept count, ascending; `findings` is filled on the way.
 
@@ -82,6 +88,8 @@ class TokenizerEvaluator:
                 row |= self.reconstruction.row(keep)
             if "representation" in self.suites:
                 row |= self.representation.row(keep)
+            if "ar_probe" in self.suites:
+                row |= self.ar_probe.row(keep)
             rows.append(self._finite(row))
         protocol = self.protocol()
         if "majority_top1" in rows[0]:
@@ -131,6 +139,9 @@ class TokenizerEvaluator:
             "mergevq": mergevq.__version__,
             "caveat": CAVEATS.get(recipe.tokenizer.losses.alignment.kind, ""),
         }
+        if "ar_probe" in self.suites and "AR probe" not in self.lacking:
+            train_images = self.measured.splits.batches["train"].images
+            protocol["ar_probe"] = ar_probe_protocol(self.measured.network, train_images)
         if self.lacking:
             protocol["lacking"] = dict(self.lacking)
         if self.measured.splits.bad:

@@ -102,7 +102,9 @@ def colour(report: RateDistortionReport, allocator: str) -> str:
 def _panels(report: RateDistortionReport) -> list[Callable[[Axes], list[Artist]] | None]:
     lpips = next((key for _, row in report.lines() for key in row if key.startswith("lpips_")), None)
     probed = any("probe_top1_cls" in row for _, row in report.lines())
-    gain = ("probe_top1_cls", "top-1 of a linear probe, %\nhigher is better") if probed else None
+    gain = (
+        ("probe_top1_cls", "top-1 of a linear probe, %\n(95% interval), higher is better") if probed else None
+    )
     if lpips is not None and not probed:
         gain = (lpips, "LPIPS\nlower is better")
     distance = f"{report.frechet_key}\nlower is better"
@@ -142,9 +144,13 @@ def _quality(
         shown = [row for row in rows if key in row]
         if not shown or (whole_menu and name == FIXED):
             continue
+        kept, values = ([row[what] for row in shown] for what in ("kept", key))
+        if all(f"{key}_low" in row for row in shown):
+            low, high = ([row[f"{key}_{end}"] for row in shown] for end in ("low", "high"))
+            axes.vlines(kept, low, high, color=colour(report, name), linewidth=1, alpha=0.6)
         handles += axes.plot(
-            [row["kept"] for row in shown],
-            [row[key] for row in shown],
+            kept,
+            values,
             color=colour(report, name),
             marker=MARKERS[number % len(MARKERS)],
             markersize=6,
@@ -153,6 +159,8 @@ def _quality(
         )
     axes.set_xlabel("mean of kept tokens", size=10.5)
     axes.set_ylabel(title, size=10.5)
+    ticks = report.protocol["menu"] if whole_menu else sorted({row["budget"] for _, row in report.lines()})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     return handles
 
 

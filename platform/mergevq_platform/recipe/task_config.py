@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 from mergevq import keep as kept
+from mergevq.allocation import require_within
 from mergevq.config import Tree, config, merged, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.generation import (
@@ -60,7 +61,11 @@ class TaskConfig:
         return {}
 
     def check(self, evaluation: EvaluationConfig) -> None:
-        """Raise `ValueError` for kept counts that the model cannot reach."""
+        """Raise `ValueError` for kept counts and budgets that the model cannot reach."""
+        if evaluation.budgets:
+            raise ValueError(
+                f"evaluation.budgets compares allocators of a tokenizer, and this recipe trains a {self.kind}: leave it out"
+            )
 
     def pin(self) -> TaskConfig:
         """The section with location and hash of every upstream model. Raises `InputError` for one that is not there."""
@@ -164,6 +169,11 @@ class TokenizerTaskConfig(TaskConfig):
                     merge_schedule(grid, keep, depth)
                 except InputError as error:
                     raise ValueError(f"{key}: {error}") from None
+        for budget in evaluation.budgets:
+            try:
+                require_within(budget, self.kept_counts())
+            except InputError as error:
+                raise ValueError(f"evaluation.budgets: {error}") from None
 
     def keep_distribution(self) -> tuple[KeepDistributionConfig, int]:
         """See `TaskConfig.keep_distribution`."""

@@ -159,6 +159,7 @@ def counts_to_sample(
         )
     budget = budget if budget is not None or keep is not None else task.generation.budget
     ragged = is_ragged(task.model)
+    own = ragged and budget == task.budget  # the mean that the codes were made for: theirs, as it was reached
     if budget is not None and not ragged:
         raise InputError(
             f"--budget {budget:g}: this generator learnt batches of one kept count and no histogram of counts: give --keep, "
@@ -169,9 +170,10 @@ def counts_to_sample(
     assert not isinstance(task.model, RasterConfig)
     with safe_open(directory / WEIGHTS, framework="pt") as tensors:
         histogram = tensors.get_tensor("count_histogram")
-    if budget is not None:
-        tilt(histogram.sum(0).double(), task.model.keeps, budget)  # raises for a mean that they cannot have
-    return None, mean_count(histogram, task.model.keeps) if budget is None else budget
+    if budget is None or own:
+        return None, mean_count(histogram, task.model.keeps)
+    tilt(histogram.sum(0).double(), task.model.keeps, budget)  # raises for a mean that they cannot have
+    return None, budget
 
 
 def keep_to_sample(recipe: Recipe, keep: int | None) -> int | None:

@@ -93,10 +93,16 @@ class CodeFeed:
         )
 
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
-        """See `Feed.batch`. Where all images happen to keep as many, it is the batch of one count."""
+        """See `Feed.batch`. Where all images happen to keep as many, it is the batch of one count.
+
+        Compiled models take batches of one shape: padded to the most that any image keeps.
+        """
         del keep
-        count = micro_batch.get("count")
-        if count is not None and bool((count == count[0]).all()):
+        count, indices = micro_batch.get("count"), micro_batch["indices"]
+        if count is not None and self.recipe.compile:
+            missing = max(self.samples.manifest.keeps) - indices.shape[1]
+            micro_batch = {**micro_batch, "indices": F.pad(indices, (0, missing), value=NO_TOKEN)}
+        elif count is not None and bool((count == count[0]).all()):
             micro_batch = {name: value for name, value in micro_batch.items() if name != "count"}
         return {name: value.to(self.worker.device, non_blocking=True) for name, value in micro_batch.items()}
 

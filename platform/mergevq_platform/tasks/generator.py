@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from mergevq.config import config
-from mergevq.generation import build_generator
+from mergevq.generation import build_generator, is_ragged
 from mergevq.training.generator import GeneratorTraining
 from mergevq.training.protocol import Training
 from mergevq_platform.codes import CodeSet, open_codes, read_manifest
@@ -45,12 +45,11 @@ class GeneratorTask(GeneratorTaskConfig, Task):
 
     def pin(self) -> Self:
         """See `TaskConfig.pin`: the tokenizer, which must be the one that made the codes, and what these say of kept counts."""
-        if self.tokenizer and self.tokenizer_sha256:
-            return self
-        if self.codes is None:
-            return self._with_tokenizer(None)
-        manifest = read_manifest(self.codes)
-        return with_counts_of(self._with_tokenizer(manifest.tokenizer), manifest)
+        pinned = self.tokenizer is not None and self.tokenizer_sha256 is not None
+        counted = self.codes is None or (is_ragged(self.model) and self.budget is not None)
+        manifest = None if self.codes is None or (pinned and counted) else read_manifest(self.codes)
+        found = self if pinned else self._with_tokenizer(None if manifest is None else manifest.tokenizer)
+        return found if counted or manifest is None else with_counts_of(found, manifest)
 
     def _with_tokenizer(self, made_by: TokenizerRef | None) -> Self:
         if self.tokenizer:

@@ -31,8 +31,7 @@ def forward_codes(generator, indices: Tensor, order: Tensor | None = None) -> Te
     return codes if prediction.present is None else codes.where(prediction.present, -1)
 
 
-@pytest.mark.parametrize("compress", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("compress", "dtype"), [(True, torch.float32), (False, torch.float64)])
 def test_greedy_mergear_of_many_counts_equals_the_teacher_forced_forward(
     random_generator: Callable, generate: Callable, compress: bool, dtype: torch.dtype
 ) -> None:
@@ -61,14 +60,11 @@ def test_greedy_random_order_of_many_counts_equals_the_teacher_forced_forward(
 
 
 @pytest.mark.parametrize("kind", ["mergear", "random_order"])
-@pytest.mark.parametrize("guidance", [{}, {"scale": 2.0, "schedule": "linear"}])
-def test_a_sample_is_what_it_is_alone(
-    random_generator: Callable, generate: Callable, kind: str, guidance: dict
-) -> None:
-    generator, config = random_generator(kind), GuidanceConfig(**guidance)
+def test_a_sample_is_what_it_is_alone(random_generator: Callable, generate: Callable, kind: str) -> None:
+    generator, config = random_generator(kind), GuidanceConfig(scale=2.0, schedule="linear")
     steps = 6 if kind == "random_order" else None  # more than the fewest tokens
     made = generate(generator, LABELS, keep=COUNTS, guidance=config, steps=steps).indices
-    for row, keep in enumerate(COUNTS.tolist()):
+    for row, keep in list(enumerate(COUNTS.tolist()))[:3]:
         alone = generate(
             generator,
             LABELS[row : row + 1],
@@ -165,5 +161,7 @@ def test_counts_that_were_not_trained_or_not_for_every_sample_are_refused(
     generator = random_generator("mergear")
     with pytest.raises(InputError, match="keep is 5: this generator was trained with 4, 9, 16"):
         generate(generator, LABELS, keep=[4, 5, 9, 9, 9])
+    with pytest.raises(InputError, match="steps is 17: there are 16 tokens"):
+        generate(random_generator("random_order"), LABELS, keep=COUNTS, steps=17)
     with pytest.raises(InputError, match="keep has 2 numbers for 5 images"):
         generate(generator, LABELS, keep=[4, 9])

@@ -103,6 +103,10 @@ def test_counts_and_codes_are_the_same_for_any_number_of_workers(
     assert made(random_order, tmp_path / "0") == made(random_order, tmp_path / "2", workers=2)
 
 
+def test_the_budget_of_the_codes_is_no_other_mean(mergear: Run) -> None:
+    assert open_sampling(mergear.location, budget=10.0) == open_sampling(mergear.location)
+
+
 def test_another_budget_draws_more_or_fewer_tokens(random_order: Run) -> None:
     means = []
     for budget in (6.0, None, 14.0):
@@ -128,6 +132,7 @@ def test_the_report_has_ceiling_and_baselines_at_the_counts_of_the_codes(
     assert "each its own kept count (mean" in report.kept()
     assert report.protocol["kept_tokens"] is None
     assert report.protocol["budget"] > 9
+    assert "Reconstructions keep 9" in report.caption() or "Reconstructions keep 10" in report.caption()
 
 
 def test_evaluate_takes_another_mean_on_the_command_line(

@@ -15,7 +15,8 @@ from mergevq_platform import loop
 from mergevq_platform.codes import open_codes
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.operations.planning.synthetic import kept_counts
-from mergevq_platform.recipe import Recipe, resolve
+from mergevq_platform.recipe import Recipe, complete, locate, resolve
+from mergevq_platform.recipe.resolve import Pins
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import task_of
@@ -54,6 +55,13 @@ def test_the_codes_say_that_images_have_their_own_counts(ragged: dict[str, Any])
     assert resolve(to_tree(recipe)) == recipe
     preflight(recipe)
     assert kept_counts(recipe) == (16, 16), "a micro-batch is as long as its longest image"
+
+
+def test_a_trial_finds_out_too_with_what_is_pinned_of_its_sweep(ragged: dict[str, Any]) -> None:
+    base = complete(ragged)
+    pins = Pins.between(locate(base), resolve(base))
+    trial = resolve(with_overrides(ragged, ["task.losses.label_smoothing=0"]), pins=[pins])
+    assert (trial.generator.budget, trial.generator.keep) == (10.0, None)
 
 
 @pytest.mark.parametrize("kind", ["mergear", "random_order"])
@@ -159,3 +167,28 @@ def test_a_run_goes_on_with_codes_of_its_kind_alone(
     resolved = to_tree(resolve(ragged))
     with pytest.raises(InputError, match=r"holds one kept count a row group, but this run learns counts"):
         preflight(resolve(with_overrides(resolved, [f"task.codes={codes}"])))
+
+
+def test_source_recovery_is_tuned_at_every_count_of_the_generators_codes(
+    ragged: dict[str, Any], tokenizer_directory: Path, image_set: Path, tmp_path: Path
+) -> None:
+    ragged["task"]["preset"] = "test_random_order"
+    train(resolve(ragged | {"steps": 1}), tmp_path / "generator")
+    task = {
+        "kind": "recovery",
+        "tokenizer": str(tokenizer_directory),
+        "generator": str(newest(tmp_path / "generator")),
+    }
+    recipe = resolve(ragged | {"task": task, "steps": 2})
+    assert recipe.task.kept_counts() == (4, 9, 16)
+    host = train(recipe, tmp_path / "recovery")
+    assert host.history[-1][1]["train/total"] > 0
+
+
+def test_compiled_models_take_batches_of_one_shape(ragged: dict[str, Any]) -> None:
+    recipe = resolve(ragged | {"compile": True})
+    samples = task_of(recipe).open_data(recipe)
+    feed = task_of(recipe).open_feed(recipe, samples, loop.Worker())
+    batches = [feed.batch(batch, None) for step in range(6) for batch in feed.stream(0).step(step)]
+    assert {tuple(batch["indices"].shape) for batch in batches} == {(4, 16)}
+    assert all("count" in batch for batch in batches)
