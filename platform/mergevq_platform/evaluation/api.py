@@ -13,6 +13,7 @@ import torch
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize
 from mergevq.metrics import FeaturesConfig, write_reference
+from mergevq_platform.allocation.allocator_ref import with_places
 from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.extractor_choice import with_files
@@ -37,7 +38,7 @@ from mergevq_platform.evaluation.worker import Device, answers
 from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.hub import pinned
-from mergevq_platform.storage.lookup import find
+from mergevq_platform.storage.lookup import find, places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.settings import read_settings
 from mergevq_platform.tasks.task import task_of
@@ -122,7 +123,7 @@ def evaluate(
         seed=seed,
         tokenizer=tokenizer,
         budgets=budgets,
-        allocators=allocators,
+        allocators=allocators and with_places(allocators, places_of_runs(home, lambda: store)),
         say=note,
     )
     evaluator = task_of(settings).evaluator(settings, found.checkpoint, options)
