@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any, TypeVar, cast, dataclass_transform
 
 import pydantic
-import yaml
 from pydantic import ConfigDict, TypeAdapter
 
 from mergevq.config_errors import explain
@@ -72,6 +71,8 @@ def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> Tree:
 
 def with_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> Tree:
     """`tree` with command-line overrides `a.b=value` applied in order; values are YAML (numbers, lists, true, null)."""
+    import yaml  # only what people write is YAML: models, metrics and their files do without it
+
     result = dict(tree)
     for override in overrides:
         path, equals, text = override.partition("=")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.encoder import init_transformer
+from mergevq.fused import adaptive_norm, norm_silu
 from mergevq.layers import GroupNorm, LayerScale, ProportionalAttention, ResBlock
 from mergevq.number_types import Count, Positive
 
@@ -84,7 +86,7 @@ class Decoder(nn.Module):
             x = stage(norm(x, codes))
             if index < len(self.ups):
                 x = self.ups[index](x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(norm_silu(self.norm_out, x))
         return depth_to_space(x, self.config.head_stride)
 
     @property
@@ -137,7 +139,7 @@ class AdaptiveGroupNorm(nn.Module):
         # A single cell deviates from nothing: its unbiased variance would be 0 / 0.
         variance = flat.var(-1, correction=int(flat.shape[-1] > 1))
         scale = self.gamma((variance + 1e-6).sqrt())
-        return self.norm(x) * scale[..., None, None] + self.beta(flat.mean(-1))[..., None, None]
+        return adaptive_norm(self.norm, x, scale, self.beta(flat.mean(-1)))
 
 
 class Upsample(nn.Module):
@@ -153,5 +155,10 @@ class Upsample(nn.Module):
 
 
 def depth_to_space(x: Tensor, factor: int) -> Tensor:
-    """(B, f f C, H, W) -> (B, C, f H, f W), depth-column-row order: the channel is the fastest of the depth."""
-    return rearrange(x, "b (i j c) h w -> b c (h i) (w j)", i=factor, j=factor) if factor > 1 else x
+    """(B, f f C, H, W) -> (B, C, f H, f W) in the same layout, depth-column-row order: the channel is the fastest of the depth."""
+    if factor == 1:
+        return x
+    if x.is_contiguous(memory_format=torch.channels_last):
+        apart = rearrange(x, "b (i j c) h w -> b (h i) (w j) c", i=factor, j=factor)
+        return rearrange(apart, "b h w c -> b c h w")
+    return rearrange(x, "b (i j c) h w -> b c (h i) (w j)", i=factor, j=factor)

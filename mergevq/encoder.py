@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from mergevq.inputs import check_images, whole_count
 from mergevq.layers import GroupNorm, MergeBlock, ResBlock, sincos
 from mergevq.merge_schedule import merge_schedule
 from mergevq.number_types import Count, Positive, ProperFraction, WholeNumber
+from mergevq.ragged_merging import ragged_layers
 
 Positions = Literal["none", "sincos", "learned"]
 
@@ -160,6 +161,46 @@ class Encoder(nn.Module):
                 assignment = slot.gather(1, assignment)
         tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1, (cells.rows, cells.columns))
         return EncoderOutput(x[:, 0], tokens, source)
+
+    def merge_each(self, cells: Cells, groups: Mapping[int, Sequence[int]]) -> EncoderOutput:
+        """Grid tokens -> as many kept tokens of each image as it is to keep, in one pass of every layer.
+
+        `groups`: kept count, ascending -> its images, which lie in `cells` in this order. K is the largest count; what an
+        image has less is padded at the end with tokens of 0 and of size 0.
+        """
+        x = cells.tokens
+        size: Tensor | None = None
+        assignment = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+        schedules = [(len(rows), self._schedule(x.shape[1] - 1, keep)) for keep, rows in groups.items()]
+        layers = ragged_layers(x.shape[1], schedules, x.device)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x, size, slot = block(x, size, layer or 0)
+            if slot is not None:
+                assignment = slot.gather(1, assignment)
+        tokens, source = merging.canonical(x[:, 1:], assignment[:, 1:] - 1, (cells.rows, cells.columns))
+        return EncoderOutput(x[:, 0], tokens.where((source.size > 0)[..., None], 0), source)
+
+    def match_similarities(self, cells: Cells, keep: int) -> Tensor:
+        """The cosine similarities (B, N - keep) float32 of all pairs that are merged on the way to `keep` tokens, layer by layer.
+
+        Ends at the last matching: its MLP and what comes after are not computed.
+        """
+        x = cells.tokens
+        size: Tensor | None = None
+        schedule = self._schedule(x.shape[1] - 1, keep)
+        last = max((layer for layer, r in enumerate(schedule) if r), default=-1)
+        found = [x.new_zeros(len(x), 0, dtype=torch.float32)]
+        for layer, (block, r) in enumerate(zip(self.blocks[: last + 1], schedule, strict=False)):
+            assert isinstance(block, MergeBlock)
+            x, metric = block.attend(x, size)
+            if r:
+                chosen = merging.match(metric, r)
+                found.append(chosen.similarity)
+                ones = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
+                x, size = merging.merge(chosen, x, ones)
+            if layer < last:
+                x = block.feed(x)
+        return torch.cat(found, dim=1)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mergevq import merging
+from mergevq.fused import norm_silu
+from mergevq.ragged_merging import RaggedLayer, merge_each, slots_each
 
 
 class GroupNorm(nn.GroupNorm):
@@ -25,6 +27,19 @@ class GroupNorm(nn.GroupNorm):
         if x.device.type != "cpu" or x.ndim < 4:
             return super().forward(x)
         return super().forward(x.flatten(2)).view(x.shape)  # three dimensions have no channels-last layout
+
+    def of_tokens(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Tokens (B, T, C) normalised over those that are `valid`, (B, T) bool; what the others get means nothing.
+
+        In float32 or better, returned in the dtype of the weights. An image's result is `forward`'s of its valid tokens.
+        """
+        grouped = x.unflatten(-1, (self.num_groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
+        weights = valid[..., None, None].to(grouped.dtype)
+        weights = weights / (weights.sum(1, keepdim=True) * grouped.shape[-1])
+        mean = (grouped * weights).sum((1, 3), keepdim=True)
+        variance = ((grouped - mean).square() * weights).sum((1, 3), keepdim=True)
+        normed = ((grouped - mean) * (variance + self.eps).rsqrt()).flatten(-2).to(self.weight.dtype)
+        return normed * self.weight + self.bias
 
 
 class ResBlock(nn.Module):
@@ -54,8 +69,8 @@ class ResBlock(nn.Module):
 
     def computed(self, x: Tensor) -> Tensor:
         """The block's output; all that its gradient needs is kept."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
+        y = self.conv1(norm_silu(self.norm1, x))
+        return self.skip(x) + self.conv2(norm_silu(self.norm2, y))
 
 
 def set_recompute(module: nn.Module, recompute: bool = True) -> None:
@@ -133,18 +148,35 @@ class MergeBlock(nn.Module):
         self.attention, self.mlp = ProportionalAttention(width, heads), Mlp(width, 4 * width)
         self.scale1, self.scale2 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
-    def forward(self, x: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Tokens (B, T, D), sizes (B, T) or None -> tokens (B, T - r, D), sizes, and the slot of each token."""
-        attended, metric = self.attention(self.norm1(x), size)
-        x = x + self.drop_path(self.scale1(attended))
+    def forward(
+        self, x: Tensor, size: Tensor | None, r: int | RaggedLayer
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens (B, T, D), sizes (B, T) or None -> tokens (B, T - r, D), sizes, and the slot of each token.
+
+        `r` may differ by image: then T and T - r are of the longest, and sizes are 0 where a shorter one is padded.
+        """
+        x, metric = self.attend(x, size)
         slot = None
         if r:
-            num_tokens = x.shape[1]
-            chosen = merging.match(metric, r)
             ones = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
-            x, size = merging.merge(chosen, x, ones)
-            slot = merging.slots(chosen, num_tokens)
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x)))), size, slot
+            if isinstance(r, RaggedLayer):
+                slot = slots_each(metric, r)
+                x, size = merge_each(slot, x, ones, r.longest)
+            else:
+                num_tokens = x.shape[1]
+                chosen = merging.match(metric, r)
+                x, size = merging.merge(chosen, x, ones)
+                slot = merging.slots(chosen, num_tokens)
+        return self.feed(x), size, slot
+
+    def attend(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The half of the block before the merge: tokens after attention, and the metric that they are matched by."""
+        attended, metric = self.attention(self.norm1(x), size)
+        return x + self.drop_path(self.scale1(attended)), metric
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The half after the merge: tokens after the MLP."""
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
 def sincos(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:

@@ -66,12 +66,13 @@ class Match(NamedTuple):
     """One layer's decision, T tokens to T - r.
 
     `kept` (B, A - r) and `merged` (B, r): positions among the A even tokens; `destination` (B, r): for each merged token the position
-    among the odd tokens that takes it up. All int64.
+    among the odd tokens that takes it up. All int64. `similarity` (B, r) float32: the cosine of each merged pair, descending.
     """
 
     kept: Tensor
     merged: Tensor
     destination: Tensor
+    similarity: Tensor
 
 
 @torch.no_grad()
@@ -87,11 +88,11 @@ def match(metric: Tensor, r: int, *, protect_first: bool = True) -> Match:
     best, partner = (even @ odd.transpose(1, 2)).max(dim=-1)
     if protect_first:
         best[:, 0] = -torch.inf
-    merged = best.topk(r, dim=-1).indices
+    similarity, merged = best.topk(r, dim=-1)
     taken = torch.zeros_like(best, dtype=torch.bool).scatter_(1, merged, True)
     # A stable sort of the flags lists the kept even tokens in their order, at a size known without a look at the data.
     kept = taken.to(torch.uint8).argsort(dim=-1, stable=True)[:, : best.shape[1] - r]
-    return Match(kept, merged, partner.gather(1, merged))
+    return Match(kept, merged, partner.gather(1, merged), similarity)
 
 
 def merge(match: Match, tokens: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

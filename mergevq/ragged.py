@@ -1,6 +1,7 @@
 """A kept count for every image: batches whose images hold different numbers of tokens, padded at the end.
 
-Images of equal count are computed together, so that each gets what it gets alone; what is padded is never read.
+Each image gets what it gets alone: on a CPU images of equal count are computed together, on a GPU all are, and what is
+padded has no part in any result.
 """
 
 from __future__ import annotations
@@ -14,6 +15,14 @@ from mergevq.errors import InputError
 from mergevq.inputs import readable
 
 NO_TOKEN = -1  # the index of a padded position
+
+
+def in_one_pass(device: torch.device) -> bool:
+    """Whether images of different counts go through the encoder's blocks together, padded, and not count by count.
+
+    A GPU waits for its kernels to be launched, so few large ones are fastest; a CPU would compute what is padded.
+    """
+    return device.type == "cuda"
 
 
 def rows_by_count(counts: Sequence[int]) -> dict[int, list[int]]:

@@ -39,6 +39,9 @@ class Stream(IntEnum):
     POSITION_BASELINE = 8
     AUGMENT = 9
     ERASE = 10
+    CODE_PERTURBATION = 11
+    SOURCE_PERTURBATION = 12
+    BOOTSTRAP = 13
 
 
 def words(count: int, seed: int, stream: Stream, *address: int) -> np.ndarray:

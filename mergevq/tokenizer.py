@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mergevq import ragged
 from mergevq.config import config
 from mergevq.decoder import Decoder, DecoderConfig
-from mergevq.encoder import Encoder, EncoderConfig, EncoderOutput
+from mergevq.encoder import Cells, Encoder, EncoderConfig, EncoderOutput
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize, grid_of, size_text
 from mergevq.inputs import (
@@ -142,8 +142,9 @@ class MergeVQ(nn.Module):
         """Images (B, 3, H, W) float in [-1, 1], of any size that divides into cells -> `Encoded` with exactly `keep` tokens
         (default: the configured count).
 
-        `keep` may be a count for each image, (B,): each gets the codes and the source that it gets alone; the stem runs
-        once for all, the blocks once for each different count.
+        `keep` may be a count for each image, (B,): each gets the codes and the source that it gets alone (on a GPU to
+        rounding, as in a batch of another size). The stem runs once for all; on a GPU the blocks do too, on a CPU once for
+        each different count.
 
         Raises `InputError` for another shape or dtype, a size that does not divide into cells, a count that the layers
         cannot reach and, with `check_values`, for NaN and values beyond ±2, which no resampling of [-1, 1] reaches. The
@@ -156,15 +157,27 @@ class MergeVQ(nn.Module):
         counts = kept_counts(self.config.keep if keep is None else keep, len(images))
         if isinstance(counts, int):
             return self._quantized(self.encoder(images, counts))
-        return self._encode_each(images, counts)
+        self.encoder.check(images, counts)
+        return self.encode_cells(self.encoder.embed(images), counts)
 
-    def _encode_each(self, images: Tensor, counts: list[int]) -> Encoded:
+    def encode_cells(self, cells: Cells, keep: int | Sequence[int] | Tensor) -> Encoded:
+        """Grid tokens that `encoder.embed` made of images -> what `encode` makes of these images.
+
+        For whoever looks at the grid tokens before it says `keep`, or encodes the same images several times. Raises
+        `InputError` for counts that the layers cannot reach.
+        """
+        counts = kept_counts(keep, len(cells.tokens))
+        if isinstance(counts, int):
+            return self._quantized(self.encoder.merge(cells, counts))
         groups = ragged.rows_by_count(counts)
-        self.encoder.check(images, groups)
-        cells = self.encoder.embed(images)
         if len(groups) < 2:
             return self._quantized(self.encoder.merge(cells, *(groups or [self.config.keep])))
-        parts = [self._quantized(self.encoder.merge(cells.of(rows), keep)) for keep, rows in groups.items()]
+        if ragged.in_one_pass(cells.tokens.device):
+            order = [row for rows in groups.values() for row in rows]
+            features = self.encoder.merge_each(cells.of(order), groups)
+            encoded = self._quantized(features, features.source.size > 0)
+            return _reordered(encoded, torch.tensor(order, device=cells.tokens.device).argsort())
+        parts = [self._quantized(self.encoder.merge(cells.of(rows), count)) for count, rows in groups.items()]
 
         def join(tensors: list[Tensor], *, dim: int | None = 1, fill: float = 0) -> Tensor:
             return ragged.joined(tensors, list(groups.values()), dim=dim, fill=fill)
@@ -182,11 +195,18 @@ class MergeVQ(nn.Module):
             latents=join([part.latents for part in parts]),
         )
 
-    def _quantized(self, features: EncoderOutput) -> Encoded:
+    def _quantized(self, features: EncoderOutput, valid: Tensor | None = None) -> Encoded:
         # GroupNorm takes its statistics over the kept tokens, which have no spatial order.
-        normed = self.to_latents["norm"](features.tokens.transpose(1, 2)).transpose(1, 2)
+        norm, tokens = self.to_latents["norm"], features.tokens
+        assert isinstance(norm, GroupNorm)
+        normed = (
+            norm(tokens.transpose(1, 2)).transpose(1, 2) if valid is None else norm.of_tokens(tokens, valid)
+        )
         latents = self.to_latents["project"](F.silu(normed))
         codes, indices = self.quantizer.quantize(latents)
+        if valid is not None:
+            indices = indices.where(valid, ragged.NO_TOKEN)
+            codes, latents = (x.where(valid[..., None], 0) for x in (codes, latents))
         return Encoded(indices, codes, features.source, features.summary, features.tokens, latents)
 
     def decode(self, encoded: Encoded) -> Tensor:
@@ -319,3 +339,14 @@ class MergeVQ(nn.Module):
     def last_layer(self) -> Tensor:
         """The decoder's last weight, at which the adaptive adversarial weight compares gradients."""
         return self.decoder.last_layer
+
+
+def _reordered(encoded: Encoded, order: Tensor) -> Encoded:
+    source = encoded.source._replace(
+        assignment=encoded.source.assignment.index_select(0, order),
+        size=encoded.source.size.index_select(0, order),
+    )
+    rest = {
+        name: getattr(encoded, name).index_select(0, order) for name in Encoded._fields if name != "source"
+    }
+    return Encoded(source=source, **rest)

@@ -106,6 +106,51 @@ def codes(image_set: Path, tokenizer_directory: Path, tmp_path_factory: pytest.T
     return directory
 
 
+@pytest.fixture(scope="session")
+def allocated_counts(image_set: Path, tokenizer_directory: Path) -> Any:
+    """A kept count of 4, 9 or 16 for every image, 10 on the mean, by the bytes of its JPEG."""
+    from mergevq.allocation import Calibration, CompressedSizeAllocatorConfig, build_allocator, calibrations
+    from mergevq_platform.allocation.allocator_ref import AllocatorRef
+    from mergevq_platform.allocation.calibrating import CalibratedAllocator
+    from mergevq_platform.codes import AllocatedCounts
+    from mergevq_platform.data import EvalBatches, open_dataset, to_unit_range
+    from mergevq_platform.storage.tokenizer_ref import find_tokenizer
+
+    config, menu, dataset = CompressedSizeAllocatorConfig(), (4, 9, 16), open_dataset(image_set, "train")
+    tokenizer = find_tokenizer(str(tokenizer_directory))
+    images = to_unit_range(EvalBatches(dataset, 16, 192).batch(0), "cpu")["image"]
+    allocator = build_allocator(config, menu)
+    calibration = Calibration(
+        allocator=config,
+        allocator_sha256=None,
+        menu=menu,
+        tokenizer_sha256=tokenizer.sha256,
+        data_fingerprint=dataset.fingerprint,
+        split="train",
+        images=192,
+        budgets=calibrations(allocator.scores(tokenizer.load(), images), allocator, [10.0]),
+    )
+    ref = AllocatorRef("compressed_size", config, menu)
+    return AllocatedCounts(CalibratedAllocator(ref, calibration), 10.0)
+
+
+@pytest.fixture(scope="session")
+def ragged_codes(
+    image_set: Path,
+    tokenizer_directory: Path,
+    allocated_counts: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The images as codes, each at its own kept count, two views of each training image."""
+    from mergevq_platform.codes import tokenize
+    from mergevq_platform.storage.tokenizer_ref import find_tokenizer
+
+    directory = tmp_path_factory.mktemp("ragged-codes") / "set"
+    tokenizer = find_tokenizer(str(tokenizer_directory))
+    tokenize(tokenizer, directory, data=str(image_set), keep=allocated_counts, crops=2, progress=False)
+    return directory
+
+
 @pytest.fixture
 def small_generator(image_set: Path, codes: Path) -> dict[str, Any]:
     """The tree of a recipe that trains a tiny MergeAR on the codes in seconds."""

@@ -179,9 +179,7 @@ def _profiled(gpu: bool) -> list[str]:
     from torch.profiler import ProfilerActivity, profile
 
     one_step, _ = _whole_step(gpu)
-    for _ in range(3):
-        one_step()
-    synchronise()
+    step_seconds = interleaved({"step": one_step}, rounds=3)["step"]
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         one_step()
         synchronise()
@@ -189,11 +187,15 @@ def _profiled(gpu: bool) -> list[str]:
     if gpu:  # operators carry their kernels' time besides: kernels alone add up to the step
         kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
         times = {event.key: event.self_device_time_total for event in kernels}
+        launched = f"{sum(event.count for event in kernels):,} kernels"
     else:
         times = {event.key: event.self_cpu_time_total for event in events}
+        launched = f"{sum(event.count for event in events):,} operators"
     total = sum(times.values())
     shown = sorted(times, key=lambda name: -times[name])[:24]
-    return [f"profile of a recipe step, {total / 1e3:.0f} ms:"] + [
+    # Where kernels fill less than the step, the device waits for them to be launched.
+    head = f"profile of a recipe step: {launched}, {total / 1e3:.0f} ms in all, in a step of {step_seconds * 1e3:.0f} ms:"
+    return [head] + [
         f"  {times[name] / total:6.1%} {times[name] / 1e3:8.2f} ms  {_short(name)}" for name in shown
     ]
 

@@ -39,6 +39,37 @@ def encoder() -> list[str]:
     ]
 
 
+def ragged() -> list[str]:
+    """Encoding time of a count for each image, against one count for all at the same mean: two, five and nine counts."""
+    import mergevq
+
+    preset, batches = ("gr_256_d64", (16, 64)) if torch.cuda.is_available() else ("gr_128_d32", (18,))
+    tokenizer = mergevq.create(preset).to(device()).eval()
+    mean = tokenizer.grid_tokens * 9 // 16
+    spreads = {
+        name: [
+            mean + round(0.3 * mean * step / steps)
+            for step in range(-steps, steps + 1, 2 * steps // (counts - 1))
+        ]
+        for name, counts, steps in (("two", 2, 1), ("five", 5, 2), ("nine", 9, 4))
+    }
+    lines = []
+    for batch in batches:
+        images = torch.rand(batch, 3, *[tokenizer.config.image_size] * 2, device=device()) * 2 - 1
+        ways: dict[str, Callable[[], object]] = {"one": lambda images=images: tokenizer.encode(images, mean)}
+        for name, counts in spreads.items():
+            each = [counts[i % len(counts)] for i in range(batch)]
+            ways[name] = lambda images=images, each=each: tokenizer.encode(images, each)
+        with torch.inference_mode():
+            times = interleaved(ways, rounds=5)
+        lines += [
+            f"encode {preset}, {batch} x {tokenizer.config.image_size} px, {name} counts of mean {mean}: "
+            f"{seconds * 1e3:.0f} ms ({seconds / times['one']:.2f} of one count)"
+            for name, seconds in times.items()
+        ]
+    return lines
+
+
 def _lfq_work(tokens: int, bits: int) -> Callable[[], None]:
     from mergevq.quantize import LFQ, LFQConfig
 
@@ -228,4 +259,4 @@ def _training_rate(preset: str, batch: int, keep: int, way: str) -> tuple[float,
     return batch / seconds, torch.cuda.max_memory_allocated(), first
 
 
-MEASUREMENTS = {f.__name__: f for f in (encoder, lfq, unmerge, step, precision, compiled)}
+MEASUREMENTS = {f.__name__: f for f in (encoder, ragged, lfq, unmerge, step, precision, compiled)}

@@ -7,8 +7,10 @@ from mergevq.generation.config import (
     RandomOrderConfig,
     RasterConfig,
     TransformerConfig,
+    is_ragged,
     parse_generator,
 )
+from mergevq.generation.counts import draw_counts, mean_count
 from mergevq.generation.model import Generator, build_generator
 from mergevq.generation.presets import generator_preset, list_generators
 from mergevq.generation.random_order import arccos_schedule
@@ -28,8 +30,11 @@ __all__ = [
     "TransformerConfig",
     "arccos_schedule",
     "build_generator",
+    "draw_counts",
     "generator_preset",
+    "is_ragged",
     "list_generators",
+    "mean_count",
     "parse_generator",
     "sample",
 ]

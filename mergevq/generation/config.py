@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import pydantic
 
@@ -98,6 +98,8 @@ class _CodesConfig:
         tree: dict[str, Any] = tree_of(self)
         if self.grid is None:
             del tree["grid"]  # a square's tree is that of before there were others
+        if not tree.get("ragged"):
+            tree.pop("ragged", None)  # likewise of a generator whose batches have one count
         return tree
 
     @property
@@ -110,9 +112,13 @@ class _CodesConfig:
 
 @config
 class _KeepConditionedConfig(_CodesConfig):
-    """Generators that are conditioned on the kept count."""
+    """Generators that are conditioned on the kept count.
+
+    `ragged`: they learn from images of which each keeps its own count, and carry the histogram of these counts by class.
+    """
 
     keeps: tuple[Count, ...]  # the kept counts that can be trained and asked for
+    ragged: bool = False  # every image of the codes has its own kept count; set where the code set is such
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +126,10 @@ class _KeepConditionedConfig(_CodesConfig):
             raise ValueError(f"keeps {list(self.keeps)} must name each kept count once, and at least one")
         if max(self.keeps) > self.grid_tokens:
             raise ValueError(f"keeps has {max(self.keeps)}, more than the {self.grid_tokens} grid tokens")
+        if self.ragged and len(self.keeps) < 2:
+            raise ValueError(
+                f"keeps {list(self.keeps)} is one count: images of different counts need several"
+            )
 
 
 @config
@@ -168,6 +178,11 @@ GeneratorConfig = Annotated[
 @config
 class _GeneratorTree:
     generator: GeneratorConfig
+
+
+def is_ragged(config: GeneratorConfig) -> TypeGuard[MergeARConfig | RandomOrderConfig]:
+    """Whether a generator learns from images of which each keeps its own count."""
+    return not isinstance(config, RasterConfig) and config.ragged
 
 
 def parse_generator(tree: Any, *, where: str = "") -> GeneratorConfig:

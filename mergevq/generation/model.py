@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from mergevq.errors import InputError
 from mergevq.generation import rotary
 from mergevq.generation.code_heads import FactorisedCodes
-from mergevq.generation.config import GeneratorConfig, MergeARConfig, RandomOrderConfig, RasterConfig
+from mergevq.generation.config import (
+    GeneratorConfig,
+    MergeARConfig,
+    RandomOrderConfig,
+    RasterConfig,
+    is_ragged,
+)
 from mergevq.generation.masks import first_occurrences, mergear_mask
 from mergevq.generation.transformer import Transformer
 
@@ -26,10 +32,14 @@ class TeacherForced(NamedTuple):
 
     logits: list[Tensor]  # (B, T, V) per sub-token
     targets: Tensor  # (B, T) int64 indices
+    present: Tensor | None = None  # (B, T) bool: which targets there are; None: all
 
 
 class Generator(nn.Module):
     """A class-conditional autoregressive model over a tokenizer's codes."""
+
+    trained_keeps: Tensor
+    count_histogram: Tensor  # where the configuration is `ragged`
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -40,6 +50,12 @@ class Generator(nn.Module):
         self.classes = nn.Embedding(config.classes + 1, shape.width)  # the last row stands for no class
         keeps = conditioning_keeps(config)
         self.keeps = nn.Embedding(len(keeps), shape.width) if keeps else None
+        trained = () if isinstance(config, RasterConfig) else config.keeps
+        self.register_buffer("trained_keeps", torch.tensor(trained, dtype=torch.int64), persistent=False)
+        if is_ragged(config):
+            # Images of each class, and of none, at each kept count.
+            counted = torch.zeros(config.classes + 1, len(trained), dtype=torch.int64)
+            self.register_buffer("count_histogram", counted)
         self.instruction = (
             nn.Parameter(torch.randn(shape.width) * 0.02) if isinstance(config, RandomOrderConfig) else None
         )
@@ -70,7 +86,7 @@ class Generator(nn.Module):
         indices: Tensor,
         assignment: Tensor | None,
         labels: Tensor,
-        keep: int | None = None,
+        keep: int | Tensor | None = None,
         order: Tensor | None = None,
     ) -> TeacherForced:
         """The logits of every target, for known codes.
@@ -78,12 +94,21 @@ class Generator(nn.Module):
         `indices` (B, K) int64 of the kept tokens in canonical order; `assignment` (B, N) int64, the kept token of each
         cell, None where the indices are those of all N cells; `labels` (B,) int64, -1 for no class. Targets are all N
         cells in raster order or, in random order, the K indices in `order` (B, K), a permutation per row, drawn from
-        PyTorch's global random numbers where it is None. Raises `InputError` for a kept count that was not trained.
+        PyTorch's global random numbers where it is None. `keep` (B,) int64: each image its own count; what the indices of
+        the others have beyond theirs is padding, of any value, and so are these places of `order`. No target sees it, as it
+        stands at the end. Raises `InputError` for a kept count that was not trained; of counts on a GPU, whose values the
+        host does not read, PyTorch's embedding fails.
         """
         if isinstance(self.config, RandomOrderConfig):
+            keep = indices.shape[1] if keep is None else keep
+            present = None
+            if isinstance(keep, Tensor):
+                present = torch.arange(indices.shape[1], device=indices.device) < keep[:, None]
+                indices = indices.where(present, 0)
             if order is None:
-                order = torch.rand(indices.shape, device=indices.device).argsort(1)
-            return self._random_order(indices, labels, indices.shape[1] if keep is None else keep, order)
+                chance = torch.rand(indices.shape, device=indices.device)
+                order = (chance if present is None else chance.where(present, torch.inf)).argsort(1)
+            return self._random_order(indices, labels, keep, order)._replace(present=present)
         if order is not None:
             raise InputError(f"order belongs to random-order generators; this one is {self.config.kind}")
         cells = indices if assignment is None else indices.gather(1, assignment)
@@ -99,27 +124,37 @@ class Generator(nn.Module):
         hidden = self.transformer(x, rotation, mask)[:, length - 1 :]
         return TeacherForced(self.tokens.logits(hidden, cells), cells)
 
-    def _random_order(self, indices: Tensor, labels: Tensor, keep: int, order: Tensor) -> TeacherForced:
+    def _random_order(
+        self, indices: Tensor, labels: Tensor, keep: int | Tensor, order: Tensor
+    ) -> TeacherForced:
         prefix = self.prefix(labels, keep)
         length = prefix.shape[1]
-        rotation = self.kept_rotation(keep)
         targets = indices.gather(1, order)
-        pairs = torch.stack([self.instructions(rotation)[order], self.tokens.embed(targets)], 2).flatten(1, 2)
+        if isinstance(keep, Tensor):  # a table of positions for each row
+            table = self.kept_rotation(keep, order.shape[1])
+            rows = torch.arange(len(order), device=order.device)[:, None]
+            rotation, instructions = table[rows, order], self.instructions(table)[rows, order]
+        else:
+            table = self.kept_rotation(keep)
+            rotation, instructions = table[order], self.instructions(table)[order]
+        pairs = torch.stack([instructions, self.tokens.embed(targets)], 2).flatten(1, 2)
         # The last code is only a target.
         x = self.dropout(torch.cat([prefix, pairs], 1)[:, :-1])
-        rotations = self.sequence_rotation(length, rotation[order].repeat_interleave(2, 1))[:, :-1]
+        rotations = self.sequence_rotation(length, rotation.repeat_interleave(2, 1))[:, :-1]
         hidden = self.transformer(x, rotations)[:, length::2]
         return TeacherForced(self.tokens.logits(hidden, targets), targets)
 
-    def prefix(self, labels: Tensor, keep: int | None) -> Tensor:
+    def prefix(self, labels: Tensor, keep: int | Tensor | None) -> Tensor:
         """Labels (B,), -1 for no class -> the tokens (B, P, D) before the codes: class and, where there is one, kept count.
 
-        Raises `InputError` for a kept count that was not trained.
+        `keep`: one for all or, (B,) int64, one for each. Raises as `forward` for a kept count that was not trained.
         """
-        index = self.keep_index(keep)
+        index = self._keep_indices(keep) if isinstance(keep, Tensor) else self.keep_index(keep)
         classes = self.classes(torch.where(labels < 0, self.config.classes, labels))[:, None]
         if self.keeps is None:
             return classes
+        if isinstance(index, Tensor):
+            return torch.cat([classes, self.keeps(index)[:, None]], 1)
         return torch.cat([classes, self.keeps.weight[index].expand_as(classes)], 1)
 
     def keep_index(self, keep: int | None) -> int:
@@ -135,19 +170,39 @@ class Generator(nn.Module):
             raise InputError(f"keep is {keep}: this generator was trained with {known}")
         return config.keeps.index(keep)
 
+    def _keep_indices(self, keep: Tensor) -> Tensor | int:
+        if isinstance(self.config, RasterConfig):
+            return self.keep_index(None)
+        found = keep[:, None] == self.trained_keeps
+        known = found.any(1)
+        if keep.device.type == "cpu" and not bool(known.all()):
+            self.keep_index(int(keep[~known][0]))
+        # Beyond the last one where there is none, so that the embedding fails.
+        return torch.where(known, found.int().argmax(1), len(self.trained_keeps))
+
     def cell_rotation(self) -> Tensor:
         """Rotary factors (N, 2, head_dim) of the raster cells."""
         return self._rotations(self._grid(self.config.grid_tokens, self.config.rows_columns[1]))
 
-    def kept_rotation(self, keep: int) -> Tensor:
-        """Rotary factors (K, 2, head_dim) of the kept tokens, see `RandomOrderConfig`."""
+    def kept_rotation(self, keep: int | Tensor, tokens: int | None = None) -> Tensor:
+        """Rotary factors (K, 2, head_dim) of the kept tokens, see `RandomOrderConfig`.
+
+        Of counts `keep` (B,) int64: (B, `tokens`, 2, head_dim), a row's first as many as it keeps being its own.
+        """
         assert isinstance(self.config, RandomOrderConfig)
+        sides = self.config.rows_columns
+        if isinstance(keep, Tensor):
+            assert tokens is not None
+            each = keep.double().sqrt().ceil().long()[:, None]  # exact: a root is rounded correctly
+            coordinates = self._grid(tokens, each)
+            if self.config.positions == "stretched":
+                factors = torch.stack([side / each.double() for side in sides], -1)
+                coordinates = coordinates * factors.to(coordinates.dtype)
+            return self._rotations(coordinates)
         columns = math.isqrt(keep - 1) + 1
         coordinates = self._grid(keep, columns)
         if self.config.positions == "stretched":
-            coordinates = coordinates * coordinates.new_tensor(
-                [side / columns for side in self.config.rows_columns]
-            )
+            coordinates = coordinates * coordinates.new_tensor([side / columns for side in sides])
         return self._rotations(coordinates)
 
     def sequence_rotation(self, prefix: int, rotation: Tensor) -> Tensor:
@@ -163,7 +218,7 @@ class Generator(nn.Module):
         heads = rearrange(self.instruction, "(h d) -> h d", h=self.config.transformer.heads)
         return rotary.rotate(heads, rotation[..., None, :, :]).flatten(-2)
 
-    def _grid(self, cells: int, columns: int) -> Tensor:
+    def _grid(self, cells: int, columns: int | Tensor) -> Tensor:
         weight = self.classes.weight
         # Positions in half precision would collide.
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32

@@ -21,12 +21,15 @@ def decode(
     sampler: CodeSampler,
     labels: Tensor,
     *,
-    keep: int,
+    keep: int | Tensor,
     uniforms: Tensor,
     compress: bool,
     limit_distinct: bool,
 ) -> tuple[Tensor, int, int]:
-    """Codes (B, N) of labels (B,) by `uniforms` (B, N, S); the passes through the transformer; the cache's peak bytes."""
+    """Codes (B, N) of labels (B,) by `uniforms` (B, N, S); the passes through the transformer; the cache's peak bytes.
+
+    `keep`: one kept count for all, or (B,) int64, one for each.
+    """
     config, device, transformer = generator.config, labels.device, generator.transformer
     batch, count = len(labels), config.grid_tokens
     fractions = [cell / count for cell in range(count)]
@@ -38,7 +41,9 @@ def decode(
     codes = torch.zeros(batch, count, dtype=torch.int64, device=device)
     window = config.window if isinstance(config, MergeARConfig) else None
     compressed = window is not None and compress
-    layout = _layout(generator, batch, length, keep, compressed, keep if limit_distinct else count, device)
+    most = int(keep.max()) if isinstance(keep, Tensor) else keep
+    limits = keep[:, None] if isinstance(keep, Tensor) else keep
+    layout = _layout(generator, batch, length, most, compressed, most if limit_distinct else count, device)
     cache = transformer.cache(batch, layout.slots, prefix)
     peak, halves, graphs = 0, 1, CudaGraphs(device)
 
@@ -73,7 +78,7 @@ def decode(
         hidden = graphs(visible, step, x, step_rotation, slots, mask)[:, -1]
         allowed = None
         if limit_distinct and cell:
-            full = layout.distinct.count[:, None] >= keep
+            full = layout.distinct.count[:, None] >= limits
             allowed = torch.where(full, layout.distinct.codes, -1)
         codes[:, cell] = graphs("draw", sampler.draw, hidden, uniforms[:, cell], scales[cell], allowed)
     return codes, count, peak

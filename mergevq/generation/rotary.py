@@ -27,7 +27,9 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     )
 
 
-def grid_coordinates(cells: int, columns: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Row and column (cells, 2) of raster cells."""
+def grid_coordinates(
+    cells: int, columns: int | Tensor, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Row and column (cells, 2) of raster cells; (B, cells, 2) of grids with `columns` (B, 1) int64 each."""
     index = torch.arange(cells, device=device)
     return torch.stack([index // columns, index % columns], -1).to(dtype)

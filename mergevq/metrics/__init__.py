@@ -1,6 +1,6 @@
 """Metrics as accumulators (update, merge, compute), and probes of features. PyTorch, NumPy and nothing of a cluster."""
 
-from mergevq.metrics.codes import ClassBalance, CodeUsage, bits_per_image
+from mergevq.metrics.codes import ClassBalance, CodeUsage, bits_per_image, histogram_distance
 from mergevq.metrics.extractors import InceptionExtractor, extractor
 from mergevq.metrics.extrapolate import Extrapolated, extrapolated_distance
 from mergevq.metrics.features import (
@@ -10,13 +10,22 @@ from mergevq.metrics.features import (
     RandomFeaturesConfig,
     TimmFeaturesConfig,
     distance_name,
+    perturbed_distance_name,
     score_name,
 )
 from mergevq.metrics.frechet import FeatureStatistics, Moments, frechet_distance, require_same_identity
 from mergevq.metrics.inception_score import InceptionScore, InceptionScoreResult
+from mergevq.metrics.kernel import KernelDistance, kernel_distance
 from mergevq.metrics.knn import KnnResult, Nearest, Votes, knn_classify, knn_votes, neighbour_counts
-from mergevq.metrics.manifold import PrecisionRecall, precision_recall
+from mergevq.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from mergevq.metrics.mean import Mean
+from mergevq.metrics.perturbed import (
+    mean_distance,
+    merged_cells,
+    perturbed_distances,
+    perturbed_source_statistics,
+    perturbed_statistics,
+)
 from mergevq.metrics.pixels import MsSsim, Psnr, Ssim, to_uint8
 from mergevq.metrics.probe import ProbeResult, linear_probe
 from mergevq.metrics.recovery import RecoveryAccuracy
@@ -26,6 +35,7 @@ from mergevq.metrics.sgd_probe import SgdProbeConfig, SgdProbeResult, sgd_probe
 __all__ = [
     "ClassBalance",
     "CodeUsage",
+    "DensityCoverage",
     "Extractor",
     "Extrapolated",
     "FeatureStatistics",
@@ -34,6 +44,7 @@ __all__ = [
     "InceptionFeaturesConfig",
     "InceptionScore",
     "InceptionScoreResult",
+    "KernelDistance",
     "KnnResult",
     "Mean",
     "Moments",
@@ -51,14 +62,23 @@ __all__ = [
     "TimmFeaturesConfig",
     "Votes",
     "bits_per_image",
+    "density_coverage",
     "distance_name",
     "extractor",
     "extrapolated_distance",
     "frechet_distance",
+    "histogram_distance",
+    "kernel_distance",
     "knn_classify",
     "knn_votes",
     "linear_probe",
+    "mean_distance",
+    "merged_cells",
     "neighbour_counts",
+    "perturbed_distance_name",
+    "perturbed_distances",
+    "perturbed_source_statistics",
+    "perturbed_statistics",
     "precision_recall",
     "read_reference",
     "require_same_identity",

@@ -94,6 +94,12 @@ def distance_name(network: Extractor, of: ImageOrigin, measure: Literal["fd", "s
     return f"{of[0]}{measure}_{network.name}"
 
 
+def perturbed_distance_name(network: Extractor) -> str:
+    """The metric name of pFID, the Fréchet distance of reconstructions from perturbed codes: `pfid` for the standard
+    Inception's features, `prfd_NAME` for any other."""
+    return "pfid" if network.standard else f"prfd_{network.name}"
+
+
 def score_name(network: Extractor, measure: str, of: ImageOrigin = "generation") -> str:
     """The metric name of a score (`inception_score`, `precision`, ...): of reconstructions it says so, and it has the
     features' name unless they are standard."""

@@ -13,7 +13,6 @@ PLATFORM_MODULES = (
     "ray",
     "mlflow",
     "pyarrow",
-    "PIL",
     "matplotlib",
     "plotly",
     "rich",

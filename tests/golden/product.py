@@ -254,7 +254,8 @@ def code_set(path: str, split: str) -> Tree:
     for keep in codes.manifest.keeps:
         rows = [codes.group(number) for number in codes.groups_of(keep)]
         groups[keep] = {
-            name: np.concatenate([getattr(row, name) for row in rows]) for name in rows[0]._fields
+            name: np.concatenate([getattr(row, name) for row in rows])
+            for name in ("indices", "assignment", "label", "sample", "crop")
         }
     return {
         "fingerprint": codes.fingerprint,

@@ -62,6 +62,36 @@ def step(training: Training, batch: dict[str, Tensor], keep: int) -> dict[str, T
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+@torch.inference_mode()
+def test_images_of_different_counts_are_encoded_as_on_the_cpu(preset: str) -> None:
+    torch.manual_seed(0)
+    tokenizer = visible(mergevq.create(preset)).double().eval()
+    counts, images = [9, 16, 4, 9], random_images().double()
+    encoded = tokenizer.encode(images, counts)
+    decoded = tokenizer.decode(encoded)
+    tokenizer.cuda()
+    there = tokenizer.encode(images.cuda(), counts)
+    assert torch.equal(there.indices.cpu(), encoded.indices)
+    assert torch.equal(there.source.assignment.cpu(), encoded.source.assignment)
+    torch.testing.assert_close(there.kept_tokens.cpu(), encoded.kept_tokens)
+    torch.testing.assert_close(tokenizer.decode(there).cpu(), decoded)
+    torch.testing.assert_close(
+        tokenizer.decode_indices(there.indices).cpu(), tokenizer.cpu().decode_indices(encoded.indices)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_images_of_different_counts_are_finite_in_half_precision(dtype: torch.dtype) -> None:
+    tokenizer = visible(mergevq.create("test_gr")).cuda().eval()
+    with torch.autocast("cuda", dtype):
+        encoded = tokenizer.encode(random_images().cuda(), [9, 16, 4, 9])
+        assert tokenizer.decode(encoded).isfinite().all()
+    assert encoded.counts.tolist() == [9, 16, 4, 9]
+    assert encoded.kept_tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("keep", [4, 9, 16])
 @torch.inference_mode()
 def test_indices_sources_and_images_are_the_cpus(preset: str, keep: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hypothesis.strategies as st
@@ -37,13 +39,23 @@ def tokenizer() -> mergevq.MergeVQ:
     return TOKENIZERS["test_gr"]
 
 
+@contextmanager
+def in_one_pass(wanted: bool) -> Iterator[None]:
+    """As on a GPU, or as on a CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mergevq.ragged.in_one_pass", lambda device: wanted)
+        yield
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(counts=st.lists(st.integers(4, 16), min_size=1, max_size=6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @torch.inference_mode()
-def test_every_image_gets_what_it_gets_alone(name: str, counts: list[int]) -> None:
+def test_every_image_gets_what_it_gets_alone(name: str, one_pass: bool, counts: list[int]) -> None:
     model, batch = TOKENIZERS[name], images(len(counts))
-    together = model.encode(batch, keep=torch.tensor(counts))
+    with in_one_pass(one_pass):
+        together = model.encode(batch, keep=torch.tensor(counts))
     assert together.counts.tolist() == counts
     assert together.indices.shape == (len(counts), max(counts))
     decoded, unknown = model.decode(together), model.decode_indices(together.indices)
@@ -93,9 +105,22 @@ def test_the_stem_works_once_and_blocks_only_for_kept_tokens() -> None:
     assert flops([5, 16, 16, 5]) == (flops(5) + flops(16)) // 2
 
 
-def test_gradients_flow_to_every_image() -> None:
+@torch.inference_mode()
+def test_among_equal_tokens_an_image_merges_the_same_as_alone() -> None:
+    flat = images(4)
+    flat[:, :, 4:] = 0.25  # cells of three rows are alike, and so are their matches
+    with in_one_pass(True):
+        together = tokenizer().encode(flat, keep=[5, 12, 7, 12])
+    for row, count in enumerate([5, 12, 7, 12]):
+        alone = tokenizer().encode(flat[row : row + 1], keep=count)
+        assert torch.equal(together.source.assignment[row], alone.source.assignment[0])
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_gradients_flow_to_every_image(one_pass: bool) -> None:
     batch = images(3).requires_grad_()
-    encoded = tokenizer().encode(batch, keep=[5, 9, 5])
+    with in_one_pass(one_pass):
+        encoded = tokenizer().encode(batch, keep=[5, 9, 5])
     (encoded.latents.square().sum() + encoded.summary.sum()).backward()
     assert batch.grad is not None
     assert (batch.grad.abs().flatten(1).sum(1) > 0).all()

@@ -40,7 +40,10 @@ def _add_made(data: Any) -> None:
         "shapes",
         help="procedural labelled images as Parquet shards",
         description="Draw images of 12 classes that only their shape tells apart: a data set that needs no download.",
-        examples=["mergevq data shapes data/shapes --images 6000 --size 32"],
+        examples=[
+            "mergevq data shapes data/shapes --images 6000 --size 32",
+            "mergevq data shapes data/six --classes ring triangle pentagon cross half-disc arrow",
+        ],
     )
     shapes.add_argument("directory", type=user_path, help="the new set's folder")
     shapes.add_argument("--images", type=count, default=6000, help="training images (default 6000)")
@@ -49,6 +52,9 @@ def _add_made(data: Any) -> None:
     )
     shapes.add_argument("--size", type=count, default=32, help="side in pixels (default 32)")
     shapes.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
+    shapes.add_argument(
+        "--classes", nargs="+", metavar="SHAPE", help="only these, numbered in this order (default: all 12)"
+    )
     shapes.set_defaults(function=_data_shapes)
     digits = add_verb(
         data,
@@ -98,17 +104,20 @@ def _add_packed(data: Any) -> None:
         data,
         "info",
         help="what a set holds, or what packing it would understand; --sheet",
-        description="Say what a packed set holds, or how packing would read a folder: splits, classes, what is left out.",
+        description="Say what a packed set holds, or how packing would read a folder: splits, classes, what is left out. Of a code set: "
+        "kept counts, tokenizer, allocator, use of the vocabulary.",
         examples=[
             "mergevq data info data/imagenet --sheet sheet.png",
             "mergevq data info /data/photos --splits none",
             "mergevq data info hf://datasets/owner/name",
+            "mergevq data info data/codes/shapes --sheet usage.png",
         ],
     )
     info.add_argument(
-        "directory", help="a packed set, a folder to pack, or hf://datasets/owner/name[@revision][/folder]"
+        "directory",
+        help="a packed set, a code set, a folder to pack, or hf://datasets/owner/name[@revision][/folder]",
     )
-    info.add_argument("--sheet", type=user_path, help="write a contact sheet PNG here")
+    info.add_argument("--sheet", type=user_path, help="write a contact sheet PNG here; of codes their usage")
     _add_choices(info)
     info.add_argument("--verify", action="store_true", help="compare every shard with its checksum")
     info.set_defaults(function=_data_info)
@@ -149,6 +158,7 @@ def _add_choices(verb: argparse.ArgumentParser) -> None:
 
 def _data_shapes(options: argparse.Namespace) -> None:
     from mergevq_platform import data
+    from mergevq_platform.procedural.shape_distances import CLASSES
 
     data.write_shapes(
         options.directory,
@@ -156,6 +166,7 @@ def _data_shapes(options: argparse.Namespace) -> None:
         val_images=options.validation_images,
         size=options.size,
         seed=options.seed,
+        classes=options.classes or CLASSES,
     )
     print(data.describe(options.directory))
 
@@ -195,8 +206,13 @@ def _data_pack(options: argparse.Namespace) -> None:
 
 def _data_info(options: argparse.Namespace) -> None:
     from mergevq.config import parse
-    from mergevq_platform import data
+    from mergevq_platform import codes, data
+    from mergevq_platform.storage.hub import pinned
 
+    place = pinned(options.directory, "dataset")
+    if codes.is_code_set(place):
+        print(codes.describe_codes(place, sheet=options.sheet, verify=options.verify))
+        return
     reading = parse(
         data.Reading,
         {name: getattr(options, name) for name in ("image_column", "label_column", "background")},

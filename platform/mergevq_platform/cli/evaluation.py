@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import found
-from mergevq_platform.cli.numbers import count, size
+from mergevq_platform.cli.numbers import count, mean_count, size
 from mergevq_platform.cli.paths import user_path, user_place
 from mergevq_platform.cli.verbs import add_storage, add_verb
 from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
     from mergevq.metrics import FeaturesConfig
+    from mergevq_platform.evaluation.options import Suite
     from mergevq_platform.evaluation.report import EvaluationReport
 
 
@@ -28,6 +30,10 @@ def add(verbs: Any) -> None:
         examples=[
             "mergevq evaluate RUN",
             "mergevq evaluate RUN --keep 9 16 25 --suite reconstruction",
+            "mergevq evaluate RUN --suite generability --suite distribution",
+            "mergevq evaluate RUN --suite published --inception FILE --markdown row.md",
+            "mergevq evaluate RUN --keep 16 36 64 --suite ar_probe",
+            "mergevq evaluate RUN --budget 16 25 36",
             "mergevq evaluate --images DIR --reference DIR_OR_NPZ",
         ],
     )
@@ -38,20 +44,14 @@ def add(verbs: Any) -> None:
         "checkpoint, a registered model (models:/NAME@alias), a model of the Hub (hf://owner/name[@revision]), or an imported "
         "tokenizer's directory",
     )
-    evaluate.add_argument(
-        "--suite",
-        choices=["reconstruction", "representation", "generation", "all"],
-        default="all",
-        help="what to measure (default all): of a tokenizer reconstruction and representation, of a generator or --images "
-        "generation",
-    )
+    _add_suites(evaluate)
     evaluate.add_argument(
         "--keep",
         type=count,
         action="extend",
         nargs="+",
         metavar="K",
-        help="kept-token counts (default: the recipe's)",
+        help="kept-token counts (default: the recipe's); with --budget the menu to choose from (default: those of the training)",
     )
     evaluate.add_argument(
         "--cfg",
@@ -72,10 +72,47 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--recipe", help="for an imported tokenizer: the recipe whose data and protocol to take"
     )
+    _add_allocators(evaluate)
     _add_measures(evaluate)
     _add_image_sets(evaluate)
     _add_procedure(evaluate)
     evaluate.set_defaults(function=_evaluate)
+
+
+def _add_allocators(evaluate: argparse.ArgumentParser) -> None:
+    """Options of a comparison of allocators."""
+    evaluate.add_argument(
+        "--budget",
+        type=mean_count,
+        action="extend",
+        nargs="+",
+        metavar="MEAN",
+        help="tokenizers: instead of the curve, compare allocators that choose a count for each image, at these means of kept tokens; "
+        "generators of a budget: another mean of the counts that they draw",
+    )
+    evaluate.add_argument(
+        "--allocator",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help="with --budget: fixed, compressed_size, similarity, oracle, or learned:RUN (default: all that need no run)",
+    )
+
+
+def _add_suites(evaluate: argparse.ArgumentParser) -> None:
+    """The option of what is measured."""
+    evaluate.add_argument(
+        "--suite",
+        action="append",
+        choices=[
+            *("reconstruction", "representation", "generation", "distribution", "generability", "ar_probe"),
+            *("published", "all"),
+        ],
+        help="what to measure, may be given again (default all): of a tokenizer reconstruction and representation, of a generator "
+        "or --images generation. Beside them, not in all: distribution, KID, density and coverage of the features at hand; "
+        "generability, of a tokenizer, pFID and the like, which decodes 20 times more; ar_probe, of a tokenizer, trains a small "
+        "transformer on the codes of every kept count; published, all, and the row that a paper prints, with what is missing of it",
+    )
 
 
 def _add_measures(evaluate: argparse.ArgumentParser) -> None:
@@ -162,7 +199,6 @@ def _add_procedure(evaluate: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation import api
-    from mergevq_platform.evaluation.tokenizer import SUITES
 
     extractor = _extractor(options)
     if bool(options.run) == bool(options.images):
@@ -174,6 +210,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.reference or options.size or options.split or options.save_statistics:
         raise InputError(
             "--reference, --size, --split and --save-statistics go with --images PLACE: leave them out"
+        )
+    if options.allocator and not options.budget:
+        raise InputError(
+            "--allocator goes with --budget: give the mean kept counts, such as --budget 16 25 36"
         )
     match found(options.run, storage=options.storage).task_kind:
         case "generator":
@@ -188,13 +228,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
-        suites=SUITES if options.suite in ("all", "generation") else (options.suite,),
+        suites=suites_of(options.suite),
         extractor=extractor,
         probes=tuple(name for name in options.probe if name != "exact"),
         seeds=options.seeds,
         scales=options.cfg,
         images=options.num,
         tokenizer=found(options.tokenizer).place if options.tokenizer else None,
+        budgets=options.budget,
+        allocators=options.allocator,
         workers=options.workers,
         out=options.out,
         storage=options.storage,
@@ -203,27 +245,62 @@ def _evaluate(options: argparse.Namespace) -> None:
         track=not options.no_tracking,
         cache=not options.no_cache,
     )
-    _write(report, options)
+    more = _published(report) if "published" in (options.suite or ()) else ""
+    _write(report, options, more)
+
+
+def suites_of(chosen: Sequence[str] | None) -> tuple[Suite, ...]:
+    """The suites of an evaluation for what was chosen."""
+    from mergevq_platform.evaluation.options import SUITES
+
+    found: list[Suite] = []
+    for name in chosen or ("all",):
+        match name:
+            case "all" | "generation" | "published":
+                found += SUITES
+            case "reconstruction" | "representation" | "distribution" | "generability" | "ar_probe" as suite:
+                found.append(suite)
+    return tuple(dict.fromkeys(found))
+
+
+def _published(report: EvaluationReport) -> str:
+    """Print the row that a paper has of it; returns it as Markdown."""
+    from mergevq_platform.evaluation.published import published
+    from mergevq_platform.evaluation.tables import print_table, table_console
+
+    row = published(report)
+    if row is None:
+        return ""
+    console = table_console()
+    print_table(row.table(), console)
+    for sentence in row.missing:
+        console.print(f"  {sentence}", highlight=False)
+    return row.markdown()
 
 
 def _check_tokenizer(options: argparse.Namespace) -> None:
-    if options.suite == "generation":
+    if "generation" in (options.suite or ()):
         raise InputError(f"{options.run} is a tokenizer, which generates no images: choose another --suite")
     if options.cfg or options.num or options.tokenizer:
         raise InputError(
             f"--cfg and --num are for generators, as is --tokenizer; {options.run} is a tokenizer: leave them out"
+        )
+    if options.budget and (set(options.suite or ()) - {"all"} or options.probe or options.seeds > 1):
+        raise InputError(
+            "with --budget the exact probe and all of its measures are taken: leave --suite, --probe and --seeds out"
         )
 
 
 def _check_classifier(options: argparse.Namespace, kind: str) -> None:
     given = {
         "--keep": options.keep,
+        "--budget": options.budget,
         "--cfg": options.cfg,
         "--num": options.num,
         "--tokenizer": options.tokenizer,
         "--recipe": options.recipe,
         "--probe": options.probe,
-        "--suite": options.suite != "all",
+        "--suite": set(options.suite or ()) - {"all"},
         "--extractor": options.extractor or options.inception,
         "--seeds": options.seeds > 1,
     }
@@ -237,9 +314,22 @@ def _check_generator(options: argparse.Namespace) -> None:
     from mergevq.config import parse
     from mergevq.generation import GuidanceConfig
 
-    if options.recipe or options.probe or len(options.keep or ()) > 1:
+    if options.allocator:
         raise InputError(
-            "a generator is evaluated by its own recipe at one kept count: leave --recipe and --probe out, give one --keep"
+            f"{options.run} is a generator run, whose codes say the allocator: leave --allocator out, or give a tokenizer's run"
+        )
+    if options.recipe or options.probe or len(options.keep or ()) + len(options.budget or ()) > 1:
+        raise InputError(
+            "a generator is evaluated by its own recipe at one kept count or one mean of them: leave --recipe and --probe out, give "
+            "one --keep or one --budget"
+        )
+    if of_tokenizers := [
+        name
+        for name in options.suite or ()
+        if name in ("reconstruction", "representation", "generability", "ar_probe")
+    ]:
+        raise InputError(
+            f"{options.run} is a generator, of which {of_tokenizers[0]} is not measured: evaluate its tokenizer, or choose another --suite"
         )
     for scale in options.cfg or ():
         parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})
@@ -257,6 +347,10 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
     from mergevq_platform.evaluation import api
     from mergevq_platform.evaluation.tables import print_table
 
+    if unknown := set(options.suite or ()) - {"all", "generation", "distribution"}:
+        raise InputError(
+            f"--images has generation and distribution, not {min(unknown)}: choose another --suite, or give a run"
+        )
     report = api.evaluate_images(
         options.images,
         options.reference,
@@ -267,6 +361,7 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
         seeds=options.seeds,
         workers=options.workers,
         statistics=options.save_statistics,
+        distribution="distribution" in (options.suite or ()),
         address=options.address,
         cache=not options.no_cache,
     )
@@ -274,8 +369,8 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
     _write(report, options)
 
 
-def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
+def _write(report: EvaluationReport, options: argparse.Namespace, more: str = "") -> None:
     if options.json:
         report.save(options.json)
     if options.markdown:
-        options.markdown.write_text(report.markdown() + "\n")
+        options.markdown.write_text("\n\n".join(filter(None, (report.markdown(), more))) + "\n")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistributionConfig
-from mergevq_platform.cli.in_use import found
-from mergevq_platform.cli.numbers import count
+from mergevq_platform.cli.in_use import found, store_in_use
+from mergevq_platform.cli.numbers import count, mean_count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_storage, add_verb
 from mergevq_platform.storage.settings import read_settings
+
+if TYPE_CHECKING:
+    from mergevq_platform.codes import AllocatedCounts
+    from mergevq_platform.storage.lookup import FoundModel
 
 OPTIONS = {  # keys of sampling and guidance -> as they are typed
     "temperature": "--temperature",
@@ -41,7 +45,10 @@ def _add_tokenize(verbs: Any) -> None:
         description="Tokenize an image set with a tokenizer's averaged weights into Parquet shards. Interrupted, the same "
         "command goes on. Training images get --crops views each: the evaluation view, its mirror image, a random crop, "
         "its mirror image, and so on.",
-        examples=["mergevq tokenize RUN data/codes/shapes --keep 16 36 64"],
+        examples=[
+            "mergevq tokenize RUN data/codes/shapes --keep 16 36 64",
+            "mergevq tokenize RUN data/codes/shapes25 --budget 25 --allocator compressed_size --keep 9 16 25 36 49 64",
+        ],
     )
     tokenize.add_argument(
         "tokenizer",
@@ -60,7 +67,19 @@ def _add_tokenize(verbs: Any) -> None:
         nargs="+",
         metavar="K",
         help="kept counts at which every view is stored, or one distribution such as '{kind: gaussian, keep: [144, 256], "
-        "peak: 144}', from which every block of images draws one (default: the tokenizer's own counts)",
+        "peak: 144}', from which every block of images draws one (default: the tokenizer's own counts); with --budget the counts to "
+        "choose from",
+    )
+    tokenize.add_argument(
+        "--budget",
+        type=mean_count,
+        metavar="MEAN",
+        help="every image its own kept count, so many on the mean: chosen by --allocator, calibrated on the training images",
+    )
+    tokenize.add_argument(
+        "--allocator",
+        metavar="NAME",
+        help="with --budget, what chooses: compressed_size (default), similarity, oracle (slow: it tries every count), or learned:RUN",
     )
     tokenize.add_argument("--crops", type=count, default=2, help="views of each training image (default 2)")
     tokenize.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all of the image set")
@@ -76,7 +95,10 @@ def _add_generate(verbs: Any) -> None:
         help="classes -> images of a trained generator; resumable, the same for any number of workers",
         description="Make images, classes in turn, with a contact sheet and a manifest of how. Run again, it makes what is "
         "missing. `mergevq evaluate RUN` evaluates a generator.",
-        examples=["mergevq generate RUN --classes heart star --cfg 2 --out images"],
+        examples=[
+            "mergevq generate RUN --classes heart star --cfg 2 --out images",
+            "mergevq generate RUN --budget 36 --out images",
+        ],
     )
     generate.add_argument(
         "run", help="a generator's run: name, directory, checkpoint, URI, or hf://owner/name[@revision]"
@@ -100,6 +122,13 @@ def _add_generate(verbs: Any) -> None:
     generate.add_argument("--top-p", type=float, nargs="+", metavar="P", help="1: all")
     generate.add_argument(
         "--keep", type=int, help="kept tokens, one of those trained (default: the recipe's)"
+    )
+    generate.add_argument(
+        "--budget",
+        type=mean_count,
+        metavar="MEAN",
+        help="of a generator of codes of a budget, which draws the kept count of every image from those of its class: another mean "
+        "of them (default: that of the codes)",
     )
     generate.add_argument(
         "--steps", type=int, help="random order: decoding steps (default: the recipe's, or one a token)"
@@ -151,6 +180,10 @@ def _tokenize(options: argparse.Namespace) -> None:
     named = found(options.tokenizer)
     named.require_tokenizer()
     tokenizer, recipe = find_tokenizer(named.place), named.stored_recipe
+    if options.allocator is not None and options.budget is None:
+        raise InputError(
+            f"--allocator {options.allocator} goes with --budget: give the mean kept count, such as --budget 25"
+        )
     if recipe is None:
         if not options.data or not options.keep:
             raise InputError(f"{named.name} is a tokenizer without a recipe: give --data and --keep")
@@ -165,6 +198,8 @@ def _tokenize(options: argparse.Namespace) -> None:
     if options.label_column is not None:
         reading = replace(reading or Reading(), label_column=options.label_column)
     workers, device = _device(options)
+    if options.budget is not None:
+        keep = _allocated(options, named, tokenizer.location, data, workers, device)
     manifest = codes.tokenize(
         tokenizer,
         options.out,
@@ -178,6 +213,8 @@ def _tokenize(options: argparse.Namespace) -> None:
         device=device,
         reading=reading,
     )
+    for line in codes.reached_lines(manifest.allocation) if manifest.allocation else ():
+        print(line)
     for split, views in manifest.views.items():
         size = sum(shard.bytes for shard in manifest.splits[split])
         print(
@@ -186,6 +223,47 @@ def _tokenize(options: argparse.Namespace) -> None:
     for reason in manifest.skipped[:10]:
         print(f"left out: {reason}")
     print(f"codes: {options.out}  tokenizer {manifest.tokenizer.sha256[:12]}")
+
+
+def _allocated(
+    options: argparse.Namespace, named: FoundModel, checkpoint: str, data: str, workers: int, device: Any
+) -> AllocatedCounts:
+    """The allocator of the options, calibrated for the budget on the training images."""
+    from mergevq_platform.allocation.allocator_ref import with_places
+    from mergevq_platform.allocation.calibrating import calibrate_allocators
+    from mergevq_platform.codes import AllocatedCounts
+    from mergevq_platform.evaluation.cache import Cache
+    from mergevq_platform.evaluation.options import EvaluationOptions
+    from mergevq_platform.storage.lookup import places_of_runs
+
+    name, menu = options.allocator or "compressed_size", None
+    if name == "fixed":
+        raise InputError(
+            f"--allocator fixed keeps one count for all images: leave --budget out and give --keep {options.budget:g}"
+        )
+    if named.stored_recipe is None:
+        raise InputError(
+            f"--budget {options.budget:g} is calibrated on the images of a training, and {named.name} is a tokenizer without a recipe: "
+            "give the run, or --keep alone"
+        )
+    if options.keep:
+        menu = _keep(options.keep)
+        if not isinstance(menu, tuple):
+            raise InputError(
+                "--budget chooses among kept counts, not of a distribution: give --keep such as 9 16 25 36"
+            )
+    settings = EvaluationOptions(
+        device=device,
+        workers=workers,
+        cache=Cache.at(read_settings().home),
+        data=data,
+        say=lambda text: print(text, flush=True),
+    )
+    names = with_places([name], places_of_runs(read_settings().home, store_in_use))
+    (calibrated,) = calibrate_allocators(
+        checkpoint, named.recipe, names, [options.budget], settings, menu=menu
+    )
+    return AllocatedCounts(calibrated, options.budget)
 
 
 @config
@@ -235,6 +313,7 @@ def _generate(options: argparse.Namespace) -> None:
         named.checkpoint,
         device=device,
         keep=options.keep,
+        budget=options.budget,
         steps=options.steps,
         seed=options.seed,
         sampling=parse(SamplingConfig, {**to_tree(settings.sampling), **sampling}, options=OPTIONS),

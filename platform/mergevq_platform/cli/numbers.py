@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 
 def count(text: str) -> int:
@@ -13,6 +14,17 @@ def count(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
+    return number
+
+
+def mean_count(text: str) -> float:
+    """A mean of counts, of at least 1; it need not be whole."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 1):
+        raise argparse.ArgumentTypeError(f"{text}: give a number of at least 1")
     return number
 
 

@@ -184,7 +184,7 @@ def _runs_list(options: argparse.Namespace) -> None:
 
 def _runs_show(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation import report
-    from mergevq_platform.evaluation.stored_reports import newest_report
+    from mergevq_platform.evaluation.stored_reports import newest_rate_distortion, newest_report
     from mergevq_platform.tracking.listing import find_run, stored_curve
 
     store = store_in_use()
@@ -203,6 +203,8 @@ def _runs_show(options: argparse.Namespace) -> None:
         print(f"all trials' curves: mergevq compare {run.name}")
     else:
         print(f"not evaluated yet: mergevq evaluate {run.name}")
+    if allocators := newest_rate_distortion(store, run, read_settings().home / "evaluations"):
+        report.show_numbers(allocators)
     if options.recipe:
         print("\n".join(f"  {key} = {value}" for key, value in sorted(run.params.items())))
     else:

@@ -1,8 +1,9 @@
 """Code sets: the codes of an image set by a frozen tokenizer, in Parquet shards with a manifest.
 
 Columns: `indices` list<int32> (K codes in canonical order), `assignment` list<int16> (N slots), `label`, `sample` (the
-image's row in its own set), `crop` (see `views`), `keep` (K). Every row group holds one kept count, so that a batch has one.
-The manifest holds counts, checksums, and the identity of the tokenizer and of the images.
+image's row in its own set), `crop` (see `views`), `keep` (K). Either every row group holds one kept count, so that a batch has
+one, or every image has its own, chosen by an allocator (`CodeAllocation`). The manifest holds counts, checksums, and the
+identity of the tokenizer, of the images and of the allocator.
 """
 
 from __future__ import annotations
@@ -21,8 +22,15 @@ import pyarrow.parquet as pq
 
 from mergevq.errors import InputError
 from mergevq.files import whole_file
+from mergevq.ragged import NO_TOKEN
 from mergevq.weights_file import file_sha256
-from mergevq_platform.codes.manifest import CodeManifest, CodeShard, Group, read_manifest
+from mergevq_platform.codes.manifest import (
+    CodeManifest,
+    CodeShard,
+    CountHistogram,
+    Group,
+    read_manifest,
+)
 from mergevq_platform.data.parquet.location import Location
 from mergevq_platform.data.parquet.manifest import MANIFEST
 from mergevq_platform.data.parquet.splits import same_split
@@ -42,13 +50,14 @@ SCHEMA = pa.schema(
 
 
 class Codes(NamedTuple):
-    """Rows of a code set at one kept count."""
+    """Rows of a code set. K is the most that one of them keeps."""
 
-    indices: np.ndarray  # (B, K) int64
+    indices: np.ndarray  # (B, K) int64, padded with -1 at the end
     assignment: np.ndarray  # (B, N) int64
     label: np.ndarray  # (B,) int64, -1 for none
     sample: np.ndarray  # (B,) int64
     crop: np.ndarray  # (B,) int64
+    keep: np.ndarray  # (B,) int64, the kept count of each
 
 
 class CodeSet:
@@ -79,6 +88,16 @@ class CodeSet:
         """Whether there are labels."""
         return bool(self.manifest.classes)
 
+    @property
+    def ragged(self) -> bool:
+        """Whether every image has its own kept count."""
+        return self.manifest.allocation is not None
+
+    def histogram(self) -> CountHistogram:
+        """How many views keep how many tokens, of a ragged set."""
+        assert self.manifest.allocation is not None
+        return self.manifest.allocation.histograms[self.split]
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the split's content."""
@@ -86,7 +105,12 @@ class CodeSet:
         return hashlib.sha256(checksums.encode()).hexdigest()
 
     def groups_of(self, keep: int) -> list[int]:
-        """The numbers of the row groups at a kept count. Raises `InputError` that lists the stored counts."""
+        """The numbers of the row groups at a kept count. Raises `InputError` that lists the stored counts, and for a ragged set."""
+        if self.manifest.allocation is not None:
+            raise InputError(
+                f"{self.path} holds every image at its own kept count (mean {self.manifest.allocation.budget:g}), not at "
+                f"{keep}: set task.model.ragged=true, or tokenize with --keep {keep}"
+            )
         found = [
             number
             for number, (shard, group) in enumerate(self.places)
@@ -151,7 +175,11 @@ class CodeSet:
         def plain(column: str) -> np.ndarray:
             return table[column].to_numpy().astype(np.int64)
 
-        return Codes(listed("indices"), listed("assignment"), plain("label"), plain("sample"), plain("crop"))
+        keep = plain("keep")
+        indices = (
+            _padded_lists(table["indices"], keep, f"{self.path}/{name}") if self.ragged else listed("indices")
+        )
+        return Codes(indices, listed("assignment"), plain("label"), plain("sample"), plain("crop"), keep)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key != "_location"}
@@ -176,32 +204,50 @@ def open_codes(path: str | Path, split: str) -> CodeSet:
     return CodeSet(str(path) if "://" in str(path) else location.root, split, manifest)
 
 
+def fit_width(indices: np.ndarray, width: int) -> np.ndarray:
+    """Indices (B, K) with the columns beyond `width` cut off, or -1 in those that are missing."""
+    missing = max(0, width - indices.shape[1])
+    return np.pad(indices[:, :width], ((0, 0), (0, missing)), constant_values=NO_TOKEN)
+
+
+def _padded_lists(column: pa.ChunkedArray, keep: np.ndarray, where: str) -> np.ndarray:
+    lists = column.combine_chunks()
+    if not np.array_equal(lists.value_lengths().to_numpy(zero_copy_only=False), keep):
+        raise InputError(f"{where} holds codes of other counts than it says: tokenize again")
+    padded = np.full((len(keep), int(keep.max(initial=0))), NO_TOKEN, dtype=np.int64)
+    padded[np.arange(padded.shape[1]) < keep[:, None]] = lists.flatten().to_numpy(zero_copy_only=False)
+    return padded
+
+
 def _another_name(split: str, manifest: CodeManifest) -> str:
     return next((name for name in manifest.splits if same_split(name, split)), split)
 
 
-def write_shard(directory: Path, file: str, groups: Sequence[tuple[int, Codes]]) -> CodeShard:
-    """Write (kept count, codes) as the row groups of one shard; the file appears whole or not at all."""
+def write_shard(directory: Path, file: str, groups: Sequence[tuple[int | None, Codes]]) -> CodeShard:
+    """Write (kept count, None where each row has its own, and codes) as the row groups of one shard; the file appears whole
+    or not at all."""
     target = directory / file
     with whole_file(target) as temporary:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-            for keep, codes in groups:
-                writer.write_table(_table(keep, codes), row_group_size=len(codes.label))
+            for _, codes in groups:
+                writer.write_table(_table(codes), row_group_size=len(codes.label))
         size, checksum = temporary.stat().st_size, file_sha256(temporary)
     return CodeShard(file, size, checksum, tuple(Group(len(codes.label), keep) for keep, codes in groups))
 
 
-def _table(keep: int, codes: Codes) -> pa.Table:
-    def lists(array: np.ndarray, kind: pa.DataType) -> pa.Array:
-        offsets = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
-        return pa.ListArray.from_arrays(offsets, pa.array(array.reshape(-1), kind))
+def _table(codes: Codes) -> pa.Table:
+    def lists(array: np.ndarray, counts: np.ndarray, kind: pa.DataType) -> pa.Array:
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        flat = array[np.arange(array.shape[1]) < counts[:, None]]
+        return pa.ListArray.from_arrays(offsets, pa.array(flat, kind))
 
+    cells = np.full(len(codes.label), codes.assignment.shape[1])
     columns = [
-        lists(codes.indices, pa.int32()),
-        lists(codes.assignment, pa.int16()),
+        lists(codes.indices, codes.keep, pa.int32()),
+        lists(codes.assignment, cells, pa.int16()),
         pa.array(codes.label, pa.int32()),
         pa.array(codes.sample, pa.int64()),
         pa.array(codes.crop, pa.int16()),
-        pa.array(np.full(len(codes.label), keep), pa.int16()),
+        pa.array(codes.keep, pa.int16()),
     ]
     return pa.table(columns, schema=SCHEMA)

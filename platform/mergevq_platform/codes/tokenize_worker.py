@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 
 from mergevq.image_size import ImageSize
-from mergevq_platform.codes.codeset import Codes, write_shard
+from mergevq.ragged import NO_TOKEN
+from mergevq_platform.codes.allocated import AllocatedCounts
+from mergevq_platform.codes.codeset import Codes, fit_width, write_shard
 from mergevq_platform.codes.manifest import CodeShard
 from mergevq_platform.data import (
     Dataset,
@@ -42,7 +45,7 @@ class ImageRange(NamedTuple):
 
     start: int
     stop: int
-    keeps: tuple[int, ...]
+    keeps: tuple[int | None, ...]  # None: every image its own
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,13 @@ class Tokenization:
     seed: int
     device: Literal["cpu", "cuda"]
     reading: Reading | None = None
+    allocated: AllocatedCounts | None = None  # None: the counts are those of the jobs
 
     def key(self, job: CodeShardJob) -> str:
         """Digest of everything that decides a shard's content."""
         settings = [self.tokenizer.sha256, self.fingerprints[job.split], self.seed, asdict(job)]
+        if self.allocated is not None:
+            settings += [self.allocated.sha256, self.allocated.budget]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     @property
@@ -84,6 +90,26 @@ class TokenizedShard(NamedTuple):
     shard: CodeShard | None
     views: int
     skipped: tuple[str, ...]
+    counted: tuple[
+        tuple[int, int, int], ...
+    ] = ()  # (label, kept count, views), where every image has its own count
+
+    def facts(self) -> dict[str, Any]:
+        """The record of a finished shard, as plain values."""
+        facts: dict[str, Any] = {
+            "shard": asdict(self.shard) if self.shard else None,
+            "views": self.views,
+            "skipped": list(self.skipped),
+        }
+        return facts | ({"counted": [list(item) for item in self.counted]} if self.counted else {})
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> TokenizedShard:
+        """The result that a record tells of."""
+        shard = CodeShard.of(facts["shard"]) if facts["shard"] else None
+        label, count, views = range(3)
+        counted = tuple((item[label], item[count], item[views]) for item in facts.get("counted", ()))
+        return cls(shard, facts["views"], tuple(facts["skipped"]), counted)
 
 
 class TokenizeWorker:
@@ -92,6 +118,8 @@ class TokenizeWorker:
     def __init__(self, subject: Tokenization) -> None:
         self.subject = subject
         self.tokenizer = subject.tokenizer.load(subject.device)
+        allocated = subject.allocated
+        self.allocator = None if allocated is None else allocated.calibrated.load(subject.device)
         self.datasets: dict[str, Dataset] = {}
 
     @torch.inference_mode()
@@ -100,7 +128,7 @@ class TokenizeWorker:
         dataset = self.datasets.setdefault(
             job.split, open_dataset(self.subject.data, job.split, self.subject.reading)
         )
-        groups: list[tuple[int, Codes]] = []
+        groups: list[tuple[int | None, Codes]] = []
         skipped: list[str] = []
         views = 0
         for block in job.blocks:
@@ -108,9 +136,15 @@ class TokenizeWorker:
             views += len(rows)
             groups += [(keep, self._codes(images, rows, job.crop, keep)) for keep in block.keeps if rows]
         shard = write_shard(Path(self.subject.directory), job.file, groups) if groups else None
-        facts = {"shard": asdict(shard) if shard else None, "views": views, "skipped": skipped}
-        self.subject.records.write(job.file, self.subject.key(job), facts)
-        return TokenizedShard(shard, views, tuple(skipped))
+        counted = Counter(
+            pair
+            for _, codes in groups
+            for pair in zip(codes.label.tolist(), codes.keep.tolist(), strict=True)
+        )
+        listed = tuple((label, count, found) for (label, count), found in sorted(counted.items()))
+        result = TokenizedShard(shard, views, tuple(skipped), listed if self.allocator else ())
+        self.subject.records.write(job.file, self.subject.key(job), result.facts())
+        return result
 
     def _views(
         self, dataset: Dataset, block: ImageRange, crop: int, skipped: list[str]
@@ -131,21 +165,30 @@ class TokenizeWorker:
         images = [item for item, _ in usable]
         return np.stack(images) if images else np.empty(0), [row for _, row in usable]
 
-    def _codes(self, views: np.ndarray, rows: list[ImageRow], crop: int, keep: int) -> Codes:
+    def _codes(self, views: np.ndarray, rows: list[ImageRow], crop: int, keep: int | None) -> Codes:
         indices, assignment = [], []
         for start in range(0, len(views), ENCODE_BATCH):
             batch = torch.from_numpy(views[start : start + ENCODE_BATCH]).to(self.subject.device)
             images = batch.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
-            encoded = self.tokenizer.encode(images, keep)
+            encoded = self.tokenizer.encode(images, self._counts(images) if keep is None else keep)
             indices.append(encoded.indices.cpu().numpy())
             assignment.append(encoded.source.assignment.cpu().numpy())
+        longest = max(part.shape[1] for part in indices)
+        joined = np.concatenate([fit_width(part, longest) for part in indices])
         return Codes(
-            np.concatenate(indices),
+            joined,
             np.concatenate(assignment),
             np.array([row.label for row in rows], dtype=np.int64),
             np.array([row.sample for row in rows], dtype=np.int64),
             np.full(len(rows), crop, dtype=np.int64),
+            (joined != NO_TOKEN).sum(1),
         )
+
+    def _counts(self, images: torch.Tensor) -> torch.Tensor:
+        assert self.allocator is not None
+        assert self.subject.allocated is not None
+        scores = self.allocator.scores(self.tokenizer, images)
+        return self.allocator.counts(scores, self.subject.allocated.constant)
 
 
 def view_of(image: Any, size: ImageSize, seed: int, sample: int, crop: int) -> np.ndarray:

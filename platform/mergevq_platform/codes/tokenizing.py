@@ -6,6 +6,7 @@ training image come in pairs: see `tokenize_worker`. Splits other than the train
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from mergevq.files import write_whole
 from mergevq.keep import KeepDistributionConfig
 from mergevq.merge_schedule import require_reachable
 from mergevq.serialization import read_config
+from mergevq_platform.codes.allocated import AllocatedCounts
 from mergevq_platform.codes.manifest import CodeManifest, CodeShard, read_manifest
 from mergevq_platform.codes.tokenize_worker import (
     CodeShardJob,
@@ -46,7 +48,7 @@ def tokenize(
     directory: str | Path,
     *,
     data: str,
-    keep: Sequence[int] | KeepDistributionConfig,
+    keep: Sequence[int] | KeepDistributionConfig | AllocatedCounts,
     crops: int = 2,
     splits: Sequence[str] | None = None,
     train_split: str = "train",
@@ -58,10 +60,11 @@ def tokenize(
 ) -> CodeManifest:
     """Tokenize an image set into `directory`; returns the manifest. `workers` Ray actors, or this process for 0.
 
-    `keep`: counts, at each of which every view is stored; or a distribution, from which every block of images draws the one
-    that it is stored at. `crops`: views of each image of `train_split`. Run again after an interruption, it goes on; run again after
-    its end, it does nothing. Images that cannot be decoded are left out and listed. Raises `InputError` for counts that the
-    tokenizer cannot reach, and for a directory that holds something else. Every node must see both places.
+    `keep`: counts, at each of which every view is stored; a distribution, from which every block of images draws the one
+    that it is stored at; or a calibrated allocator with a budget, which gives every view its own. `crops`: views of each image
+    of `train_split`. Run again after an interruption, it goes on; run again after its end, it does nothing. Images that cannot be
+    decoded are left out and listed. Raises `InputError` for counts that the tokenizer cannot reach, for an allocator that is not
+    calibrated for the budget or for this tokenizer, and for a directory that holds something else. Every node must see both places.
     """
     directory = Path(directory).expanduser().absolute()
     if crops < 1:
@@ -76,7 +79,8 @@ def tokenize(
         for job in planned(name, dataset.rows, crops if same_split(name, train_split) else 1, stored)
     ]
     fingerprints = {name: dataset.fingerprint for name, dataset in opened.items()}
-    spec = Tokenization(tokenizer, data, fingerprints, str(directory), seed, device, reading)
+    allocated = keep if isinstance(keep, AllocatedCounts) else None
+    spec = Tokenization(tokenizer, data, fingerprints, str(directory), seed, device, reading, allocated)
     digest, records = plan_digest(map(spec.key, jobs)), spec.records
     if (directory / MANIFEST).is_file():
         existing = read_manifest(directory)
@@ -110,7 +114,7 @@ def tokenize(
     learnt = [dataset for name, dataset in opened.items() if same_split(name, train_split)]
     chosen = (learnt or list(opened.values()))[0]  # a test split without labels takes no classes away
     classes = chosen.classes if chosen.labelled else ()
-    manifest = _manifest(tokenizer, names, classes, jobs, parts, plan)
+    manifest = _manifest(tokenizer, names, classes, jobs, parts, plan, allocated)
     records.remove_leftovers(job.file for job in jobs)
     write_whole(directory / MANIFEST, manifest.to_json())
     records.end()
@@ -118,9 +122,13 @@ def tokenize(
 
 
 def _kept_counts(
-    tokenizer: TokenizerRef, keep: Sequence[int] | KeepDistributionConfig, seed: int
-) -> tuple[KeepDistributionConfig | None, Callable[[int], tuple[int, ...]]]:
-    """The distribution, if there is one, and the kept counts that each block of images is stored at."""
+    tokenizer: TokenizerRef, keep: Sequence[int] | KeepDistributionConfig | AllocatedCounts, seed: int
+) -> tuple[KeepDistributionConfig | None, Callable[[int], tuple[int | None, ...]]]:
+    """The distribution, if there is one, and the kept counts that each block of images is stored at; None: each image's own."""
+    if isinstance(keep, AllocatedCounts):
+        keep.calibrated.calibration.require_tokenizer(tokenizer.sha256)
+        keep.calibrated.calibration.of(keep.budget)
+        return None, lambda block: (None,)
     with checkpoints.weights(tokenizer.location, files=checkpoints.CONFIG) as place:
         model = read_config(place)
     if isinstance(keep, Sequence):
@@ -139,7 +147,7 @@ def _kept_counts(
 
 
 def planned(
-    split: str, rows: int, crops: int, stored: Callable[[int], tuple[int, ...]]
+    split: str, rows: int, crops: int, stored: Callable[[int], tuple[int | None, ...]]
 ) -> Iterator[CodeShardJob]:
     """The shards of a split: a file for every few blocks of images and every crop; `stored(block)` are its kept counts."""
     starts = range(0, rows, GROUP_ROWS)
@@ -161,31 +169,35 @@ def _manifest(
     jobs: Sequence[CodeShardJob],
     parts: Sequence[TokenizedShard],
     plan: dict[str, Any],
+    allocated: AllocatedCounts | None,
 ) -> CodeManifest:
     splits: dict[str, tuple[CodeShard, ...]] = {}
     views: dict[str, int] = {}
+    counted: dict[str, Counter[tuple[int, int]]] = {}
     for name in names:
         mine = [part for job, part in zip(jobs, parts, strict=True) if job.split == name]
+        counted[name] = Counter()
+        for part in mine:
+            counted[name].update({(label, count): found for label, count, found in part.counted})
         splits[name] = tuple(part.shard for part in mine if part.shard)
         views[name] = sum(part.views for part in mine)
         if not views[name]:
             raise InputError(f"{plan['data']} has no usable image in split '{name}': pack it again")
     stored = {group.keep for shards in splits.values() for shard in shards for group in shard.groups}
+    present = {count for found in counted.values() for _, count in found}
     return CodeManifest(
         tokenizer=tokenizer,
         classes=classes,
         splits=splits,
         views=views,
-        keeps=tuple(sorted(stored)),
+        keeps=tuple(sorted(present | {keep for keep in stored if keep is not None})),
         plan=plan,
         skipped=tuple(reason for part in parts for reason in part.skipped),
+        allocation=None if allocated is None else allocated.described(counted, classes),
     )
 
 
 def _finished(spec: Tokenization, job: CodeShardJob) -> TokenizedShard | None:
     """The result of the same job by an earlier run, if its shard is there whole."""
     facts = spec.records.read(job.file, spec.key(job))
-    if facts is None:
-        return None
-    shard = CodeShard.of(facts["shard"]) if facts["shard"] else None
-    return TokenizedShard(shard, facts["views"], tuple(facts["skipped"]))
+    return None if facts is None else TokenizedShard.of(facts)

@@ -13,14 +13,16 @@ import torch
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize
 from mergevq.metrics import FeaturesConfig, write_reference
+from mergevq_platform.allocation.allocator_ref import with_places
 from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.extractor_choice import with_files
 from mergevq_platform.evaluation.images import ImageSetsEvaluator
 from mergevq_platform.evaluation.images_report import ImageSetsReport
 from mergevq_platform.evaluation.images_worker import ImageSetsSpec, ImageSetsWorker
-from mergevq_platform.evaluation.options import SUITES, EvaluationOptions, Suite
+from mergevq_platform.evaluation.options import SUITES, EvaluationOptions, Suite, completed
 from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
 from mergevq_platform.evaluation.report import (
     AnyReport,
     EvaluationRecorder,
@@ -28,6 +30,7 @@ from mergevq_platform.evaluation.report import (
     KindEvaluator,
     note,
     record,
+    record_beside,
     show,
     write,
 )
@@ -35,7 +38,7 @@ from mergevq_platform.evaluation.worker import Device, answers
 from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.hub import pinned
-from mergevq_platform.storage.lookup import find
+from mergevq_platform.storage.lookup import find, places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.settings import read_settings
 from mergevq_platform.tasks.task import task_of
@@ -72,6 +75,8 @@ def evaluate(
     steps: int | None = None,
     seed: int = 0,
     tokenizer: str | None = None,
+    budgets: Sequence[float] | None = None,
+    allocators: Sequence[str] | None = None,
     workers: int = 1,
     out: Path | None = None,
     storage: str | None = None,
@@ -86,13 +91,16 @@ def evaluate(
     model of the Hub (`hf://owner/name`) or a tokenizer's directory, for which `recipe` then names one for data and protocol. The
     run's own MLflow run takes its first curve; evaluating again makes a linked run. `extractor` and `probes` take the place of the
     recipe's.
-    A tokenizer has `suites` over `keeps`, `seeds`: see `TokenizerEvaluator`; a generator `scales`, `images` for each, `steps`,
-    `seed` and the place of its `tokenizer`, at one kept count. Raises `InputError` for a name that is none of these, and for
-    kept counts, settings or data that do not fit.
+    A tokenizer has `suites` over `keeps`, `seeds`: see `TokenizerEvaluator`; with `budgets` (mean kept counts) its `allocators`
+    (none: all that need no run) are compared, which choose among `keeps`: see `RateDistortionEvaluator`. A generator has
+    `scales`, `images` for each, `steps`, `seed` and the place of its `tokenizer`, at one kept count or one budget. Raises
+    `InputError` for a name that is none of these, and for kept counts, budgets, allocators, settings or data that do not fit.
     """
     store = Store.at(home, tracking_uri)
     data = data and pinned(data, "dataset")
     found = find(name, home=home, store=store, storage=storage, recipe=recipe)
+    if budgets is not None and found.recipe.task.as_generator is None:
+        found.require_tokenizer()
     chosen = found.recipe.evaluation
     if probes:
         chosen = replace(chosen, probes=tuple(probes))
@@ -107,13 +115,15 @@ def evaluate(
         cache=Cache.at(home) if cache else None,
         data=data,
         keeps=keeps,
-        suites=suites,
+        suites=completed(suites),
         seeds=seeds,
         scales=scales,
         images=images,
         steps=steps,
         seed=seed,
         tokenizer=tokenizer,
+        budgets=budgets,
+        allocators=allocators and with_places(allocators, places_of_runs(home, lambda: store)),
         say=note,
     )
     evaluator = task_of(settings).evaluator(settings, found.checkpoint, options)
@@ -150,7 +160,35 @@ def after_training(outcome: TrainingOutcome, recorder: EvaluationRecorder) -> No
     )
     report, last = task.after_training(recipe, location, options, outcome.run.name)
     leave(report, last, outcome.run.directory / report.folder, recorder, recipe.description)
+    leave_allocators(recipe, location, options, outcome.run, recorder)
     recorder.flush()
+
+
+def leave_allocators(
+    recipe: ResolvedRecipe,
+    checkpoint: str,
+    options: EvaluationOptions,
+    run: Run,
+    recorder: EvaluationRecorder,
+    *,
+    shown: bool = True,
+) -> RateDistortionReport | None:
+    """Compare the allocators of `evaluation.budgets` and leave their report as `leave` does; None where the recipe names no budget.
+
+    The note and tags of the run stay those of its curve.
+    """
+    settings = recipe.evaluation
+    if not settings.budgets:
+        return None
+    options = replace(options, budgets=settings.budgets, allocators=settings.allocators)
+    evaluator = task_of(recipe).evaluator(recipe, checkpoint, options)
+    report = evaluator.report(run.name)
+    assert isinstance(report, RateDistortionReport)
+    files = write(report, evaluator, run.directory / report.folder)
+    if shown:
+        show(report, files)
+    record_beside(report, files, recorder)
+    return report
 
 
 def leave(
@@ -180,12 +218,14 @@ def evaluate_images(
     seeds: int = 1,
     workers: int = 1,
     statistics: Path | None = None,
+    distribution: bool = False,
     address: str | None = None,
     cache: bool = True,
 ) -> ImageSetsReport:
     """Evaluate images without a checkpoint: any folder, packed set or npz, against another or against statistics.
 
-    `statistics` writes those of the images as npz, for others to be compared with. Raises `InputError` for
+    `statistics` writes those of the images as npz, for others to be compared with; `distribution` adds KID, density and coverage.
+    Raises `InputError` for
     places that hold no images, several sizes, and statistics of another extractor.
     """
     images, reference = pinned(images, "dataset"), reference and pinned(reference, "dataset")
@@ -203,7 +243,7 @@ def evaluate_images(
     passes = Passes(
         answers(ImageSetsWorker, spec, workers if workers > 1 else 0), Cache.at(home) if cache else None
     )
-    evaluator = ImageSetsEvaluator(spec, passes, seeds, note)
+    evaluator = ImageSetsEvaluator(spec, passes, seeds, note, distribution)
     report = evaluator.report(images)
     if not report.values and statistics is None:
         count = report.protocol["images"]

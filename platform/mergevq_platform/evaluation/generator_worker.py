@@ -13,9 +13,9 @@ from torch import Tensor
 from mergevq.generation import Generator, build_generator
 from mergevq.metrics import extractor, to_uint8
 from mergevq.metrics.features import Extractor
-from mergevq.rng import Stream, uniforms
-from mergevq_platform.codes import open_codes
-from mergevq_platform.data import EvalBatches, to_unit_range
+from mergevq.ragged import NO_TOKEN
+from mergevq_platform.data import to_unit_range
+from mergevq_platform.evaluation.generator_codes import PositionBaseline, stored_counts
 from mergevq_platform.evaluation.generator_results import SHOWN, GeneratorResult
 from mergevq_platform.evaluation.neighbours import thumbnails
 from mergevq_platform.evaluation.results import merge
@@ -23,8 +23,6 @@ from mergevq_platform.evaluation.spec import split_batches
 from mergevq_platform.evaluation.statistics import image_set_statistics
 from mergevq_platform.evaluation.worker import WorkerProcess
 from mergevq_platform.sampling.pipeline import SamplingPipeline, SamplingSpec
-
-POSITION_ROWS = 4096  # training views whose codes the position baseline draws from
 
 RealKind = Literal["train", "real", "reconstructed"]
 SampledKind = Literal["generated", "by_position", "untrained"]
@@ -75,9 +73,15 @@ class GeneratorWorker:
         return build_generator(self.recipe.generator.model).to(self.device).eval()
 
     @cached_property
-    def training_codes(self) -> np.ndarray:
-        """Codes of training views, (R, P) int64: P cells, or P kept tokens in random order."""
-        return training_codes(self.pipeline)
+    def position_baseline(self) -> PositionBaseline:
+        """Codes of training views, of which the baseline draws."""
+        return PositionBaseline.of(self.pipeline)
+
+    @cached_property
+    def stored_counts(self) -> np.ndarray:
+        """The kept count of every evaluated image, where each has its own."""
+        data = self.recipe.data
+        return stored_counts(self.recipe, split_batches(self.recipe, data.path, data.evaluation_split))
 
     @torch.inference_mode()
     def answer(self, job: RealJob | SampledJob) -> GeneratorResult:
@@ -94,7 +98,7 @@ class GeneratorWorker:
         batch = to_unit_range(batches.batch(index), self.device)
         images, labels = batch["image"], batch["label"]
         if job.kind == "reconstructed":
-            images = self._reconstructed(images)
+            images = self._reconstructed(images, batch["sample"])
         positions = index * batches.batch_size + torch.arange(len(images))
         return self._result(images, labels, positions, 0 if job.kind == "train" else batches.images)
 
@@ -109,10 +113,11 @@ class GeneratorWorker:
             case "untrained":
                 indices = self.pipeline.codes(labels, ids, scale=1.0, generator=self.untrained).indices
             case "by_position":
-                indices = self.codes_by_position(ids)
+                counts = self.pipeline.counts(labels, ids)
+                indices = self.position_baseline.codes(ids, self.pipeline.spec.seed, counts)
         images = self.pipeline.decode(indices)
         seconds = time.monotonic() - began
-        return self._result(images, labels, ids, settings.images, indices.numel(), seconds)
+        return self._result(images, labels, ids, settings.images, int((indices != NO_TOKEN).sum()), seconds)
 
     def _result(
         self,
@@ -140,56 +145,13 @@ class GeneratorWorker:
             seconds,
         )
 
-    def _reconstructed(self, images: Tensor) -> Tensor:
+    def _reconstructed(self, images: Tensor, samples: Tensor) -> Tensor:
         # As the generator's codes are decoded: random order with the recovered source.
-        tokenizer = self.pipeline.tokenizer
-        encoded = tokenizer.encode(images, self.pipeline.spec.keep or tokenizer.grid_tokens)
+        tokenizer, spec = self.pipeline.tokenizer, self.pipeline.spec
+        keep: int | list[int] = spec.keep or tokenizer.grid_tokens
+        if spec.budget is not None:
+            keep = self.stored_counts[samples.cpu().numpy()].tolist()
+        encoded = tokenizer.encode(images, keep)
         if self.recipe.generator.model.kind == "random_order":
             return self.pipeline.decode(encoded.indices)
         return tokenizer.decode(encoded)
-
-    def codes_by_position(self, ids: Tensor) -> Tensor:
-        """Codes (B, P) of the position baseline: each position drawn from the training codes at that position."""
-        codes, seed = self.training_codes, self.pipeline.spec.seed
-        positions = np.arange(codes.shape[1])
-        drawn = [
-            codes[
-                (uniforms(len(positions), seed, Stream.POSITION_BASELINE, sample) * len(codes)).astype(int),
-                positions,
-            ]
-            for sample in ids.tolist()
-        ]
-        return torch.from_numpy(np.stack(drawn))
-
-
-def training_codes(pipeline: SamplingPipeline) -> np.ndarray:
-    """Codes of up to `POSITION_ROWS` training views at the spec's kept count: (R, N) by cell, (R, K) in random order."""
-    recipe, keep = pipeline.recipe, pipeline.spec.keep
-    task = recipe.generator
-    rows: list[Tensor] = []
-    found = 0
-
-    def take(indices: Tensor, assignment: Tensor) -> None:
-        nonlocal found
-        rows.append(indices if task.model.kind == "random_order" else indices.gather(1, assignment))
-        found += len(indices)
-
-    if task.codes:
-        codes = open_codes(task.codes, recipe.data.train_split)
-        for number in codes.groups_of(keep or max(codes.manifest.keeps)):
-            if found < POSITION_ROWS:
-                group = codes.group(number)
-                take(torch.from_numpy(group.indices), torch.from_numpy(group.assignment))
-    else:
-        batches = real_batches(pipeline, recipe.data.train_split)
-        for index in range(batches.num_batches):
-            if found < POSITION_ROWS and (batch := batches.readable(index)) is not None:
-                images = to_unit_range(batch, pipeline.device)["image"]
-                encoded = pipeline.tokenizer.encode(images, keep or pipeline.tokenizer.grid_tokens)
-                take(encoded.indices.cpu(), encoded.source.assignment.cpu())
-    return torch.cat(rows).numpy()
-
-
-def real_batches(pipeline: SamplingPipeline, split: str) -> EvalBatches:
-    """The fixed batches of real images of a split, up to the recipe's limits."""
-    return split_batches(pipeline.recipe, pipeline.recipe.data.path, split)

@@ -99,9 +99,7 @@ def record(
     report: EvaluationReport, files: Mapping[str, Path], recorder: EvaluationRecorder, description: str
 ) -> None:
     """Record a report: rows as metrics, files as artifacts, a note, and the few tags of `protocol_tags`."""
-    report.record_rows(recorder)
-    for name, file in files.items():
-        recorder.artifact(file, FOLDER if _is_page_image(name) else report.folder)
+    record_beside(report, files, recorder)
     pngs = {name: file for name, file in files.items() if name.endswith(".png") and not _is_page_image(name)}
     figures = {name: linked_figure(report.folder, file) for name, file in pngs.items()}
     note = report.note(description, figures)
@@ -113,6 +111,13 @@ def record(
         | ({IMAGES_TAG: "True"} if any(map(_is_page_image, files)) else {})
         | ({} if note is None else {NOTE_TAG: note})
     )
+
+
+def record_beside(report: EvaluationReport, files: Mapping[str, Path], recorder: EvaluationRecorder) -> None:
+    """Record rows and files of a report in a run whose note and tags are those of another."""
+    report.record_rows(recorder)
+    for name, file in files.items():
+        recorder.artifact(file, FOLDER if _is_page_image(name) else report.folder)
 
 
 def _is_page_image(name: str) -> bool:

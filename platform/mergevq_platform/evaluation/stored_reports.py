@@ -7,11 +7,13 @@ from pathlib import Path
 from mergevq_platform.evaluation.classifier_report import ClassifierReport
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
 from mergevq_platform.evaluation.report import EvaluationReport
 from mergevq_platform.tracking.artifacts import fetch_files, fetch_own_files
 from mergevq_platform.tracking.listing import TrackedRun
 from mergevq_platform.tracking.store import Store
 
+_ALLOCATORS = f"{RateDistortionReport.folder}/{RateDistortionReport.file_name}"
 _OF_A_RUN: tuple[type[Curve | GeneratorReport | ClassifierReport], ...] = (
     Curve,
     GeneratorReport,
@@ -26,6 +28,12 @@ def newest_report(store: Store, run: TrackedRun, folder: Path) -> EvaluationRepo
     Raises `InputError` for a file that is no report.
     """
     return _loaded(fetch_files(store, run, folder, tuple(_KINDS)))
+
+
+def newest_rate_distortion(store: Store, run: TrackedRun, folder: Path) -> RateDistortionReport | None:
+    """As `newest_report`, for the newest comparison of allocators of `run`."""
+    files = fetch_files(store, run, folder, (_ALLOCATORS,))
+    return RateDistortionReport.load(files[-1]) if files else None
 
 
 def own_report(store: Store, run: TrackedRun, folder: Path) -> EvaluationReport | None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from mergevq.allocation.config import KINDS
 from mergevq.config import config
 from mergevq.metrics import FeaturesConfig, RandomFeaturesConfig
 from mergevq.metrics.lpips import LpipsFilesConfig
@@ -91,5 +92,24 @@ class EvaluationConfig:
     lpips: LpipsFilesConfig | None = None  # weight files of LPIPS; none: it is not measured
     probes: tuple[Literal["mergevq", "mae", "dinov2"], ...] = ()  # published protocols beside the exact probe
     untrained_baseline: bool = True  # also probe the encoder as it was before training
+    budgets: tuple[
+        Positive, ...
+    ] = ()  # mean kept counts at which a trained tokenizer's allocators are compared; none: they are not
+    allocators: tuple[str, ...] | None = None  # those compared; none: all that need no run
     every: Count | None = None  # steps between validations during training; none: only at the end
     validation_images: Count = 256  # images of a validation during training
+
+    def __post_init__(self) -> None:
+        if self.allocators is not None and not self.budgets:
+            raise ValueError(
+                "allocators are compared at budgets, and there is none: give evaluation.budgets, such as [16, 25]"
+            )
+        if unknown := [name for name in self.allocators or () if name not in KINDS]:
+            learned = (
+                "one that is learned needs this tokenizer trained first"
+                if ":" in unknown[0]
+                else "there is none of that name"
+            )
+            raise ValueError(
+                f"allocators holds '{unknown[0]}', and {learned}: give some of {', '.join(KINDS)}"
+            )

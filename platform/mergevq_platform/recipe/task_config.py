@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pydantic
 from pydantic import Field
 
 from mergevq import keep as kept
+from mergevq.allocation import require_within
 from mergevq.config import Tree, config, merged, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.generation import (
@@ -16,13 +18,14 @@ from mergevq.generation import (
     RasterConfig,
     SamplingConfig,
     generator_preset,
+    is_ragged,
 )
 from mergevq.image_size import size_text
 from mergevq.initialisation import select_weights
 from mergevq.keep import KeepDistributionConfig
 from mergevq.losses.config import TokenizerTrainingConfig, loss_preset
 from mergevq.merge_schedule import merge_schedule
-from mergevq.number_types import Count, NonNegative
+from mergevq.number_types import Count, NonNegative, Positive
 from mergevq.paths import WeightsPath
 from mergevq.presets import preset
 from mergevq.tokenizer import MergeVQ, TokenizerConfig
@@ -58,7 +61,11 @@ class TaskConfig:
         return {}
 
     def check(self, evaluation: EvaluationConfig) -> None:
-        """Raise `ValueError` for kept counts that the model cannot reach."""
+        """Raise `ValueError` for kept counts and budgets that the model cannot reach."""
+        if evaluation.budgets:
+            raise ValueError(
+                f"evaluation.budgets compares allocators of a tokenizer, and this recipe trains a {self.kind}: leave it out"
+            )
 
     def pin(self) -> TaskConfig:
         """The section with location and hash of every upstream model. Raises `InputError` for one that is not there."""
@@ -162,6 +169,11 @@ class TokenizerTaskConfig(TaskConfig):
                     merge_schedule(grid, keep, depth)
                 except InputError as error:
                     raise ValueError(f"{key}: {error}") from None
+        for budget in evaluation.budgets:
+            try:
+                require_within(budget, self.kept_counts())
+            except InputError as error:
+                raise ValueError(f"evaluation.budgets: {error}") from None
 
     def keep_distribution(self) -> tuple[KeepDistributionConfig, int]:
         """See `TaskConfig.keep_distribution`."""
@@ -227,7 +239,10 @@ def require_one_start(
 class GenerationConfig:
     """Sampling settings of a generator's evaluation; the settings of Table 3's rows."""
 
-    keep: Count | None = None  # kept count; none: the most often trained
+    keep: Count | None = None  # kept count; none: the most often trained, of ragged codes each image its own
+    budget: Positive | None = (
+        None  # of ragged codes: another mean of the kept counts; none: that of the codes
+    )
     steps: Count | None = None  # random order: decoding steps; none: one for every token
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     guidance: GuidanceConfig = Field(default_factory=GuidanceConfig)  # its scale is one of `scales`, in turn
@@ -241,19 +256,39 @@ class GenerationConfig:
     batch: Count = 50  # images made together, whatever the number of workers
     baselines: bool = True  # also measure codes drawn by position, and the untrained generator
 
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.budget is not None:
+            raise ValueError(
+                f"keep is {self.keep}, one count for all, and budget {self.budget:g}, a mean of many: leave one out"
+            )
+
+    @pydantic.model_serializer(mode="wrap")
+    def _stored(self, tree_of: pydantic.SerializerFunctionWrapHandler) -> Tree:
+        tree: Tree = tree_of(self)
+        if self.budget is None:
+            del tree["budget"]  # the tree of before there were ragged codes
+        return tree
+
 
 @config
 class GeneratorTaskConfig(TaskConfig):
     """Train a generator on the codes of a frozen tokenizer (stage 2).
 
-    `codes` is a code set (`mergevq tokenize`); without one, images of `data.path` are encoded inside each step.
+    `codes` is a code set (`mergevq tokenize`); without one, images of `data.path` are encoded inside each step. Of a set whose
+    images keep different counts (`mergevq tokenize --budget`) the codes say the counts, and `keep` is none.
     """
 
     kind: Literal["generator"] = "generator"
     preset: str | None = None  # the named preset that `model` starts from
     model: GeneratorConfig
     losses: GeneratorTrainingConfig = Field(default_factory=GeneratorTrainingConfig)
-    keep: KeepDistributionConfig  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
+    keep: KeepDistributionConfig | None = (
+        None  # how the kept-token count of each step is drawn; left out: all that the model knows, in turn
+    )
+    budget: Positive | None = (
+        None  # of ragged codes: the mean count that they were made for; none: read from the codes
+    )
+    allocator: str | None = None  # of ragged codes: what chose the counts; none: read from the codes
     codes: CodesPath | None = None  # a directory, a URI or hf://datasets/owner/name
     tokenizer: RunPath | None = (
         None  # a run directory, a checkpoint, a URI or hf://owner/name; none: the one that made the codes
@@ -267,6 +302,10 @@ class GeneratorTaskConfig(TaskConfig):
             raise ValueError(
                 "give codes (a code set made by `mergevq tokenize`), or a tokenizer to encode images with"
             )
+        if is_ragged(self.model) and (self.codes is None or self.keep is not None):
+            raise ValueError(
+                "model.ragged learns the count of each image from codes (`mergevq tokenize --budget`): give codes, and leave keep out"
+            )
         known, candidates = trainable_keeps(self.model), self.kept_counts()
         for key, wanted in (("keep", candidates), ("generation.keep", (self.generation.keep,))):
             for count in wanted:
@@ -275,7 +314,8 @@ class GeneratorTaskConfig(TaskConfig):
                         f"{key}: {count} kept tokens are not among those that the model knows ({_listed(known)}): "
                         f"add {count} to model.keeps, or change {key}"
                     )
-        steps, tokens = self.generation.steps, self.generation.keep or min(candidates)
+        # Where the count is not said, steps are at most its tokens.
+        steps, tokens = self.generation.steps, self.generation.keep or max(candidates)
         if steps is not None and self.model.kind != "random_order":
             raise ValueError(
                 f"generation.steps: a {self.model.kind} generator makes one token after the other: leave it out"
@@ -289,15 +329,27 @@ class GeneratorTaskConfig(TaskConfig):
         task = dict(tree)
         if task.get("preset"):
             task["model"] = merged(to_tree(generator_preset(task["preset"])), task.get("model") or {})
-        if not task.get("keep"):
-            model: Any = task.get("model") or {}
+        model: Any = task.get("model") or {}
+        if not task.get("keep") and not model.get("ragged"):
             counts = list(model.get("keeps") or [model.get("grid_tokens", 1)])
             task["keep"] = {"kind": "list", "counts": counts}
         return task
 
-    def keep_distribution(self) -> tuple[KeepDistributionConfig, int]:
-        """See `TaskConfig.keep_distribution`."""
-        return self.keep, self.model.grid_tokens
+    @pydantic.model_serializer(mode="wrap")
+    def _stored(self, tree_of: pydantic.SerializerFunctionWrapHandler) -> Tree:
+        tree: Tree = tree_of(self)
+        for key in ("budget", "allocator"):
+            if getattr(self, key) is None:
+                del tree[key]  # the tree of before there were ragged codes
+        return tree
+
+    def keep_distribution(self) -> tuple[KeepDistributionConfig, int] | None:
+        """See `TaskConfig.keep_distribution`; None where every image has its own count."""
+        return None if self.keep is None else (self.keep, self.model.grid_tokens)
+
+    def kept_counts(self) -> tuple[int, ...]:
+        """See `TaskConfig.kept_counts`."""
+        return tuple(sorted(self.model.keeps)) if is_ragged(self.model) else super().kept_counts()
 
     @property
     def as_generator(self) -> GeneratorTaskConfig | None:
@@ -309,6 +361,8 @@ class GeneratorTaskConfig(TaskConfig):
         found = {"mergevq.variant": self.preset or self.model.kind}
         if self.tokenizer_sha256:
             found["mergevq.tokenizer"] = self.tokenizer_sha256
+        if self.budget is not None:
+            found |= {"mergevq.budget": f"{self.budget:g}", "mergevq.allocator": str(self.allocator)}
         return found
 
 

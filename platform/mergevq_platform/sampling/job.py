@@ -20,6 +20,7 @@ from PIL import Image
 from mergevq.errors import InputError
 from mergevq.files import whole_file, write_whole
 from mergevq.metrics import to_uint8
+from mergevq.ragged import NO_TOKEN
 from mergevq_platform import figures
 from mergevq_platform.data.image_folder import SHEET
 from mergevq_platform.data.images.decoding import encode_png
@@ -88,10 +89,15 @@ class SamplingWorker:
             with whole_file(self.job.image(*item)) as temporary:
                 temporary.write_bytes(encode_png(image))
         stream = io.BytesIO()
-        np.savez(stream, indices=generated.indices.cpu().numpy(), label=labels.numpy(), sample=ids.numpy())
+        indices = generated.indices.cpu().numpy()
+        arrays = {"indices": indices, "label": labels.numpy(), "sample": ids.numpy()}
+        counts = self.pipeline.counts(labels, ids)
+        if isinstance(counts, torch.Tensor):
+            arrays["keep"] = counts.numpy()
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # its stub takes every keyword for `allow_pickle`
         with whole_file(self.job.codes(batch)) as temporary:
             temporary.write_bytes(stream.getvalue())
-        return BatchResult(len(samples), generated.indices.numel())
+        return BatchResult(len(samples), int((indices != NO_TOKEN).sum()))
 
 
 def sample_images(job: SamplingJob, *, workers: int = 0, progress: bool = True) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mergevq.config import parse, to_tree
@@ -17,9 +19,14 @@ from mergevq.generation import (
     Generator,
     GuidanceConfig,
     RandomOrderConfig,
+    RasterConfig,
     SamplingConfig,
+    draw_counts,
+    is_ragged,
+    mean_count,
     sample,
 )
+from mergevq.generation.counts import tilt
 from mergevq.merging import every_cell
 from mergevq.serialization import WEIGHTS, load_generator
 from mergevq.tokenizer import MergeVQ
@@ -42,11 +49,12 @@ class SamplingSpec:
     recipe: ResolvedRecipe
     tokenizer: TokenizerRef
     device: Literal["cpu", "cuda"]
-    keep: int | None  # None: a raster generator is not told
+    keep: int | None  # None: a raster generator is not told; of a budget, each sample has its own
     steps: int | None
     seed: int
     sampling: dict[str, Any]
     guidance: dict[str, Any]
+    budget: float | None = None  # the mean of counts that are drawn for each sample; None: they are not
 
     def at_scale(self, scale: float) -> SamplingSpec:
         """The same at another guidance scale."""
@@ -54,8 +62,18 @@ class SamplingSpec:
 
     def protocol(self) -> dict[str, Any]:
         """The protocol of the codes as plain values: generator, tokenizer, kept tokens, sampling, guidance."""
-        kind = self.recipe.generator.model.kind
-        return {
+        task = self.recipe.generator
+        kind = task.model.kind
+        counts = (
+            {}
+            if self.budget is None
+            else {
+                "budget": self.budget,
+                "allocator": task.allocator,
+                "counts": "drawn for each sample from the histogram of its class in the training codes",
+            }
+        )
+        return counts | {
             "generator": {
                 "checkpoint": self.checkpoint,
                 "sha256": self.sha256,
@@ -78,6 +96,7 @@ def open_sampling(
     *,
     device: Literal["cpu", "cuda"] = "cpu",
     keep: int | None = None,
+    budget: float | None = None,
     steps: int | None = None,
     seed: int = 0,
     sampling: SamplingConfig | None = None,
@@ -86,18 +105,19 @@ def open_sampling(
 ) -> SamplingSpec:
     """The newest generator at a run, checkpoint or URI; settings that are not given are those of the recipe's `task.generation`.
 
-    `tokenizer`: where its tokenizer lies now, or one with another Source Recovery. Raises `InputError` for a kept count that
-    was not trained, more steps than tokens, settings for another number of sub-tokens, and a tokenizer whose codes are not
-    those that were learnt.
+    A generator of codes whose images keep different counts draws one for each sample, unless `keep` is one for all; `budget` is
+    another mean of them than that of the codes. `tokenizer`: where its tokenizer lies now, or one with another Source Recovery.
+    Raises `InputError` for a kept count that was not trained, a budget of a generator that learnt none, more steps than tokens,
+    settings for another number of sub-tokens, and a tokenizer whose codes are not those that were learnt.
     """
     with checkpoints.newest(location, files=checkpoints.MODEL) as directory:
         recipe = checkpoints.recipe_of(directory)
         about = checkpoints.about(directory)
+        chosen, mean = counts_to_sample(recipe, directory, keep, budget)
     task, step = recipe.generator, int(about["step"])
     checkpoint = checkpoints.at_step(location, step)
     settings = task.generation
-    chosen = keep_to_sample(recipe, keep)
-    tokens = chosen or task.model.grid_tokens
+    tokens = chosen or (max(task.kept_counts()) if mean else task.model.grid_tokens)
     if steps is None and settings.steps is not None:
         steps = min(settings.steps, tokens)
     if steps is not None and not isinstance(task.model, RandomOrderConfig):
@@ -121,7 +141,39 @@ def open_sampling(
         seed=seed,
         sampling=to_tree(sampling),
         guidance=to_tree(guidance),
+        budget=mean,
     )
+
+
+def counts_to_sample(
+    recipe: Recipe, directory: Path, keep: int | None, budget: float | None
+) -> tuple[int | None, float | None]:
+    """The kept count to sample at, or None and the mean of those that are drawn for each sample (None: there are none).
+
+    `directory` holds the generator. Raises `InputError` as `open_sampling`.
+    """
+    task = recipe.generator
+    if keep is not None and budget is not None:
+        raise InputError(
+            f"--keep {keep} is one count for all and --budget {budget:g} a mean of many: give one"
+        )
+    budget = budget if budget is not None or keep is not None else task.generation.budget
+    ragged = is_ragged(task.model)
+    own = ragged and budget == task.budget  # the mean that the codes were made for: theirs, as it was reached
+    if budget is not None and not ragged:
+        raise InputError(
+            f"--budget {budget:g}: this generator learnt batches of one kept count and no histogram of counts: give --keep, "
+            "or train one on `mergevq tokenize --budget`"
+        )
+    if not ragged or keep is not None or (budget is None and task.generation.keep is not None):
+        return keep_to_sample(recipe, keep), None
+    assert not isinstance(task.model, RasterConfig)
+    with safe_open(directory / WEIGHTS, framework="pt") as tensors:
+        histogram = tensors.get_tensor("count_histogram")
+    if budget is None or own:
+        return None, mean_count(histogram, task.model.keeps)
+    tilt(histogram.sum(0).double(), task.model.keeps, budget)  # raises for a mean that they cannot have
+    return None, budget
 
 
 def keep_to_sample(recipe: Recipe, keep: int | None) -> int | None:
@@ -137,7 +189,7 @@ def keep_to_sample(recipe: Recipe, keep: int | None) -> int | None:
     trained = recipe.task.kept_counts()
     if keep is None:
         keep = task.generation.keep
-    if keep is None:
+    if keep is None and task.keep is not None:
         probabilities = task.keep.probabilities(task.model.grid_tokens)
         keep = trained[max(range(len(trained)), key=lambda i: probabilities[i])]
     if keep not in trained:
@@ -184,7 +236,7 @@ class SamplingPipeline:
         return sample(
             generator or self.generator,
             labels.to(self.device),
-            keep=self.spec.keep,
+            keep=self.counts(labels, sample_ids),
             sample_ids=sample_ids,
             seed=self.spec.seed,
             sampling=self.sampling,
@@ -192,9 +244,26 @@ class SamplingPipeline:
             steps=self.spec.steps,
         )
 
+    def counts(self, labels: Tensor, sample_ids: Tensor) -> Tensor | int | None:
+        """The kept counts (B,) int64 of samples, drawn from what the trained generator learnt (`draw_counts`), or one for all."""
+        budget = self.spec.budget
+        if budget is None:
+            return self.spec.keep
+        generator = self.generator
+        assert is_ragged(generator.config)
+        own = budget == mean_count(generator.count_histogram, generator.config.keeps)
+        return draw_counts(
+            generator.count_histogram,
+            generator.config.keeps,
+            labels,
+            sample_ids=sample_ids,
+            seed=self.spec.seed,
+            budget=None if own else budget,
+        )
+
     @torch.inference_mode()
     def decode(self, indices: Tensor) -> Tensor:
-        """Codes -> images (B, 3, H, W) in [-1, 1]: all cells' codes (B, N), or (B, K) placed by Source Recovery."""
+        """Codes -> images (B, 3, H, W) in [-1, 1]: all cells' codes (B, N), or (B, K) placed by Source Recovery, padded with -1."""
         indices = indices.to(self.device)
         if self.recipe.generator.model.kind == "random_order":
             return self.tokenizer.decode_indices(indices)

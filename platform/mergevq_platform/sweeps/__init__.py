@@ -18,8 +18,10 @@ from mergevq_platform.sweeps.objectives import (
     mean_log_frechet,
     mean_probe,
     mean_psnr,
+    psnr_at,
     sample_class_top1,
     sample_frechet,
+    saved_tokens_at,
 )
 from mergevq_platform.sweeps.space import choice, integer, log_uniform, uniform
 
@@ -39,7 +41,9 @@ __all__ = [
     "mean_log_frechet",
     "mean_probe",
     "mean_psnr",
+    "psnr_at",
     "sample_class_top1",
     "sample_frechet",
+    "saved_tokens_at",
     "uniform",
 ]

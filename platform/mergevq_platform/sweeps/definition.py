@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from mergevq.allocation.config import KINDS
 from mergevq.config import Tree, with_overrides
 from mergevq.errors import InputError
 from mergevq_platform import recipe as recipes
@@ -209,6 +210,14 @@ class Sweep:
             if objective.task != recipe.task.kind:
                 raise InputError(
                     f"sweep '{self.name}': objective {objective.name} is of {objective.task}s, but {trains}"
+                )
+        known = recipe.evaluation.allocators or tuple(KINDS)
+        for objective in self.objectives:
+            at = objective.at
+            if at is not None and (at.budget not in recipe.evaluation.budgets or at.allocator not in known):
+                raise InputError(
+                    f"sweep '{self.name}': objective {objective.name} needs {at.budget:g} in evaluation.budgets and {at.allocator} in "
+                    f"evaluation.allocators; they are {list(recipe.evaluation.budgets)} and {', '.join(known)}"
                 )
         if isinstance(self.search, Population) and recipe.cluster.workers > 1:
             raise InputError("population-based training needs trials of one worker: set cluster.workers=1")

@@ -11,6 +11,7 @@ import numpy as np
 
 from mergevq.errors import InputError
 from mergevq_platform.evaluation.curve import lacking_sentences
+from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
 from mergevq_platform.figures import pareto
 from mergevq_platform.figures.compared import Evaluation
 
@@ -21,6 +22,26 @@ class UntrainedPoint:
 
     frechet: float
     probe: float  # percent
+
+
+@dataclass(frozen=True)
+class AllocatorMetric:
+    """A metric of an allocator at a mean kept count: a scalar of the report of a recipe's `evaluation.budgets`."""
+
+    key: str
+    allocator: str
+    budget: float
+
+    def of(self, report: RateDistortionReport | None) -> float:
+        """Its value. Raises `InputError` for a report without it, naming what would give it."""
+        row = None if report is None else report.at(self.allocator, self.budget)
+        if row is None or self.key not in row:
+            lacking = "" if report is None else "; ".join(lacking_sentences(report.protocol))
+            raise InputError(
+                f"there is no '{self.key}' of the allocator {self.allocator} at a mean of {self.budget:g} kept tokens "
+                f"({lacking or 'nothing was measured there'}): name both in evaluation.budgets and evaluation.allocators"
+            )
+        return row[self.key]
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,7 @@ class Objective:
     needs_reference: bool = False
     needs_probe: bool = False  # and so labels
     task: Literal["tokenizer", "generator"] = "tokenizer"
+    at: AllocatorMetric | None = None  # in place of a scalar of the curve
 
     @property
     def sign(self) -> int:
@@ -112,6 +134,28 @@ def _of_samples(
 
     where = "best" if scale is None else f"at_{scale:g}"
     return Objective(f"{name}_{where}", mode, of, task="generator")
+
+
+def psnr_at(budget: float, allocator: str = "fixed") -> Objective:
+    """PSNR in dB where an allocator chooses each image's count, at a mean of `budget` kept tokens; higher is better.
+
+    The recipe names both, in `evaluation.budgets` and, where not all that need no run are wanted, `evaluation.allocators`.
+    """
+    return _of_allocator("psnr", budget, allocator)
+
+
+def saved_tokens_at(budget: float, allocator: str) -> Objective:
+    """The tokens that an allocator saves at equal PSNR beside one count for all, at a mean of `budget`; higher is better."""
+    return _of_allocator("saved_tokens", budget, allocator)
+
+
+def _of_allocator(key: str, budget: float, allocator: str) -> Objective:
+    def of(report: Evaluation, _: UntrainedPoint | None) -> float:
+        raise InputError(f"'{key}' of the allocator {allocator} is no scalar of the curve of '{report.run}'")
+
+    return Objective(
+        f"{key}_{allocator}_at_{budget:g}", "max", of, at=AllocatorMetric(key, allocator, budget)
+    )
 
 
 def points(curve: Evaluation, keeps: Sequence[int] | None = None) -> list[tuple[float, float]]:

@@ -23,8 +23,9 @@ from ray import tune
 from mergevq.config import to_tree
 from mergevq_platform import loop
 from mergevq_platform.distributed import trainer
-from mergevq_platform.evaluation.api import leave
+from mergevq_platform.evaluation.api import leave, leave_allocators
 from mergevq_platform.evaluation.options import EvaluationOptions
+from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
@@ -60,10 +61,10 @@ def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> 
     recipe = resolve(sweep.recipe_of(params, seed=seed, name=name), pins=sweep.pins)
     began = time.monotonic()
     if recipe.cluster.workers > 1:
-        curve, steps, drawn = _in_group(sweep, place, run, recipe, params)
+        curve, allocators, steps, drawn = _in_group(sweep, place, run, recipe, params)
     else:
-        curve, steps, drawn = _in_place(sweep, place, run, recipe, params)
-    objectives = measured(sweep, curve, place.reference)
+        curve, allocators, steps, drawn = _in_place(sweep, place, run, recipe, params)
+    objectives = measured(sweep, curve, place.reference, allocators)
     Finished(
         name=name,
         params=params,
@@ -94,14 +95,21 @@ def trial_name(sweep: str, number: int) -> str:
     return f"{sweep}-{number:03d}"
 
 
-def measured(sweep: Sweep, curve: Evaluation, reference: UntrainedPoint | None) -> dict[str, float]:
-    """The sweep's objectives of a curve."""
-    return {objective.name: objective.of(curve, reference) for objective in sweep.objectives}
+def measured(
+    sweep: Sweep, curve: Evaluation, reference: UntrainedPoint | None, allocators: RateDistortionReport | None
+) -> dict[str, float]:
+    """The sweep's objectives of a curve, and of allocators where it names some."""
+    return {
+        objective.name: objective.of(curve, reference)
+        if objective.at is None
+        else objective.at.of(allocators)
+        for objective in sweep.objectives
+    }
 
 
 def _in_place(
     sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
-) -> tuple[Evaluation, int, Counter[int]]:
+) -> tuple[Evaluation, RateDistortionReport | None, int, Counter[int]]:
     run.directory.mkdir(parents=True, exist_ok=True)
     with _recorder(sweep, run, recipe, place, params) as recorder, _handed() as handed:
         device = torch.device("cuda" if place.device == "cuda" else "cpu")
@@ -112,15 +120,15 @@ def _in_place(
         steps = loop.train(recipe, Worker(device=device), host)
         checkpoint = run.directory / checkpoints.directory_name(steps)
         _kept(run, checkpoint)
-        curve = _final(recipe, place, run, str(checkpoint), steps, recorder)
+        curve, allocators = _final(recipe, place, run, str(checkpoint), steps, recorder)
         drawn = _drawn(recipe, steps)
         _record_drawn(drawn, recorder, run)
-        return curve, steps, drawn
+        return curve, allocators, steps, drawn
 
 
 def _in_group(
     sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
-) -> tuple[Evaluation, int, Counter[int]]:
+) -> tuple[Evaluation, RateDistortionReport | None, int, Counter[int]]:
     begun = (run.directory / "recipe.yaml").is_file()
     found: dict[str, Any] = {}
 
@@ -131,7 +139,9 @@ def _in_group(
 
     def after(outcome: trainer.Outcome, recorder: EvaluationRecorder) -> None:
         with checkpoints.newest(outcome.run.newest_checkpoint(), files=checkpoints.MODEL) as directory:
-            found["curve"] = _final(recipe, place, run, str(directory), outcome.step, recorder)
+            found["curve"], found["allocators"] = _final(
+                recipe, place, run, str(directory), outcome.step, recorder
+            )
         found["drawn"] = _drawn(recipe, outcome.step)
         _record_drawn(found["drawn"], recorder, run)
 
@@ -148,7 +158,7 @@ def _in_group(
         parent=place.uid,
         tags=_tags(sweep, place, params),
     )
-    return found["curve"], outcome.step, found["drawn"]
+    return found["curve"], found["allocators"], outcome.step, found["drawn"]
 
 
 def _rung(
@@ -163,7 +173,14 @@ def _rung(
     few = task_of(recipe).on_fewer_images(recipe, sweep.rung)
     evaluator = task_of(few).evaluator(few, str(directory), EvaluationOptions(step=step, device=place.device))
     curve: Evaluation = evaluator.report(recipe.name)
-    values = measured(sweep, curve, place.reference)
+    allocators: RateDistortionReport | None = None
+    if any(objective.at is not None for objective in sweep.objectives):
+        settings = few.evaluation
+        options = EvaluationOptions(
+            step=step, device=place.device, budgets=settings.budgets, allocators=settings.allocators
+        )
+        allocators = task_of(few).evaluator(few, str(directory), options).report(recipe.name)
+    values = measured(sweep, curve, place.reference, allocators)
     recorder.metrics(step, {f"rung/{name}": value for name, value in values.items()})
     return values
 
@@ -175,13 +192,12 @@ def _final(
     checkpoint: str,
     step: int,
     recorder: EvaluationRecorder,
-) -> Evaluation:
-    evaluator = task_of(recipe).evaluator(
-        recipe, checkpoint, EvaluationOptions(step=step, device=place.device)
-    )
+) -> tuple[Evaluation, RateDistortionReport | None]:
+    options = EvaluationOptions(step=step, device=place.device)
+    evaluator = task_of(recipe).evaluator(recipe, checkpoint, options)
     report: Evaluation = evaluator.report(run.name)
     leave(report, evaluator, run.directory / report.folder, recorder, recipe.description, shown=False)
-    return report
+    return report, leave_allocators(recipe, checkpoint, options, run, recorder, shown=False)
 
 
 def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
@@ -191,6 +207,8 @@ def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
 
 
 def _record_drawn(drawn: Counter[int], recorder: EvaluationRecorder, run: Run) -> None:
+    if not drawn:  # every image has its own count
+        return
     path = run.directory / "curve" / "kept_counts_drawn.png"
     path.parent.mkdir(exist_ok=True)
     save_png(drawn_figure(drawn, run.name), path)

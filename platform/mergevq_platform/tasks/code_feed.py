@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from mergevq.metrics import Mean
+from mergevq.ragged import NO_TOKEN
 from mergevq.tokenizer import MergeVQ
-from mergevq_platform.codes import CodeSet, CodeStream, open_codes
+from mergevq_platform.codes import Codes, CodeSet, CodeStream, open_codes
+from mergevq_platform.codes.stream import batch_of
 from mergevq_platform.codes.tokenizer import tokenizer_of
 from mergevq_platform.data import Batch, Dataset, TrainStream, to_unit_range
 from mergevq_platform.recipe import Recipe
@@ -81,7 +83,7 @@ class CodeFeed:
         recipe = self.recipe
         return CodeStream(
             self.samples,
-            _keep_of_step(recipe),
+            None if self.samples.ragged else _keep_of_step(recipe),
             partition=recipe.batch_partition,
             seed=recipe.seed,
             rank=self.worker.rank,
@@ -91,8 +93,17 @@ class CodeFeed:
         )
 
     def batch(self, micro_batch: Batch, keep: int | None) -> Batch:
-        """See `Feed.batch`."""
+        """See `Feed.batch`. Where all images happen to keep as many, it is the batch of one count.
+
+        Compiled models take batches of one shape: padded to the most that any image keeps.
+        """
         del keep
+        count, indices = micro_batch.get("count"), micro_batch["indices"]
+        if count is not None and self.recipe.compile:
+            missing = max(self.samples.manifest.keeps) - indices.shape[1]
+            micro_batch = {**micro_batch, "indices": F.pad(indices, (0, missing), value=NO_TOKEN)}
+        elif count is not None and bool((count == count[0]).all()):
+            micro_batch = {name: value for name, value in micro_batch.items() if name != "count"}
         return {name: value.to(self.worker.device, non_blocking=True) for name, value in micro_batch.items()}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -109,19 +120,23 @@ class CodeFeed:
         recipe = self.recipe
         codes = open_codes(self.samples.path, recipe.data.evaluation_split)
         size, limit = recipe.evaluation.batch, recipe.evaluation.validation_images
-        for keep in recipe.task.kept_counts():
+        passes = (
+            [list(range(len(codes.places)))]
+            if codes.ragged
+            else [codes.groups_of(keep) for keep in recipe.task.kept_counts()]
+        )
+        for groups in passes:
             left = limit
-            for number in codes.groups_of(keep):
+            for number in groups:
                 if not left:
                     break
                 group = codes.group(number)
                 rows = min(left, len(group.label))
                 for start in range(0, rows, size):
                     chosen = slice(start, min(start + size, rows))
-                    yield {
-                        name: torch.from_numpy(getattr(group, name)[chosen])
-                        for name in ("indices", "assignment", "label")
-                    }
+                    some = Codes(*(array[chosen] for array in group))
+                    some = some._replace(indices=some.indices[:, : some.keep.max()])
+                    yield batch_of(some, ragged=codes.ragged)
                 left -= rows
 
 
@@ -136,11 +151,12 @@ def _keep_of_step(recipe: Recipe) -> Callable[[int], int]:
 
 def measure_generator(model: Any, batch: Batch, meters: Meters) -> None:
     """Loss (nats a code, without smoothing) and accuracy of a generator's codes, each predicted from the true ones before it."""
-    keep = batch["indices"].shape[1]
+    keep = batch.get("count", batch["indices"].shape[1])
     order = None
     if model.config.kind == "random_order":  # one order for all validations
-        order = torch.rand(batch["indices"].shape, generator=torch.Generator().manual_seed(0)).argsort(1)
-        order = order.to(batch["indices"].device)
+        chance = torch.rand(batch["indices"].shape, generator=torch.Generator().manual_seed(0))
+        present = batch["indices"].cpu() != NO_TOKEN
+        order = chance.masked_fill(~present, torch.inf).argsort(1).to(batch["indices"].device)
     prediction = model(batch["indices"], batch["assignment"], batch["label"], keep, order)
     parts = model.tokens.split(prediction.targets)
     losses, right = torch.zeros(()), torch.ones((), dtype=torch.bool)
@@ -148,5 +164,8 @@ def measure_generator(model: Any, batch: Batch, meters: Meters) -> None:
         part = parts[..., place]
         losses = losses + F.cross_entropy(logits.float().movedim(-1, 1), part, reduction="none").cpu()
         right = right & (logits.argmax(-1) == part).cpu()
+    if prediction.present is not None:
+        here = prediction.present.cpu()
+        losses, right = losses[here], right[here]
     meters.setdefault("loss", Mean("token_loss")).update(losses)
     meters.setdefault("right", Mean("token_accuracy")).update(right)

@@ -8,10 +8,11 @@ from typing import Self
 import torch
 
 from mergevq.config import config
-from mergevq.generation import build_generator
+from mergevq.generation import build_generator, is_ragged
 from mergevq.training.generator import GeneratorTraining
 from mergevq.training.protocol import Training
 from mergevq_platform.codes import CodeSet, open_codes, read_manifest
+from mergevq_platform.codes.fitting import histogram_of, require_counts, with_counts_of
 from mergevq_platform.codes.tokenizer import require_maker, tokenizer_of
 from mergevq_platform.data import Batch, Dataset, open_dataset
 from mergevq_platform.evaluation.generator import GeneratorEvaluator
@@ -27,7 +28,7 @@ from mergevq_platform.recipe import (
     locate,
 )
 from mergevq_platform.sampling.pipeline import open_sampling
-from mergevq_platform.storage.tokenizer_ref import find_tokenizer
+from mergevq_platform.storage.tokenizer_ref import TokenizerRef, find_tokenizer
 from mergevq_platform.tasks.classes import require_classes
 from mergevq_platform.tasks.code_feed import CodeFeed, EncodedImageFeed
 from mergevq_platform.tasks.image_feed import open_images
@@ -43,10 +44,14 @@ class GeneratorTask(GeneratorTaskConfig, Task):
     """
 
     def pin(self) -> Self:
-        """See `TaskConfig.pin`: the tokenizer, which must be the one that made the codes."""
-        if self.tokenizer and self.tokenizer_sha256:
-            return self
-        made_by = read_manifest(self.codes).tokenizer if self.codes else None
+        """See `TaskConfig.pin`: the tokenizer, which must be the one that made the codes, and what these say of kept counts."""
+        pinned = self.tokenizer is not None and self.tokenizer_sha256 is not None
+        counted = self.codes is None or (is_ragged(self.model) and self.budget is not None)
+        manifest = None if self.codes is None or (pinned and counted) else read_manifest(self.codes)
+        found = self if pinned else self._with_tokenizer(None if manifest is None else manifest.tokenizer)
+        return found if counted or manifest is None else with_counts_of(found, manifest)
+
+    def _with_tokenizer(self, made_by: TokenizerRef | None) -> Self:
         if self.tokenizer:
             sha256, codes_sha256 = self.tokenizer_sha256, self.tokenizer_codes_sha256
             if sha256 is None and made_by:
@@ -78,7 +83,8 @@ class GeneratorTask(GeneratorTaskConfig, Task):
     def build(self, recipe: Recipe, samples: Dataset | CodeSet) -> Training:
         """See `Task.build`."""
         require_classes(samples, self.model.classes, "a class-conditional generator")
-        return GeneratorTraining(build_generator(self.model), self.losses)
+        counted = histogram_of(samples, self) if isinstance(samples, CodeSet) else None
+        return GeneratorTraining(build_generator(self.model), self.losses, counted)
 
     def open_feed(
         self, recipe: Recipe, samples: Dataset | CodeSet, worker: Worker
@@ -86,6 +92,7 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         """See `Task.open_feed`."""
         if isinstance(samples, CodeSet):
             require_maker(recipe, samples.manifest.tokenizer)
+            require_counts(self, samples)
             return CodeFeed(recipe, samples, worker)
         return EncodedImageFeed(recipe, samples, worker)
 
@@ -98,8 +105,7 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         for split in splits if recipe.evaluation.every else splits[:1]:
             codes = open_codes(self.codes, split)
             require_maker(recipe, codes.manifest.tokenizer)
-            for keep in self.kept_counts():
-                codes.groups_of(keep)
+            require_counts(self, codes)
 
     def require_measures(self, recipe: Recipe) -> None:
         """See `Task.require_measures`: the images that generated ones are compared with, and the extractor."""
@@ -124,6 +130,7 @@ class GeneratorTask(GeneratorTaskConfig, Task):
             checkpoint,
             device=options.device,
             keep=options.keeps[0] if options.keeps else None,
+            budget=options.budgets[0] if options.budgets else None,
             steps=options.steps,
             seed=options.seed,
             tokenizer=options.tokenizer,
@@ -137,7 +144,8 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         spec = replace(spec, recipe=locate(measured))
         passes = Passes(answers(GeneratorWorker, spec, options.workers), options.cache)
         scales = options.scales or recipe.generator.generation.scales
-        return GeneratorEvaluator(spec, passes, scales, say=options.say)
+        distribution = "distribution" in options.suites
+        return GeneratorEvaluator(spec, passes, scales, say=options.say, distribution=distribution)
 
     @property
     def curves(self) -> bool:

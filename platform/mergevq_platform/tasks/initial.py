@@ -32,7 +32,7 @@ from mergevq.training.initial import (
 from mergevq.training.tokenizer import TokenizerTraining
 from mergevq_platform import tasks
 from mergevq_platform.data import ViewsConfig
-from mergevq_platform.recipe import TokenizerTaskConfig
+from mergevq_platform.recipe import EvaluationConfig, TokenizerTaskConfig
 from mergevq_platform.recipe.paths import RunPath
 from mergevq_platform.recipe.task_config import InitialPart, require_one_start
 from mergevq_platform.storage import checkpoints
@@ -91,6 +91,9 @@ class UnreadTokenizerTask(Task):
 
     def __post_init__(self) -> None:
         require_one_start(self.initial_run, self.initial_weights, self.initial_except)
+
+    def check(self, evaluation: EvaluationConfig) -> None:
+        """Nothing yet: the counts may be those of the run that training starts from."""
 
     def complete_views(self, views: ViewsConfig) -> Tree:
         """The section unchanged: the sizes of views are those of the model."""

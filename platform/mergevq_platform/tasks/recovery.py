@@ -13,7 +13,7 @@ from pydantic import Field
 from mergevq.config import config, parse
 from mergevq.errors import InputError
 from mergevq.generation import Generator
-from mergevq.keep import KeepDistributionConfig
+from mergevq.keep import KeepDistributionConfig, UniformKeepConfig
 from mergevq.metrics import Mean
 from mergevq.serialization import WEIGHTS, load_generator, read_config
 from mergevq.training.protocol import Training
@@ -91,7 +91,8 @@ class RecoveryTask(TokenizerCheckpointTask):
                     made.tokenizer_sha256 or "",
                 )
             )
-        keep = self.keep or made.keep
+        # Of a generator whose images keep different counts, each of these as often.
+        keep = self.keep or made.keep or UniformKeepConfig(counts=made.kept_counts())
         candidates = keep.candidates(made.model.grid_tokens)
         if unknown := [count for count in candidates if count not in trainable_keeps(made.model)]:
             raise InputError(
@@ -169,7 +170,7 @@ class RecoveryTask(TokenizerCheckpointTask):
         curves: list[Curve] = []
         for what, place in (("before", self.tokenizer), ("after", checkpoint)):
             options.say(f"{what} fine-tuning:")
-            evaluator = self.evaluator(recipe, place, options)
+            evaluator = self.curve_evaluator(recipe, place, options)
             curves.append(evaluator.report(run))
         return tuned_curve(*curves), evaluator
 

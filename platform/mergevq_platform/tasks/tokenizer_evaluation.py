@@ -5,8 +5,10 @@ from __future__ import annotations
 from mergevq.training.protocol import Training
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.passes import Passes
+from mergevq_platform.evaluation.rate_distortion import RateDistortionEvaluator, rate_distortion
 from mergevq_platform.evaluation.spec import EvaluationSpec, keeps_to_measure
 from mergevq_platform.evaluation.tokenizer import TokenizerEvaluator
+from mergevq_platform.evaluation.tokenizer_passes import TokenizerPasses
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.evaluation.worker import answers
 from mergevq_platform.recipe import EvaluationConfig, Recipe, ResolvedRecipe
@@ -37,11 +39,26 @@ class TokenizerCheckpointTask(Task):
 
     def evaluator(
         self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+    ) -> TokenizerEvaluator | RateDistortionEvaluator:
+        """See `Task.evaluator`; with budgets, of allocators. Raises `InputError` for kept counts that cannot be reached."""
+        if options.budgets is None:
+            return self.curve_evaluator(recipe, checkpoint, options)
+        spec, passes = _opened(recipe, checkpoint, options)
+        return rate_distortion(TokenizerPasses(spec, passes, options.say), options)
+
+    def curve_evaluator(
+        self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
     ) -> TokenizerEvaluator:
-        """See `Task.evaluator`. Raises `InputError` for kept counts that cannot be reached."""
-        spec = EvaluationSpec(checkpoint, recipe, options.data or recipe.data.path, options.device)
-        passes = Passes(answers(TokenizerWorker, spec, options.workers), options.cache)
+        """The evaluator of the curve. Raises `InputError` for kept counts that cannot be reached."""
+        spec, passes = _opened(recipe, checkpoint, options)
         keeps = keeps_to_measure(recipe, options.keeps)
         return TokenizerEvaluator(
             spec, passes, keeps, options.suites, options.seeds, options.step, options.say
         )
+
+
+def _opened(
+    recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions
+) -> tuple[EvaluationSpec, Passes]:
+    spec = EvaluationSpec(checkpoint, recipe, options.data or recipe.data.path, options.device)
+    return spec, Passes(answers(TokenizerWorker, spec, options.workers), options.cache)

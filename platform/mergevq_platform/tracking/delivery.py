@@ -14,6 +14,7 @@ from mergevq.errors import InputError
 from mergevq_platform.tracking.acknowledged import Position, read_position, sent_file, write_position
 from mergevq_platform.tracking.locks import ExclusiveLock
 from mergevq_platform.tracking.records import (
+    ALLOCATION_PREFIX,
     CURVE_PREFIX,
     SCALE_PREFIX,
     JournalRecord,
@@ -179,7 +180,10 @@ class Delivery:
 def _changes_pages(record: JournalRecord) -> bool:
     match record.kind:
         case "metrics":
-            return any(key.startswith((CURVE_PREFIX, SCALE_PREFIX)) for key in record.data["values"])
+            return any(
+                key.startswith((CURVE_PREFIX, SCALE_PREFIX, ALLOCATION_PREFIX))
+                for key in record.data["values"]
+            )
         case "status":
             return record.data["status"] != "RUNNING"
     return False

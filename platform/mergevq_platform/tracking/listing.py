@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking.delivery import EVALUATES_TAG, KIND_TAG, PARENT_TAG, UID_TAG
-from mergevq_platform.tracking.records import CURVE_DETAILS_PREFIX, CURVE_PREFIX, KEPT_KEY, SCALE_PREFIX
+from mergevq_platform.tracking.records import (
+    ALLOCATION_KEY,
+    CURVE_DETAILS_PREFIX,
+    CURVE_PREFIX,
+    KEPT_KEY,
+    SCALE_PREFIX,
+)
 from mergevq_platform.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -43,6 +49,11 @@ class TrackedRun:
     def has_curve(self) -> bool:
         """Whether the run carries a curve."""
         return any(key.startswith((CURVE_PREFIX, SCALE_PREFIX)) for key in self.metrics)
+
+    @property
+    def has_charts(self) -> bool:
+        """Whether the run carries a curve or a comparison of allocators: what pages are made of."""
+        return self.has_curve or ALLOCATION_KEY in self.metrics
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[TrackedRun]:

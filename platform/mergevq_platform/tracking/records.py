@@ -20,6 +20,8 @@ KEPT_KEY = (
 )
 SCALE_PREFIX = "cfg_curve/"  # step: 100 x guidance scale
 SCALE_KEY = f"{SCALE_PREFIX}guidance_scale"  # likewise, and the scale itself
+ALLOCATION_PREFIX = "allocation/"  # step: the wanted mean of kept tokens, rounded
+ALLOCATION_KEY = f"{ALLOCATION_PREFIX}wanted_tokens"  # likewise, and the mean itself
 TEST_PREFIX = "test/"  # of an evaluation without a curve; step: the checkpoint's
 # What a paper prints has the prefixes above; the rest of an evaluation has these, which MLflow sorts behind them.
 CURVE_BEST_PREFIX = (
@@ -28,11 +30,13 @@ CURVE_BEST_PREFIX = (
 CURVE_DETAILS_PREFIX = "curve_details/"
 SCALE_BEST_PREFIX = "cfg_curve_best/"
 SCALE_DETAILS_PREFIX = "cfg_curve_details/"
+ALLOCATION_DETAILS_PREFIX = "allocation_details/"
 TEST_DETAILS_PREFIX = "test_details/"
 # Keys that take each step once, in any order: their steps count something other than time.
 _OF_CURVES = (
     *(CURVE_PREFIX, CURVE_BEST_PREFIX, CURVE_DETAILS_PREFIX),
     *(SCALE_PREFIX, SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX),
+    *(ALLOCATION_PREFIX, ALLOCATION_DETAILS_PREFIX),
 )
 
 _FRECHET = re.compile(r"[rg]s?fi?d(_\w+)?")

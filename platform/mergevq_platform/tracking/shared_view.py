@@ -78,7 +78,7 @@ def write_views(store: Store, client: MlflowClient, experiment_id: str, run_id: 
             trials = [found for found in runs if found.parent == sweep.uid]
             key, page = view_of(sweep), sweep_page(sweep.uid, trials, kept)
             views[key] = (f"Sweep {sweep.name}", page)
-        elif run is not None and run.has_curve:
+        elif run is not None and run.has_charts:
             key = view_of(run)
             views[key] = (run.name, run_page(run, kept))
     for tag, (name, page) in views.items():

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from mergevq_platform.tracking.delivery import PARENT_TAG
 from mergevq_platform.tracking.page_images import IMAGES_TAG
 from mergevq_platform.tracking.records import (
+    ALLOCATION_KEY,
+    ALLOCATION_PREFIX,
     CURVE_DETAILS_PREFIX,
     CURVE_PREFIX,
     KEPT_KEY,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from mergevq_platform.tracking.listing import TrackedRun
 
 KEPT_IMAGES = ("reconstructions", "clusters")  # keys of images with step = kept tokens
+ALLOCATION_IMAGES = ("few_and_many",)  # with step = wanted mean of kept tokens
 SCALE_IMAGES = ("samples",)  # with step = 100 x guidance scale
 COMPARED_PARAMS = 5
 _FRECHET = re.compile(r"[rg]fi?d(?:_\w+)?")
@@ -84,6 +87,8 @@ def _curves(runs: Sequence[TrackedRun]) -> list[Section]:
         sections.append(Section(name="Trade-off over kept tokens", cards=cards))
     if cards := _cards_over_scales(keys):
         sections.append(Section(name="Over guidance scales", cards=cards))
+    if cards := _cards_over_budgets(keys):
+        sections.append(Section(name="Allocators over mean kept tokens", cards=cards))
     return sections
 
 
@@ -103,6 +108,17 @@ def _cards_over_scales(keys: Sequence[str]) -> list[Card]:
     return [lines(goal, over=SCALE_KEY) for goal in [*goals, *([both] if both else [])]]
 
 
+def _cards_over_budgets(keys: Sequence[str]) -> list[Card]:
+    """A chart a metric, a line an allocator: quality and probe, then what each saves at equal PSNR."""
+    own = [key for key in keys if key.startswith(ALLOCATION_PREFIX)]
+    goals = [frechet_keys(own, ALLOCATION_PREFIX)]
+    goals += [
+        [key for key in own if key.startswith(f"{ALLOCATION_PREFIX}{metric}_")]
+        for metric in ("psnr", "probe_top1_cls", "saved_tokens")
+    ]
+    return [lines(goal, over=ALLOCATION_KEY) for goal in goals if goal]
+
+
 def _images(runs: Sequence[TrackedRun], kept: int, *, table: bool) -> list[Section]:
     """Image sections of the runs that have images: keys by runs in a table, or the images of one run at their full width."""
     keys = _metrics([run for run in runs if IMAGES_TAG in run.tags])
@@ -115,6 +131,10 @@ def _images(runs: Sequence[TrackedRun], kept: int, *, table: bool) -> list[Secti
     if any(key.startswith(SCALE_PREFIX) for key in keys):
         name, cards = "Images: the slider is 100 × guidance scale", [images(SCALE_IMAGES, 100)]
         sections.append(Section(name=name, cards=cards, columns=columns, height=height))
+    if ALLOCATION_KEY in keys:
+        last = max(int(run.metrics.get(ALLOCATION_KEY, 0)) for run in runs)
+        name, cards = "Images: the slider is the wanted mean", [images(ALLOCATION_IMAGES, last)]
+        sections.append(Section(name=name, cards=cards, columns=1, height=500))
     return sections
 
 
@@ -142,7 +162,7 @@ def _rest(runs: Sequence[TrackedRun], *, training: bool) -> list[Section]:
     """Sections for the metrics that no card shows; with `training`, the losses are open."""
     keys = _metrics(runs)
     found = {key.partition("/")[0] for key in keys if "/" in key} - {"system"}
-    starts = (CURVE_PREFIX.rstrip("/"), SCALE_PREFIX.rstrip("/"), *_TRAINING)
+    starts = (*(each.rstrip("/") for each in (CURVE_PREFIX, SCALE_PREFIX, ALLOCATION_PREFIX)), *_TRAINING)
 
     def rank(name: str) -> tuple[int, str]:
         return next((at for at, start in enumerate(starts) if name.startswith(start)), len(starts)), name

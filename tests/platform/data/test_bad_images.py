@@ -16,9 +16,9 @@ from mergevq.files import write_whole
 from mergevq_platform import loop
 from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.data.parquet.shards import ImageRecord, write_set
-from mergevq_platform.data.shape_distances import CLASSES
-from mergevq_platform.data.shapes import render
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.procedural.shape_distances import CLASSES
+from mergevq_platform.procedural.shapes import render
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 

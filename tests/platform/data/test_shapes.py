@@ -9,8 +9,8 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.data import decode, open_dataset, write_digits, write_shapes
-from mergevq_platform.data.shape_distances import CLASSES, SHAPES, measures
-from mergevq_platform.data.shapes import render
+from mergevq_platform.procedural.shape_distances import CLASSES, SHAPES, measures
+from mergevq_platform.procedural.shapes import render
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,26 @@ def test_written_images_are_the_rendered_ones_and_writing_again_changes_nothing(
     assert open_dataset(tmp_path / "set", "val").rows == 20
     with pytest.raises(InputError, match="already holds another image set"):
         write_shapes(tmp_path / "set", images=150, val_images=20, size=16, seed=3)
+
+
+def test_a_set_of_some_classes_holds_the_first_images_that_show_them_numbered_anew(tmp_path: Path) -> None:
+    chosen = ("arrow", "ring")
+    write_shapes(tmp_path / "set", images=31, val_images=5, size=16, classes=chosen)
+    dataset = open_dataset(tmp_path / "set", "train")
+    images, labels = render(np.arange(31 * len(CLASSES)), "train", 16)
+    expected = [i for i, label in enumerate(labels) if CLASSES[label] in chosen][:31]
+    rows = dataset.read(range(31))
+    assert dataset.classes == chosen
+    assert sorted(chosen[row.label] for row in rows) == sorted(CLASSES[labels[i]] for i in expected)
+    shown = {np.asarray(decode(row.data)).tobytes() for row in rows}
+    assert shown == {images[i].tobytes() for i in expected}
+
+
+def test_classes_that_are_no_shapes_or_named_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no shape 'circle': disc, ring"):
+        write_shapes(tmp_path / "x", classes=["disc", "circle"])
+    with pytest.raises(InputError, match="classes is disc disc: name one shape or more, each once"):
+        write_shapes(tmp_path / "x", classes=["disc", "disc"])
 
 
 def test_senseless_numbers_are_refused(tmp_path: Path) -> None:

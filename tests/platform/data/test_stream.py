@@ -25,8 +25,8 @@ from mergevq_platform.data.dataset import Dataset
 from mergevq_platform.data.images.decoding import encode_png
 from mergevq_platform.data.loader import Batch
 from mergevq_platform.data.parquet.shards import ImageRecord, write_set
-from mergevq_platform.data.shape_distances import CLASSES
-from mergevq_platform.data.shapes import render
+from mergevq_platform.procedural.shape_distances import CLASSES
+from mergevq_platform.procedural.shapes import render
 
 VIEWS = ViewsConfig(image_size=12, student_size=8, teacher_size=10)
 STEPS = 12  # of an epoch: 101 rows, global batch 8

@@ -329,13 +329,14 @@ def test_one_and_two_workers_evaluate_alike(run: Run, ray_home: Path) -> None:
 
 def test_codes_by_position_have_the_training_codes_frequencies(run: Run) -> None:
     worker = GeneratorWorker(open_sampling(run.location))
-    drawn = worker.codes_by_position(torch.arange(4000)).numpy()
-    stored = worker.training_codes
+    baseline = worker.position_baseline
+    drawn = baseline.codes(torch.arange(4000), 0, None).numpy()
+    stored = baseline.indices
     for position in (0, 7, 15):
         expected = np.bincount(stored[:, position], minlength=64) / len(stored)
         found = np.bincount(drawn[:, position], minlength=64) / len(drawn)
         assert np.abs(expected - found).sum() < 0.1
-    assert np.array_equal(drawn[5], worker.codes_by_position(torch.tensor([5])).numpy()[0])
+    assert np.array_equal(drawn[5], baseline.codes(torch.tensor([5]), 0, None).numpy()[0])
 
 
 def test_evaluating_a_generator_records_its_curve_over_scales_once(

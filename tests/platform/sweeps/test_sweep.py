@@ -33,6 +33,7 @@ from mergevq_platform.sweeps import (
     mean_log_frechet,
     mean_probe,
     mean_psnr,
+    psnr_at,
     sample_class_top1,
     sample_frechet,
     uniform,
@@ -292,11 +293,20 @@ def test_optuna_searches_two_objectives(base: Path, ray_home: Path) -> None:
         base,
         space={"task.losses.entropy.weight": uniform(0.01, 0.1)},
         search=Tpe(trials=3),
-        overrides=("steps=2",),
+        overrides=("steps=2", "evaluation.budgets=[9]", "evaluation.allocators=[fixed, compressed_size]"),
+        objectives=(mean_psnr(), psnr_at(9, "compressed_size")),
     )
     outcome = driver.sweep(sweep, home=ray_home, name="tpe", concurrent=1)
     assert [trial.name for trial in outcome.finished] == ["tpe-000", "tpe-001", "tpe-002"]
     assert len({trial.params["task.losses.entropy.weight"] for trial in outcome.finished}) == 3
+    # The second is of an allocator: its report stands beside the curve in the trial's run, whose note and tags are the curve's.
+    runs = {run.name: run for run in list_runs(Store.at(ray_home))}
+    for trial in outcome.finished:
+        run = runs[trial.name]
+        key = "psnr_compressed_size"
+        assert trial.objectives[f"{key}_at_9"] == run.metrics[f"allocation/{key}"]
+        assert run.has_curve
+        assert run.tags["mlflow.note.content"].startswith("**Fréchet distance")
 
 
 @pytest.mark.long

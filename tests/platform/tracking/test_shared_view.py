@@ -128,6 +128,25 @@ def test_a_generators_page_has_guidance_scales_and_samples() -> None:
     assert (card["imageKeys"], card["step"]) == (["samples"], 100)
 
 
+def test_a_page_of_allocators_has_a_line_for_each_over_the_wanted_mean() -> None:
+    names = ("fixed", "compressed_size", "oracle")
+    keys = [f"{key}_{name}" for name in names for key in ("rfd_random_v1", "psnr", "probe_top1_cls")]
+    metrics = {f"allocation/{key}": 1.0 for key in (*keys, "saved_tokens_oracle", "kept_oracle")}
+    run = tracked(metrics=metrics | {"allocation/wanted_tokens": 36.0, "allocation_details/bits_oracle": 1.0})
+    assert run.has_charts
+    assert not run.has_curve
+    found = sections(run_page(run, 16))
+    assert list(found)[:2] == ["Allocators over mean kept tokens", "Images: the slider is the wanted mean"]
+    goals = found["Allocators over mean kept tokens"]
+    assert [len(card["selectedMetricKeys"]) for card in goals] == [3, 3, 3, 1]
+    assert [card["metricKey"].partition("/")[2].rpartition("_")[0] for card in goals] == [
+        *("rfd_random_v1_compressed", "psnr_compressed", "probe_top1_cls_compressed", "saved_tokens"),
+    ]
+    assert {card["selectedXAxisMetricKey"] for card in goals} == {"allocation/wanted_tokens"}
+    (card,) = found["Images: the slider is the wanted mean"]
+    assert (card["imageKeys"], card["step"]) == (["few_and_many"], 36)
+
+
 def test_an_experiment_without_curves_shows_losses_and_no_image_section() -> None:
     page = experiment_page([tracked(metrics={"train/total": 1.0}, tags={})], 0)
     assert [(s["name"], s["display"]) for s in page.tree()["compareRunSections"]] == [("train", True)]

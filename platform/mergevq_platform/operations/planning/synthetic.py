@@ -54,11 +54,15 @@ class SyntheticSamples:
 
 
 def kept_counts(recipe: Recipe) -> tuple[int | None, int | None]:
-    """(the reachable count nearest to the mean of those drawn, the largest)."""
+    """(the reachable count nearest to the mean of those drawn, the largest).
+
+    Batches whose images keep different counts are padded to the longest: there both are the largest.
+    """
     task, seed = recipe.task, recipe.seed
     drawn = [keep for step in range(KEEP_DRAWS) if (keep := task.draw_keep(seed, step)) is not None]
     if not drawn:
-        return None, None
+        most = max(task.kept_counts(), default=None)
+        return most, most
     mean = sum(drawn) / len(drawn)
     return min(set(drawn), key=lambda keep: abs(keep - mean)), max(task.kept_counts())
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 import mergevq
-from mergevq.generation.config import GeneratorConfig
+from mergevq.generation.config import GeneratorConfig, is_ragged
 from mergevq.hub import HubAddress, on_hub, parse_address, short_name
 from mergevq.image_size import height_width, size_text
 from mergevq.tokenizer import TokenizerConfig
@@ -116,7 +116,9 @@ def loading(content: CardContent) -> str:
     imports = "import torch\n\nimport mergevq\nfrom mergevq.generation import sample\n" + (
         "from mergevq.merging import every_cell\n" if of_cells else ""
     )
-    keep = "" if content.model.kind == "raster" else f"keep={_count(content)}, "
+    # A ragged one draws the count of every sample.
+    own = content.model.kind == "raster" or is_ragged(content.model)
+    keep = "" if own else f"keep={_count(content)}, "
     return (
         f'{imports}\ngenerator = mergevq.load_generator("{content.address}")\n'
         f'tokenizer = mergevq.load("{content.tokenizer}")\n'

@@ -1,0 +1,136 @@
+"""Which metric of a tokenizer tells what its codes are worth to a generator? Rank correlations with generators really trained.
+
+    python jobs/studies/generability.py --out DIR                train and measure; again: what is missing
+    python jobs/studies/generability.py --out DIR --processes 8 --limit-seconds 240      on a GPU that many processes share
+    python jobs/studies/generability.py --out DIR --summary      table, correlations and figure of what is there
+    python jobs/studies/generability.py --out DIR --tiny         does it run here? a minute
+
+Five tokenizers of the demo's kind and three kept counts of each: Fréchet distance of reconstructions, with true and recovered
+source; the same of perturbed codes (pFID); AR probe: bits and distance of its samples. The generator is of another kind than
+the probe: class-conditional, random order, larger, trained for more steps. A cell is one JSON file; what the evidence needs most
+comes first. It needs neither Ray nor MLflow (docs/generability.md says what was found).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cell_queue import Cell, run_cells
+from generability_cells import VARIANTS, StudyProtocol, generate, measure, probe, train_variant
+from generability_summary import draw, markdown, read_rows
+from mergevq.config import to_tree
+from mergevq.errors import InputError
+from mergevq.metrics.ar_probe import AR_PROBES
+
+COUNTS = (36, 16, 64)  # the most informative first: a study that is cut short has whole counts
+SEEDS = 2  # of the generator; what differs between them is noise that no metric can explain
+TINY = StudyProtocol(
+    train_images=64,
+    images=24,
+    tokenizer_steps=2,
+    tokenizer_batch=16,
+    generator_steps=2,
+    generator_batch=16,
+    depth=1,
+    width=32,
+    heads=2,
+)
+
+
+def cells(names: Sequence[str], counts: Sequence[int], seeds: int, *, tiny: bool) -> Iterator[Cell]:
+    """Tokenizers first; then a count after the other, with one generator; then the generators' other seeds."""
+    protocol = TINY if tiny else StudyProtocol()
+    probing = AR_PROBES["ar_probe_v1"]
+    if tiny:
+        probing = replace(probing, steps=2, batch=16, samples=24, train_images=64)
+
+    def cell(kind: str, run: Callable[..., Mapping[str, Any]], name: str, **own: Any) -> Cell:
+        shown = {key: to_tree(value) if key == "settings" else value for key, value in own.items()}
+        return Cell(
+            name="_".join([kind, name, *(f"{key[0]}{own[key]}" for key in ("keep", "seed") if key in own)]),
+            run=partial(run, name=name, protocol=protocol, **own),
+            needs=() if kind == "tokenizer" else (f"tokenizer_{name}",),
+            settings={**asdict(protocol), "variant": asdict(VARIANTS[name]), **shown},
+        )
+
+    for name in names:
+        yield cell("tokenizer", train_variant, name)
+    for keep in counts:
+        for name in names:
+            yield cell("generator", generate, name, keep=keep, seed=0)
+            yield cell("probe", probe, name, keep=keep, settings=probing)
+            yield cell("measure", measure, name, keep=keep)
+    for seed in range(1, seeds):
+        for keep in counts:
+            for name in names:
+                yield cell("generator", generate, name, keep=keep, seed=seed)
+
+
+def main() -> int:
+    """Run the cells, or summarise them; 1 where a cell failed."""
+    options = _options()
+    if options.summary:
+        rows = read_rows(options.out)
+        if not rows:
+            raise InputError(
+                f"{options.out} holds no generator with its metrics: run the study first, without --summary"
+            )
+        text = markdown(rows)
+        (options.out / "generability.md").write_text(text)
+        draw(rows, options.out / "generability.png")
+        print(text)
+        return 0
+    progress = run_cells(
+        list(cells(options.tokenizers, options.counts, options.seeds, tiny=options.tiny)),
+        options.out,
+        processes=options.processes,
+        limit_seconds=options.limit_seconds,
+    )
+    print(
+        f"{len(progress.done)} cells done, {len(progress.failed)} failed, {len(progress.left)} left: {options.out}"
+    )
+    return 1 if progress.failed else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cells' results")
+    parser.add_argument(
+        "--tokenizers",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        help="of those of the study (default: all)",
+    )
+    parser.add_argument(
+        "--counts", nargs="+", type=int, default=list(COUNTS), help="kept counts (default 36 16 64)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, help=f"generators of each codes (default {SEEDS})"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=0, help="processes side by side (default 0: this one)"
+    )
+    parser.add_argument(
+        "--limit-seconds", type=float, help="end what is not done by then; a later call does it"
+    )
+    parser.add_argument("--tiny", action="store_true", help="few images and steps: only whether it runs")
+    parser.add_argument(
+        "--summary", action="store_true", help="write generability.md and generability.png of what is there"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(str(error))

@@ -1,0 +1,57 @@
+"""Group norm with what follows it, by one kernel where there is one: channels-last maps on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """SiLU of the group norm of (B, C, H, W), in its layout.
+
+    The kernel computes in float32 and writes autocast's dtype, as the convolution that follows would cast to.
+    """
+    if not has_kernel(x):
+        return F.silu(norm(x))
+    return _by_kernel(norm, x, norm.weight, norm.bias, silu=True)
+
+
+def adaptive_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The group norm of (B, C, H, W) times `scale` plus `shift`, each (B, C), in its layout; dtypes as for `norm_silu`."""
+    if not has_kernel(x):
+        return norm(x) * scale[..., None, None] + shift[..., None, None]
+    return _by_kernel(norm, x, scale, shift, silu=False)
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether a kernel takes maps such as `x`; without one PyTorch computes the same."""
+    return (
+        x.is_cuda
+        and x.ndim == 4
+        and x.dtype in KERNEL_DTYPES
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.compiler.is_compiling()
+        and _has_triton()
+    )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _by_kernel(norm: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor, *, silu: bool) -> Tensor:
+    from mergevq.kernels.group_norm import ChannelsLastGroupNorm
+
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return ChannelsLastGroupNorm.apply(
+        x, weight.contiguous(), bias.contiguous(), norm.num_groups, norm.eps, silu, dtype
+    )

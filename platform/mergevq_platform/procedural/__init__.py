@@ -1,0 +1,1 @@
+"""Procedural labelled images, drawn from numbers: they need neither files nor a cluster."""
