@@ -125,25 +125,22 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     names = sorted({row["tokenizer"] for row in rows})
     keeps = sorted({row["keep"] for row in rows})
-    figure, panels = pyplot.subplots(1, len(METRICS), figsize=(14, 3.6), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, len(METRICS), figsize=(13, 3.4), sharey=True, layout="constrained")
     for panel, (key, (_, title, _)) in zip(panels, METRICS.items(), strict=True):
         for row in rows:
             colour, marker = COLOURS[names.index(row["tokenizer"])], MARKERS[keeps.index(row["keep"])]
             panel.scatter(row[key], row[GENERATED], c=colour, marker=marker, s=36, linewidths=0)
         found = correlation(rows, key)
-        panel.set_title(f"{title}\nρ = {found.pooled:+.2f}, at one count {found.within:+.2f}", fontsize=9)
+        panel.set_title(
+            f"{title}\nρ = {found.pooled:+.2f}, at one count {found.within:+.2f}".replace("-", "−"),
+            fontsize=9,
+        )
         panel.set_xlabel("bits" if key.endswith("bits") else "Fréchet distance", fontsize=9)
-        panel.set(xscale="log", yscale="log")
-        for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(FormatStrFormatter("%g"))
-            axis.set_minor_formatter(NullFormatter())
         panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.3, which="both", linewidth=0.5)
+        panel.grid(alpha=0.3, linewidth=0.5)
     panels[0].set_ylabel("generator: gfd_random_v1", fontsize=9)
     handles = [
         pyplot.Line2D([], [], color=c, marker="o", ls="", label=n)
