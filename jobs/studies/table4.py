@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,13 @@ from table4_figure import draw
 from table4_summary import markdown, read_curves, read_settings
 
 COUNTS = (9, 16, 36, 64)
+PROTOCOL_HELP = {
+    "train_images": "images that tokenizers and probes learn from",
+    "val_images": "images that are measured",
+    "steps": "optimizer steps of a tokenizer",
+    "batch": "images of a step",
+    "teacher_steps": "optimizer steps of a teacher",
+}
 TINY = Protocol(train_images=60, val_images=36, steps=3, batch=12, teacher_steps=3)
 
 
@@ -58,7 +65,7 @@ def main() -> int:
     """Run the cells, or summarise them; 1 where a cell failed."""
     options = _options()
     if options.summary:
-        settings = read_settings(options.out)
+        settings = [setting for folder in (options.out, *options.also) for setting in read_settings(folder)]
         for name, _, path in (text.partition("=") for text in options.curves):
             settings.append(read_curves(Path(path), name))
         if not settings:
@@ -70,8 +77,10 @@ def main() -> int:
         draw(settings, options.out / "table4_small.png")
         print(text)
         return 0
-    chosen = {"steps": options.steps, "batch": options.batch}
-    protocol = TINY if options.tiny else Protocol(**{k: v for k, v in chosen.items() if v is not None})
+    given = {field.name: getattr(options, field.name) for field in fields(Protocol)}
+    protocol = replace(
+        TINY if options.tiny else Protocol(), **{k: v for k, v in given.items() if v is not None}
+    )
     outcome = run_cells(
         cells(options.settings, options.counts, options.seeds, protocol),
         options.out,
@@ -100,10 +109,9 @@ def _options() -> argparse.Namespace:
         "--counts", nargs="+", type=int, default=list(COUNTS), help="kept counts (default 9 16 36 64)"
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds from 0 on (default 3)")
-    parser.add_argument(
-        "--steps", type=int, help=f"optimizer steps of a tokenizer (default {Protocol.steps})"
-    )
-    parser.add_argument("--batch", type=int, help=f"images of a step (default {Protocol.batch})")
+    for name, text in PROTOCOL_HELP.items():
+        option, default = f"--{name.replace('_', '-')}", getattr(Protocol, name)
+        parser.add_argument(option, type=int, help=f"{text} (default {default})")
     parser.add_argument(
         "--processes", type=int, default=0, help="processes side by side (default 0: this one)"
     )
@@ -113,6 +121,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="few images and steps: only whether it runs")
     parser.add_argument(
         "--summary", action="store_true", help="write table4.md and table4_small.png of what is there"
+    )
+    parser.add_argument(
+        "--also", nargs="+", type=Path, default=[], metavar="DIR", help="with --summary: folders beside --out"
     )
     parser.add_argument(
         "--curves",

@@ -18,30 +18,26 @@ PAPER = {256: 48.6, 196: 49.5, 144: 51.0, 100: 51.2, 64: 51.8, 36: 52.1}  # G+R,
 def draw(settings: Sequence[Setting], path: Path) -> None:
     """Probe, its gain over the most tokens, and Fréchet distance over the kept count: means, deviations and single seeds."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(12.4, 4.7), dpi=100, facecolor="white", layout="constrained")
     panels = figure.subplots(1, 3)
-    for colour, marker, aside, setting in zip(COLOURS, "os^", ASIDE, settings, strict=False):
-        for axes, values in zip(
-            panels, (setting.points(PROBE), gains(setting), setting.points(FRECHET)), strict=True
-        ):
-            _line(
-                axes,
-                [(count * aside, seed, value) for count, seed, value in values],
-                colour,
-                marker,
-                setting.title,
-            )
-    _untrained(panels[0], settings)
     counts = sorted({count for setting in settings for count in setting.counts})
-    grid = max(counts)
+    grid = counts[-1]
+    for colour, marker, aside, setting in zip(COLOURS, "os^", ASIDE, settings, strict=False):
+        measured = setting.points(PROBE), gains(setting, grid), setting.points(FRECHET)
+        for axes, points in zip(panels, measured, strict=True):
+            moved = [(count * aside, seed, value) for count, seed, value in points]
+            _line(axes, moved, colour, marker, setting.title)
+    _untrained(panels[0], settings)
     places = [count * grid / max(PAPER) for count in PAPER]
     over = [value - PAPER[max(PAPER)] for value in PAPER.values()]
     panels[1].plot(places, over, color="#555555", linestyle="--", linewidth=1.2)
     panels[1].axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     panels[2].set_yscale("log")
+    panels[2].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[2].yaxis.set_major_formatter("{x:g}")
-    panels[2].yaxis.set_minor_formatter("{x:g}")
+    panels[2].yaxis.set_minor_formatter(NullFormatter())
     titles = (
         "Linear probe of [CLS], top-1 %",
         f"Points over the same seed's tokenizer of K = {grid}",
@@ -76,10 +72,15 @@ def _line(
     groups = [[value for at, _, value in points if at == count] for count in counts]
     deviations = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in groups]
     means = [float(np.mean(values)) for values in groups]
+    # No lower than the lowest seed: a logarithmic axis has no place for a mean less a larger deviation.
+    below = [
+        min(deviation, mean - min(values))
+        for deviation, mean, values in zip(deviations, means, groups, strict=True)
+    ]
     axes.errorbar(
         counts,
         means,
-        deviations,
+        (below, deviations),
         color=colour,
         marker=marker,
         markersize=5,

@@ -15,6 +15,7 @@ import numpy as np
 from mergevq.errors import InputError
 
 PROBE, FRECHET = "probe_top1_cls", "rfd_random_v1"
+CEILING = 2.0  # points: a mean so near to the teacher's own probe says nothing about K
 COLUMNS = {  # of the table: key of a cell -> its head and decimals
     FRECHET: ("`rfd_random_v1`", 2),
     "psnr": ("PSNR, dB", 2),
@@ -35,11 +36,11 @@ class Trend(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """The trained tokenizers of one setting: `cells[count][seed]` is a cell's result."""
+    """The trained tokenizers of one setting: `cells[count][seed]` is a cell's result; `teacher` the probe of its teacher's features."""
 
-    name: str
     title: str
     cells: dict[int, dict[int, dict[str, Any]]]
+    teacher: float | None = None
 
     @property
     def counts(self) -> list[int]:
@@ -57,14 +58,15 @@ class Setting:
 
 def read_settings(folder: Path) -> list[Setting]:
     """The results of trained tokenizers in a folder, by setting."""
+    results = [json.loads(path.read_text()).get("result", {}) for path in sorted(folder.glob("*.json"))]
+    teachers = {result["teacher"]: result["probe_top1_teacher"] for result in results if "teacher" in result}
     found: dict[str, Setting] = {}
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text()).get("result", {})
+    for result in results:
         if "count" not in result:
-            continue  # a teacher
-        setting = found.setdefault(
-            result["setting"], Setting(result["setting"], result["protocol"]["alignment"], {})
-        )
+            continue
+        name, protocol = result["setting"], result["protocol"]
+        title = f"{protocol['alignment']}; {protocol['steps']} steps of {protocol['batch']} images"
+        setting = found.setdefault(name, Setting(title, {}, teachers.get(name)))
         setting.cells.setdefault(result["count"], {})[result["seed"]] = result
     return list(found.values())
 
@@ -91,7 +93,7 @@ def read_curves(path: Path, name: str) -> Setting:
         raise InputError(f"{path} is no curves.csv of a sweep over single merge ratios ({error!r})") from None
     if not cells:
         raise InputError(f"{path}: no trial is measured at the count that it was trained at")
-    return Setting(name, name, cells)
+    return Setting(name, cells)
 
 
 def trend(points: Iterable[tuple[int, int, float]]) -> Trend | None:
@@ -128,18 +130,20 @@ def verdict(claim: str, found: Trend | None, unit: str) -> str:
 
 
 def verdicts(setting: Setting) -> list[str]:
-    """The two halves of Table 4's trend, and whether the probe learned anything at all."""
-    logs = [(count, seed, math.log(value)) for count, seed, value in setting.points(FRECHET)]
-    over = [
-        row[PROBE] - row["probe_top1_untrained"] for rows in setting.cells.values() for row in rows.values()
-    ]
-    every = setting.points(PROBE)
-    return [
+    """The two halves of Table 4's trend, and whether there was room for it: above the untrained encoder, below the teacher."""
+    every, logs = setting.points(PROBE), [(n, seed, math.log(x)) for n, seed, x in setting.points(FRECHET)]
+    mean = float(np.mean([value for _, _, value in every]))
+    untrained = float(np.mean([value for _, _, value in setting.points("probe_top1_untrained")]))
+    found = [
         verdict("the probe rises as K falls", trend(every), "points"),
         verdict("the Fréchet distance rises as K falls", trend(logs), "in its natural logarithm"),
-        f"probe less the untrained encoder's, mean over all {len(over)} tokenizers: {np.mean(over):+.1f} points"
-        f" (lowest {min(over):+.1f})",
+        f"probe, mean over {len(every)} tokenizers: {mean:.1f}, of the untrained encoder {untrained:.1f}",
     ]
+    if setting.teacher is not None:
+        found[-1] += f", of the teacher's own features {setting.teacher:.1f}"
+        if mean > setting.teacher - CEILING:
+            found.append(f"saturated: within {CEILING:g} points of the teacher there is no room for a trend")
+    return found
 
 
 def markdown(settings: Sequence[Setting]) -> str:
@@ -162,7 +166,7 @@ def _mean(values: Sequence[float], decimals: int) -> str:
     return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{decimals}f}"
 
 
-def gains(setting: Setting) -> list[tuple[int, int, float]]:
-    """The probe of every cell less that of the same seed's tokenizer that keeps the most; seeds without one are left out."""
-    most = {seed: value for count, seed, value in setting.points(PROBE) if count == max(setting.counts)}
-    return [(count, seed, value - most[seed]) for count, seed, value in setting.points(PROBE) if seed in most]
+def gains(setting: Setting, most: int) -> list[tuple[int, int, float]]:
+    """The probe of every cell less that of the same seed's tokenizer that keeps `most`; seeds without one are left out."""
+    base = {seed: value for count, seed, value in setting.points(PROBE) if count == most}
+    return [(count, seed, value - base[seed]) for count, seed, value in setting.points(PROBE) if seed in base]

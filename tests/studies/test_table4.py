@@ -41,7 +41,12 @@ def points(slope: float, *, seeds: int = 3, noise: float = 0.0) -> list[tuple[in
 
 
 def row(setting: str, count: int, seed: int, probe: float) -> dict[str, Any]:
-    own = {"setting": setting, "count": count, "seed": seed, "protocol": {"alignment": setting}}
+    own = {
+        "setting": setting,
+        "count": count,
+        "seed": seed,
+        "protocol": {"alignment": setting, "steps": 4, "batch": 2},
+    }
     return own | {
         PROBE: probe,
         FRECHET: 3 / count**0.5 + 0.01 * seed,
@@ -87,7 +92,7 @@ def test_gains_are_within_a_seed_over_the_most_tokens() -> None:
     cells = {
         n: {seed: row("labels", n, seed, value) for seed, value in own.items()} for n, own in probes.items()
     }
-    assert gains(Setting("labels", "labels", cells)) == [(9, 0, 5.0), (64, 0, 0.0)]
+    assert gains(Setting("labels", cells), 64) == [(9, 0, 5.0), (64, 0, 0.0)]
 
 
 def test_a_table_shows_mean_and_deviation_over_seeds_and_how_many_there_are(tmp_path: Path) -> None:
@@ -95,12 +100,14 @@ def test_a_table_shows_mean_and_deviation_over_seeds_and_how_many_there_are(tmp_
         count: {seed: row("labels", count, seed, 50 + seed) for seed in range(2 if count == 9 else 3)}
         for count in COUNTS
     }
-    settings = [Setting("labels", "saw the labels", cells)]
+    settings = [Setting("saw the labels", cells, teacher=52.0)]
     text = markdown(settings)
     assert "| 9 | 2 | 1.00 ± 0.01 |" in text
     assert "| 16 | 3 |" in text
     assert "51.0 ± 1.0" in text
     assert verdicts(settings[0])[1].startswith("yes: the Fréchet distance rises as K falls")
+    assert verdicts(settings[0])[-1].startswith("saturated: within 2 points of the teacher")
+    assert "saturated" not in "".join(verdicts(Setting("saw the labels", cells, teacher=90.0)))
     draw(settings, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 

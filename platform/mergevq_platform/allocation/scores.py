@@ -42,7 +42,11 @@ class AllocationPasses:
     tokenizer: TokenizerPasses
 
     def scores(self, allocator: AllocatorRef, part: Part) -> Tensor:
-        """The scores (B,) or (B, M) float64 of the images of a part, on the CPU: equal for any number of workers."""
+        """The scores (B,) or (B, M) float64 of the images of a part, on the CPU: equal for any number of workers.
+
+        Raises `InputError` for an allocator that learnt for another tokenizer.
+        """
+        allocator.require_tokenizer(self.tokenizer.weights.get("weights_sha256"))
 
         def key() -> dict[str, Any]:
             batches = self.tokenizer.splits.batches[part]
