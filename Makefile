@@ -29,11 +29,14 @@ demo-generate: setup  ## after `make demo`: two small generators on its tokenize
 
 LONG := soak or cluster or faults or long or gpu
 RAY_FILES = $$(grep -rl --include='*.py' 'mark\.ray' tests)  # the others need not be imported to be deselected
-test: setup  ## the ordinary suite: what starts Ray, and beside it the rest, whose output follows at the end; each half's ten slowest
+AFTER_RAY := tests/golden tests/end_to_end tests/parity
+PYTEST := OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10
+test: setup  ## the ordinary suite in two halves: what starts Ray, then AFTER_RAY; beside them the rest, whose output follows at the end
 	@rest=$$(mktemp); trap 'rm -f "$$rest"' EXIT; \
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10 -m 'not (ray or $(LONG))' >"$$rest" 2>&1 & \
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10 -m 'ray and not ($(LONG))' $(RAY_FILES); ray=$$?; \
-	wait $$!; others=$$?; cat "$$rest"; exit $$((ray | others))
+	$(PYTEST) -m 'not (ray or $(LONG))' $(AFTER_RAY:%=--ignore=%) >"$$rest" 2>&1 & \
+	$(PYTEST) -m 'ray and not ($(LONG))' $(RAY_FILES); ray=$$?; \
+	$(PYTEST) -m 'not (ray or $(LONG))' $(AFTER_RAY); after=$$?; \
+	wait $$!; others=$$?; cat "$$rest"; exit $$((ray | after | others))
 
 test-long: setup  ## real trainings on Ray that the ordinary suite shows smaller; minutes
 	$(RUN)/python -m pytest -m long

@@ -7,7 +7,8 @@
     images = tokenizer.decode(encoded)  # with the true source
     images = tokenizer.decode_indices(encoded.indices)  # with the source that Source Recovery predicts
 
-Generators are in `mergevq.generation`, metrics in `mergevq.metrics`, trainings in `mergevq.training`.
+Generators are in `mergevq.generation`, allocators of kept tokens in `mergevq.allocation`, metrics in `mergevq.metrics`, trainings
+in `mergevq.training`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mergevq.errors import InputError
 
 if TYPE_CHECKING:
+    from mergevq.allocation.files import load_allocator, save_allocator
     from mergevq.merging import Source
     from mergevq.presets import list_presets, preset
     from mergevq.serialization import load, load_generator, save, save_generator
@@ -35,9 +37,11 @@ __all__ = [
     "create",
     "list_presets",
     "load",
+    "load_allocator",
     "load_generator",
     "preset",
     "save",
+    "save_allocator",
     "save_generator",
 ]
 
@@ -50,9 +54,11 @@ _HOMES = {
     "TokenizerConfig": "tokenizer",
     "list_presets": "presets",
     "load": "serialization",
+    "load_allocator": "allocation.files",
     "load_generator": "serialization",
     "preset": "presets",
     "save": "serialization",
+    "save_allocator": "allocation.files",
     "save_generator": "serialization",
 }
 

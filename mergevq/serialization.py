@@ -1,7 +1,7 @@
 """Model directories: config.json, which names its format, and model.safetensors.
 
 Models are read from a directory or from the Hub (`hf://owner/name`). Tokenizers and generators are saved and loaded here.
-Classifiers (stand-in teacher, probe, fine-tuned encoder) write and read their own descriptions by `write_model`, `read_export`
+Others (stand-in teacher, probe, fine-tuned encoder, allocator) write and read their own descriptions by `write_model`, `read_export`
 and `load_export`.
 """
 
@@ -89,7 +89,7 @@ def write_model(model: nn.Module, format: str, description: Mapping[str, Any], d
 
 
 def read_export(directory: str | Path, format: str, *, what: str, key: str) -> tuple[dict[str, Any], str]:
-    """The description of a classifier's directory, and the beginning of messages about it.
+    """The description of such a model's directory, and the beginning of messages about it.
 
     `key`: the configuration key that named the directory; `what`: the model that it must hold, in words. Raises
     `InputError` where it holds none, or another.
@@ -109,7 +109,7 @@ def read_export(directory: str | Path, format: str, *, what: str, key: str) -> t
 
 
 def load_export(directory: str | Path, model: M, *, key: str) -> M:
-    """`model` with the weights of a classifier's directory, in evaluation mode on the CPU. Raises `InputError` where they do not fit."""
+    """`model` with the weights of such a model's directory, in evaluation mode on the CPU. Raises `InputError` where they do not fit."""
     path = str(Path(directory) / WEIGHTS)
     load_strictly(model, read_weights(path, key=key), key=key, source=path)
     return model.eval()

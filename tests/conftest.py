@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,15 +177,20 @@ def small_generator(image_set: Path, codes: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home whose Ray cluster (two CPUs) is started once and shut down at the end."""
+    """A home whose Ray cluster (two CPUs, workers forked) is started once and shut down at the end."""
     import ray
 
+    import forked_workers
     from mergevq_platform.distributed import cluster
 
     home = tmp_path_factory.mktemp("home")
-    cluster.connect(home)
-    yield home
-    ray.shutdown()
+    with forked_workers.starter(tmp_path_factory.mktemp("workers")) as executable:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "executable", str(executable))
+            patch.setenv("RAY_prestart_worker_first_driver", "0")  # they are of no job: a template for two
+            cluster.connect(home)
+        yield home
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -14,11 +14,14 @@ from mergevq.allocation.config import (
     AllocatorConfig,
     CompressedSizeAllocatorConfig,
     FixedAllocatorConfig,
+    LearnedAllocatorConfig,
     OracleAllocatorConfig,
     SimilarityAllocatorConfig,
 )
 from mergevq.allocation.fixed import FixedAllocator
+from mergevq.allocation.grid_tokens import encode_allocated, grid_tokens
 from mergevq.allocation.lagrangian import lagrangian_counts, price_bracket
+from mergevq.allocation.learned import LearnedAllocator, logarithms, pooled
 from mergevq.allocation.menu import checked_menu, nearest_counts
 from mergevq.allocation.oracle import OracleAllocator, distortions, squared_error
 from mergevq.allocation.protocol import Allocator, Menu
@@ -33,6 +36,8 @@ __all__ = [
     "CompressedSizeAllocatorConfig",
     "FixedAllocator",
     "FixedAllocatorConfig",
+    "LearnedAllocator",
+    "LearnedAllocatorConfig",
     "Menu",
     "OracleAllocator",
     "OracleAllocatorConfig",
@@ -43,8 +48,12 @@ __all__ = [
     "calibrations",
     "checked_menu",
     "distortions",
+    "encode_allocated",
+    "grid_tokens",
     "lagrangian_counts",
+    "logarithms",
     "nearest_counts",
+    "pooled",
     "price_bracket",
     "require_within",
     "squared_error",

@@ -12,6 +12,7 @@ from torch import Tensor
 from mergevq.allocation.config import CompressedSizeAllocatorConfig
 from mergevq.allocation.menu import nearest_counts
 from mergevq.allocation.protocol import Menu
+from mergevq.encoder import Cells
 from mergevq.metrics.pixels import to_uint8
 from mergevq.tokenizer import MergeVQ
 
@@ -27,9 +28,9 @@ class CompressedSizeAllocator:
     menu: Menu
     config: CompressedSizeAllocatorConfig = field(default_factory=CompressedSizeAllocatorConfig)
 
-    def scores(self, tokenizer: MergeVQ, images: Tensor) -> Tensor:
+    def scores(self, tokenizer: MergeVQ, images: Tensor, cells: Cells | None = None) -> Tensor:
         """See `Allocator.scores`: bytes (B,) beyond those of a uniform image, at least 1."""
-        del tokenizer
+        del tokenizer, cells
         pixels = to_uint8(images).permute(0, 2, 3, 1).cpu()
         least = self._bytes(torch.full_like(pixels[0], 128)) if len(pixels) else 0
         sizes = [max(1, self._bytes(image) - least) for image in pixels]

@@ -8,6 +8,7 @@ import pydantic
 
 from mergevq.config import config
 from mergevq.metrics.lpips import LpipsFilesConfig
+from mergevq.number_types import Count
 
 
 @config
@@ -42,8 +43,20 @@ class OracleAllocatorConfig:
     )
 
 
+@config
+class LearnedAllocatorConfig:
+    """A head of one hidden layer predicts the distortion of every count from the grid tokens, pooled over the grid."""
+
+    kind: Literal["learned"] = "learned"
+    hidden: Count = 32  # width of the hidden layer
+
+
 AllocatorConfig = Annotated[
-    FixedAllocatorConfig | SimilarityAllocatorConfig | CompressedSizeAllocatorConfig | OracleAllocatorConfig,
+    FixedAllocatorConfig
+    | SimilarityAllocatorConfig
+    | CompressedSizeAllocatorConfig
+    | OracleAllocatorConfig
+    | LearnedAllocatorConfig,
     pydantic.Field(discriminator="kind"),
 ]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mergevq.allocation.menu import menu_text
 from mergevq.allocation.protocol import Menu
+from mergevq.encoder import Cells
 from mergevq.errors import InputError
 from mergevq.tokenizer import MergeVQ
 
@@ -23,9 +24,9 @@ class FixedAllocator:
 
     menu: Menu
 
-    def scores(self, tokenizer: MergeVQ, images: Tensor) -> Tensor:
+    def scores(self, tokenizer: MergeVQ, images: Tensor, cells: Cells | None = None) -> Tensor:
         """See `Allocator.scores`: nothing is seen in images, (B,) zeros."""
-        del tokenizer
+        del tokenizer, cells
         return torch.zeros(len(images), dtype=torch.float64, device=images.device)
 
     def counts(self, scores: Tensor, constant: float) -> Tensor:

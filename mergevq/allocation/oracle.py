@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mergevq.allocation.config import OracleAllocatorConfig
+from mergevq.allocation.grid_tokens import grid_tokens
 from mergevq.allocation.lagrangian import lagrangian_counts, price_bracket
 from mergevq.allocation.protocol import Menu
-from mergevq.inputs import check_image_values
+from mergevq.encoder import Cells
 from mergevq.metrics.lpips import LpipsDistance
 from mergevq.metrics.pixels import to_uint8
 from mergevq.tokenizer import MergeVQ
@@ -27,15 +28,17 @@ def squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def distortions(
-    tokenizer: MergeVQ, images: Tensor, menu: Menu, distortion: Distortion = squared_error
+    tokenizer: MergeVQ,
+    images: Tensor,
+    menu: Menu,
+    distortion: Distortion = squared_error,
+    cells: Cells | None = None,
 ) -> Tensor:
     """D(K) of images (B, 3, H, W) in [-1, 1], reconstructed from their codes and true source: (B, M) float64.
 
     The stem runs once for all counts. Raises `InputError` as `encode`.
     """
-    check_image_values(images, like=tokenizer.encoder.summary_token)
-    tokenizer.encoder.check(images, menu)
-    cells = tokenizer.encoder.embed(images)
+    cells = grid_tokens(tokenizer, images, menu, cells)
     columns = [distortion(images, tokenizer.decode(tokenizer.encode_cells(cells, count))) for count in menu]
     return torch.stack([column.double() for column in columns], dim=1)
 
@@ -47,9 +50,9 @@ class OracleAllocator:
     menu: Menu
     config: OracleAllocatorConfig = field(default_factory=OracleAllocatorConfig)
 
-    def scores(self, tokenizer: MergeVQ, images: Tensor) -> Tensor:
+    def scores(self, tokenizer: MergeVQ, images: Tensor, cells: Cells | None = None) -> Tensor:
         """See `Allocator.scores`: D(K) (B, M)."""
-        return distortions(tokenizer, images, self.menu, self._distortion(images.device))
+        return distortions(tokenizer, images, self.menu, self._distortion(images.device), cells)
 
     def counts(self, scores: Tensor, constant: float) -> Tensor:
         """See `Allocator.counts` and `lagrangian_counts`."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from mergevq.encoder import Cells
 from mergevq.tokenizer import MergeVQ
 
 Menu = tuple[int, ...]  # the kept counts to choose from, ascending
@@ -22,8 +23,11 @@ class Allocator(Protocol):
     def menu(self) -> Menu:
         """The kept counts to choose from, ascending."""
 
-    def scores(self, tokenizer: MergeVQ, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> scores (B,) or (B, M) float64 on their device, M counts of the menu."""
+    def scores(self, tokenizer: MergeVQ, images: Tensor, cells: Cells | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> scores (B,) or (B, M) float64 on their device, M counts of the menu.
+
+        `cells`: their grid tokens, `encoder.embed(images)`, where they are known already.
+        """
 
     def counts(self, scores: Tensor, constant: float) -> Tensor:
         """Scores -> kept counts (B,) int64 of the menu; their mean is monotone in the constant."""

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mergevq.allocation.grid_tokens import grid_tokens
 from mergevq.allocation.protocol import Menu
-from mergevq.inputs import check_image_values
+from mergevq.encoder import Cells
 from mergevq.tokenizer import MergeVQ
 
 
@@ -24,14 +25,16 @@ class SimilarityAllocator:
     menu: Menu
 
     @torch.no_grad()
-    def scores(self, tokenizer: MergeVQ, images: Tensor) -> Tensor:
+    def scores(self, tokenizer: MergeVQ, images: Tensor, cells: Cells | None = None) -> Tensor:
         """See `Allocator.scores`: the least similarity among the merges for each count (B, M), ascending along the menu; without a
         merge infinity. Raises `InputError` as `encode`."""
-        encoder = tokenizer.encoder
-        check_image_values(images, like=encoder.summary_token)
-        encoder.check(images, self.menu)
-        cells = encoder.embed(images)
-        found = encoder.match_similarities(cells, self.menu[0]).double().sort(dim=1, descending=True).values
+        cells = grid_tokens(tokenizer, images, self.menu, cells)
+        found = (
+            tokenizer.encoder.match_similarities(cells, self.menu[0])
+            .double()
+            .sort(dim=1, descending=True)
+            .values
+        )
         merges = cells.rows * cells.columns - torch.tensor(self.menu, device=found.device)
         return F.pad(found, (1, 0), value=torch.inf)[:, merges]
 

@@ -1,6 +1,6 @@
 """Metrics as accumulators (update, merge, compute), and probes of features. PyTorch, NumPy and nothing of a cluster."""
 
-from mergevq.metrics.codes import ClassBalance, CodeUsage, bits_per_image
+from mergevq.metrics.codes import ClassBalance, CodeUsage, bits_per_image, histogram_distance
 from mergevq.metrics.extractors import InceptionExtractor, extractor
 from mergevq.metrics.extrapolate import Extrapolated, extrapolated_distance
 from mergevq.metrics.features import (
@@ -15,8 +15,9 @@ from mergevq.metrics.features import (
 )
 from mergevq.metrics.frechet import FeatureStatistics, Moments, frechet_distance, require_same_identity
 from mergevq.metrics.inception_score import InceptionScore, InceptionScoreResult
+from mergevq.metrics.kernel import KernelDistance, kernel_distance
 from mergevq.metrics.knn import KnnResult, Nearest, Votes, knn_classify, knn_votes, neighbour_counts
-from mergevq.metrics.manifold import PrecisionRecall, precision_recall
+from mergevq.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from mergevq.metrics.mean import Mean
 from mergevq.metrics.perturbed import (
     mean_distance,
@@ -34,6 +35,7 @@ from mergevq.metrics.sgd_probe import SgdProbeConfig, SgdProbeResult, sgd_probe
 __all__ = [
     "ClassBalance",
     "CodeUsage",
+    "DensityCoverage",
     "Extractor",
     "Extrapolated",
     "FeatureStatistics",
@@ -42,6 +44,7 @@ __all__ = [
     "InceptionFeaturesConfig",
     "InceptionScore",
     "InceptionScoreResult",
+    "KernelDistance",
     "KnnResult",
     "Mean",
     "Moments",
@@ -59,10 +62,13 @@ __all__ = [
     "TimmFeaturesConfig",
     "Votes",
     "bits_per_image",
+    "density_coverage",
     "distance_name",
     "extractor",
     "extrapolated_distance",
     "frechet_distance",
+    "histogram_distance",
+    "kernel_distance",
     "knn_classify",
     "knn_votes",
     "linear_probe",

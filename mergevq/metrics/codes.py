@@ -124,6 +124,25 @@ def entropy_bits(counts: Tensor) -> float:
     return -float(torch.xlogy(shares, shares).sum()) / math.log(2) + 0.0  # no -0.0
 
 
+def histogram_distance(a: CodeUsage, b: CodeUsage) -> float:
+    """The Hellinger distance of two code histograms, in [0, 1]: 0 for equal shares, 1 where no code is in both.
+
+    The unigram half of CHD (arXiv 2603.08064), `CHD-1D`, which its release computes alone. Two samples of one distribution
+    are apart, too, the more so the fewer tokens there are to a code: compare with the distance of two halves of one set.
+    Raises `InputError` for different vocabularies and for a histogram without codes.
+    """
+    if a.size != b.size:
+        raise InputError(f"histograms of {a.size} and of {b.size} codes have no distance: use one tokenizer")
+    counts = [usage.checked() for usage in (a, b)]
+    p, q = (
+        torch.zeros(0) if found is None else (found.cpu().double() / found.sum().cpu()).sqrt()
+        for found in counts
+    )
+    if not (len(p) and len(q) and p.isfinite().all() and q.isfinite().all()):
+        raise InputError("a histogram of no codes has no distance: count at least one image's")
+    return min(1.0, float((p - q).square().sum() / 2) ** 0.5)
+
+
 def bits_per_image(keep: int, grid_tokens: int, *, code_bits: float, entropy_bits: float) -> dict[str, float]:
     """The size in bits of an image of `keep` codes.
 

@@ -1,4 +1,4 @@
-"""Improved precision and recall of generated images (Kynkäänniemi et al. 2019)."""
+"""Manifolds of features: precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from mergevq.errors import InputError
 
 K = 3
+DENSITY_K = 5  # of density and coverage
 CHUNK = 4096
 
 
@@ -38,6 +39,35 @@ def precision_recall(
     return PrecisionRecall(
         float(on_reference.double().mean()),
         float(on_generated.double().mean()),
+        len(generated),
+        len(reference),
+        k,
+    )
+
+
+class DensityCoverage(NamedTuple):
+    """Density, at least 0 and 1 for the reference's own, and coverage, in [0, 1], with the numbers of images."""
+
+    density: float  # balls of reference images that a generated image lies in, as a multiple of k
+    coverage: float  # reference images whose ball holds a generated image
+    images: int
+    reference_images: int
+    k: int
+
+
+def density_coverage(
+    generated: Tensor, reference: Tensor, *, k: int = DENSITY_K, chunk: int = CHUNK
+) -> DensityCoverage:
+    """Density and coverage of features (M, D) against (N, D): balls of reference images to their k-th nearest other one.
+
+    Density counts how many balls hold each generated image, so that one outlier's large ball weighs little; coverage asks
+    which balls hold any. Memory and errors as for `precision_recall`; equations 3 and 4 of Naeem et al. 2020.
+    """
+    generated, reference = checked_features(generated, reference, k)
+    held = members(reference, generated, radii(reference, reference, k=k, chunk=chunk), chunk=chunk)
+    return DensityCoverage(
+        float(held.double().sum()) / (k * len(generated)),
+        float((held > 0).double().mean()),
         len(generated),
         len(reference),
         k,
@@ -97,6 +127,17 @@ def covered(rows: Tensor, bank: Tensor, bank_radii: Tensor, *, chunk: int = CHUN
         for other, radius in zip(bank.split(chunk), bank_radii.split(chunk), strict=True):
             inside |= (squared_distances(part, other) <= radius).any(1)
         found.append(inside)
+    return torch.cat(found)
+
+
+def members(rows: Tensor, bank: Tensor, rows_radii: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """How many of the bank (N, D) lie within the ball of each row (B, D), whose squared radii are (B,): (B,) int64."""
+    found = []
+    for part, radius in zip(rows.split(chunk), rows_radii.split(chunk), strict=True):
+        held = torch.zeros(len(part), dtype=torch.int64, device=part.device)
+        for other in bank.split(chunk):
+            held += (squared_distances(part, other) < radius[:, None]).sum(1)
+        found.append(held)
     return torch.cat(found)
 
 

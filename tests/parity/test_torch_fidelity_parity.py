@@ -14,6 +14,7 @@ from mergevq.metrics import (
     InceptionScore,
     extractor,
     frechet_distance,
+    kernel_distance,
     precision_recall,
 )
 from mergevq.metrics.inception import Inception, InceptionOutputs, tf1_bilinear
@@ -137,6 +138,24 @@ def test_precision_and_recall_are_torch_fidelitys(seen: Seen) -> None:
         theirs = calculate_precision_recall_full(their_generated, their_real, neighborhood=k)
         assert (ours.precision, ours.recall) == pytest.approx(theirs)
     assert 0 < ours.precision < 1  # or the comparison says little
+
+
+@pytest.mark.parametrize(("subsets", "subset_images"), [(7, 5), (3, 12)])
+def test_the_kernel_distance_is_torch_fidelitys_kid(seen: Seen, subsets: int, subset_images: int) -> None:
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    theirs = kid_features_to_metric(
+        *(found["2048"].double() for found in seen.theirs),
+        kid_subsets=subsets,
+        kid_subset_size=subset_images,
+        verbose=False,
+    )
+    images, reference = (found.pool for found in seen.ours)
+    ours = kernel_distance(images, reference, subsets=subsets, subset_images=subset_images)
+    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3, abs=1e-7)
+    assert abs(ours.mean) > 1e-3  # or zeros would be compared
+    assert ours.subsets == (1 if subset_images == IMAGES else subsets)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (299, 299), (640, 7)])

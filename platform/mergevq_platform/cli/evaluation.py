@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
@@ -14,6 +15,7 @@ from mergevq_platform.storage.settings import read_settings
 
 if TYPE_CHECKING:
     from mergevq.metrics import FeaturesConfig
+    from mergevq_platform.evaluation.options import Suite
     from mergevq_platform.evaluation.report import EvaluationReport
 
 
@@ -28,6 +30,8 @@ def add(verbs: Any) -> None:
         examples=[
             "mergevq evaluate RUN",
             "mergevq evaluate RUN --keep 9 16 25 --suite reconstruction",
+            "mergevq evaluate RUN --suite generability --suite distribution",
+            "mergevq evaluate RUN --suite published --inception FILE --markdown row.md",
             "mergevq evaluate RUN --keep 16 36 64 --suite ar_probe",
             "mergevq evaluate RUN --budget 16 25 36",
             "mergevq evaluate --images DIR --reference DIR_OR_NPZ",
@@ -40,13 +44,7 @@ def add(verbs: Any) -> None:
         "checkpoint, a registered model (models:/NAME@alias), a model of the Hub (hf://owner/name[@revision]), or an imported "
         "tokenizer's directory",
     )
-    evaluate.add_argument(
-        "--suite",
-        choices=["reconstruction", "representation", "ar_probe", "generation", "all"],
-        default="all",
-        help="what to measure (default all): of a tokenizer reconstruction and representation, of a generator or --images "
-        "generation. Beside them, not in all: ar_probe, of a tokenizer, trains a small transformer on the codes of every kept count",
-    )
+    _add_suites(evaluate)
     evaluate.add_argument(
         "--keep",
         type=count,
@@ -98,6 +96,22 @@ def _add_allocators(evaluate: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help="with --budget: fixed, compressed_size, similarity, oracle, or learned:RUN (default: all that need no run)",
+    )
+
+
+def _add_suites(evaluate: argparse.ArgumentParser) -> None:
+    """The option of what is measured."""
+    evaluate.add_argument(
+        "--suite",
+        action="append",
+        choices=[
+            *("reconstruction", "representation", "generation", "distribution", "generability", "ar_probe"),
+            *("published", "all"),
+        ],
+        help="what to measure, may be given again (default all): of a tokenizer reconstruction and representation, of a generator "
+        "or --images generation. Beside them, not in all: distribution, KID, density and coverage of the features at hand; "
+        "generability, of a tokenizer, pFID and the like, which decodes 20 times more; ar_probe, of a tokenizer, trains a small "
+        "transformer on the codes of every kept count; published, all, and the row that a paper prints, with what is missing of it",
     )
 
 
@@ -185,7 +199,6 @@ def _add_procedure(evaluate: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation import api
-    from mergevq_platform.evaluation.tokenizer import SUITES
 
     extractor = _extractor(options)
     if bool(options.run) == bool(options.images):
@@ -215,7 +228,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         keeps=tuple(options.keep) if options.keep else None,
         data=options.data,
         recipe=options.recipe,
-        suites=SUITES if options.suite in ("all", "generation") else (options.suite,),
+        suites=suites_of(options.suite),
         extractor=extractor,
         probes=tuple(name for name in options.probe if name != "exact"),
         seeds=options.seeds,
@@ -232,17 +245,47 @@ def _evaluate(options: argparse.Namespace) -> None:
         track=not options.no_tracking,
         cache=not options.no_cache,
     )
-    _write(report, options)
+    more = _published(report) if "published" in (options.suite or ()) else ""
+    _write(report, options, more)
+
+
+def suites_of(chosen: Sequence[str] | None) -> tuple[Suite, ...]:
+    """The suites of an evaluation for what was chosen."""
+    from mergevq_platform.evaluation.options import SUITES
+
+    found: list[Suite] = []
+    for name in chosen or ("all",):
+        match name:
+            case "all" | "generation" | "published":
+                found += SUITES
+            case "reconstruction" | "representation" | "distribution" | "generability" | "ar_probe" as suite:
+                found.append(suite)
+    return tuple(dict.fromkeys(found))
+
+
+def _published(report: EvaluationReport) -> str:
+    """Print the row that a paper has of it; returns it as Markdown."""
+    from mergevq_platform.evaluation.published import published
+    from mergevq_platform.evaluation.tables import print_table, table_console
+
+    row = published(report)
+    if row is None:
+        return ""
+    console = table_console()
+    print_table(row.table(), console)
+    for sentence in row.missing:
+        console.print(f"  {sentence}", highlight=False)
+    return row.markdown()
 
 
 def _check_tokenizer(options: argparse.Namespace) -> None:
-    if options.suite == "generation":
+    if "generation" in (options.suite or ()):
         raise InputError(f"{options.run} is a tokenizer, which generates no images: choose another --suite")
     if options.cfg or options.num or options.tokenizer:
         raise InputError(
             f"--cfg and --num are for generators, as is --tokenizer; {options.run} is a tokenizer: leave them out"
         )
-    if options.budget and (options.suite != "all" or options.probe or options.seeds > 1):
+    if options.budget and (set(options.suite or ()) - {"all"} or options.probe or options.seeds > 1):
         raise InputError(
             "with --budget the exact probe and all of its measures are taken: leave --suite, --probe and --seeds out"
         )
@@ -257,7 +300,7 @@ def _check_classifier(options: argparse.Namespace, kind: str) -> None:
         "--tokenizer": options.tokenizer,
         "--recipe": options.recipe,
         "--probe": options.probe,
-        "--suite": options.suite != "all",
+        "--suite": set(options.suite or ()) - {"all"},
         "--extractor": options.extractor or options.inception,
         "--seeds": options.seeds > 1,
     }
@@ -280,6 +323,14 @@ def _check_generator(options: argparse.Namespace) -> None:
             "a generator is evaluated by its own recipe at one kept count or one mean of them: leave --recipe and --probe out, give "
             "one --keep or one --budget"
         )
+    if of_tokenizers := [
+        name
+        for name in options.suite or ()
+        if name in ("reconstruction", "representation", "generability", "ar_probe")
+    ]:
+        raise InputError(
+            f"{options.run} is a generator, of which {of_tokenizers[0]} is not measured: evaluate its tokenizer, or choose another --suite"
+        )
     for scale in options.cfg or ():
         parse(GuidanceConfig, {"scale": scale}, options={"scale": "--cfg"})
 
@@ -296,6 +347,10 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
     from mergevq_platform.evaluation import api
     from mergevq_platform.evaluation.tables import print_table
 
+    if unknown := set(options.suite or ()) - {"all", "generation", "distribution"}:
+        raise InputError(
+            f"--images has generation and distribution, not {min(unknown)}: choose another --suite, or give a run"
+        )
     report = api.evaluate_images(
         options.images,
         options.reference,
@@ -306,6 +361,7 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
         seeds=options.seeds,
         workers=options.workers,
         statistics=options.save_statistics,
+        distribution="distribution" in (options.suite or ()),
         address=options.address,
         cache=not options.no_cache,
     )
@@ -313,8 +369,8 @@ def _evaluate_images(options: argparse.Namespace, extractor: FeaturesConfig | No
     _write(report, options)
 
 
-def _write(report: EvaluationReport, options: argparse.Namespace) -> None:
+def _write(report: EvaluationReport, options: argparse.Namespace, more: str = "") -> None:
     if options.json:
         report.save(options.json)
     if options.markdown:
-        options.markdown.write_text(report.markdown() + "\n")
+        options.markdown.write_text("\n\n".join(filter(None, (report.markdown(), more))) + "\n")

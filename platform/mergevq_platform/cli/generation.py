@@ -11,7 +11,7 @@ import yaml
 from mergevq.config import config, parse, to_tree
 from mergevq.errors import InputError
 from mergevq.keep import KeepDistributionConfig
-from mergevq_platform.cli.in_use import found
+from mergevq_platform.cli.in_use import found, store_in_use
 from mergevq_platform.cli.numbers import count, mean_count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_storage, add_verb
@@ -47,7 +47,7 @@ def _add_tokenize(verbs: Any) -> None:
         "its mirror image, and so on.",
         examples=[
             "mergevq tokenize RUN data/codes/shapes --keep 16 36 64",
-            "mergevq tokenize RUN data/codes/shapes25 --budget 25 --allocator compressed_size --keep 9 16 25 36 49 64",
+            "mergevq tokenize RUN data/codes/shapes25 --budget 25 --keep 9 16 25 36 49 64",
         ],
     )
     tokenize.add_argument(
@@ -79,7 +79,7 @@ def _add_tokenize(verbs: Any) -> None:
     tokenize.add_argument(
         "--allocator",
         metavar="NAME",
-        help="with --budget, what chooses: compressed_size (default), similarity, oracle (slow: it tries every count), or learned:RUN",
+        help="with --budget, what chooses: similarity (default), compressed_size, oracle (slow: it tries every count), or learned:RUN",
     )
     tokenize.add_argument("--crops", type=count, default=2, help="views of each training image (default 2)")
     tokenize.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all of the image set")
@@ -229,12 +229,14 @@ def _allocated(
     options: argparse.Namespace, named: FoundModel, checkpoint: str, data: str, workers: int, device: Any
 ) -> AllocatedCounts:
     """The allocator of the options, calibrated for the budget on the training images."""
+    from mergevq_platform.allocation.allocator_ref import with_places
     from mergevq_platform.allocation.calibrating import calibrate_allocators
     from mergevq_platform.codes import AllocatedCounts
     from mergevq_platform.evaluation.cache import Cache
     from mergevq_platform.evaluation.options import EvaluationOptions
+    from mergevq_platform.storage.lookup import places_of_runs
 
-    name, menu = options.allocator or "compressed_size", None
+    name, menu = options.allocator or "similarity", None
     if name == "fixed":
         raise InputError(
             f"--allocator fixed keeps one count for all images: leave --budget out and give --keep {options.budget:g}"
@@ -257,8 +259,9 @@ def _allocated(
         data=data,
         say=lambda text: print(text, flush=True),
     )
+    names = with_places([name], places_of_runs(read_settings().home, store_in_use))
     (calibrated,) = calibrate_allocators(
-        checkpoint, named.recipe, [name], [options.budget], settings, menu=menu
+        checkpoint, named.recipe, names, [options.budget], settings, menu=menu
     )
     return AllocatedCounts(calibrated, options.budget)
 

@@ -27,6 +27,7 @@ from mergevq_platform.distributed.process_group import NodeInterfaceTorchConfig
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.worker import FailureReporter, WorkerLoopConfig, worker_loop
+from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.recipe import ResolvedRecipe, data_places, resolve
 from mergevq_platform.storage import checkpoints, naming
 from mergevq_platform.storage.lookup import places_of_runs
@@ -149,7 +150,13 @@ def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu"
     return TorchTrainer(
         worker_loop,  # type: ignore[arg-type]  # here and below the checker sees Ray Train V1's classes
         train_loop_config=dict(
-            WorkerLoopConfig(recipe=recipe, actor=actor, device=device, location=run.location)
+            WorkerLoopConfig(
+                recipe=recipe,
+                actor=actor,
+                device=device,
+                location=run.location,
+                cache=Cache.at(run.home).directory,
+            )
         ),
         torch_config=NodeInterfaceTorchConfig(),
         scaling_config=ScalingConfig(**scaling),

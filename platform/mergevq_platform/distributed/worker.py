@@ -174,6 +174,7 @@ class WorkerLoopConfig(TypedDict):
     actor: Any  # of `run_actor.RunActor`
     device: Literal["cpu", "cuda"]
     location: str  # of the run's checkpoints, a path or URI
+    cache: Path  # of measurements; where nodes share no home, each has its own
 
 
 def worker_loop(config: WorkerLoopConfig) -> int | None:
@@ -185,7 +186,12 @@ def worker_loop(config: WorkerLoopConfig) -> int | None:
     recipe = config["recipe"]
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if config["device"] == "cuda" else torch.device("cpu")
-    worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        cache=config["cache"],
+    )
     heartbeats = HeartbeatSender(
         actor.beat.remote,
         rank=worker.rank,

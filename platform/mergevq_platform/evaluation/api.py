@@ -13,13 +13,14 @@ import torch
 from mergevq.errors import InputError
 from mergevq.image_size import ImageSize
 from mergevq.metrics import FeaturesConfig, write_reference
+from mergevq_platform.allocation.allocator_ref import with_places
 from mergevq_platform.distributed import cluster
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.extractor_choice import with_files
 from mergevq_platform.evaluation.images import ImageSetsEvaluator
 from mergevq_platform.evaluation.images_report import ImageSetsReport
 from mergevq_platform.evaluation.images_worker import ImageSetsSpec, ImageSetsWorker
-from mergevq_platform.evaluation.options import SUITES, EvaluationOptions, Suite
+from mergevq_platform.evaluation.options import SUITES, EvaluationOptions, Suite, completed
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
 from mergevq_platform.evaluation.report import (
@@ -37,7 +38,7 @@ from mergevq_platform.evaluation.worker import Device, answers
 from mergevq_platform.recipe import EvaluationConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.hub import pinned
-from mergevq_platform.storage.lookup import find
+from mergevq_platform.storage.lookup import find, places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.storage.settings import read_settings
 from mergevq_platform.tasks.task import task_of
@@ -114,7 +115,7 @@ def evaluate(
         cache=Cache.at(home) if cache else None,
         data=data,
         keeps=keeps,
-        suites=suites,
+        suites=completed(suites),
         seeds=seeds,
         scales=scales,
         images=images,
@@ -122,7 +123,7 @@ def evaluate(
         seed=seed,
         tokenizer=tokenizer,
         budgets=budgets,
-        allocators=allocators,
+        allocators=allocators and with_places(allocators, places_of_runs(home, lambda: store)),
         say=note,
     )
     evaluator = task_of(settings).evaluator(settings, found.checkpoint, options)
@@ -217,12 +218,14 @@ def evaluate_images(
     seeds: int = 1,
     workers: int = 1,
     statistics: Path | None = None,
+    distribution: bool = False,
     address: str | None = None,
     cache: bool = True,
 ) -> ImageSetsReport:
     """Evaluate images without a checkpoint: any folder, packed set or npz, against another or against statistics.
 
-    `statistics` writes those of the images as npz, for others to be compared with. Raises `InputError` for
+    `statistics` writes those of the images as npz, for others to be compared with; `distribution` adds KID, density and coverage.
+    Raises `InputError` for
     places that hold no images, several sizes, and statistics of another extractor.
     """
     images, reference = pinned(images, "dataset"), reference and pinned(reference, "dataset")
@@ -240,7 +243,7 @@ def evaluate_images(
     passes = Passes(
         answers(ImageSetsWorker, spec, workers if workers > 1 else 0), Cache.at(home) if cache else None
     )
-    evaluator = ImageSetsEvaluator(spec, passes, seeds, note)
+    evaluator = ImageSetsEvaluator(spec, passes, seeds, note, distribution)
     report = evaluator.report(images)
     if not report.values and statistics is None:
         count = report.protocol["images"]

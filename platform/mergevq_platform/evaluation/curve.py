@@ -15,6 +15,7 @@ from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.note import TABLE_COLUMNS, markdown_table, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import StoredReport
+from mergevq_platform.evaluation.suite_sentences import kernel_title, suite_sentences
 from mergevq_platform.evaluation.trends import gain_sentence, trend_sentence
 from mergevq_platform.tracking.records import CURVE_BEST_PREFIX
 
@@ -22,6 +23,7 @@ WIDE = 150  # terminal columns that all of a curve needs
 NARROW = (
     "keep",
     "psnr",
+    "chd_1d",
     "probe_top1_cls",
     "probe_top1_untrained",
     "recovery_accuracy_before",
@@ -62,9 +64,11 @@ class Curve(StoredReport):
             recorder.metrics(int(found["keep"]), {f"{CURVE_BEST_PREFIX}{key}": found[key]})
 
     def _is_headline(self, key: str) -> bool:
-        frechet = (self.frechet_key, f"{self.frechet_key}_recovered")
-        probed = tuple(self.ar_probe_keys.values())
-        return key in (*HEADLINE, *frechet, *probed) or HEADLINE_FAMILIES.fullmatch(key) is not None
+        named = (
+            *(self.frechet_key, f"{self.frechet_key}_recovered", self.perturbed_key, self.score_key("kid")),
+            *self.ar_probe_keys.values(),
+        )
+        return key in (*HEADLINE, *named) or HEADLINE_FAMILIES.fullmatch(key) is not None
 
     def note(self, description: str, figures: Mapping[str, str]) -> str:
         """The best of every goal, the verdict, a narrow table, the trade-off; see `run_note`."""
@@ -110,6 +114,16 @@ class Curve(StoredReport):
     def frechet_key(self) -> str:
         """The name of the Fréchet distance of reconstructions with the true source."""
         return self.protocol.get("frechet_key") or f"rfd_{self.protocol['extractor']['name']}"
+
+    @property
+    def perturbed_key(self) -> str:
+        """The name of the Fréchet distance of reconstructions from perturbed codes (pFID)."""
+        return str(self.protocol.get("generability", {}).get("frechet_key", ""))
+
+    def score_key(self, name: str) -> str:
+        """The name of a score of reconstructions (`kid`, `density`, `coverage`) with the features of the Fréchet distance."""
+        precision = str(self.protocol.get("keys", {}).get("precision", ""))
+        return precision.replace("precision", name, 1)
 
     @property
     def ar_probe_keys(self) -> dict[str, str]:
@@ -188,7 +202,9 @@ class Curve(StoredReport):
         table = Table(title=f"{self.run}: trade-off over kept tokens", caption=self.caption())
         columns = self.shown()
         if width < WIDE:
-            columns = [column for column in columns if column[0] in (*NARROW, self.frechet_key)]
+            columns = [
+                column for column in columns if column[0] in (*NARROW, self.frechet_key, self.perturbed_key)
+            ]
         for _, title, _ in columns:
             table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for row in self.rows:
@@ -214,12 +230,19 @@ class Curve(StoredReport):
             (frechet, frechet, ".3f"),
             (f"{frechet}_recovered_before", "… recovered before", ".3f"),
             (f"{frechet}_recovered", "… recovered", ".3f"),
+            (self.perturbed_key, self.perturbed_key, ".3f"),
+            (f"{self.perturbed_key}_source", "… of the source", ".3f"),
+            ("chd_1d", "code histograms", ".3f"),
+            ("chd_1d_halves", "… of halves", ".3f"),
             (self.ar_probe_keys.get("bits", ""), "AR probe bits", ".1f"),
             (self.ar_probe_keys.get("samples", ""), f"AR probe g{frechet[1:]}", ".3f"),
             (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
             (keys.get("inception_score", ""), "Inception score", ".1f"),
             (keys.get("precision", ""), "precision", ".3f"),
             (keys.get("recall", ""), "recall", ".3f"),
+            (self.score_key("kid"), kernel_title(self.score_key("kid"), "reconstruction_kid"), ".5f"),
+            (self.score_key("density"), "density", ".3f"),
+            (self.score_key("coverage"), "coverage", ".3f"),
             ("psnr", "PSNR dB", ".2f"),
             ("ssim", "SSIM", ".3f"),
             ("lpips_vgg", "LPIPS", ".3f"),
@@ -252,12 +275,7 @@ class Curve(StoredReport):
                 f"{self.frechet_key}: Fréchet distance between {p['images']} images of '{p['split']}' and their reconstructions, "
                 f"{p['extractor']['description']}; true source unless marked recovered (source predicted)."
             )
-        if probe := p.get("ar_probe"):
-            parts.append(
-                f"{probe['name']}: a transformer of {probe['depth']} layers and width {probe['width']}, {probe['steps']} steps of "
-                f"{probe['batch']} images on the codes of {probe['train_images']:,} training images, no class. Bits: of a held-out image's "
-                f"codes, nothing of the source; Fréchet distance: {probe['samples']:,} samples, source predicted."
-            )
+        parts += suite_sentences(p)
         parts.append(f"Measured with {self.weights()}, on data {p['data_fingerprint'][:12]}.")
         if p.get("probe"):
             interval = "95% Wilson interval in the JSON"

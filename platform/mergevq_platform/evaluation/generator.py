@@ -23,10 +23,13 @@ from mergevq.config import to_tree
 from mergevq.metrics import distance_name, extractor, frechet_distance, score_name
 from mergevq.metrics.features import Extractor
 from mergevq.metrics.labelled import unfit_labels
+from mergevq.metrics.manifold import DENSITY_K
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq_platform.codes import open_codes
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.data.parquet.background import DROPPED
+from mergevq_platform.evaluation.distribution import SCORES as DISTRIBUTION_SCORES
+from mergevq_platform.evaluation.distribution import distribution_protocol, distribution_scores
 from mergevq_platform.evaluation.generator_codes import stored_counts
 from mergevq_platform.evaluation.generator_figures import SHOWN_CLASSES, SHOWN_NEIGHBOURS, write_figures
 from mergevq_platform.evaluation.generator_report import GeneratorReport
@@ -38,6 +41,7 @@ from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
 from mergevq_platform.evaluation.probing import FitProbeJob, ScoreProbeJob
 from mergevq_platform.evaluation.spec import batches_key, split_batches
 from mergevq_platform.evaluation.splits import EvaluatedSplits
+from mergevq_platform.evaluation.statistics import ImageSetStatistics
 from mergevq_platform.recipe import ResolvedRecipe
 from mergevq_platform.sampling.pipeline import SamplingSpec
 
@@ -73,6 +77,7 @@ class GeneratorEvaluator:
     passes: Passes
     scales: Sequence[float]
     say: Callable[[str], None] = lambda text: None
+    distribution: bool = False  # KID, density and coverage too
     findings: GeneratorFindings = field(default_factory=GeneratorFindings)
     lacking: dict[str, str] = field(default_factory=dict)  # what the data do not allow, and why
 
@@ -137,6 +142,8 @@ class GeneratorEvaluator:
         keys = {name: score_name(self.network, name) for name in ("precision", "recall", "inception_score")}
         keys["frechet"] = distance_name(self.network, "generation")
         keys["spatial_frechet"] = distance_name(self.network, "generation", "sfd")
+        if self.distribution:
+            keys |= {name: score_name(self.network, name) for name in DISTRIBUTION_SCORES}
         return keys
 
     @cached_property
@@ -167,6 +174,10 @@ class GeneratorEvaluator:
             self.lacking["precision and recall"] = (
                 f"{len(real.labels)} images in '{names[1]}', which lack neighbours"
             )
+        if self.distribution and len(real.labels) <= DENSITY_K:
+            self.lacking["KID, density and coverage"] = (
+                f"{len(real.labels)} images in '{names[1]}', which lack {DENSITY_K} neighbours"
+            )
         return known
 
     def _row(self, known: RealStatistics, result: GeneratorResult, key: Key) -> dict[str, float]:
@@ -191,11 +202,21 @@ class GeneratorEvaluator:
         if result is not known.real and fewest > NEIGHBOURHOOD:
             manifold = precision_recall(self.passes, statistics.features, key, real.features, known.real_key)
             row |= {self.keys[name]: value for name, value in manifold.items()}
+        if self.distribution and result is not known.real and fewest > DENSITY_K:
+            row |= self._distribution(known, statistics, key)
         if statistics.score is not None:
             row[self.keys["inception_score"]] = statistics.score.compute().mean
         if known.reconstructed_distance:
             row["neighbour_ratio"] = self._neighbour_ratio(known, result, key)
         return row
+
+    def _distribution(
+        self, known: RealStatistics, statistics: ImageSetStatistics, key: Key
+    ) -> dict[str, float]:
+        assert known.real.statistics is not None
+        features, real = statistics.features, known.real.statistics.features
+        found = distribution_scores(self.passes, features, key, real, known.real_key)
+        return {score_name(self.network, name): value for name, value in found.items()}
 
     def _neighbour_ratio(self, known: RealStatistics, result: GeneratorResult, key: Key) -> float:
         return float(self._median_distance(known, result, key) / known.reconstructed_distance)
@@ -316,6 +337,10 @@ class GeneratorEvaluator:
                 },
                 "chance_top1": 100 * float(np.bincount(of_class).max()) / len(of_class),
             }
+        if self.distribution and len(known.real.labels) > DENSITY_K:
+            protocol["distribution"] = distribution_protocol(
+                recipe.generator.generation.images, len(known.real.labels)
+            )
         if self.lacking:
             protocol["lacking"] = self.lacking
         if self.splits.bad:

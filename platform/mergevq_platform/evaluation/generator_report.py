@@ -13,6 +13,7 @@ from mergevq_platform.evaluation.headline import best_rows, divided
 from mergevq_platform.evaluation.note import TABLE_COLUMNS, run_note
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.evaluation.report_files import StoredReport
+from mergevq_platform.evaluation.suite_sentences import kernel_title, suite_sentences
 from mergevq_platform.tracking.records import SCALE_BEST_PREFIX, SCALE_DETAILS_PREFIX, SCALE_KEY, SCALE_PREFIX
 
 NAMES = {
@@ -58,8 +59,8 @@ class GeneratorReport(StoredReport):
                 recorder.metrics(step, values)
 
     def _is_headline(self, key: str) -> bool:
-        names = ("frechet", "inception_score", "precision", "recall")
-        return key in ("class_top1", *(self.protocol["keys"][name] for name in names))
+        names, keys = ("frechet", "inception_score", "precision", "recall", "kid"), self.protocol["keys"]
+        return key in ("class_top1", *(keys[name] for name in names if name in keys))
 
     def note(self, description: str, figures: Mapping[str, str]) -> str:
         """The best of every goal, the verdict, a narrow table, the metrics over guidance scales; see `run_note`."""
@@ -134,6 +135,9 @@ class GeneratorReport(StoredReport):
             (keys.get("spatial_frechet", ""), "… of inner maps", ".3f"),
             (keys["precision"], "precision", ".3f"),
             (keys["recall"], "recall", ".3f"),
+            (keys.get("kid", ""), kernel_title(keys.get("kid", ""), "kid"), ".5f"),
+            (keys.get("density", ""), "density", ".3f"),
+            (keys.get("coverage", ""), "coverage", ".3f"),
             (keys["inception_score"], "Inception score", ".1f"),
             ("class_top1", "class recognised %", ".1f"),
             ("neighbour_ratio", "distance to neighbour ×", ".2f"),
@@ -193,12 +197,13 @@ class GeneratorReport(StoredReport):
         if "reconstructed_mean" in p:
             learned = f"Reconstructions keep {p['reconstructed_mean']:.4g} tokens on the mean. {learned}"
         lacking = "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
+        more = "".join(f" {sentence}" for sentence in suite_sentences(p))
         return (
             f"{self.frechet_key}: Fréchet distance of {p['images']} images, classes in turn, to {p['reference']['images']} real ones of "
             f"'{p['reference']['split']}', {p['extractor']['description']}; precision and recall of the same features (k = 3). "
             f"{learned}Distance to neighbour: median over images, as a multiple of that of "
             f"reconstructed held-out images; {p['neighbours']}. {p['guidance']['schedule']} guidance; EMA weights of step "
-            f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}.{lacking}"
+            f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}.{lacking}{more}"
         )
 
 

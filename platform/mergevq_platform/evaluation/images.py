@@ -28,10 +28,12 @@ from mergevq.metrics import (
     read_reference,
     score_name,
 )
+from mergevq.metrics.manifold import DENSITY_K
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq_platform.data import ImageSet
 from mergevq_platform.data.image_sets import PackedImages
 from mergevq_platform.data.npz_images import NpzImages
+from mergevq_platform.evaluation.distribution import distribution_protocol, distribution_scores
 from mergevq_platform.evaluation.images_report import ImageSetsReport
 from mergevq_platform.evaluation.images_worker import ImageSetJob, ImageSetsSpec
 from mergevq_platform.evaluation.manifold import precision_recall
@@ -40,6 +42,7 @@ from mergevq_platform.evaluation.repetitions import averaged
 from mergevq_platform.evaluation.statistics import SPLITS
 from mergevq_platform.evaluation.tokenizer_passes import BATCHES_PER_JOB
 
+DISTRIBUTION = "KID, density and coverage"
 FEWEST_FOR_TREND = 100  # images below which no distance is extrapolated
 
 
@@ -51,10 +54,12 @@ class ImageSetsEvaluator:
     passes: Passes
     seeds: int = 1
     say: Callable[[str], None] = lambda text: None
+    distribution: bool = False  # KID, density and coverage too
     lacking: dict[str, str] = field(default_factory=dict)  # what so few images do not allow, and why
 
     def __post_init__(self) -> None:
         self.network = extractor(self.spec.extractor, key="--extractor")
+        self.plan: dict[str, Any] = {}  # the protocol of KID, density and coverage
         self.identity = {"name": self.network.name, **self.network.identity}
 
     def report(self, run: str) -> ImageSetsReport:
@@ -75,6 +80,8 @@ class ImageSetsEvaluator:
 
     def _distances(self) -> dict[str, float]:
         if self.reference is None:
+            if self.distribution:
+                self.lacking[DISTRIBUTION] = "no --reference to compare with"
             return {}
         pool, values = torch.from_numpy(self.found["pool"]), {}
         mine = self.statistics()
@@ -100,7 +107,21 @@ class ImageSetsEvaluator:
                 self._key(self.others),
             )
             values |= {score_name(self.network, name): value for name, value in manifold.items()}
-        return values
+        return values | (self._distribution() if self.distribution else {})
+
+    def _distribution(self) -> dict[str, float]:
+        if self.compared is None or self.others is None:
+            self.lacking[DISTRIBUTION] = "statistics alone, which have no features"
+            return {}
+        mine, theirs = self.found["pool"], self.compared["pool"]
+        if min(len(mine), len(theirs)) <= DENSITY_K:
+            self.lacking[DISTRIBUTION] = (
+                f"{min(len(mine), len(theirs))} images do not have {DENSITY_K} neighbours"
+            )
+            return {}
+        found = distribution_scores(self.passes, mine, self._key(self.images), theirs, self._key(self.others))
+        self.plan = distribution_protocol(len(mine), len(theirs))
+        return {score_name(self.network, name): value for name, value in found.items()}
 
     def _alone(self) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -234,6 +255,7 @@ class ImageSetsEvaluator:
             "seeds": self.seeds,
             "inception_score": f"{SPLITS} splits, shuffled",
             "precision_recall": f"{NEIGHBOURHOOD} nearest neighbours",
+            **({"distribution": self.plan} if self.plan else {}),
             **({"lacking": dict(self.lacking)} if self.lacking else {}),
             "mergevq": mergevq.__version__,
         }

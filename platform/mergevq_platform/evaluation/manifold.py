@@ -23,7 +23,7 @@ class CentreJob(NamedTuple):
     def on_rows(self, device: torch.device, number: int, shares: int) -> dict[str, np.ndarray]:
         """`centre` (D,) float64."""
         assert shares == 1
-        return {"centre": centre(_tensor(self.features, device)).cpu().numpy()}
+        return {"centre": centre(tensor(self.features, device)).cpu().numpy()}
 
 
 class RadiiJob(NamedTuple):
@@ -35,8 +35,8 @@ class RadiiJob(NamedTuple):
 
     def on_rows(self, device: torch.device, number: int, shares: int) -> dict[str, np.ndarray]:
         """`radii` (b,) of a block of `CHUNK` rows."""
-        bank = centred(_tensor(self.features, device), torch.from_numpy(self.centre).to(device))
-        return {"radii": radii(_block(bank, number, shares), bank, k=self.k).cpu().numpy()}
+        bank = centred(tensor(self.features, device), torch.from_numpy(self.centre).to(device))
+        return {"radii": radii(block(bank, number, shares), bank, k=self.k).cpu().numpy()}
 
 
 class CoveredJob(NamedTuple):
@@ -50,9 +50,9 @@ class CoveredJob(NamedTuple):
     def on_rows(self, device: torch.device, number: int, shares: int) -> dict[str, np.ndarray]:
         """`covered` (b,) bool of a block of `CHUNK` rows."""
         origin = torch.from_numpy(self.centre).to(device)
-        rows = centred(_block(_tensor(self.features, device), number, shares), origin)
-        bank = centred(_tensor(self.bank, device), origin)
-        return {"covered": covered(rows, bank, _tensor(self.radii, device)).cpu().numpy()}
+        rows = centred(block(tensor(self.features, device), number, shares), origin)
+        bank = centred(tensor(self.bank, device), origin)
+        return {"covered": covered(rows, bank, tensor(self.radii, device)).cpu().numpy()}
 
 
 def precision_recall(
@@ -63,19 +63,12 @@ def precision_recall(
     Blocks of `CHUNK` x `CHUNK` distances are taken at once. The keys name the passes that the features are of. Raises
     `InputError` as the library's does.
     """
-    require_comparable(_tensor(images), _tensor(reference))
+    require_comparable(tensor(images), tensor(reference))
     about = {"centre_of": reference_key, "k": K}
-    origin = passes.small_result({"kind": "centre", "of": reference_key}, [CentreJob(reference)])["centre"]
-
-    def radii_of(features: np.ndarray, key: Key) -> np.ndarray:
-        job = RadiiJob(features, origin)
-        found = passes.in_shares(
-            {"kind": "radii", "of": key, **about}, job, len(features), rows_of_share=CHUNK
-        )
-        return found["radii"]
+    origin = feature_origin(passes, reference, reference_key)
 
     def share_covered(features: np.ndarray, key: Key, bank: np.ndarray, bank_key: Key) -> float:
-        job = CoveredJob(features, bank, radii_of(bank, bank_key), origin)
+        job = CoveredJob(features, bank, radii_of(passes, bank, bank_key, origin, reference_key), origin)
         found = passes.in_shares(
             {"kind": "covered", "of": key, "by": bank_key, **about}, job, len(features), rows_of_share=CHUNK
         )
@@ -87,11 +80,28 @@ def precision_recall(
     }
 
 
-def _tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+def feature_origin(passes: Passes, reference: np.ndarray, reference_key: Key) -> np.ndarray:
+    """The mean (D,) float64 of the reference's features, from which all are counted."""
+    return passes.small_result({"kind": "centre", "of": reference_key}, [CentreJob(reference)])["centre"]
+
+
+def radii_of(
+    passes: Passes, features: np.ndarray, key: Key, origin: np.ndarray, reference_key: Key, *, k: int = K
+) -> np.ndarray:
+    """The squared distances (N,) of features (N, D) to their k-th nearest other member."""
+    about = {"centre_of": reference_key, "k": k}
+    job = RadiiJob(features, origin, k)
+    found = passes.in_shares({"kind": "radii", "of": key, **about}, job, len(features), rows_of_share=CHUNK)
+    return found["radii"]
+
+
+def tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """The array on a device."""
     return torch.from_numpy(array).to(device)
 
 
-def _block(rows: Tensor, number: int, shares: int) -> Tensor:
+def block(rows: Tensor, number: int, shares: int) -> Tensor:
+    """Block `number` of `shares` of `CHUNK` rows each."""
     # Whole chunks, so that a block's distances are those of the undivided work to the last bit.
     start = number * CHUNK
     return rows[start:] if number == shares - 1 else rows[start : start + CHUNK]

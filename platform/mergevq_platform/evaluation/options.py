@@ -9,8 +9,18 @@ from typing import Literal
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.worker import Device
 
-Suite = Literal["reconstruction", "representation", "ar_probe"]
-SUITES: tuple[Suite, ...] = ("reconstruction", "representation")
+Suite = Literal["reconstruction", "representation", "distribution", "generability", "ar_probe"]
+SUITES: tuple[Suite, ...] = ("reconstruction", "representation")  # those of every curve
+BESIDE_RECONSTRUCTION: tuple[Suite, ...] = (
+    "distribution",
+    "generability",
+)  # what these compare with is there
+
+
+def completed(suites: Sequence[Suite]) -> tuple[Suite, ...]:
+    """The suites with that of reconstructions, where one is among them whose numbers stand beside its own."""
+    beside = any(suite in BESIDE_RECONSTRUCTION for suite in suites)
+    return ("reconstruction", *suites) if beside and "reconstruction" not in suites else tuple(suites)
 
 
 def _silent(text: str) -> None:

@@ -17,12 +17,14 @@ from mergevq.metrics.sgd_probe import PUBLISHED
 from mergevq_platform.data.parquet.background import DROPPED
 from mergevq_platform.data.views import RESIZING, evaluation_view_text
 from mergevq_platform.evaluation.curve import Curve
+from mergevq_platform.evaluation.distribution import distribution_protocol
 from mergevq_platform.evaluation.options import SUITES, Suite
 from mergevq_platform.evaluation.passes import Passes
 from mergevq_platform.evaluation.spec import EvaluationSpec
 from mergevq_platform.evaluation.statistics import SPLITS
 from mergevq_platform.evaluation.tokenizer_ar_probe import ArProbeSuite, ar_probe_protocol
 from mergevq_platform.evaluation.tokenizer_figures import write_figures
+from mergevq_platform.evaluation.tokenizer_generability import GenerabilitySuite, generability_protocol
 from mergevq_platform.evaluation.tokenizer_passes import TokenizerPasses, lpips_identity
 from mergevq_platform.evaluation.tokenizer_reconstruction import ReconstructionSuite, likeness_names
 from mergevq_platform.evaluation.tokenizer_representation import RepresentationSuite
@@ -61,12 +63,19 @@ class TokenizerEvaluator:
     @cached_property
     def reconstruction(self) -> ReconstructionSuite:
         """The suite of reconstructions."""
-        return ReconstructionSuite(self.measured, self.findings, self.lacking)
+        return ReconstructionSuite(
+            self.measured, self.findings, self.lacking, distribution="distribution" in self.suites
+        )
 
     @cached_property
     def representation(self) -> RepresentationSuite:
         """The suite of features."""
         return RepresentationSuite(self.measured, self.findings, self.lacking, self.seeds)
+
+    @cached_property
+    def generability(self) -> GenerabilitySuite:
+        """The suite of what codes are worth to a generator."""
+        return GenerabilitySuite(self.measured, self.lacking)
 
     @cached_property
     def ar_probe(self) -> ArProbeSuite:
@@ -88,6 +97,8 @@ class TokenizerEvaluator:
                 row |= self.reconstruction.row(keep)
             if "representation" in self.suites:
                 row |= self.representation.row(keep)
+            if "generability" in self.suites:
+                row |= self.generability.row(keep)
             if "ar_probe" in self.suites:
                 row |= self.ar_probe.row(keep)
             rows.append(self._finite(row))
@@ -139,9 +150,7 @@ class TokenizerEvaluator:
             "mergevq": mergevq.__version__,
             "caveat": CAVEATS.get(recipe.tokenizer.losses.alignment.kind, ""),
         }
-        if "ar_probe" in self.suites and "AR probe" not in self.lacking:
-            train_images = self.measured.splits.batches["train"].images
-            protocol["ar_probe"] = ar_probe_protocol(self.measured.network, train_images)
+        protocol |= self._beside()
         if self.lacking:
             protocol["lacking"] = dict(self.lacking)
         if self.measured.splits.bad:
@@ -165,3 +174,16 @@ class TokenizerEvaluator:
                 "untrained_seeds": self.seeds if settings.untrained_baseline else 0,
             }
         return protocol
+
+    def _beside(self) -> dict[str, Any]:
+        """The protocol of the suites beside the two of every curve."""
+        found: dict[str, Any] = {}
+        if "distribution" in self.suites and self.reconstruction.compared:
+            found["distribution"] = distribution_protocol(*self.reconstruction.compared)
+        if "generability" in self.suites:
+            quantizer = self.recipe.tokenizer.model.quantizer
+            found["generability"] = generability_protocol(self.measured.network, quantizer)
+        if "ar_probe" in self.suites and "AR probe" not in self.lacking:
+            train_images = self.measured.splits.batches["train"].images
+            found["ar_probe"] = ar_probe_protocol(self.measured.network, train_images)
+        return found

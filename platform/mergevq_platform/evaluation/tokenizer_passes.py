@@ -10,8 +10,10 @@ from typing import Any, Literal, TypeVar
 from mergevq.metrics import extractor
 from mergevq.metrics.features import Extractor
 from mergevq.metrics.lpips import LpipsDistance, LpipsFilesConfig
+from mergevq.perturbation import RATES
 from mergevq_platform.data import EvalBatches
 from mergevq_platform.evaluation.passes import Passes, jobs_of_batches
+from mergevq_platform.evaluation.perturbed_jobs import SEED, Cells, CodeHistograms
 from mergevq_platform.evaluation.spec import (
     EvaluationSpec,
     batches_key,
@@ -34,6 +36,8 @@ from mergevq_platform.evaluation.worker import BatchesJob
 BATCHES_PER_JOB = 4  # at least
 PARTS = ("train", "test")  # what probes learn from, and what is evaluated
 
+PerturbedKind = Literal["perturbed_codes", "perturbed_source"]
+PassKind = Literal["reference", "reconstruction", "features", "untrained", "code_histograms"] | PerturbedKind
 Key = dict[str, Any]
 Result = TypeVar("Result")
 
@@ -79,6 +83,20 @@ class TokenizerPasses:
         """Features of both parts at a kept count, of the trained tokenizer or of an untrained one with this seed."""
         return {part: self._features(part, keep, untrained) for part in PARTS}
 
+    def perturbed(
+        self, kind: PerturbedKind, about: Mapping[str, Any], job: Callable[[ImageBatches], BatchesJob[Cells]]
+    ) -> Cells:
+        """Feature statistics of perturbed reconstructions, by cell of the grid."""
+        return self.over("test", lambda: {**self._perturbed_key(kind), **about}, job)
+
+    def code_histograms(
+        self, keep: int, job: Callable[[ImageBatches], BatchesJob[CodeHistograms]]
+    ) -> CodeHistograms:
+        """Codes of the evaluated images and of their reconstructions at a kept count."""
+        return self.over(
+            "test", lambda: self._key("code_histograms", "test") | {"keep": keep, **self.weights}, job
+        )
+
     def reference_key(self) -> Key:
         """The key of the pass of the images themselves."""
         return self._key("reference", "test") | {"extractor": self.extractor_identity}
@@ -102,7 +120,15 @@ class TokenizerPasses:
         """Name and identity of the network of the Fréchet distance."""
         return {"name": self.network.name, **self.network.identity}
 
-    def _key(self, kind: Literal["reference", "reconstruction", "features", "untrained"], part: str) -> Key:
+    def _perturbed_key(self, kind: PerturbedKind) -> Key:
+        return self._key(kind, "test") | {
+            "extractor": self.extractor_identity,
+            "rates": list(RATES),
+            "seed": SEED,
+            **self.weights,
+        }
+
+    def _key(self, kind: PassKind, part: str) -> Key:
         return {"kind": kind, **batches_key(self.splits.batches[part])}
 
     def _features(self, part: str, keep: int, untrained: int | None) -> Features:

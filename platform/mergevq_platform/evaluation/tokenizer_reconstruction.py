@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from mergevq.metrics import bits_per_image, distance_name, frechet_distance, score_name
 from mergevq.metrics.features import Extractor
+from mergevq.metrics.manifold import DENSITY_K
 from mergevq.metrics.manifold import K as NEIGHBOURHOOD
 from mergevq.metrics.pixels import WINDOW
+from mergevq_platform.evaluation.distribution import distribution_scores
 from mergevq_platform.evaluation.manifold import precision_recall
 from mergevq_platform.evaluation.statistics import ImageSetStatistics
 from mergevq_platform.evaluation.tokenizer_passes import TokenizerPasses
@@ -22,6 +24,8 @@ class ReconstructionSuite:
     passes: TokenizerPasses
     findings: TokenizerFindings
     lacking: dict[str, str]  # what the data do not allow, and why
+    distribution: bool = False  # KID, density and coverage too
+    compared: tuple[int, int] | None = None  # features of both sets that these compared
 
     def row(self, keep: int) -> dict[str, float]:
         """Likeness of the whole sets, pixels, codes and recovery at a kept count."""
@@ -79,7 +83,25 @@ class ReconstructionSuite:
             self.lacking["precision and recall"] = (
                 f"{len(real.features)} images, which lack {NEIGHBOURHOOD} neighbours"
             )
+        if self.distribution:
+            row |= self._distribution(decoded, keep)
         return row
+
+    def _distribution(self, decoded: ImageSetStatistics, keep: int) -> dict[str, float]:
+        real, network = self.passes.reference, self.passes.network
+        fewest = min(len(real.features), len(decoded.features))
+        if fewest <= DENSITY_K:
+            self.lacking["KID, density and coverage"] = f"{fewest} images, which lack {DENSITY_K} neighbours"
+            return {}
+        self.compared = len(decoded.features), len(real.features)
+        found = distribution_scores(
+            self.passes.passes,
+            decoded.features,
+            self.passes.reconstruction_key(keep),
+            real.features,
+            self.passes.reference_key(),
+        )
+        return {score_name(network, name, "reconstruction"): value for name, value in found.items()}
 
 
 def likeness_names(network: Extractor) -> dict[str, str]:

@@ -13,6 +13,7 @@ KINDS = {  # `task.kind` of a recipe -> the class of its task
     "finetune": "mergevq_platform.tasks.finetune:FineTuneTask",
     "probe": "mergevq_platform.tasks.probe:ProbeTask",
     "recovery": "mergevq_platform.tasks.recovery:RecoveryTask",
+    "allocator": "mergevq_platform.tasks.allocator:AllocatorTask",
 }
 
 

@@ -144,7 +144,8 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         spec = replace(spec, recipe=locate(measured))
         passes = Passes(answers(GeneratorWorker, spec, options.workers), options.cache)
         scales = options.scales or recipe.generator.generation.scales
-        return GeneratorEvaluator(spec, passes, scales, say=options.say)
+        distribution = "distribution" in options.suites
+        return GeneratorEvaluator(spec, passes, scales, say=options.say, distribution=distribution)
 
     @property
     def curves(self) -> bool:

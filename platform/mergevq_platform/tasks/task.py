@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,11 +32,12 @@ from mergevq_platform.recipe import EvaluationConfig, Recipe, ResolvedRecipe, Ta
 
 @dataclass(frozen=True)
 class Worker:
-    """Rank, number of workers and device of this process."""
+    """Rank, number of workers and device of this process, and a folder for what need not be computed twice."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cache: Path | None = None
 
 
 class Samples(Protocol):

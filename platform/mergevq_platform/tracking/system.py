@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,7 +26,7 @@ class SystemSampler:
 
     def sample(self) -> dict[str, float]:
         """The measurements since the last call: GiB, cores in use, and fractions (0 to 1) of the GPU."""
-        family = self._family()  # once: it looks at every process of the machine
+        family = self._family()
         cpu, wall = _cpu_seconds(family), time.monotonic()
         share = (cpu - self._cpu_before) / max(wall - self._wall_before, 1e-6)
         self._cpu_before, self._wall_before = cpu, wall
@@ -44,8 +45,31 @@ class SystemSampler:
 
     def _family(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
-            return [self._process, *self._process.children(recursive=True)]
+            return [self._process, *descendants(self._process)]
         return [self._process]
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """All processes below one."""
+    # Linux lists the children of each thread; psutil would look at every process of the machine.
+    if not Path("/proc/thread-self/children").exists():
+        return process.children(recursive=True)
+    found, parents = [], [process.pid]
+    while parents:
+        children = _children(parents.pop())
+        parents += children
+        for pid in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            found += map(int, thread.read_text().split())
+    return found
 
 
 def _memory_gib(family: list[psutil.Process]) -> float:

@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 from mergevq.config import parse, to_tree
 from mergevq.errors import InputError
@@ -23,6 +24,7 @@ from mergevq.metrics import (
     require_same_identity,
 )
 from mergevq.metrics.extractors import safe_name
+from mergevq.metrics.features import distance_name
 from mergevq.metrics.random_features import RANDOM_V1_SHA256, random_v1_weights, weights_sha256
 
 
@@ -242,8 +244,27 @@ def test_extractors_survive_the_trip_through_a_recipe(timm_features):
 
 def test_names_of_extractors_are_fit_for_metric_names():
     assert safe_name("vit_base_patch14_dinov2.lvd142m") == "dinov2_vitb14"
+    assert safe_name("vit_large_patch14_dinov2.lvd142m") == "dinov2_vitl14"
     assert safe_name("vit_small_patch14_reg4_dinov2.lvd142m") == "dinov2_vits14_reg4"
     assert safe_name("convnext_tiny.fb_in22k") == "convnext_tiny_fb_in22k"
+
+
+def test_a_dinov2s_feature_is_the_normalised_class_token_that_fd_dinov2_compares(tmp_path):
+    torch.manual_seed(0)
+    name, weights = "vit_small_patch14_dinov2", str(tmp_path / "dinov2.pth")
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), weights)
+    ours = extractor(TimmFeaturesConfig(name=name, weights=weights, image_size=28))
+    pixels = torch.randint(0, 256, (2, 3, 28, 28), generator=torch.Generator().manual_seed(1))
+    mean, std = (
+        255 * torch.tensor(value).view(3, 1, 1) for value in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    reference = timm.create_model(name, num_classes=0, img_size=28).eval()
+    reference.load_state_dict(checkpoint_filter_fn(torch.load(weights), reference))
+    with torch.no_grad():
+        theirs = reference.forward_features((pixels - mean) / std)[:, 0]
+    torch.testing.assert_close(ours(pixels / 127.5 - 1), theirs, rtol=1e-4, atol=1e-4)
+    assert distance_name(ours, "reconstruction") == "rfd_dinov2_vits14"
+    assert "resampled from 37 x 37 to 2 x 2" in ours.identity["positions"]
 
 
 def test_features_do_not_mind_in_which_way_tf32_was_chosen() -> None:

@@ -15,7 +15,14 @@ import torch
 from PIL import Image
 
 from mergevq.errors import InputError
-from mergevq.metrics import FeatureStatistics, extractor, frechet_distance, precision_recall
+from mergevq.metrics import (
+    FeatureStatistics,
+    density_coverage,
+    extractor,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
 from mergevq.metrics.features import RandomFeaturesConfig
 from mergevq_platform import cli
 from mergevq_platform.data import EvalBatches, open_dataset, open_images, to_unit_range
@@ -62,7 +69,10 @@ def test_files_and_their_packed_copy_are_the_same_set(folder: Path, image_set: P
 
 def test_the_numbers_are_those_of_the_library(folder: Path, image_set: Path, at_home: Path) -> None:
     scores = judged(
-        ["--images", str(folder), "--reference", str(image_set), "--split", "train", "--no-cache"]
+        [
+            *("--images", str(folder), "--reference", str(image_set), "--split", "train", "--no-cache"),
+            *("--suite", "generation", "--suite", "distribution"),
+        ]
     )
     network = extractor(RandomFeaturesConfig())
     found = []
@@ -73,6 +83,10 @@ def test_the_numbers_are_those_of_the_library(folder: Path, image_set: Path, at_
     for one, features in zip(statistics, found, strict=True):
         one.update(features)
     values = scores["values"]
+    assert values["kid_random_v1"] == pytest.approx(kernel_distance(*found).mean, rel=1e-6)
+    held = density_coverage(*found)
+    assert (values["density_random_v1"], values["coverage_random_v1"]) == (held.density, held.coverage)
+    assert "100 subsets of 64 images" in scores["protocol"]["distribution"]["kid"]
     assert values["gfd_random_v1"] == pytest.approx(frechet_distance(*statistics), rel=1e-5)
     manifold = precision_recall(found[0], found[1])
     assert values["precision_random_v1"] == pytest.approx(manifold.precision, abs=0.02)

@@ -132,16 +132,22 @@ def test_images_without_a_label_stay_out_of_the_probes_and_are_counted(
 def test_labels_that_make_no_probe_leave_the_rest_of_the_curve(
     recipe: Recipe, changed: Any, tmp_path: Path, labels: Any, said: str
 ) -> None:
-    for keeps in (KEEPS, (9,)):
-        curve = measured(
-            recipe, changed(labels=labels) if keeps == KEEPS else str(tmp_path / "changed"), tmp_path, keeps
-        )
-        assert "psnr" in curve.rows[0]
-        assert not any("probe" in key or "knn" in key for row in curve.rows for key in row)
-        assert "probe" not in curve.protocol
-        assert any(said in sentence and sentence.endswith(": no probe") for sentence in curve.verdict())
-        assert f"No probe: {said.removesuffix(': no probe')}" in curve.caption()
-        assert "No probe" in curve.markdown()
+    curve = measured(recipe, changed(labels=labels), tmp_path)
+    assert_without_probe(curve, said)
+
+
+def test_a_curve_of_one_kept_count_needs_no_probe(recipe: Recipe, changed: Any, tmp_path: Path) -> None:
+    curve = measured(recipe, changed(labels={"val": np.zeros_like}), tmp_path, (9,))
+    assert_without_probe(curve, "the val set holds one class (64 labelled images)")
+
+
+def assert_without_probe(curve: Curve, said: str) -> None:
+    assert "psnr" in curve.rows[0]
+    assert not any("probe" in key or "knn" in key for row in curve.rows for key in row)
+    assert "probe" not in curve.protocol
+    assert any(said in sentence and sentence.endswith(": no probe") for sentence in curve.verdict())
+    assert f"No probe: {said.removesuffix(': no probe')}" in curve.caption()
+    assert "No probe" in curve.markdown()
 
 
 def test_fewer_classes_than_in_train_and_gaps_in_the_numbers_are_no_hindrance(

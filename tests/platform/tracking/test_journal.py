@@ -7,9 +7,12 @@ import json
 import math
 import multiprocessing
 import os
+import subprocess
 import time
 from pathlib import Path
+from threading import Thread
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +30,7 @@ from mergevq_platform.tracking.records import (
     read_journal,
     read_metrics,
 )
-from mergevq_platform.tracking.system import SystemSampler
+from mergevq_platform.tracking.system import SystemSampler, descendants
 
 
 def identity(name: str = "run") -> RunIdentity:
@@ -353,3 +356,21 @@ def test_the_system_sample_sees_the_work_and_memory_of_this_process() -> None:
     values = sampler.sample()
     assert values["system/memory_gib"] > len(ballast) / 2**30
     assert 0.05 < values["system/cpu_cores"] < 64
+
+
+def test_a_system_sample_is_of_all_processes_below_this_one_whichever_thread_started_them() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    thread = Thread(target=lambda: started.append(subprocess.Popen(["sh", "-c", "sleep 60 & wait"])))
+    thread.start()
+    thread.join()
+    try:
+        us = psutil.Process()
+        deadline = time.monotonic() + 60
+        while len(found := {process.pid for process in descendants(us)}) < 2:
+            assert time.monotonic() < deadline
+        assert found == {process.pid for process in us.children(recursive=True)}
+    finally:
+        for process in reversed(psutil.Process(started[0].pid).children()):
+            process.kill()
+        started[0].kill()
+        started[0].wait()
