@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from mergevq_platform.procedural.shapes import render
 from small_tokenizer import BITS, ENTROPY_WEIGHT, device, train_tokenizer
 
 PASS = 500  # images at once, in measurements
-SIZE, CLASSES = 32, 12
+SIZE, CLASSES, GRID_TOKENS = 32, 12, 64  # of the procedural shapes, and of the demo's tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ def train_generator(indices: Tensor, name: str, keep: int, seed: int, protocol: 
     model = RandomOrderConfig(
         transformer=shape,
         classes=CLASSES,
-        grid_tokens=(SIZE // 4) ** 2,
+        grid_tokens=GRID_TOKENS,
         keeps=(keep,),
         bits=bits,
         split=(bits // 2, bits - bits // 2),
@@ -240,8 +240,10 @@ def _codes(tokenizer: MergeVQ, images: Tensor, keep: int) -> Tensor:
 
 
 @torch.no_grad()
-def _generated_distance(tokenizer: MergeVQ, codes: Any, count: int, protocol: StudyProtocol) -> float:
-    """The Fréchet distance of `count` sampled images, decoded with Source Recovery, from the validation images."""
+def _generated_distance(
+    tokenizer: MergeVQ, codes: Callable[[Tensor], Tensor], count: int, protocol: StudyProtocol
+) -> float:
+    """The Fréchet distance of `count` images of `codes(sample_ids)`, decoded with Source Recovery, from the validation images."""
     network = extractor(RandomFeaturesConfig()).to(device())
     real, generated = FeatureStatistics(), FeatureStatistics()
     for part in shapes(protocol).val.split(PASS):

@@ -60,7 +60,8 @@ class LearnedAllocator(nn.Module):
     def scores(self, tokenizer: MergeVQ, images: Tensor, cells: Cells | None = None) -> Tensor:
         """See `Allocator.scores`: the predicted D (B, M)."""
         cells = grid_tokens(tokenizer, images, self.menu, cells)
-        return self(self.features(tokenizer, cells).float()).double().exp()
+        features = self.features(tokenizer, cells).to(next(self.parameters()).dtype)
+        return self(features).double().exp()
 
     def counts(self, scores: Tensor, constant: float) -> Tensor:
         """See `Allocator.counts` and `lagrangian_counts`."""

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mergevq.allocation import OracleAllocatorConfig
 from mergevq_platform.allocation.allocator_ref import AllocatorRef
 from mergevq_platform.evaluation.results import merge
 from mergevq_platform.evaluation.spec import batches_key
-from mergevq_platform.evaluation.tokenizer_passes import TokenizerPasses
+from mergevq_platform.evaluation.tokenizer_passes import TokenizerPasses, lpips_identity
 from mergevq_platform.evaluation.tokenizer_worker import ImageBatches, TokenizerWorker
 from mergevq_platform.evaluation.worker import WorkerProcess
 
@@ -50,10 +51,13 @@ class AllocationPasses:
 
         def key() -> dict[str, Any]:
             batches = self.tokenizer.splits.batches[part]
+            config = allocator.config
+            files = config.lpips if isinstance(config, OracleAllocatorConfig) else None
             return {
                 "kind": "allocation",
                 **batches_key(batches),
                 **allocator.identity,
+                **({"lpips": lpips_identity(files)} if files else {}),
                 **self.tokenizer.weights,
             }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -74,6 +75,11 @@ class AllocatorTask(Task):
         """The hash of the tokenizer that it belongs to."""
         return {"mergevq.tokenizer": self.tokenizer_sha256} if self.tokenizer_sha256 else {}
 
+    @property
+    def reads_images(self) -> bool:
+        """False: images are measured before the first step, and a step takes what was measured."""
+        return False
+
     def open_data(self, recipe: Recipe) -> Dataset:
         """See `Task.open_data`."""
         return open_images(recipe)
@@ -84,8 +90,8 @@ class AllocatorTask(Task):
         found = find_tokenizer(self.tokenizer, sha256=self.tokenizer_sha256, key="task.tokenizer")
         tokenizer = found.load()
         require_size(recipe, tokenizer, self.tokenizer)
-        assert self.menu is not None, "the recipe is resolved"
-        allocator = LearnedAllocator(self.model, self.menu, tokenizer.config.encoder.width, found.sha256)
+        menu = self.pin().menu or ()  # known already but to a plan, which resolves nothing
+        allocator = LearnedAllocator(self.model, menu, tokenizer.config.encoder.width, found.sha256)
         allocator.require_small(tokenizer)
         return AllocatorTraining(allocator, self.settings)
 
@@ -95,6 +101,19 @@ class AllocatorTask(Task):
         assert isinstance(recipe, ResolvedRecipe)
         assert self.menu is not None, "the recipe is resolved"
         return AllocatorFeed(recipe, self.tokenizer, self.menu, worker)
+
+    def random_batch(self, rows: int, keep: int | None, seed: int) -> Batch:
+        """See `Task.random_batch`: features, and distortions of about 22 dB."""
+        del keep
+        pinned = self.pin()
+        with checkpoints.weights(pinned.tokenizer, files=checkpoints.CONFIG) as directory:
+            width = read_config(directory).encoder.width
+        random = torch.Generator().manual_seed(seed)
+        return {
+            "features": torch.randn(rows, 3 * width, generator=random),
+            "distortions": 400 * torch.rand(rows, len(pinned.menu or ()), generator=random).double(),
+            "label": torch.full((rows,), -1),
+        }
 
     def evaluator(
         self, recipe: ResolvedRecipe, checkpoint: str | None, options: EvaluationOptions

@@ -27,6 +27,7 @@ from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
 
 MENU = (4, 5, 6, 9, 16)
+ALLOCATORS = ("fixed", "compressed_size", "oracle")
 BUDGETS = (5.0, 6.0)  # a tokenizer of two steps gains little by more
 
 
@@ -54,7 +55,13 @@ def run(recipe: Recipe, home: Path) -> Run:
 
 
 def evaluator_of(run: Run, recipe: Recipe, **options: Any) -> RateDistortionEvaluator:
-    chosen: dict[str, Any] = {"budgets": BUDGETS, "keeps": MENU, "step": 2, "device": "cpu"} | options
+    chosen: dict[str, Any] = {
+        "budgets": BUDGETS,
+        "allocators": ALLOCATORS,
+        "keeps": MENU,
+        "step": 2,
+        "device": "cpu",
+    } | options
     return task_of(recipe).evaluator(recipe, run.newest_checkpoint(), EvaluationOptions(**chosen))  # type: ignore[return-value]
 
 
@@ -224,3 +231,28 @@ def test_budgets_are_for_tokenizers_and_allocators_for_budgets(
     assert "--allocator goes with --budget" in capsys.readouterr().err
     assert cli.run(["evaluate", "allocated", "--budget", "6", "--suite", "reconstruction"]) == 2
     assert "leave --suite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"budgets": [3]}, r"evaluation\.budgets: a mean of 3 kept tokens lies outside the menu, 4 to 16"),
+        ({"allocators": ["oracle"]}, r"evaluation\.budgets"),
+        ({"budgets": [9], "allocators": ["best"]}, r"allocators holds 'best'.*give some of fixed, "),
+        ({"budgets": [9], "allocators": ["learned:run"]}, r"needs this tokenizer trained first"),
+    ],
+)
+def test_a_recipe_whose_allocators_cannot_be_compared_is_refused(
+    small_recipe: dict[str, Any], evaluation: dict[str, Any], message: str
+) -> None:
+    small_recipe["evaluation"] |= evaluation
+    with pytest.raises(InputError, match=message):
+        resolve(small_recipe)
+
+
+def test_a_recipe_of_a_generator_has_no_budgets(small_generator: dict[str, Any]) -> None:
+    small_generator["evaluation"] |= {"budgets": [9]}
+    with pytest.raises(
+        InputError, match=r"evaluation\.budgets compares allocators of a tokenizer, and .* a generator"
+    ):
+        resolve(small_generator)

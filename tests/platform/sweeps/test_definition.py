@@ -19,7 +19,9 @@ from mergevq_platform.sweeps import (
     driver,
     loading,
     mean_psnr,
+    psnr_at,
     sample_frechet,
+    saved_tokens_at,
     uniform,
 )
 
@@ -67,6 +69,11 @@ def test_distributions_hold_at_another_resolution() -> None:
         ({"space": {"task.losses.entropie": choice(1)}}, r"unknown key 'task\.losses\.entropie'"),
         ({"space": {KEY: choice("strong")}}, r"'task\.losses\.entropy\.weight'"),
         ({"space": {KEY: uniform(-1.0, 1.0)}}, r"task\.losses\.entropy\.weight"),
+        ({"objectives": (psnr_at(16, "oracle"),)}, r"needs 16 in evaluation\.budgets"),
+        (
+            {"objectives": (saved_tokens_at(16, "similarity"),), "overrides": ("evaluation.budgets=[25]",)},
+            r"they are \[25\.0\] and fixed, ",
+        ),
         ({"space": {}}, "the search space is empty"),
         ({"space": {"task.keep": choice({"kind": "list", "counts": [2]})}}, "task.keep"),
         ({"search": Random(trials=0)}, "has no trials"),

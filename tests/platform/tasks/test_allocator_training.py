@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import mergevq
 from mergevq.allocation import LearnedAllocator, LearnedAllocatorConfig, distortions, grid_tokens
@@ -23,9 +24,11 @@ from mergevq_platform.data import BatchPartition
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.spec import EvaluationSpec, split_batches
+from mergevq_platform.operations import planning
 from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.tasks.task import task_of
+from ranks import run as ranks_run
 
 MENU = (4, 6, 9, 12, 16)
 
@@ -178,6 +181,33 @@ def test_what_does_not_fit_is_said_before_the_first_step(tree: dict[str, Any]) -
     recipe = resolve(tree)
     with pytest.raises(InputError, match="--allocator learned:choosing"):
         task_of(recipe).evaluator(recipe, None, EvaluationOptions(device="cpu"))
+
+
+def test_a_run_is_planned_without_measuring_an_image(recipe: ResolvedRecipe) -> None:
+    step = planning.measure(recipe, device=torch.device("cpu"), repeats=1)
+    assert step.input_seconds == 0
+    assert step.checkpoint_bytes < 200_000
+
+
+@pytest.mark.parametrize("ranks", [2])
+def test_ranks_measure_their_shares_and_all_have_the_whole(
+    recipe: ResolvedRecipe, tmp_path: Path, ranks: int
+) -> None:
+    small = replace(recipe, evaluation=replace(recipe.evaluation, batch=6))
+    alone = measured(small)
+    ranks_run(_measure_on_rank, (ranks, small, tmp_path), ranks)
+    for rank in range(ranks):
+        found = np.load(tmp_path / f"{rank}.npz")
+        np.testing.assert_array_equal(found["distortions"], alone.distortions)
+        np.testing.assert_array_equal(found["features"], alone.features)
+
+
+def _measure_on_rank(rank: int, ranks: int, recipe: ResolvedRecipe, folder: Path) -> None:
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+    found = measured(recipe)
+    np.savez(folder / f"{rank}.npz", features=found.features, distortions=found.distortions)
+    dist.destroy_process_group()
 
 
 def test_the_head_reads_grid_tokens_of_its_own_width() -> None:
