@@ -151,7 +151,7 @@ def markdown(settings: Sequence[Setting]) -> str:
     parts: list[str] = []
     for setting in settings:
         heads = [head for head, _ in COLUMNS.values()]
-        parts += [f"### {setting.title}", ""]
+        parts += [f"### {setting.title[:1].upper()}{setting.title[1:]}", ""]
         parts += ["| K | seeds | " + " | ".join(heads) + " |", "|---:|---:" + "|---:" * len(heads) + "|"]
         for count in setting.counts:
             cells = [_mean(setting.values(count, key), decimals) for key, (_, decimals) in COLUMNS.items()]

@@ -47,7 +47,7 @@ def _add_tokenize(verbs: Any) -> None:
         "its mirror image, and so on.",
         examples=[
             "mergevq tokenize RUN data/codes/shapes --keep 16 36 64",
-            "mergevq tokenize RUN data/codes/shapes25 --budget 25 --allocator compressed_size --keep 9 16 25 36 49 64",
+            "mergevq tokenize RUN data/codes/shapes25 --budget 25 --keep 9 16 25 36 49 64",
         ],
     )
     tokenize.add_argument(
@@ -79,7 +79,7 @@ def _add_tokenize(verbs: Any) -> None:
     tokenize.add_argument(
         "--allocator",
         metavar="NAME",
-        help="with --budget, what chooses: compressed_size (default), similarity, oracle (slow: it tries every count), or learned:RUN",
+        help="with --budget, what chooses: similarity (default), compressed_size, oracle (slow: it tries every count), or learned:RUN",
     )
     tokenize.add_argument("--crops", type=count, default=2, help="views of each training image (default 2)")
     tokenize.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all of the image set")
@@ -236,7 +236,7 @@ def _allocated(
     from mergevq_platform.evaluation.options import EvaluationOptions
     from mergevq_platform.storage.lookup import places_of_runs
 
-    name, menu = options.allocator or "compressed_size", None
+    name, menu = options.allocator or "similarity", None
     if name == "fixed":
         raise InputError(
             f"--allocator fixed keeps one count for all images: leave --budget out and give --keep {options.budget:g}"

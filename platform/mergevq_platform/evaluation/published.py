@@ -5,6 +5,7 @@ A column bears the name that its numbers have earned: rFID and gFID are the stan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from mergevq_platform.evaluation.generator_report import GeneratorReport
 
 IMAGES = 50_000  # of published Fréchet distances, reconstructions and samples alike
 GIVE_INCEPTION = "give --inception pt_inception-2015-12-05-6726825d.pth"
+
+PUBLISHED_PROBE = re.compile(r"probe_([^_]+)_top1_cls")  # by the protocol's name
 
 Column = tuple[str, str, str]  # key, title, format
 
@@ -71,9 +74,12 @@ def published_tokenizer(curve: Curve) -> PublishedTable:
     p, rows = curve.protocol, curve.rows
     frechet = curve.frechet_key
     lpips = sorted({key for row in rows for key in row if key.startswith("lpips_")})
-    probes = sorted(
-        {key for row in rows for key in row if key.startswith("probe_") and key.endswith("_top1_cls")}
-    )
+    probes = {
+        key: found[1]
+        for row in rows
+        for key in sorted(row)
+        if (found := PUBLISHED_PROBE.fullmatch(key)) is not None
+    }
     every: list[Column] = [
         (frechet, _frechet_title("r", frechet), ".3f"),
         (curve.perturbed_key, _perturbed_title(curve.perturbed_key), ".3f"),
@@ -82,10 +88,7 @@ def published_tokenizer(curve: Curve) -> PublishedTable:
         *((key, f"LPIPS ({key.removeprefix('lpips_')})", ".3f") for key in lpips),
         ("code_usage", "code usage %", ".1f"),
         ("probe_top1_cls", "probe % (exact)", ".1f"),
-        *(
-            (key, f"probe % ({key.removeprefix('probe_').removesuffix('_top1_cls')})", ".1f")
-            for key in probes
-        ),
+        *((key, f"probe % ({protocol})", ".1f") for key, protocol in probes.items()),
     ]
     columns = _present(every, rows)
     keys = {key for key, _, _ in columns}

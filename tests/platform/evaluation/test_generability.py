@@ -218,6 +218,18 @@ def test_the_published_row_of_a_tokenizer_says_what_is_missing(curve: Curve) -> 
     assert "2.190" in full.markdown()
 
 
+def test_the_exact_probe_is_no_published_one(curve: Curve) -> None:
+    exact = {**curve.rows[0], "probe_top1_cls": 70.0}
+    own = published(replace(curve, rows=[exact]))
+    assert own is not None
+    assert [title for _, title, _ in own.columns if "probe" in title] == ["probe % (exact)"]
+    assert any(said.startswith("no published probe: none was asked for") for said in own.missing)
+    both = published(replace(curve, rows=[{**exact, "probe_mae_top1_cls": 60.0}]))
+    assert both is not None
+    assert [title for _, title, _ in both.columns if "probe" in title] == ["probe % (exact)", "probe % (mae)"]
+    assert not any("no published probe" in said for said in both.missing)
+
+
 def generator_report(rows: list[dict[str, float]], *, standard: bool) -> GeneratorReport:
     end = "" if standard else "_random_v1"
     keys = {name: f"{name}{end}" for name in ("precision", "recall", "inception_score")}
