@@ -47,7 +47,13 @@ WITHOUT_THREADS = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_t
 
 @contextmanager
 def starter(directory: Path) -> Iterator[Path]:
-    """The executable with which a Ray cluster must be started so that its workers are forked, in this context."""
+    """The executable with which a Ray cluster must be started so that its workers are forked, in this context.
+
+    Elsewhere than on Linux it is Python, and no worker is forked.
+    """
+    if sys.platform != "linux":
+        yield Path(sys.executable)
+        return
     executable, address = directory / "starter", str(directory / "requests")
     executable.write_text(STARTER.format(python=sys.executable, address=address))
     executable.chmod(0o700)

@@ -25,6 +25,9 @@ IMPORTED = (
     "mergevq_platform.evaluation.tokenizer_worker",
     "mergevq_platform.sampling.job",
     "mlflow",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "plotly.graph_objects",
     "pandas",  # for `ray.train`
     "mergevq_platform.distributed.run_actor",
     "ray._private.workers.default_worker",

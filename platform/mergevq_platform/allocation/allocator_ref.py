@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ def _learned(name: str, menu: Sequence[int] | None) -> AllocatorRef:
         allocator = mergevq.load_allocator(directory)
         bare = checkpoints.is_bare(place)
         location = place if bare else checkpoints.at_step(place, checkpoints.about(directory)["step"])
-        label = name if bare else f"{LEARNED}{checkpoints.recipe_of(directory).name}"
+        # The run's directory, not the recipe's name: runs of one recipe are told apart.
+        label = name if bare else f"{LEARNED}{PurePosixPath(location).parent.name}"
         sha256 = checkpoints.weights_sha256(directory)
     if menu is not None and tuple(sorted(set(menu))) != allocator.menu:
         raise InputError(

@@ -202,9 +202,8 @@ class Curve(StoredReport):
         table = Table(title=f"{self.run}: trade-off over kept tokens", caption=self.caption())
         columns = self.shown()
         if width < WIDE:
-            columns = [
-                column for column in columns if column[0] in (*NARROW, self.frechet_key, self.perturbed_key)
-            ]
+            first = (*NARROW, self.frechet_key, self.perturbed_key, *self.ar_probe_keys.values())
+            columns = [column for column in columns if column[0] in first]
         for _, title, _ in columns:
             table.add_column(title.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for row in self.rows:

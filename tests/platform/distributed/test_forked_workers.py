@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ class Worker:
 
 
 @pytest.mark.ray
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 @pytest.mark.parametrize("killed", ["worker", "starter"])
 def test_a_forked_worker_and_the_process_that_ray_made_for_it_end_together(
     killed: str, ray_home: Path

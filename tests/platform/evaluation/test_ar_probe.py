@@ -83,6 +83,8 @@ def test_the_protocol_has_the_budget_and_table_and_headline_the_numbers(recipe: 
     for text in ("AR probe bits", "AR probe gfd_random_v1"):
         assert text in curve.markdown()
     assert "4 steps of 16 images" in curve.caption()
+    narrow = [str(column.header).replace("\n", " ") for column in curve.table(width=80).columns]
+    assert narrow == ["kept", "AR probe bits", "AR probe gfd_random_v1"]
     seen: dict[int, dict[str, float]] = {}
 
     class Recorder:
