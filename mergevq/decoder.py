@@ -155,10 +155,13 @@ class Upsample(nn.Module):
 
 
 def depth_to_space(x: Tensor, factor: int) -> Tensor:
-    """(B, f f C, H, W) -> (B, C, f H, f W) in the same layout, depth-column-row order: the channel is the fastest of the depth."""
+    """(B, f f C, H, W) -> (B, C, f H, f W), depth-column-row order: the channel is the fastest of the depth.
+
+    On a GPU in the layout of `x`, which the next norm and convolution take; contiguous on a CPU.
+    """
     if factor == 1:
         return x
-    if x.is_contiguous(memory_format=torch.channels_last):
+    if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
         apart = rearrange(x, "b (i j c) h w -> b (h i) (w j) c", i=factor, j=factor)
         return rearrange(apart, "b h w c -> b c h w")
     return rearrange(x, "b (i j c) h w -> b c (h i) (w j)", i=factor, j=factor)

@@ -12,6 +12,7 @@ EARLY = 1  # steps of a training whose floats another machine must reach: each a
 ROUGH = re.compile("bfloat16")  # trainings whose first step already depends on how a machine rounds
 TRAINED = "trained_here"  # below this key other machines share names, texts and integers, but no float
 FEW = 0.1  # of integers that depend on rounding, the share that may differ on another machine
+PROPOSED = "proposed"  # trials that a sweep's model chose: where two candidates nearly tie, rounding decides
 # Of floats on another machine, by key: (relative, absolute). What counts images moves by whole images.
 TOLERANCES = (
     (
@@ -67,7 +68,9 @@ def differences(recorded: Any, found: Any, *, same_machine: bool, path: str = ""
                 other = _early(found[key], found.get("steps", steps), key)
                 lines += differences(value, other, same_machine=False, path=below)
                 continue
-            if key == "mostly":
+            if key == PROPOSED and not same_machine:
+                lines += _mostly_proposed(value, found[key], below)
+            elif key == "mostly":
                 lines += _mostly(value, found[key], same_machine, below)
             else:
                 lines += differences(value, found[key], same_machine=same_machine, path=below)
@@ -113,6 +116,25 @@ def _mostly(recorded: list[int], found: list[int], same_machine: bool, path: str
     differ = sum(one != other for one, other in zip(recorded, found, strict=True))
     allowed = 0 if same_machine else FEW * len(recorded)
     return [f"{path}: {differ} of {len(recorded)} differ"] if differ > allowed else []
+
+
+def _mostly_proposed(recorded: dict[str, Any], found: dict[str, Any], path: str) -> list[str]:
+    """What differs, where more than a few of a sweep's proposals do."""
+    if set(recorded) != set(found):
+        return [f"{path}: {sorted(recorded)} recorded, {sorted(found)} found"]
+    lines = []
+    for name, proposals in recorded.items():
+        below = f"{path}.{name}"
+        if len(proposals) != len(found[name]):
+            lines.append(f"{below}: {len(proposals)} recorded, {len(found[name])} found")
+            continue
+        each = [
+            differences(one, other, same_machine=False, path=f"{below}[{index}]")
+            for index, (one, other) in enumerate(zip(proposals, found[name], strict=True))
+        ]
+        if sum(map(bool, each)) > FEW * len(proposals):
+            lines += [line for some in each for line in some]
+    return lines
 
 
 def _short(value: Any) -> str:

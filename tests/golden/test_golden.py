@@ -98,7 +98,15 @@ TREE: dict[str, Any] = {
     "a": {"loss": 1.0, "kept": 9},
     "codes": {"here": "1f", "shape": [2], "mostly": [1] * 20},
     "b": [1.5, "x"],
+    "proposed": {"tpe": [{"steps": n, "rate": 0.5} for n in range(20)]},
 }
+
+
+def proposed(others: int) -> dict[str, Any]:
+    trials = [{"steps": n, "rate": 0.5} for n in range(20)]
+    return {
+        "proposed": {"tpe": [trial | {"steps": 99} if trial["steps"] < others else trial for trial in trials]}
+    }
 
 
 @pytest.mark.parametrize(
@@ -116,6 +124,10 @@ TREE: dict[str, Any] = {
         ({"steps": {"steps": [1, 4], "values": [2.0, 2.0]}}, True),
         ({"steps": {"steps": [1, 4], "values": [1.0]}}, True),
         ({"b": [1.5]}, True),
+        (proposed(2), False),
+        (proposed(3), True),
+        ({"proposed": {"tpe": []}}, True),
+        ({"proposed": {}}, True),
     ],
 )
 def test_the_comparison_notices(change: dict[str, Any], on_another: bool) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mergevq
+from mergevq.decoder import depth_to_space
 from mergevq.fused import has_kernel, norm_silu
 from mergevq.layers import GroupNorm
 from tests.mergevq.interpreted_group_norm import CASES, errors
@@ -30,6 +31,16 @@ def test_half_precision_gives_what_the_next_convolution_reads() -> None:
     assert out.dtype == torch.bfloat16
     assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out.float(), norm_silu(norm, x.contiguous()), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_depth_to_space_keeps_the_layout_and_the_values(factor: int) -> None:
+    x = torch.randn(2, 3 * factor**2, 4, 5)
+    rows = depth_to_space(x, factor)
+    channels = depth_to_space(x.cuda().contiguous(memory_format=torch.channels_last), factor)
+    assert torch.equal(rows, channels.cpu())
+    assert rows.is_contiguous()
+    assert channels.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("preset", ["test_g", "test_gr"])

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mergevq.decoder import depth_to_space
 from mergevq.fused import adaptive_norm, has_kernel, norm_silu
 from mergevq.layers import GroupNorm
 
@@ -40,15 +39,3 @@ def test_without_a_kernel_it_is_pytorchs_own() -> None:
     assert torch.equal(
         adaptive_norm(plain, x, scale, shift), plain(x) * scale[..., None, None] + shift[..., None, None]
     )
-
-
-@pytest.mark.parametrize("factor", [1, 2, 4])
-def test_depth_to_space_keeps_the_layout_and_the_values(factor: int) -> None:
-    x = torch.randn(2, 3 * factor**2, 4, 5)
-    rows, channels = (
-        depth_to_space(x.contiguous(memory_format=f), factor)
-        for f in (torch.contiguous_format, torch.channels_last)
-    )
-    assert torch.equal(rows, channels)
-    assert rows.is_contiguous()
-    assert channels.is_contiguous(memory_format=torch.channels_last)
