@@ -47,7 +47,7 @@ class LearnedAllocator(nn.Module):
         return self.head(features)
 
     @torch.no_grad()
-    def features(self, tokenizer: MergeVQ, cells: Cells) -> Tensor:
+    def features(self, cells: Cells) -> Tensor:
         """The features (B, 3D) of images. Raises `InputError` for grid tokens of another width."""
         if (width := cells.tokens.shape[2]) != self.width:
             raise InputError(
@@ -60,7 +60,7 @@ class LearnedAllocator(nn.Module):
     def scores(self, tokenizer: MergeVQ, images: Tensor, cells: Cells | None = None) -> Tensor:
         """See `Allocator.scores`: the predicted D (B, M)."""
         cells = grid_tokens(tokenizer, images, self.menu, cells)
-        features = self.features(tokenizer, cells).to(next(self.parameters()).dtype)
+        features = self.features(cells).to(next(self.parameters()).dtype)
         return self(features).double().exp()
 
     def counts(self, scores: Tensor, constant: float) -> Tensor:

@@ -37,7 +37,8 @@ connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 connection.connect({address!r})
 asked = dict(command=command, environment=environment, directory=os.getcwd(), group=os.getpgrp())
 socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
-connection.recv(1)
+if connection.recv(1):  # no process can be forked here
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 """
 
 
@@ -75,7 +76,7 @@ def pass_on(listener: socket.socket) -> None:
 
     Ray keeps, from its import on, the job that the environment names.
     """
-    templates: dict[str | None, socket.socket] = {}
+    templates: dict[str | None, socket.socket | None] = {}
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         message, files, _, _ = socket.recv_fds(connection, worker_template.LONGEST, 3)
@@ -83,12 +84,16 @@ def pass_on(listener: socket.socket) -> None:
         job = environment.get("RAY_JOB_ID")
         if job not in templates:
             templates[job] = _template(environment)
-        socket.send_fds(templates[job], [message], [connection.fileno(), *files])
+        if (template := templates[job]) is None:
+            connection.send(b"-")
+        else:
+            socket.send_fds(template, [message], [connection.fileno(), *files])
         for file in (connection.detach(), *files):
             os.close(file)
 
 
-def _template(environment: dict[str, str]) -> socket.socket:
+def _template(environment: dict[str, str]) -> socket.socket | None:
+    """The template of a job, when it has imported; None where it cannot be forked, as it says on its standard error."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         subprocess.Popen(
@@ -96,7 +101,7 @@ def _template(environment: dict[str, str]) -> socket.socket:
             env=environment | WITHOUT_THREADS,
             pass_fds=[theirs.fileno()],
         )
-    return ours
+    return ours if ours.recv(1) else None
 
 
 if __name__ == "__main__":

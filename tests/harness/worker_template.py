@@ -44,6 +44,7 @@ def main() -> None:
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers here
     requests = socket.socket(fileno=int(sys.argv[1]))
+    requests.send(b"+")
     while True:
         message, files, _, _ = socket.recv_fds(requests, LONGEST, 4)
         if not message:  # the other end is closed

@@ -42,7 +42,7 @@ def _add_made(data: Any) -> None:
         description="Draw images of 12 classes that only their shape tells apart: a data set that needs no download.",
         examples=[
             "mergevq data shapes data/shapes --images 6000 --size 32",
-            "mergevq data shapes data/six --classes ring triangle pentagon cross half-disc arrow",
+            "mergevq data shapes data/three --classes ring triangle cross",
         ],
     )
     shapes.add_argument("directory", type=user_path, help="the new set's folder")

@@ -50,7 +50,7 @@ class MembersJob(NamedTuple):
 def distribution_scores(
     passes: Passes, images: np.ndarray, images_key: Key, reference: np.ndarray, reference_key: Key
 ) -> dict[str, float]:
-    """`kid`, `kid_std`, `density` and `coverage` of features (M, D) against (N, D) float32, as the library gives them.
+    """`kid`, of several subsets `kid_std`, `density` and `coverage` of features (M, D) against (N, D) float32, as the library gives them.
 
     The keys name the passes that the features are of. Raises `InputError` as `mergevq.metrics.density_coverage` does.
     """
@@ -72,9 +72,10 @@ def distribution_scores(
         len(reference),
         rows_of_share=CHUNK,
     )["members"]
+    spread = {"kid_std": kernel.std} if plan.subsets > 1 else {}  # one subset deviates from no other
     return {
         "kid": kernel.mean,
-        "kid_std": kernel.std,
+        **spread,
         "density": float(held.sum()) / (DENSITY_K * len(images)),
         "coverage": float((held > 0).mean()),
     }

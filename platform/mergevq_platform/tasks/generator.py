@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Self
 
 import torch
 
 from mergevq.config import config
+from mergevq.errors import InputError
 from mergevq.generation import build_generator, is_ragged
 from mergevq.training.generator import GeneratorTraining
 from mergevq.training.protocol import Training
 from mergevq_platform.codes import CodeSet, open_codes, read_manifest
 from mergevq_platform.codes.fitting import histogram_of, require_counts, with_counts_of
+from mergevq_platform.codes.manifest import CodeManifest
 from mergevq_platform.codes.tokenizer import require_maker, tokenizer_of
 from mergevq_platform.data import Batch, Dataset, open_dataset
 from mergevq_platform.evaluation.generator import GeneratorEvaluator
@@ -47,7 +50,11 @@ class GeneratorTask(GeneratorTaskConfig, Task):
         """See `TaskConfig.pin`: the tokenizer, which must be the one that made the codes, and what these say of kept counts."""
         pinned = self.tokenizer is not None and self.tokenizer_sha256 is not None
         counted = self.codes is None or (is_ragged(self.model) and self.budget is not None)
-        manifest = None if self.codes is None or (pinned and counted) else read_manifest(self.codes)
+        manifest: CodeManifest | None = None
+        if self.codes is not None and not (pinned and counted):
+            # A recipe that is pinned needs no code set to be resolved: whoever opens it says what is wrong with it.
+            with suppress(InputError) if pinned else nullcontext():
+                manifest = read_manifest(self.codes)
         found = self if pinned else self._with_tokenizer(None if manifest is None else manifest.tokenizer)
         return found if counted or manifest is None else with_counts_of(found, manifest)
 

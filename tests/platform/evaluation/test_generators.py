@@ -236,7 +236,7 @@ class Driver(generator.GeneratorEvaluator):
             generator=Some(generation=generation),
             evaluation=Some(extractor=RandomFeaturesConfig()),
         )
-        super().__init__(Some(seed=0, keep=None, recipe=recipe), Passes(sizes), [1.5])  # type: ignore[arg-type]
+        super().__init__(Some(seed=0, keep=None, budget=None, recipe=recipe), Passes(sizes), [1.5])  # type: ignore[arg-type]
 
     def _real(self, kind: Any, part: str) -> tuple[Any, dict[str, Any]]:
         jobs = [generator.RealJob(kind, (b, b + 1), part) for b in range(0, 100, 2)]
