@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from mergevq_platform.tracking.journal import Journal, JournalHeld
 from mergevq_platform.tracking.records import JOURNAL_NAME, Status
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.writer import sync
+
+CLOSING_SECONDS = 60.0  # that a trial's process has to deliver its last records
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,23 @@ def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) ->
 def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str]) -> None:
     """Write the end of a trial into its journal, where its own process could not, and deliver it."""
     path = directory / JOURNAL_NAME
-    if not path.is_file():
-        return
-    try:
-        journal = Journal(path)
-    except JournalHeld:
+    if not path.is_file() or (journal := _released(path)) is None:
         return
     journal.append_tags(tags)
     journal.append_status(status)
     journal.close()
     with contextlib.suppress(InputError):  # said at the end of the sweep
         sync(directory, store)
+
+
+def _released(path: Path) -> Journal | None:
+    """The journal of a trial whose process may still deliver its last records, once it has let go; None, and said, if it does not."""
+    until = time.monotonic() + CLOSING_SECONDS
+    while True:
+        try:
+            return Journal(path)
+        except JournalHeld as held:
+            if time.monotonic() > until:
+                print(f"the end of {path.parent.name} is not recorded: {held}", file=sys.stderr)
+                return None
+            time.sleep(0.1)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mergevq_platform.sweeps import Grid, Sweep, choice, mean_psnr
+import pytest
+
+from mergevq_platform.sweeps import Grid, Sweep, choice, mean_psnr, outcome
 from mergevq_platform.sweeps.driver import _terminated_as_interrupted
 from mergevq_platform.sweeps.outcome import gathered
 from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.tracking.journal import JOURNAL_NAME, Journal, RunIdentity
+from mergevq_platform.tracking.store import Store
 
 
 def test_sigterm_interrupts_a_sweep_and_only_a_sweep() -> None:
@@ -48,3 +53,24 @@ def test_trials_that_have_reported_nothing_are_left_to_run(tmp_path: Path) -> No
     assert list(outcome.failed) == ["s-001"]
     assert "no room" in outcome.failed["s-001"]
     assert outcome.finished == outcome.stopped_early == []
+
+
+def test_a_trial_that_still_delivers_its_last_records_is_closed_after_it(tmp_path: Path) -> None:
+    directory = tmp_path / "trial"
+    held = Journal(directory / JOURNAL_NAME, RunIdentity(name="trial", experiment="e", user="someone"))
+    timer = threading.Timer(0.5, held.close)
+    timer.start()
+    outcome._closed(directory, Store.at(tmp_path, None), "KILLED", {"mergevq.stopped": "early"})
+    timer.join()
+    with Journal(directory / JOURNAL_NAME) as journal:
+        assert journal.status == "KILLED"
+
+
+def test_a_journal_that_is_never_let_go_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outcome, "CLOSING_SECONDS", 0.0)
+    directory = tmp_path / "trial"
+    with Journal(directory / JOURNAL_NAME, RunIdentity(name="trial", experiment="e", user="someone")):
+        outcome._closed(directory, Store.at(tmp_path, None), "KILLED", {})
+    assert "the end of trial is not recorded: " in capsys.readouterr().err
