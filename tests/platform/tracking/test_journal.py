@@ -364,10 +364,12 @@ def test_a_system_sample_is_of_all_processes_below_this_one_whichever_thread_sta
     thread.start()
     thread.join()
     try:
-        us = psutil.Process()
+        us, shell = psutil.Process(), psutil.Process(started[0].pid)
         deadline = time.monotonic() + 60
-        while len(found := {process.pid for process in descendants(us)}) < 2:
+        while not (below := shell.children()):  # its `sleep`; other tests' processes may stand beside it
             assert time.monotonic() < deadline
+        found = {process.pid for process in descendants(us)}
+        assert {shell.pid, below[0].pid} <= found
         assert found == {process.pid for process in us.children(recursive=True)}
     finally:
         for process in reversed(psutil.Process(started[0].pid).children()):
