@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +130,23 @@ class Calibration:
 _ADAPTER = pydantic.TypeAdapter(Calibration)
 
 
-def calibrations(scores: Tensor, allocator: Allocator, budgets: Sequence[float]) -> tuple[Calibrated, ...]:
-    """The constant for each budget, ascending and each once. Raises `InputError` as `calibrate`, for the first that cannot be."""
-    return tuple(calibrate(scores, allocator, budget) for budget in sorted(set(budgets)))
+def calibrations(
+    scores: Tensor,
+    allocator: Allocator,
+    budgets: Sequence[float],
+    *,
+    refused: Callable[[float, InputError], None] | None = None,
+) -> tuple[Calibrated, ...]:
+    """The constant for each budget, ascending and each once.
+
+    A budget that cannot be is left out and told to `refused`; without it, the first one raises `InputError` as `calibrate` does.
+    """
+    found = []
+    for budget in sorted(set(budgets)):
+        try:
+            found.append(calibrate(scores, allocator, budget))
+        except InputError as error:
+            if refused is None:
+                raise
+            refused(budget, error)
+    return tuple(found)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mergevq.allocation import Allocator, Calibration, calibrations, require_within
+from mergevq.errors import InputError
 from mergevq.tokenizer import MergeVQ
 from mergevq_platform.allocation.allocator_ref import AllocatorRef, find_allocator
 from mergevq_platform.allocation.scores import AllocationPasses
@@ -74,19 +76,33 @@ def calibrate_allocators(
 
 
 def calibrated(
-    passes: AllocationPasses, allocators: Sequence[AllocatorRef], budgets: Sequence[float]
+    passes: AllocationPasses,
+    allocators: Sequence[AllocatorRef],
+    budgets: Sequence[float],
+    *,
+    refused: Callable[[AllocatorRef, float, InputError], None] | None = None,
 ) -> list[CalibratedAllocator]:
-    """As `calibrate_allocators`, for passes that are there: the evaluation of allocators shares them."""
+    """As `calibrate_allocators`, for passes that are there: the evaluation of allocators shares them.
+
+    A budget within the menu that an allocator cannot reach on these images is left out and told to `refused`, if that is given.
+    """
     for allocator in allocators:
         for budget in budgets:
             require_within(budget, allocator.menu)
-    return [_calibrated(passes, allocator, budgets) for allocator in allocators]
+    return [_calibrated(passes, allocator, budgets, refused) for allocator in allocators]
 
 
-def _calibrated(passes: AllocationPasses, ref: AllocatorRef, budgets: Sequence[float]) -> CalibratedAllocator:
+def _calibrated(
+    passes: AllocationPasses,
+    ref: AllocatorRef,
+    budgets: Sequence[float],
+    refused: Callable[[AllocatorRef, float, InputError], None] | None,
+) -> CalibratedAllocator:
     tokenizer = passes.tokenizer
     tokenizer.say(f"calibrating {ref.name} on the training split")
-    found = calibrations(passes.scores(ref, "train"), ref.load(), budgets)
+    found = calibrations(
+        passes.scores(ref, "train"), ref.load(), budgets, refused=refused and partial(refused, ref)
+    )
     batches = tokenizer.splits.batches["train"]
     calibration = Calibration(
         allocator=ref.config,

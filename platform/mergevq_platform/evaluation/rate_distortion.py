@@ -17,7 +17,6 @@ from mergevq.allocation import (
     CompressedSizeAllocatorConfig,
     Menu,
     OracleAllocatorConfig,
-    calibrate,
     require_within,
 )
 from mergevq.allocation.config import KINDS
@@ -62,17 +61,14 @@ class RateDistortionEvaluator:
     @cached_property
     def calibrated(self) -> dict[str, CalibratedAllocator]:
         """Each allocator with its constants, by name, for those budgets that it can have on the images of calibration."""
-        found = {}
-        for ref in self.allocators:
-            scores, allocator, reached = self.scores.scores(ref, "train"), ref.load(), []
-            for budget in self.budgets:
-                try:
-                    calibrate(scores, allocator, budget)
-                    reached.append(budget)
-                except InputError as error:  # the others are compared there all the same
-                    self.lacking[f"row of {ref.name} at {budget:g}"] = str(error)
-            (found[ref.name],) = calibrated(self.scores, [ref], reached)
-        return found
+
+        def refused(ref: AllocatorRef, budget: float, error: InputError) -> None:
+            self.lacking[f"row of {ref.name} at {budget:g}"] = str(
+                error
+            )  # others are compared there all the same
+
+        ready = calibrated(self.scores, self.allocators, self.budgets, refused=refused)
+        return {each.ref.name: each for each in ready}
 
     @cached_property
     def menu(self) -> Menu:
