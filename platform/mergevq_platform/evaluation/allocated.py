@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from mergevq.allocation import distortions
 from mergevq.metrics import FeatureStatistics
-from mergevq.metrics.lpips import LpipsDistance
 from mergevq_platform.evaluation.probing import LabelledFeatures
 from mergevq_platform.evaluation.results import Mergeable, merge
 from mergevq_platform.evaluation.spec import batches_key
@@ -88,16 +87,13 @@ class MenuLpipsJob(NamedTuple):
         """(B, M) float32."""
         worker = process.worker(TokenizerWorker)
         assert worker.lpips is not None
-        return merge(self._batch(worker, worker.lpips, index) for index in self.batches.indices)
-
-    def _batch(self, worker: TokenizerWorker, lpips: LpipsDistance, index: int) -> np.ndarray:
-        images, tokenizer = worker.images_of(self.batches, index), worker.tokenizer
-        tokenizer.encoder.check(images, self.menu)
-        cells = tokenizer.encoder.embed(images)
-        columns = [
-            lpips(images, tokenizer.decode(tokenizer.encode_cells(cells, count))) for count in self.menu
-        ]
-        return torch.stack(columns, 1).cpu().numpy()
+        return merge(
+            distortions(worker.tokenizer, worker.images_of(self.batches, index), self.menu, worker.lpips)
+            .float()
+            .cpu()
+            .numpy()
+            for index in self.batches.indices
+        )
 
 
 class Allocated(NamedTuple):

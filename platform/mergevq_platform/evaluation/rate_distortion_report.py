@@ -182,7 +182,7 @@ class RateDistortionReport(StoredReport):
 
 
 def metric_name(allocator: str) -> str:
-    """An allocator as part of a metric's name: `learned:RUN` is `learned`, further ones are numbered by the report."""
+    """An allocator as part of a metric's name, where a colon cannot stand: `learned:RUN` is `learned_RUN`."""
     return allocator.replace(":", "_")
 
 
