@@ -14,14 +14,13 @@ comes first. It needs neither Ray nor MLflow (docs/generability.md says what was
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from cell_queue import Cell, run_cells
+from cell_queue import Cell
+from command import exit_with, run_study, study_parser
 from generability_cells import VARIANTS, StudyProtocol, generate, measure, probe, train_variant
 from generability_summary import draw, markdown, read_rows
 from mergevq.config import to_tree
@@ -86,23 +85,18 @@ def main() -> int:
         draw(rows, options.out / "generability.png")
         print(text)
         return 0
-    progress = run_cells(
-        list(cells(options.tokenizers, options.counts, options.seeds, tiny=options.tiny)),
-        options.out,
-        processes=options.processes,
-        limit_seconds=options.limit_seconds,
-    )
-    print(
-        f"{len(progress.done)} cells done, {len(progress.failed)} failed, {len(progress.left)} left: {options.out}"
-    )
-    return 1 if progress.failed else 0
+    chosen = cells(options.tokenizers, options.counts, options.seeds, tiny=options.tiny)
+    return run_study(list(chosen), options)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = study_parser(
+        __doc__,
+        counts=COUNTS,
+        seeds=SEEDS,
+        seeds_help="generators of each codes",
+        summary="generability.md and generability.png",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cells' results")
     parser.add_argument(
         "--tokenizers",
         nargs="+",
@@ -110,27 +104,8 @@ def _options() -> argparse.Namespace:
         default=list(VARIANTS),
         help="of those of the study (default: all)",
     )
-    parser.add_argument(
-        "--counts", nargs="+", type=int, default=list(COUNTS), help="kept counts (default 36 16 64)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=SEEDS, help=f"generators of each codes (default {SEEDS})"
-    )
-    parser.add_argument(
-        "--processes", type=int, default=0, help="processes side by side (default 0: this one)"
-    )
-    parser.add_argument(
-        "--limit-seconds", type=float, help="end what is not done by then; a later call does it"
-    )
-    parser.add_argument("--tiny", action="store_true", help="few images and steps: only whether it runs")
-    parser.add_argument(
-        "--summary", action="store_true", help="write generability.md and generability.png of what is there"
-    )
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        sys.exit(str(error))
+    exit_with(main)

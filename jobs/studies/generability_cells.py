@@ -31,7 +31,7 @@ from mergevq.schedules import CosineScheduleConfig, scale
 from mergevq.tokenizer import Encoded, MergeVQ
 from mergevq.training.generator import GeneratorTraining
 from mergevq_platform.procedural.shapes import render
-from small_tokenizer import BITS, ENTROPY_WEIGHT, device, train_tokenizer
+from small_tokenizer import BITS, ENTROPY_WEIGHT, device, train_tokenizer, unit
 
 PASS = 500  # images at once, in measurements
 SIZE, CLASSES, GRID_TOKENS = 32, 12, 64  # of the procedural shapes, and of the demo's tokenizer
@@ -230,7 +230,7 @@ def _tokenizer(folder: Path, name: str) -> MergeVQ:
 
 def _encoded(tokenizer: MergeVQ, images: Tensor, keep: int) -> Iterator[tuple[Tensor, Encoded]]:
     for part in images.split(PASS):
-        scaled = part.float() / 127.5 - 1
+        scaled = unit(part)
         yield scaled, tokenizer.encode(scaled, keep)
 
 
@@ -247,7 +247,7 @@ def _generated_distance(
     network = extractor(RandomFeaturesConfig()).to(device())
     real, generated = FeatureStatistics(), FeatureStatistics()
     for part in shapes(protocol).val.split(PASS):
-        real.update(network(part.float() / 127.5 - 1))
+        real.update(network(unit(part)))
     for ids in torch.arange(count).split(PASS):
         generated.update(network(tokenizer.decode_indices(codes(ids))))
     return frechet_distance(real, generated)

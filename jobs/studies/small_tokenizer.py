@@ -36,6 +36,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def unit(images: Tensor) -> Tensor:
+    """Images uint8 as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
 def untrained_tokenizer(seed: int, bits: int = BITS) -> MergeVQ:
     """The demo's tokenizer before its first step, on the device, in evaluation mode: seed and bits alone decide the weights."""
     torch.manual_seed(seed)
@@ -95,7 +100,7 @@ def _views(
     """The views of a step: the images for reconstruction and teacher, and the student's crops, in [-1, 1]."""
     epoch, start = divmod(step * batch, len(images) - len(images) % batch)
     order = permutation(len(images), seed, Stream.WINDOW_ORDER, epoch)[start : start + batch]
-    chosen = images[torch.from_numpy(order).to(images.device)].float() / 127.5 - 1
+    chosen = unit(images[torch.from_numpy(order).to(images.device)])
     drawn = torch.rand(batch, 4, generator=torch.Generator().manual_seed(step_seed(seed, step, 0)))
     low, high = student_area
     side = (low + (high - low) * drawn[:, 0]).sqrt()

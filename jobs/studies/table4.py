@@ -13,12 +13,12 @@ It needs neither Ray nor MLflow; on two cores `mergevq sweep sweeps/keep_counts.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
-from cell_queue import Cell, run_cells
+from cell_queue import Cell
+from command import exit_with, run_study, study_parser
 from mergevq.errors import InputError
 from table4_cells import SETTINGS, Protocol, train_and_measure, train_teacher
 from table4_figure import draw
@@ -81,23 +81,17 @@ def main() -> int:
     protocol = replace(
         TINY if options.tiny else Protocol(), **{k: v for k, v in given.items() if v is not None}
     )
-    outcome = run_cells(
-        cells(options.settings, options.counts, options.seeds, protocol),
-        options.out,
-        processes=options.processes,
-        limit_seconds=options.limit_seconds,
-    )
-    print(
-        f"{len(outcome.done)} cells done, {len(outcome.failed)} failed, {len(outcome.left)} left: {options.out}"
-    )
-    return 1 if outcome.failed else 0
+    return run_study(cells(options.settings, options.counts, options.seeds, protocol), options)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = study_parser(
+        __doc__,
+        counts=COUNTS,
+        seeds=3,
+        seeds_help="seeds from 0 on",
+        summary="table4.md and table4_small.png",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cells' results")
     parser.add_argument(
         "--settings",
         nargs="+",
@@ -105,23 +99,9 @@ def _options() -> argparse.Namespace:
         default=["labels", "other_classes"],
         help="what alignment knows",
     )
-    parser.add_argument(
-        "--counts", nargs="+", type=int, default=list(COUNTS), help="kept counts (default 9 16 36 64)"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds from 0 on (default 3)")
     for name, text in PROTOCOL_HELP.items():
         option, default = f"--{name.replace('_', '-')}", getattr(Protocol, name)
         parser.add_argument(option, type=int, help=f"{text} (default {default})")
-    parser.add_argument(
-        "--processes", type=int, default=0, help="processes side by side (default 0: this one)"
-    )
-    parser.add_argument(
-        "--limit-seconds", type=float, help="end what is not done by then; a later call does it"
-    )
-    parser.add_argument("--tiny", action="store_true", help="few images and steps: only whether it runs")
-    parser.add_argument(
-        "--summary", action="store_true", help="write table4.md and table4_small.png of what is there"
-    )
     parser.add_argument(
         "--also", nargs="+", type=Path, default=[], metavar="DIR", help="with --summary: folders beside --out"
     )
@@ -136,7 +116,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        sys.exit(str(error))
+    exit_with(main)

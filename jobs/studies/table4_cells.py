@@ -29,7 +29,7 @@ from mergevq.tokenizer import MergeVQ
 from mergevq.training.classifier import ClassifierTraining
 from mergevq_platform.procedural.shape_distances import CLASSES
 from mergevq_platform.procedural.shapes import numbers_of, render
-from small_tokenizer import device, train_tokenizer, untrained_tokenizer
+from small_tokenizer import device, train_tokenizer, unit, untrained_tokenizer
 
 PASS = 500  # images at once, in measurements
 SIZE = 32
@@ -78,11 +78,6 @@ def drawn(classes: Sequence[str], split: str, count: int) -> tuple[Tensor, Tenso
     pixels, labels = render(numbers_of(known, count, split), split, SIZE)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device())
     return images, torch.from_numpy(np.searchsorted(known, labels)).to(device())
-
-
-def unit(images: Tensor) -> Tensor:
-    """Images uint8 as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def train_teacher(folder: Path, *, setting: str, protocol: Protocol) -> dict[str, Any]:
