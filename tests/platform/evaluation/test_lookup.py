@@ -33,6 +33,7 @@ from mergevq_platform.tracking.listing import find_run, list_runs, stored_curve
 from mergevq_platform.tracking.models import fetch_model
 from mergevq_platform.tracking.serving import ServedTokenizer
 from mergevq_platform.tracking.store import Store
+from trained_runs import trained_run
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,10 @@ def recipe(small_recipe: dict[str, Any]) -> Recipe:
 def run(recipe: Recipe, homes: tuple[Path, Path]) -> Run:
     """A run in the store, trained without Ray; made once, with its curve."""
     home = homes[0]
-    run = Run("tokens", home, str(home / "ray"))
-    if not run.directory.exists():
-        run.directory.mkdir(parents=True)
-        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-        loop.train(recipe, loop.Worker(), LocalHost(run.directory))
-        run.recorder(recipe, None).close("FINISHED")
-        api.evaluate("tokens", home=home, keeps=(4, 16), out=run.directory / "curve-first")
+    run = trained_run("tokens", home, lambda: recipe)
+    curve = run.directory / "curve-first"
+    if not curve.exists():
+        api.evaluate("tokens", home=home, keeps=(4, 16), out=curve)
     return run
 
 

@@ -13,9 +13,8 @@ import torch
 from mergevq.errors import InputError
 from mergevq.generation.counts import draw_counts
 from mergevq.serialization import load_generator
-from mergevq_platform import cli, loop
+from mergevq_platform import cli
 from mergevq_platform.codes import open_codes
-from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.evaluation.generator_worker import GeneratorWorker, RealJob
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.recipe import resolve
@@ -24,6 +23,7 @@ from mergevq_platform.sampling.pipeline import class_labels, class_names, open_s
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.task import task_of
+from trained_runs import trained_run
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +37,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(kind: str, tree: dict[str, Any], codes: Path, home: Path) -> Run:
-    run = Run(f"ragged-{kind}", home, str(home / "ray"))
-    if not run.directory.exists():
-        run.directory.mkdir(parents=True)
-        task = tree["task"] | {"preset": f"test_{kind}", "codes": str(codes)}
-        recipe = resolve(tree | {"steps": 4, "task": task})
-        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-        loop.train(recipe, loop.Worker(), LocalHost(run.directory))
-        run.recorder(recipe, None).close("FINISHED")
-    return run
+    task = tree["task"] | {"preset": f"test_{kind}", "codes": str(codes)}
+    return trained_run(f"ragged-{kind}", home, lambda: resolve(tree | {"steps": 4, "task": task}))
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from mergevq.errors import InputError
-from mergevq_platform import cli, loop
-from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform import cli
 from mergevq_platform.evaluation import api
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.evaluation.options import EvaluationOptions
@@ -19,12 +18,12 @@ from mergevq_platform.evaluation.rate_distortion import RateDistortionEvaluator
 from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
 from mergevq_platform.figures.rate_distortion import counts_figure, rate_distortion_figure
 from mergevq_platform.recipe import Recipe, resolve
-from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
+from trained_runs import trained_run
 
 MENU = (4, 5, 6, 9, 16)
 ALLOCATORS = ("fixed", "compressed_size", "oracle")
@@ -45,13 +44,7 @@ def recipe(small_recipe: dict[str, Any]) -> Recipe:
 @pytest.fixture
 def run(recipe: Recipe, home: Path) -> Run:
     """A run in the store, trained without Ray; made once."""
-    run = Run("allocated", home, str(home / "ray"))
-    if not run.directory.exists():
-        run.directory.mkdir(parents=True)
-        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-        loop.train(recipe, loop.Worker(), LocalHost(run.directory))
-        run.recorder(recipe, None).close("FINISHED")
-    return run
+    return trained_run("allocated", home, lambda: recipe)
 
 
 def evaluator_of(run: Run, recipe: Recipe, **options: Any) -> RateDistortionEvaluator:

@@ -32,6 +32,7 @@ from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.store import Store
+from trained_runs import trained_run
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +47,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(name: str, kind: str, tree: dict[str, Any], home: Path) -> Run:
     """A generator's run in the store, trained without Ray; made once."""
-    run = Run(name, home, str(home / "ray"))
-    if not run.directory.exists():
-        run.directory.mkdir(parents=True)
-        recipe = resolve(tree | {"steps": 8, "task": tree["task"] | {"preset": f"test_{kind}"}})
-        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-        loop.train(recipe, loop.Worker(), LocalHost(run.directory))
-        run.recorder(recipe, None).close("FINISHED")
-    return run
+    task = tree["task"] | {"preset": f"test_{kind}"}
+    return trained_run(name, home, lambda: resolve(tree | {"steps": 8, "task": task}))
 
 
 @pytest.fixture

@@ -11,20 +11,19 @@ import torch
 import mergevq
 from mergevq.config import merged, to_tree
 from mergevq.errors import InputError
-from mergevq_platform import cli, loop
-from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform import cli
 from mergevq_platform.evaluation import api, probing, reconstruction, tokenizer_worker
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.spec import EvaluationSpec, keeps_to_measure
 from mergevq_platform.evaluation.tokenizer import CAVEATS
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.recipe import Recipe, resolve
-from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.task import task_of
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
+from trained_runs import trained_run
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +40,7 @@ def recipe(small_recipe: dict[str, Any]) -> Recipe:
 @pytest.fixture
 def run(recipe: Recipe, home: Path) -> Run:
     """A run in the store, trained without Ray; made once."""
-    run = Run("evaluated", home, str(home / "ray"))
-    if not run.directory.exists():
-        run.directory.mkdir(parents=True)
-        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-        loop.train(recipe, loop.Worker(), LocalHost(run.directory))
-        run.recorder(recipe, None).close("FINISHED")
-    return run
+    return trained_run("evaluated", home, lambda: recipe)
 
 
 def curve_of(run: Run, recipe: Recipe, workers: int = 0) -> list[dict[str, float]]:
