@@ -29,7 +29,7 @@ from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.worker import FailureReporter, WorkerLoopConfig, worker_loop
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.recipe import ResolvedRecipe, data_places, resolve
-from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage import checkpoints, forks, naming
 from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.preflight import preflight
@@ -186,6 +186,7 @@ def _begin(
         find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
         return run, resolve(with_overrides(tree, overrides), find_run=find_run)
     assert recipe is not None
+    recipe = forks.pinned(recipe, home)
     if name is not None:
         naming.check_name(name, "--name")
     unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
