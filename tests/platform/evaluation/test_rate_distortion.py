@@ -141,7 +141,9 @@ def test_a_number_that_rounds_to_zero_has_no_sign(report: RateDistortionReport) 
     assert cells[-1] == "0.00 |"
     assert "NO, 0.0 at a mean of" in changed.verdict()[0]
     assert "(0.0 to +0.1, 0.00 dB, 0% of the oracle's gain)" in changed.verdict()[0]
-    assert "saves no tokens: 0% of the tokens at equal PSNR (0.0, 95% interval 0.0 to +0.1)" in changed.answer()
+    assert (
+        "saves no tokens: 0% of the tokens at equal PSNR (0.0, 95% interval 0.0 to +0.1)" in changed.answer()
+    )
 
 
 def test_a_second_evaluation_measures_nothing(
