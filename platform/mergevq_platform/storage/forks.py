@@ -65,11 +65,22 @@ def forked(fork: ForkConfig, recipe: str | None, overrides: Iterable[str], find_
     return complete({**with_overrides(tree, overrides), "fork": to_tree(fork)})
 
 
-def pinned(recipe: ResolvedRecipe, home: Path) -> ResolvedRecipe:
+def recipe_file(text: str, find_run: FindRun) -> str:
+    """The recipe's file beside the checkpoint `RUN@STEP`. Raises `InputError` where it is not there, or in remote storage."""
+    fork = parse_fork(text)
+    location = _checkpoint(replace(fork, run=find_run(fork.run)))
+    if "://" in location:
+        raise InputError(
+            f"--fork {text}: the trunk's recipe lies in {location}: name a recipe's file or name beside --fork"
+        )
+    return f"{location}/recipe.yaml"
+
+
+def pinned(recipe: ResolvedRecipe, home: Path | None = None) -> ResolvedRecipe:
     """The recipe with the location and the hash of the checkpoint that it is forked from; unchanged where it is forked from none.
 
     Raises `InputError` for a run that still trains, a step whose checkpoint is not there, naming those that are, and for keys
-    that a fork may not change.
+    that a fork may not change. `home` is where the journals of runs are whose checkpoints lie elsewhere.
     """
     fork = recipe.fork
     if fork is None:
@@ -102,25 +113,35 @@ def restore(fork: ForkConfig, state: TrainingState, fingerprint: str) -> None:
         checkpoints.restore(directory, state)
 
 
+def kept(fork: ForkConfig) -> bool:
+    """Whether the checkpoint is there."""
+    return fork.step in (step for _, step in _steps(fork.run))
+
+
 def _checkpoint(fork: ForkConfig) -> str:
     if on_hub(fork.run):
         raise InputError(
             f"fork.run '{fork.run}' is on the Hub, where no optimizers are kept: name a run or a URI of one"
         )
-    kept = checkpoints.listed(fork.run)
-    for location in kept:
-        with checkpoints.newest(location, files=()) as directory:
-            step = checkpoints.about(directory)["step"]
+    found = _steps(fork.run)
+    for location, step in found:
         if step == fork.step:
             return location
-    steps = ", ".join(
-        str(checkpoints.step_of(location)) for location in reversed(kept) if checkpoints.PREFIX in location
-    )
+    steps = ", ".join(str(step) for _, step in reversed(found))
     there = f"kept are steps {steps}" if steps else "it has kept none"
     raise InputError(
         f"fork: '{name_of(fork)}' is no checkpoint, {there}: fork one of these, or train the trunk with checkpoint_every and "
         "keep_checkpoints that keep it"
     )
+
+
+def _steps(run: str) -> list[tuple[str, int]]:
+    """(location, step) of every checkpoint of a run, newest first; a checkpoint may have been renamed."""
+    found = []
+    for location in checkpoints.listed(run):
+        with checkpoints.newest(location, files=()) as directory:
+            found.append((location, int(checkpoints.about(directory)["step"])))
+    return found
 
 
 def _require_same(location: str, sha256: str | None, fork: ForkConfig) -> None:
@@ -131,12 +152,13 @@ def _require_same(location: str, sha256: str | None, fork: ForkConfig) -> None:
         )
 
 
-def _require_at_rest(place: str, home: Path) -> None:
+def _require_at_rest(place: str, home: Path | None) -> None:
     """Raise `InputError` where a process of this machine still writes the run: its checkpoints may go at any time."""
     run = place.partition("?")[0].rstrip("/")
     folder, _, last = run.rpartition("/")
     run = folder if last.startswith(checkpoints.PREFIX) else run
-    for directory in {home / "ray" / run.rpartition("/")[2], Path(run)}:
+    beside = {home / "ray" / run.rpartition("/")[2]} if home is not None else set()
+    for directory in beside | {Path(run)}:
         lock = (directory / JOURNAL_NAME).with_suffix(".lock")
         if not lock.is_file():
             continue

@@ -16,7 +16,7 @@ from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints, forks, naming
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
-from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
+from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_identity
 from mergevq_platform.tracking.store import Store
 
 
@@ -212,6 +212,9 @@ def tags(recipe: Recipe, run: Run) -> dict[str, str]:
     if recipe.fork is not None:
         found["mergevq.trunk"] = forks.name_of(recipe.fork)
         found["mergevq.trunk_checkpoint"] = without_credentials(recipe.fork.run)
+        journal = Path(recipe.fork.run).parent / JOURNAL_NAME
+        if journal.is_file():
+            found["mergevq.trunk_run"] = read_identity(journal).uid
     commit = git_commit()
     if commit:
         found["mlflow.source.git.commit"] = commit
