@@ -140,10 +140,10 @@ def param_space(definition: Sweep) -> dict[str, Any]:
     return {"trial": tune.grid_search(trials)}
 
 
-class SharedList(list[dict[str, Any]]):
+class SharedList(list[object]):
     """A list that copies of what holds it share: Tune copies the whole space for every trial, which is quadratic in their number."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SharedList:
+    def __deepcopy__(self, memo: dict[int, object]) -> SharedList:
         return self
 
 
