@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from cell_queue import Cell
-from command import exit_with, run_study, study_parser
+from command import add_counts_and_seeds, exit_with, run_study, study_parser
 from mergevq.errors import InputError
 from table4_cells import SETTINGS, Protocol, train_and_measure, train_teacher
 from table4_figure import draw
@@ -85,13 +85,8 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = study_parser(
-        __doc__,
-        counts=COUNTS,
-        seeds=3,
-        seeds_help="seeds from 0 on",
-        summary="table4.md and table4_small.png",
-    )
+    parser = study_parser(__doc__, summary="table4.md and table4_small.png")
+    add_counts_and_seeds(parser, counts=COUNTS, seeds=3, seeds_help="seeds from 0 on")
     parser.add_argument(
         "--settings",
         nargs="+",

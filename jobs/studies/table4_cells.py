@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mergevq.ema import Ema
+from mergevq.keep import ListedKeepConfig
 from mergevq.metrics import (
     FeatureStatistics,
     Psnr,
@@ -127,8 +128,8 @@ def train_and_measure(
     untrained = probe(summaries(untrained_tokenizer(seed), data, count), data)
     tokenizer = train_tokenizer(
         data.train,
-        counts=(count,),
-        alignment=alignment(setting, folder),
+        keep=ListedKeepConfig(counts=(count,)),
+        losses={"alignment": alignment(setting, folder)},
         steps=protocol.steps,
         batch=protocol.batch,
         seed=seed,
