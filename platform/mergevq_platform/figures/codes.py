@@ -23,7 +23,10 @@ def code_usage_figure(counts: Mapping[int, np.ndarray]) -> Figure:
     vocabulary = len(counts[keeps[0]])
     from matplotlib.figure import Figure
 
-    width, below = 8.4, 0.62 + 0.21 * math.ceil((len(keeps) + 1) / 2)  # inches; below the axes: their label, the legend
+    width, below = (
+        8.4,
+        0.62 + 0.21 * math.ceil((len(keeps) + 1) / 2),
+    )  # inches; below the axes: their label, the legend
     height = 3.9 + below
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     axes = figure.add_axes((0.09, below / height, 0.89, 1 - (below + 0.36) / height))
