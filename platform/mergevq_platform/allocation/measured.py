@@ -74,12 +74,13 @@ def measure_split(
     def measured(batches: EvalBatches) -> MeasuredImages:
         blocks = jobs_of_batches(batches.num_batches, BATCHES_PER_BLOCK)
         rank, ranks = _place()
-        own: list[MeasuredImages] | BadImage = []
+        share: list[MeasuredImages] = []
+        own: list[MeasuredImages] | BadImage = share
         try:
-            for block in (share := blocks[rank::ranks]):
-                own.append(_block(answer, spec, batches, block, menu, cache))
+            for block in blocks[rank::ranks]:
+                share.append(_block(answer, spec, batches, block, menu, cache))
                 if rank == 0:  # the others are taken to be as far
-                    measuring(round(batches.images * len(own) / len(share)), batches.images)
+                    measuring(min(batches.images, ranks * sum(map(len, share))), batches.images)
         except BadImage as error:  # the other ranks must leave out the same images
             own = error
         parts = _gathered(own)
