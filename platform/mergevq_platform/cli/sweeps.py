@@ -33,6 +33,7 @@ def _add_sweep(verbs: Any) -> None:
             "mergevq sweep sweeps/smoke.py",
             "mergevq sweep demo --over optimizer.learning_rate=1e-4..1e-2:log --trials 8",
             "mergevq sweep demo --over task.losses.entropy.weight=0.01,0.02,0.05,0.1 --fork 50%",
+            "mergevq sweep --resume NAME --more 8",
         ],
     )
     sweep.add_argument("sweep", nargs="?", help="a sweep file; with --over: a recipe's file or name")
@@ -56,6 +57,12 @@ def _add_sweep(verbs: Any) -> None:
     )
     sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")
+    sweep.add_argument(
+        "--more",
+        type=count,
+        metavar="N",
+        help="with --resume: N more choices for a random or TPE sweep that has ended, which goes on searching where it was",
+    )
     sweep.add_argument("--name", help="the sweep's name (default: file, time, four letters)")
     sweep.add_argument(
         "--storage",
@@ -74,8 +81,13 @@ def _add_compare(verbs: Any) -> None:
         "compare",
         help="curves of several runs and sweeps in one figure",
         description="Lay the curves of runs and sweeps over each other: figures, an HTML page, a table, every point as CSV. Two sweeps "
-        "or more show a Pareto front each, with its hypervolume up to one reference point.",
-        examples=["mergevq compare RUN RUN --out comparison", "mergevq compare SWEEP SWEEP --out sweeps"],
+        "or more show a Pareto front each, with its hypervolume up to one reference point. A forked sweep beside one of the "
+        "same choices trained whole is judged: do forked trials rank as whole trainings do?",
+        examples=[
+            "mergevq compare RUN RUN --out comparison",
+            "mergevq compare SWEEP SWEEP --out sweeps",
+            "mergevq compare FORKED WHOLE --out forking",
+        ],
     )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="runs, sweeps or curve.json files")
     compare.add_argument(
@@ -104,6 +116,8 @@ def _sweep(options: argparse.Namespace) -> int:
         )
     if options.resume and options.fork:
         raise InputError(f"--resume {options.resume} goes on with a sweep as it began: leave --fork out")
+    if options.more and not options.resume:
+        raise InputError(f"--more {options.more} adds to a sweep that has ended: name it with --resume NAME")
     chosen = None
     if names:
         chosen = loading.opened(
@@ -120,6 +134,7 @@ def _sweep(options: argparse.Namespace) -> int:
         home=home,
         name=options.name,
         resume=options.resume,
+        more=options.more,
         storage=options.storage,
         address=options.address,
         tracking_uri=read_settings().tracking_uri,
@@ -146,10 +161,15 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation import compare
+    from mergevq_platform.sweeps import fairness
 
     home, uri = read_settings().home, read_settings().tracking_uri
     found = compare.collected(options.runs, home=home, tracking_uri=uri)
     files = compare.write(found, options.out, paper=options.paper)
     compare.show(found)
+    if judged := fairness.between(options.runs, home):
+        files["fork_fairness.md"] = options.out / "fork_fairness.md"
+        files["fork_fairness.md"].write_text("\n".join(sweep.markdown() for sweep in judged))
+        print(files["fork_fairness.md"].read_text())
     for path in files.values():
         print(path)

@@ -119,6 +119,9 @@ class Sweep:
     gpus_per_trial: float = 1.0  # of a trial with one worker on GPUs; a fraction shares one
     max_failures: int = 2  # restarts of a trial from its checkpoint
     folder: str | None = None  # what relative paths start from; none: where we are. Set when a sweep begins.
+    rounds: tuple[
+        int, ...
+    ] = ()  # trials at the end of every round before the last. Set when a sweep is given more.
     pins: tuple[recipes.Pins, ...] = ()  # what its recipes build on. Set when a sweep begins.
 
     def __post_init__(self) -> None:

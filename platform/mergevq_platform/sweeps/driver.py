@@ -24,6 +24,7 @@ from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.sweeps import report, stored
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import Sweep, Trunk
+from mergevq_platform.sweeps.more import with_more
 from mergevq_platform.sweeps.outcome import SweepOutcome, gathered
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Board
@@ -43,6 +44,7 @@ def sweep(
     home: Path,
     name: str | None = None,
     resume: str | None = None,
+    more: int | None = None,
     storage: str | None = None,
     address: str | None = None,
     tracking_uri: str | None = None,
@@ -50,7 +52,8 @@ def sweep(
 ) -> SweepOutcome:
     """Run a sweep, or go on with one; blocks until its end or Ctrl-C.
 
-    A new sweep needs `definition`; `resume` names one of the same home and takes its stored definition. `concurrent`
+    A new sweep needs `definition`; `resume` names one of the same home and takes its stored definition,
+    with `more` choices of its search added to an ended one. `concurrent`
     bounds the trials at once below what the cluster allows. Raises `InputError` for what cannot work before anything is
     stored or starts; a trial that fails for good is recorded with its reason and does not end the sweep.
     """
@@ -63,6 +66,7 @@ def sweep(
     storage = checkpoints.absolute(storage) if storage else None
     if resume is not None:
         definition, settings = stored.resumed(resume, home, tracking_uri=tracking_uri)
+        definition = with_more(definition, more, settings) if more else definition
     assert definition is not None
     if definition.folder is None:
         definition = replace(definition, folder=os.getcwd())

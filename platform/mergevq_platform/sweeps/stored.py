@@ -12,7 +12,7 @@ from pathlib import Path
 import cloudpickle
 
 from mergevq.errors import InputError
-from mergevq.files import write_whole
+from mergevq.files import whole_file, write_whole
 from mergevq_platform.evaluation.worker import Device
 from mergevq_platform.storage import naming
 from mergevq_platform.storage.runs import Run
@@ -46,7 +46,8 @@ class SweepSettings:
     def save(self, definition: Sweep) -> None:
         """Store both in the sweep's own directory."""
         directory = self.run(self.name).directory
-        (directory / DEFINITION_FILE).write_bytes(cloudpickle.dumps(definition))
+        with whole_file(directory / DEFINITION_FILE) as temporary:
+            temporary.write_bytes(cloudpickle.dumps(definition))
         write_whole(directory / SETTINGS_FILE, json.dumps(asdict(self), indent=1))
 
 

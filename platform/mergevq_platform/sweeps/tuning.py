@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -30,58 +31,76 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 TUNE_FOLDER = "tune"
+SEARCHER_STATE = "searcher-state-"  # Ray Tune's files, whose names sort by time
 
 
 def run_trials(
     definition: Sweep, settings: SweepSettings, base: Recipe, concurrent: int | None
 ) -> list[tune.Result]:
-    """Run all trials, or those that are left of a sweep that had begun; `concurrent` bounds those at once."""
+    """Run all trials, or those that are left of a sweep that had begun; `concurrent` bounds those at once.
+
+    Of rounds before the last, all of whose trials have ended, the results are read.
+    """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "2")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    location = checkpoints.inside(settings.run(settings.name).location, TUNE_FOLDER)
-    filesystem, path = checkpoints.open_storage(location)
+    results: list[tune.Result] = []
+    for first in (0, *definition.rounds):
+        tuner = _tuner(definition, settings, base, concurrent, first)
+        grid = tuner.fit() if first == max((0, *definition.rounds)) else tuner.get_results()
+        results += [grid[at] for at in range(len(grid))]
+    return results
+
+
+def _folder(settings: SweepSettings, first: int) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The state of the round whose first trial has this number, in the sweep's storage."""
+    name = f"{TUNE_FOLDER}_{first:03d}" if first else TUNE_FOLDER
+    return checkpoints.open_storage(checkpoints.inside(settings.run(settings.name).location, name))
+
+
+def _tuner(
+    definition: Sweep, settings: SweepSettings, base: Recipe, concurrent: int | None, first: int
+) -> tune.Tuner:
+    filesystem, path = _folder(settings, first)
     trainable = tune.with_resources(
         functools.partial(run_trial, sweep=definition, place=settings),
         resources(base, settings.device, definition.gpus_per_trial),
     )
     if filesystem.get_file_info(f"{path}/tuner.pkl").type == pyarrow.fs.FileType.File:
-        tuner = tune.Tuner.restore(
+        return tune.Tuner.restore(
             path,
             trainable=trainable,
             storage_filesystem=filesystem,
             resume_unfinished=True,
             resume_errored=True,
-            param_space=param_space(definition),
+            param_space=param_space(definition, first),
         )
-    else:
-        parent, _, folder = path.rpartition("/")
-        label = functools.partial(_label, definition, settings)
-        tuner = tune.Tuner(
-            trainable,
-            param_space=param_space(definition),
-            tune_config=tune.TuneConfig(
-                search_alg=_search_algorithm(definition),
-                scheduler=_scheduler(definition, base),
-                num_samples=definition.num_trials if isinstance(definition.search, Tpe) else 1,
-                max_concurrent_trials=trials_at_once(base, settings.device, concurrent),
-                reuse_actors=True,  # a trial then starts in a process that has imported torch already
-                trial_name_creator=label,
-                trial_dirname_creator=label,
-            ),
-            run_config=tune.RunConfig(
-                name=folder,
-                storage_path=parent,
-                storage_filesystem=filesystem,
-                failure_config=tune.FailureConfig(max_failures=definition.max_failures),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
-                callbacks=[Watch(settings), JsonLoggerCallback()],
-                verbose=0,
-            ),
-        )
-    grid = tuner.fit()
-    return [grid[at] for at in range(len(grid))]
+    parent, _, folder = path.rpartition("/")
+    label = functools.partial(_label, definition, settings)
+    samples = definition.num_trials - first if isinstance(definition.search, Tpe) else 1
+    return tune.Tuner(
+        trainable,
+        param_space=param_space(definition, first),
+        tune_config=tune.TuneConfig(
+            search_alg=search_algorithm(definition, settings),
+            scheduler=_scheduler(definition, base),
+            num_samples=samples,
+            max_concurrent_trials=trials_at_once(base, settings.device, concurrent),
+            reuse_actors=True,  # a trial then starts in a process that has imported torch already
+            trial_name_creator=label,
+            trial_dirname_creator=label,
+        ),
+        run_config=tune.RunConfig(
+            name=folder,
+            storage_path=parent,
+            storage_filesystem=filesystem,
+            failure_config=tune.FailureConfig(max_failures=definition.max_failures),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
+            callbacks=[Watch(settings), JsonLoggerCallback()],
+            verbose=0,
+        ),
+    )
 
 
 def resources(base: Recipe, device: str, gpus_per_trial: float) -> tune.PlacementGroupFactory:
@@ -130,13 +149,15 @@ def _label(definition: Sweep, settings: SweepSettings, trial: Trial) -> str:
     return chosen(trial.config, definition, settings)[2]
 
 
-def param_space(definition: Sweep) -> dict[str, Any]:
-    """Tune's space: the listed trials, or nothing where Optuna has its own."""
+def param_space(definition: Sweep, first: int = 0) -> dict[str, Any]:
+    """Tune's space: the listed trials from number `first` to the end of its round, or nothing where Optuna has its own."""
     listed = definition.listed()
     if listed is None:
         return {}  # Optuna's own
+    end = min((end for end in definition.rounds if end > first), default=len(listed))
     trials = SharedList(
-        {"number": i, "params": params, "seed": seed} for i, (params, seed) in enumerate(listed)
+        {"number": number, "params": listed[number][0], "seed": listed[number][1]}
+        for number in range(first, end)
     )
     return {"trial": tune.grid_search(trials)}
 
@@ -148,7 +169,8 @@ class SharedList(list[object]):
         return self
 
 
-def _search_algorithm(definition: Sweep) -> Searcher | None:
+def search_algorithm(definition: Sweep, settings: SweepSettings) -> Searcher | None:
+    """Optuna's searcher, as the round before left it; None where the trials are listed."""
     if not isinstance(definition.search, Tpe):
         return None
     import optuna
@@ -158,12 +180,28 @@ def _search_algorithm(definition: Sweep) -> Searcher | None:
     many = len(definition.objectives) > 1
     names = [objective.name for objective in definition.objectives]
     modes: list[str] = [objective.mode for objective in definition.objectives]
-    return OptunaSearch(
+    searcher = OptunaSearch(
         space=functools.partial(_suggested, dict(definition.space)),
         metric=names if many else names[0],
         mode=modes if many else modes[0],
         sampler=tpe_sampler(definition.search.seed),
     )
+    if definition.rounds:
+        _continue(searcher, settings, (0, *definition.rounds)[-2])
+    return searcher
+
+
+def _continue(searcher: Searcher, settings: SweepSettings, first: int) -> None:
+    """Let the searcher go on from the state that a round left: its trials with what they came to, its sampler's random numbers."""
+    filesystem, path = _folder(settings, first)
+    listing = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
+    states = sorted(info.path for info in listing if info.base_name.startswith(SEARCHER_STATE))
+    if not states:
+        raise InputError(f"sweep '{settings.name}' cannot be given more: {path} holds no state of its search")
+    with tempfile.TemporaryDirectory() as temporary:
+        local = f"{temporary}/state.pkl"
+        pyarrow.fs.copy_files(states[-1], local, source_filesystem=filesystem)
+        searcher.restore(local)
 
 
 def _suggested(space: spaces.Space, trial: BaseTrial) -> dict[str, Any]:
