@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from mergevq.errors import InputError
@@ -28,7 +29,11 @@ def _add_train(verbs: Any) -> None:
         "train",
         help="train on Ray, measure the curve, record it in MLflow",
         description="Train a recipe on this machine or on the cluster of RAY_ADDRESS. Ctrl-C leaves a resumable run.",
-        examples=["mergevq train demo steps=200", "mergevq train --resume RUN"],
+        examples=[
+            "mergevq train demo steps=200",
+            "mergevq train --resume RUN",
+            "mergevq train demo --urgent --address auto",
+        ],
     )
     train.add_argument(
         "recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)"
@@ -41,6 +46,17 @@ def _add_train(verbs: Any) -> None:
         help="where checkpoints go: path, s3://…, gs://… (default MERGEVQ_STORAGE, else runs/ray)",
     )
     train.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
+    place = train.add_mutually_exclusive_group()
+    place.add_argument(
+        "--urgent",
+        action="store_true",
+        help="sweeps and yielding trainings of the cluster make room, and go on after this run",
+    )
+    place.add_argument(
+        "--yielding",
+        action="store_true",
+        help="make room for urgent runs of the cluster: a checkpoint, and on after them (cluster.yields=true)",
+    )
     train.add_argument("--no-evaluation", action="store_true", help="do not measure the curve at the end")
     train.add_argument(
         "--register", metavar="NAME[@ALIAS]", help="register the finished tokenizer as this MLflow model"
@@ -105,6 +121,10 @@ def _train(options: argparse.Namespace) -> int:
     from mergevq_platform.tracking.store import Store
 
     name, overrides = _recipe_words(options)
+    if options.yielding:
+        overrides = (*overrides, "cluster.yields=true")
+    if options.urgent:
+        _require_cluster(options.address)
     home = read_settings().home
     given = recipe.load(name, overrides) if name else None
     tracking_uri = read_settings().tracking_uri
@@ -134,6 +154,7 @@ def _train(options: argparse.Namespace) -> int:
         address=options.address,
         tracking_uri=read_settings().tracking_uri,
         after=None if options.no_evaluation else api.after_training,
+        urgent=options.urgent,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
     if model and outcome.undelivered:
@@ -156,6 +177,14 @@ def _train(options: argparse.Namespace) -> int:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
     print(outcome.undelivered or tracking_link(outcome.experiment))
     return INTERRUPTED if outcome.stopped else 0
+
+
+def _require_cluster(address: str | None) -> None:
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        raise InputError(
+            "--urgent asks other work on a cluster to yield, and without an address this run starts one of its own: give "
+            "--address (auto: the one on this machine) or RAY_ADDRESS"
+        )
 
 
 def _import_official(options: argparse.Namespace) -> None:

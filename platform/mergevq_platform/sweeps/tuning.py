@@ -24,6 +24,7 @@ from mergevq_platform.sweeps.definition import Population, Sweep, Tpe
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
 from mergevq_platform.sweeps.trial import chosen, run_trial
+from mergevq_platform.sweeps.yielding import YieldingScheduler, watching
 
 if TYPE_CHECKING:
     from optuna.samplers import TPESampler
@@ -63,7 +64,7 @@ def run_trials(
             param_space=_param_space(definition),
             tune_config=tune.TuneConfig(
                 search_alg=_search_algorithm(definition),
-                scheduler=_scheduler(definition, base),
+                scheduler=_yielding(_scheduler(definition, base), settings),
                 num_samples=definition.num_trials if isinstance(definition.search, Tpe) else 1,
                 max_concurrent_trials=trials_at_once(base, settings.device, concurrent),
                 reuse_actors=True,  # a trial then starts in a process that has imported torch already
@@ -80,7 +81,12 @@ def run_trials(
                 verbose=0,
             ),
         )
-    return tuner.fit()
+    with watching(settings.name):
+        return tuner.fit()
+
+
+def _yielding(scheduler: TrialScheduler | None, settings: SweepSettings) -> TrialScheduler | None:
+    return YieldingScheduler(scheduler, settings.name) if settings.yields else scheduler
 
 
 def resources(base: Recipe, device: str, gpus_per_trial: float) -> tune.PlacementGroupFactory:
