@@ -227,7 +227,10 @@ def test_a_run_on_object_storage_is_resumed_from_another_machine(
 
 
 def test_a_training_that_yields_ends_bit_for_bit_as_an_undisturbed_one(
-    two_workers: dict[str, Any], ray_home: Path, undisturbed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    two_workers: dict[str, Any],
+    ray_home: Path,
+    undisturbed: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     two_workers["cluster"] |= {"yields": True, "max_failures": 0}  # to yield is no failure
     run, store, seen = Run("yielding", ray_home, str(ray_home / "ray")), Store.at(ray_home), list[str]()
