@@ -11,19 +11,12 @@ from cell_queue import Cell, run_cells
 from mergevq.errors import InputError
 
 
-def study_parser(
-    description: str | None, *, counts: Sequence[int], seeds: int, seeds_help: str, summary: str
-) -> argparse.ArgumentParser:
-    """A parser with the options of every study; `counts` and `seeds` are defaults, `summary` names the files of --summary."""
+def study_parser(description: str | None, *, summary: str) -> argparse.ArgumentParser:
+    """A parser with the options of every study; `summary` names the files of --summary."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    listed = " ".join(map(str, counts))
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells' results")
-    parser.add_argument(
-        "--counts", nargs="+", type=int, default=list(counts), help=f"kept counts (default {listed})"
-    )
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"{seeds_help} (default {seeds})")
     parser.add_argument(
         "--processes", type=int, default=0, help="processes side by side (default 0: this one)"
     )
@@ -33,6 +26,17 @@ def study_parser(
     parser.add_argument("--tiny", action="store_true", help="few images and steps: only whether it runs")
     parser.add_argument("--summary", action="store_true", help=f"write {summary} of what is there")
     return parser
+
+
+def add_counts_and_seeds(
+    parser: argparse.ArgumentParser, *, counts: Sequence[int], seeds: int, seeds_help: str
+) -> None:
+    """Add the options of a study whose cells differ in kept count and seed; `counts` and `seeds` are defaults."""
+    listed = " ".join(map(str, counts))
+    parser.add_argument(
+        "--counts", nargs="+", type=int, default=list(counts), help=f"kept counts (default {listed})"
+    )
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"{seeds_help} (default {seeds})")
 
 
 def run_study(cells: Sequence[Cell], options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from cell_queue import Cell
-from command import exit_with, run_study, study_parser
+from command import add_counts_and_seeds, exit_with, run_study, study_parser
 from generability_cells import VARIANTS, StudyProtocol, generate, measure, probe, train_variant
 from generability_summary import draw, markdown, read_rows
 from mergevq.config import to_tree
@@ -90,13 +90,8 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = study_parser(
-        __doc__,
-        counts=COUNTS,
-        seeds=SEEDS,
-        seeds_help="generators of each codes",
-        summary="generability.md and generability.png",
-    )
+    parser = study_parser(__doc__, summary="generability.md and generability.png")
+    add_counts_and_seeds(parser, counts=COUNTS, seeds=SEEDS, seeds_help="generators of each codes")
     parser.add_argument(
         "--tokenizers",
         nargs="+",

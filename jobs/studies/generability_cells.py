@@ -16,6 +16,7 @@ import mergevq
 from mergevq.ema import Ema
 from mergevq.generation import Generator, RandomOrderConfig, TransformerConfig, sample
 from mergevq.generation.config import GeneratorTrainingConfig
+from mergevq.keep import ListedKeepConfig
 from mergevq.metrics import CodeUsage, FeatureStatistics, Psnr, extractor, frechet_distance
 from mergevq.metrics.ar_probe import ArProbeConfig, code_bits, fit_ar_probe, sample_ar_probe
 from mergevq.metrics.features import RandomFeaturesConfig
@@ -96,13 +97,12 @@ def train_variant(folder: Path, *, name: str, protocol: StudyProtocol) -> dict[s
     alignment = {"kind": "self", "prototypes": 256, "weight": 0.5} if variant.aligned else {"kind": "none"}
     tokenizer = train_tokenizer(
         shapes(protocol).train,
-        counts=variant.counts,
-        alignment=alignment,
+        keep=ListedKeepConfig(counts=variant.counts),
+        losses={"entropy": {"weight": variant.entropy_weight}, "alignment": alignment},
         steps=protocol.tokenizer_steps,
         batch=protocol.tokenizer_batch,
         seed=0,
-        bits=variant.bits,
-        entropy_weight=variant.entropy_weight,
+        model={"quantizer": {"bits": variant.bits}},
     )
     mergevq.save(tokenizer, folder / f"tokenizer_{name}")
     return {"tokenizer": name}
