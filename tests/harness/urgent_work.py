@@ -25,8 +25,15 @@ class UrgentWork:
 
 
 @contextmanager
-def urgent_work(when: Callable[[], bool], until: Callable[[], bool], *, cpus: float) -> Iterator[UrgentWork]:
-    """As soon as `when()`, a job of one task that holds CPUs of the cluster, and lets go once `until()`."""
+def urgent_work(
+    when: Callable[[], bool],
+    until: Callable[[], bool],
+    *,
+    cpus: float,
+    begin: Callable[[], bool] = lambda: True,
+) -> Iterator[UrgentWork]:
+    """Once `when()`, a job that asks for so many CPUs beside those that are free by then, has them once `begin()`, and lets go
+    once `until()`."""
     work, over = UrgentWork(), threading.Event()
 
     def wait(condition: Callable[[], bool]) -> bool:
@@ -39,7 +46,9 @@ def urgent_work(when: Callable[[], bool], until: Callable[[], bool], *, cpus: fl
         try:
             if not wait(when):
                 return
-            with Urgency("urgent", {"CPU": cpus}, say=work.said.append) as urgency:
+            needs = cpus + ray.available_resources().get("CPU", 0.0)
+            with Urgency("urgent", {"CPU": needs}, say=work.said.append) as urgency:
+                wait(begin)
                 group = ray.util.placement_group([{"CPU": cpus}])
                 work.held = urgency.begun = bool(group.wait(START_SECONDS))
                 wait(until)

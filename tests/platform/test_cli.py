@@ -228,7 +228,10 @@ MISTAKES = [
     (["train", "RECIPE", "task.losses.alignment={kind: stand_in, directory: /nowhere}"], "/nowhere"),
     (["train", "--resume", "nobody"], "no run 'nobody'"),
     (["train", "RECIPE", "--urgent"], "starts one of its own: give --address"),
-    (["submit", "--urgent", "--", "evaluate", "RUN"], "--urgent is for train, and after -- stands 'evaluate'"),
+    (
+        ["submit", "--urgent", "--", "evaluate", "RUN"],
+        "--urgent is for train, and after -- stands 'evaluate'",
+    ),
     (["evaluate", "nobody"], "no run 'nobody'"),
     (["sync", "nobody"], "no run 'nobody'"),
     (["data", "info", "/nowhere"], "/nowhere"),

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from mergevq_platform.distributed.urgent_lease import LEASE_SECONDS, NAMESPACE, LeaseReply, Offer
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 ANSWER_SECONDS = 5.0
 
 

@@ -239,7 +239,11 @@ def test_a_training_that_yields_ends_bit_for_bit_as_an_undisturbed_one(
         seen.append(find_run(store, run.name).state)
         return seen[-1] == "yielded"
 
-    with urgent_work(lambda: step_of(run) >= 3, looked, cpus=1.0) as urgent:
+    def starts() -> bool:
+        return (run.directory / "recipe.yaml").is_file()
+
+    # The job asks early, and takes its CPUs late: a training of thirty steps takes a second.
+    with urgent_work(starts, looked, cpus=2.0, begin=lambda: step_of(run) >= 1) as urgent:
         outcome = trainer.train(resolve(two_workers), home=ray_home, name=run.name)
     assert urgent.error is None
     assert urgent.held
