@@ -33,7 +33,7 @@ from mergevq_platform.distributed.yielding import Yielder
 from mergevq_platform.distributed.yielding_fit import YieldingFit
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.recipe import ResolvedRecipe, data_places, resolve
-from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage import checkpoints, forks, naming
 from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.preflight import preflight
@@ -71,6 +71,7 @@ def train(
     tracking_uri: str | None = None,
     after: Callable[[Outcome, RemoteRecorder], None] | None = None,
     watch: Callable[[str, int, RemoteRecorder], None] | None = None,
+    until: int | None = None,
     kind: str = "training",
     parent: str | None = None,
     tags: dict[str, str] | None = None,
@@ -81,7 +82,8 @@ def train(
     A new run needs `recipe`; `resume` names a run of the same storage and takes its stored recipe, with `overrides`
     laid over it. `samples` is the training split where it is open already. `after(outcome, recorder)` runs before the run is
     closed (the curve is measured there);
-    `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. `kind`, `parent` and `tags`
+    `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. Training ends after step
+    `until`, if that comes before the recipe's last. `kind`, `parent` and `tags`
     are what MLflow's run is found by. While an `urgent` run lasts, work of the cluster that yields makes room for it.
     Raises `InputError` for what cannot work, before anything is started, and Ray's error if training fails for good.
     """
@@ -97,6 +99,7 @@ def train(
     with _lease(recipe, run, home, address) if urgent else nullcontext() as urgency:
         samples = preflight(recipe, samples=samples, evaluated=after is not None)
         total_steps, _ = loop.length(recipe, samples)
+        last = min(total_steps, until or total_steps)
         store = Store.at(home, tracking_uri)
         store.prepare()
         cluster.connect(home, address=address)
@@ -115,12 +118,10 @@ def train(
         try:
             if tags:
                 recorder.tags(tags)
-            trainer = _trainer(recipe, run, actor, device)
+            trainer = _trainer(recipe, run, actor, device, until)
             offer = None if urgent else _offer(recipe, run, device, kind)
-            step, interrupted = _fit(
-                trainer, recorder, recipe, run, watch, device, total_steps, offer, urgency
-            )
-            stopped = interrupted and step < total_steps
+            step, interrupted = _fit(trainer, recorder, recipe, run, watch, device, last, offer, urgency)
+            stopped = interrupted and step < last
             outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
             if after is not None and not stopped:
                 after(outcome, recorder)
@@ -186,7 +187,9 @@ def _run_actor(
     )
 
 
-def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu", "cuda"]) -> TorchTrainer:
+def _trainer(
+    recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu", "cuda"], until: int | None
+) -> TorchTrainer:
     least, most = recipe.cluster.least_workers, recipe.cluster.workers
     scaling: dict[str, Any] = {
         "num_workers": most if least == most else (least, most),
@@ -204,6 +207,7 @@ def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu"
                 device=device,
                 location=run.location,
                 cache=Cache.at(run.home).directory,
+                until=until,
             )
         ),
         torch_config=NodeInterfaceTorchConfig(),
@@ -234,6 +238,7 @@ def _begin(
         find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
         return run, resolve(with_overrides(tree, overrides), find_run=find_run)
     assert recipe is not None
+    recipe = forks.pinned(recipe, home)
     if name is not None:
         naming.check_name(name, "--name")
     unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
@@ -248,7 +253,7 @@ def _fit(
     run: Run,
     watch: Callable[[str, int, RemoteRecorder], None] | None,
     device: Literal["cpu", "cuda"],
-    total_steps: int,
+    last: int,
     offer: Offer | None,
     urgency: Urgency | None,
 ) -> tuple[int, bool]:
@@ -277,7 +282,7 @@ def _fit(
         Yielder(offer) as yielder,
         TrainingProgress(recipe, run.name) as progress,
     ):
-        yielding = YieldingFit(yielder, recorder, total_steps, lambda: bool(signals))
+        yielding = YieldingFit(yielder, recorder, last, lambda: bool(signals))
         thread.start()
         while thread.is_alive():
             thread.join(STATUS_POLL_SECONDS)

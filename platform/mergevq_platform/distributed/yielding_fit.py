@@ -22,7 +22,7 @@ class YieldingFit:
 
     yielder: Yielder
     recorder: RemoteRecorder
-    total_steps: int
+    last: int  # step
     interrupted: Callable[[], bool]  # whether someone asked the run to end
     lease: str | None = None  # for which the run stops, or has
 
@@ -36,7 +36,7 @@ class YieldingFit:
         """The steps done after the last fit: the run has ended, or someone asked it to. `fit` returns such a number."""
         while True:
             step = fit()
-            if self.lease is None or step is None or step >= self.total_steps or self.interrupted():
+            if self.lease is None or step is None or step >= self.last or self.interrupted():
                 return step
             self._pause(self.lease, step)
             if self.interrupted():

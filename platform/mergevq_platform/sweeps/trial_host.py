@@ -1,4 +1,4 @@
-"""The loop's host in a trial of one worker."""
+"""The loop's hosts in a trial of one worker, and in a trunk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,27 @@ from mergevq_platform.tracking.recorder import LocalRecorder
 
 
 @dataclass
-class TrialHost(LocalHost):
-    """The loop's host in a trial: metrics to the trial's journal, checkpoints and objectives to Ray Tune."""
+class RecordingHost(LocalHost):
+    """The loop's host of a run in one process: metrics to the run's journal, the newest checkpoint kept."""
 
     recorder: LocalRecorder | None = None
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Into the journal."""
+        assert self.recorder is not None
+        self.recorder.metrics(step, values)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write, and drop what was there before."""
+        super().save(step, write)
+        for older in checkpoints.listed(str(self.directory))[1:]:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+@dataclass
+class TrialHost(RecordingHost):
+    """The loop's host in a trial: checkpoints and objectives to Ray Tune as well."""
+
     measured: Callable[[Path, int], dict[str, float]] | None = None
     objectives: tuple[str, ...] = ()
     handed: Path | None = None  # the checkpoint that Tune gave
@@ -31,15 +48,6 @@ class TrialHost(LocalHost):
     def latest(self) -> Path | None:
         """Tune's checkpoint: this trial's last one, or in a population another's that was copied."""
         return self.handed
-
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Into the journal."""
-        assert self.recorder is not None
-        self.recorder.metrics(step, values)
-
-    def progress(self, status: dict[str, float]) -> None:
-        """Keep the latest."""
-        self.status = status
 
     @property
     def total_steps(self) -> int | None:
@@ -58,8 +66,6 @@ class TrialHost(LocalHost):
         """
         super().save(step, write)
         directory = self.checkpoint(step)
-        for older in checkpoints.listed(str(self.directory))[1:]:
-            shutil.rmtree(older, ignore_errors=True)
         if step % self.checkpoint_every and step != self.total_steps:
             return
         # Search algorithms look for every objective in every report, measured yet or not.

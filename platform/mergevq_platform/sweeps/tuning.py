@@ -35,7 +35,7 @@ TUNE_FOLDER = "tune"
 
 def run_trials(
     definition: Sweep, settings: SweepSettings, base: Recipe, concurrent: int | None
-) -> tune.ResultGrid:
+) -> list[tune.Result]:
     """Run all trials, or those that are left of a sweep that had begun; `concurrent` bounds those at once."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -82,7 +82,8 @@ def run_trials(
             ),
         )
     with watching(settings.name):
-        return tuner.fit()
+        grid = tuner.fit()
+    return [grid[at] for at in range(len(grid))]
 
 
 def _yielding(scheduler: TrialScheduler | None, settings: SweepSettings) -> TrialScheduler | None:
