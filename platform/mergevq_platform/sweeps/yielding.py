@@ -10,10 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from ray.air.execution import ResourceRequest
 from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
+from ray.tune.execution.tune_controller import TrialRunnerWrapper, TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -103,54 +103,59 @@ class YieldingScheduler(TrialScheduler):
         """The inner scheduler's."""
         return self.inner.supports_buffered_results
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: object) -> bool:
         """Pass on."""
         return self.inner.set_search_properties(metric, mode, **spec)
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """Pass on."""
         self.inner.on_trial_add(tune_controller, trial)
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Pass on."""
         self.inner.on_trial_error(tune_controller, trial)
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, object]
+    ) -> None:
         """Pass on."""
         self.inner.on_trial_complete(tune_controller, trial, result)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
         """Pass on."""
         self.inner.on_trial_remove(tune_controller, trial)
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, object]
+    ) -> str:
         """Pass on; a trial that has yielded is paused, and the inner scheduler does not learn of it."""
         if (lease := result.get(YIELDED)) is None:
             return self.inner.on_trial_result(tune_controller, trial, result)
-        self.leases[trial.trial_id] = lease
+        self.leases[trial.trial_id] = str(lease)
         # An actor that has not started, as far as Tune knows, is not kept for another trial: its place becomes free.
-        controller = tune_controller._tune_controller
+        controller = _unwrapped(tune_controller)
         controller._started_actors.discard(controller._trial_to_actor[trial])
         return self.PAUSE
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """The first trial that may come back, else the inner scheduler's choice; holds requests as the leases want it.
 
         Tune asks before everything else that it does in a turn.
         """
-        controller = tune_controller._tune_controller
+        controller = _unwrapped(tune_controller)
         watch = _watches[self.sweep]
         requests = controller._actor_manager._resource_manager
         if not isinstance(requests, HeldPlacementGroups):  # the first turn: nothing is requested yet
             requests = controller._actor_manager._resource_manager = HeldPlacementGroups()
-        _to_the_front(controller, self.returning)
+        moved = _to_the_front(controller, self.returning)
+        if requests.limit is not None:  # only now: whatever place comes free is the first one's in the queue
+            requests.limit += moved
         paused = [trial for trial in controller.get_trials() if trial.status == Trial.PAUSED]
         away = {trial.trial_id: trial for trial in paused if trial.trial_id in self.leases}
         for trial in away.values():
             if not watch.holds(self.leases[trial.trial_id]):
                 del self.leases[trial.trial_id]
                 self.returning.append(trial.trial_id)
-                requests.limit = None if requests.limit is None else requests.limit + 1
                 return trial
         if watch.waiting:
             requests.hold(requests.in_use)
@@ -174,8 +179,14 @@ class YieldingScheduler(TrialScheduler):
         self.inner.restore(checkpoint_path)
 
 
-def _to_the_front(controller: Any, returning: list[str]) -> None:
-    """Let trials that come back have the next places, before those that have not begun."""
+def _unwrapped(controller: TuneController) -> TuneController:
+    # Schedulers get it in a wrapper that warns of what they should not need; only the controller itself can free a place.
+    return controller._tune_controller if isinstance(controller, TrialRunnerWrapper) else controller
+
+
+def _to_the_front(controller: TuneController, returning: list[str]) -> int:
+    """Let trials that come back have the next places, before those that have not begun; returns their number."""
+    moved = 0
     for trial in controller.get_trials():
         if trial.trial_id in returning and (actor := controller._trial_to_actor.get(trial)) is not None:
             queue = controller._actor_manager._resource_request_to_pending_actors[
@@ -185,3 +196,5 @@ def _to_the_front(controller: Any, returning: list[str]) -> None:
                 queue.remove(actor)
                 queue.insert(0, actor)
             returning.remove(trial.trial_id)
+            moved += 1
+    return moved

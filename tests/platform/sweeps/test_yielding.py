@@ -22,13 +22,13 @@ from raynodes import journal_of, same, state
 from urgent_work import urgent_work
 
 pytestmark = pytest.mark.ray
-STEPS = 120
+STEPS = 160
 
 
 def test_trials_that_yield_end_bit_for_bit_as_undisturbed_ones(
     small_recipe: dict[str, Any], ray_home: Path, tmp_path: Path
 ) -> None:
-    small_recipe |= {"steps": STEPS, "checkpoint_every": 40}
+    small_recipe |= {"steps": STEPS, "checkpoint_every": 64}
     small_recipe["evaluation"] |= {"keeps": [4, 16], "untrained_baseline": False}
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(small_recipe))
@@ -36,7 +36,7 @@ def test_trials_that_yield_end_bit_for_bit_as_undisturbed_ones(
         name="yields",
         question="?",
         recipe=str(file),
-        space={"task.losses.entropy.weight": choice(0.01, 0.02, 0.03)},
+        space={"steps": choice(STEPS, STEPS + 1, 2)},
         search=Grid(),
         objectives=(mean_psnr(),),
     )
@@ -64,21 +64,19 @@ def test_trials_that_yield_end_bit_for_bit_as_undisturbed_ones(
     assert outcome.complete
     assert not outcome.failed
     assert len(outcome.finished) == 3
-    for run, trial in zip(runs[:2], outcome.finished[:2], strict=True):
-        alone = tmp_path / run.name
-        host = LocalHost(alone)
-        loop.train(resolve(trial.recipe), loop.Worker(), host)
-        assert same(state(run), state(Run("", alone, str(alone))))
-        journal = journal_of(run)
-        expected = {step: values["train/total"] for step, values in host.history if "train/total" in values}
-        assert journal["train/total"] == expected
+    alone, host = Run("", tmp_path / "alone", str(tmp_path / "alone")), LocalHost(tmp_path / "alone")
+    loop.train(resolve(outcome.finished[0].recipe), loop.Worker(), host)
+    assert same(state(runs[0]), state(alone))
+    expected = {step: values["train/total"] for step, values in host.history if "train/total" in values}
+    assert journal_of(runs[0])["train/total"] == expected
+    for run, steps in zip(runs[:2], (STEPS, STEPS + 1), strict=True):
         told = (ray_home / "ray" / "yields" / "tune" / run.name / "result.json").read_text().splitlines()
         reports = [report["step"] for report in map(json.loads, told) if not report.get(YIELDED)]
-        assert reports == [40, 80, 120, 120], "Ray Tune learns what it would have"
+        assert reports == [64, 128, steps, steps], (
+            "Ray Tune learns what it would have"
+        )
+    tags = {found.name: found.tags for found in list_runs(Store.at(ray_home))}
     for run in runs[:2]:
-        tag = {found.name: found.tags for found in list_runs(Store.at(ray_home))}[run.name][YIELDED_TAG]
-        assert tag.startswith("after step ")
-        assert tag.endswith(", to urgent; went on")
-    assert (
-        YIELDED_TAG not in {found.name: found.tags for found in list_runs(Store.at(ray_home))}[runs[2].name]
-    )
+        assert tags[run.name][YIELDED_TAG].startswith("after step ")
+        assert tags[run.name][YIELDED_TAG].endswith(", to urgent; went on")
+    assert YIELDED_TAG not in tags[runs[2].name]
