@@ -25,6 +25,7 @@ from mergevq_platform.sweeps.definition import Population, Sweep, Tpe
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
 from mergevq_platform.sweeps.trial import chosen, run_trial
+from mergevq_platform.sweeps.yielding import YieldingScheduler, watching
 
 if TYPE_CHECKING:
     from optuna.samplers import TPESampler
@@ -48,7 +49,11 @@ def run_trials(
     results: list[tune.Result] = []
     for first in (0, *definition.rounds):
         tuner = _tuner(definition, settings, base, concurrent, first)
-        grid = tuner.fit() if first == max((0, *definition.rounds)) else tuner.get_results()
+        if first < max((0, *definition.rounds)):
+            grid = tuner.get_results()
+        else:
+            with watching(settings.name):
+                grid = tuner.fit()
         results += [grid[at] for at in range(len(grid))]
     return results
 
@@ -84,7 +89,7 @@ def _tuner(
         param_space=param_space(definition, first),
         tune_config=tune.TuneConfig(
             search_alg=search_algorithm(definition, settings),
-            scheduler=_scheduler(definition, base),
+            scheduler=_yielding(_scheduler(definition, base), settings),
             num_samples=samples,
             max_concurrent_trials=trials_at_once(base, settings.device, concurrent),
             reuse_actors=True,  # a trial then starts in a process that has imported torch already
@@ -101,6 +106,10 @@ def _tuner(
             verbose=0,
         ),
     )
+
+
+def _yielding(scheduler: TrialScheduler | None, settings: SweepSettings) -> TrialScheduler | None:
+    return YieldingScheduler(scheduler, settings.name) if settings.yields else scheduler
 
 
 def resources(base: Recipe, device: str, gpus_per_trial: float) -> tune.PlacementGroupFactory:
