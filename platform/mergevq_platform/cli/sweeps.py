@@ -47,6 +47,12 @@ def _add_sweep(verbs: Any) -> None:
         "--trials", type=count, help="number of trials (default: the file's; --over ranges: 16)"
     )
     sweep.add_argument("--seeds", type=count, help="repeat every choice over this many seeds")
+    sweep.add_argument(
+        "--stopping",
+        choices=("front", "first", "none"),
+        help="stop trials early at equal steps: by the front of all objectives, by the first objective, or not at all "
+        "(default: the file's; --over: none)",
+    )
     sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")
     sweep.add_argument("--name", help="the sweep's name (default: file, time, four letters)")
@@ -81,6 +87,7 @@ def _add_compare(verbs: Any) -> None:
 
 def _sweep(options: argparse.Namespace) -> int:
     from mergevq_platform.sweeps import driver, loading, report
+    from mergevq_platform.sweeps.stopped import stopped_sentence
 
     home = read_settings().home
     given = [text for text in [options.sweep, *options.overrides] if text]
@@ -99,6 +106,7 @@ def _sweep(options: argparse.Namespace) -> int:
             recipe=options.recipe,
             trials=options.trials,
             seeds=options.seeds,
+            stopping=options.stopping,
         )
     outcome = driver.sweep(
         chosen,
@@ -118,7 +126,9 @@ def _sweep(options: argparse.Namespace) -> int:
         if "winner.yaml" in outcome.files:
             print(f"winner: mergevq train {outcome.files['winner.yaml']}")
     if outcome.stopped_early:
-        print(f"stopped early: {', '.join(outcome.stopped_early)}")
+        trials = list(outcome.stopped_early.values())
+        print(f"stopped early: {', '.join(f'{trial.name} after step {trial.step}' for trial in trials)}")
+        print(stopped_sentence(trials, outcome.finished))
     for trial, reason in outcome.failed.items():
         print(f"failed: {trial}: {reason}", file=sys.stderr)
     if not outcome.complete:

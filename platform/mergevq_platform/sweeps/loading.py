@@ -17,6 +17,14 @@ from mergevq_platform.storage import naming
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import Grid, Random, Sweep, Tpe
 from mergevq_platform.sweeps.objectives import mean_log_frechet, mean_psnr, sample_class_top1, sample_frechet
+from mergevq_platform.sweeps.stopping import EarlyStopping, FrontStopping
+
+STOPPING: dict[str, type[EarlyStopping] | type[FrontStopping] | None] = {  # by its name on the command line
+    "front": FrontStopping,
+    "first": EarlyStopping,
+    "none": None,
+}
+RUNGS = 8  # of a training, where only the kind of early stopping is said
 
 
 def opened(
@@ -27,10 +35,11 @@ def opened(
     recipe: str | None = None,
     trials: int | None = None,
     seeds: int | None = None,
+    stopping: str | None = None,
 ) -> Sweep:
     """The checked sweep that `mergevq sweep` starts: of a file or, with dimensions, of a recipe; see `changed`."""
     sweep = from_dimensions(source, dimensions) if dimensions else load(source)
-    return changed(sweep, overrides, recipe=recipe, trials=trials, seeds=seeds)
+    return changed(sweep, overrides, recipe=recipe, trials=trials, seeds=seeds, stopping=stopping)
 
 
 def load(path: str | Path) -> Sweep:
@@ -67,10 +76,12 @@ def changed(
     recipe: str | None = None,
     trials: int | None = None,
     seeds: int | None = None,
+    stopping: str | None = None,
 ) -> Sweep:
-    """The sweep with more overrides laid over its base, another recipe, number of trials or of seeds; checked.
+    """The sweep with more overrides laid over its base, another recipe, number of trials or of seeds, other stopping; checked.
 
-    Raises `InputError` where the search has no such number.
+    `stopping` is a name of `STOPPING`; what it names compares as often as the sweep did, or eight times in a training. Raises
+    `InputError` where the search has no such number.
     """
     search = sweep.search
     for name, value in (("trials", trials), ("seeds", seeds)):
@@ -83,6 +94,10 @@ def changed(
         search = replace(search, seeds=seeds)
     overrides = (*sweep.overrides, *overrides)
     sweep = replace(sweep, recipe=recipe or sweep.recipe, overrides=overrides, search=search)
+    if stopping is not None:
+        made = STOPPING[stopping]
+        every = sweep.rung_steps or max(1, (sweep.first_recipe().steps or 1) // RUNGS)
+        sweep = replace(sweep, stopping=made(every_steps=every) if made else None)
     sweep.check()
     return sweep
 
