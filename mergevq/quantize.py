@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mergevq.config import config
-from mergevq.errors import InputError
-from mergevq.inputs import readable
 from mergevq.number_types import NonNegative, Positive
 
 
@@ -219,12 +217,3 @@ def average_over_ranks(value: Tensor, count: int) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return value
     return _MeanOverRanks.apply(value, count)
-
-
-def check_indices(indices: Tensor, vocabulary: int) -> None:
-    """Raise `InputError` unless all indices are in [0, V). Waits for the device."""
-    if indices.numel() == 0 or not readable(indices):
-        return
-    low, high = torch.stack(torch.aminmax(indices)).tolist()
-    if low < 0 or high >= vocabulary:
-        raise InputError(f"code indices must lie in 0..{vocabulary - 1}, got {low}..{high}")

@@ -51,25 +51,27 @@ def token_counts(indices: Tensor) -> Tensor:
     return (indices != NO_TOKEN).sum(1)
 
 
-def counts_of(indices: Tensor) -> list[int] | None:
-    """The kept counts of indices (B, K) padded with -1; None where nothing is padded. Waits for the device.
+def checked_counts(indices: Tensor, vocabulary: int) -> list[int] | None:
+    """The kept counts of code indices (B, K) padded with -1; None where nothing is padded. Waits for the device, once.
 
     Also None where the values cannot be read: within a CUDA graph or a compiled program. Raises `InputError` for -1
-    before an image's last token, and for an image without tokens.
+    before an image's last token, for an image without tokens, and for indices outside [0, V).
     """
     if indices.numel() == 0 or not readable(indices):
         return None
     token = indices != NO_TOKEN
-    if bool(token.all()):
-        return None
-    counts = token_counts(indices).tolist()
+    misplaced = (token[:, 1:] & ~token[:, :-1]).any()
+    ends = torch.stack([misplaced.to(indices.dtype), *torch.aminmax(indices.where(token, 0))])
+    some_misplaced, low, high, *counts = torch.cat([ends, token.sum(1)]).tolist()
     if min(counts) == 0:
         raise InputError(f"image {counts.index(0)} of the batch has no token: give the codes of `encode`")
-    if bool((token[:, 1:] & ~token[:, :-1]).any()):
+    if some_misplaced:
         raise InputError(
             f"code indices hold {NO_TOKEN} before a token: only the end of an image's codes is padded with it"
         )
-    return counts
+    if low < 0 or high >= vocabulary:
+        raise InputError(f"code indices must lie in 0..{vocabulary - 1}, got {low}..{high}")
+    return None if min(counts) == indices.shape[1] else counts
 
 
 def _padded(part: Tensor, dim: int, length: int, fill: float) -> Tensor:

@@ -32,6 +32,13 @@ TOKENIZER, GENERATOR = "mergevq tokenizer 1", "mergevq generator 1"
 M = TypeVar("M", bound=nn.Module)
 
 
+class ModelDirectory(NamedTuple):
+    """A model directory on this disk, and what messages call it."""
+
+    directory: Path
+    name: str
+
+
 def save(tokenizer: MergeVQ, directory: str | Path) -> None:
     """Write a tokenizer; each file appears whole or not at all, config.json last."""
     write_model(tokenizer, TOKENIZER, {"config": to_tree(tokenizer.config)}, directory)
@@ -42,7 +49,7 @@ def load(directory: str | Path) -> MergeVQ:
 
     Raises `InputError` if a file is missing, damaged or of another model, and where the Hub does not give it.
     """
-    opened = _opened(directory, CONFIG, WEIGHTS)
+    opened = open_model(directory, CONFIG, WEIGHTS)
     tokenizer = MergeVQ(_tokenizer_config(opened))
     _load_weights(tokenizer, opened, what="tokenizer")
     return tokenizer.eval()
@@ -50,7 +57,7 @@ def load(directory: str | Path) -> MergeVQ:
 
 def read_config(directory: str | Path) -> TokenizerConfig:
     """The configuration of a saved tokenizer. Raises `InputError` if the directory or the Hub's repository holds none."""
-    return _tokenizer_config(_opened(directory, CONFIG))
+    return _tokenizer_config(open_model(directory, CONFIG))
 
 
 def save_generator(generator: Generator, directory: str | Path) -> None:
@@ -60,7 +67,7 @@ def save_generator(generator: Generator, directory: str | Path) -> None:
 
 def load_generator(directory: str | Path) -> Generator:
     """Read a generator on the CPU, in evaluation mode, from where `load` reads. Raises `InputError` as `load` does."""
-    opened = _opened(directory, CONFIG, WEIGHTS)
+    opened = open_model(directory, CONFIG, WEIGHTS)
     generator = Generator(_generator_config(opened))
     _load_weights(generator, opened, what="generator")
     return generator.eval()
@@ -68,12 +75,12 @@ def load_generator(directory: str | Path) -> Generator:
 
 def read_generator_config(directory: str | Path) -> GeneratorConfig:
     """The configuration of a saved generator. Raises `InputError` if the directory or the Hub's repository holds none."""
-    return _generator_config(_opened(directory, CONFIG))
+    return _generator_config(open_model(directory, CONFIG))
 
 
 def format_of(directory: str | Path) -> str:
     """The format that a model directory names, such as `TOKENIZER`. Raises `InputError` if it holds no model of ours."""
-    path, found = _description(_opened(directory, CONFIG), what="model")
+    path, found = _description(open_model(directory, CONFIG), what="model")
     if not isinstance(format := _format(found), str):
         raise InputError(f"{path} names no format: give a model that mergevq wrote")
     return format
@@ -88,24 +95,39 @@ def write_model(model: nn.Module, format: str, description: Mapping[str, Any], d
     write_whole(directory / CONFIG, json.dumps({"format": format, **description}, indent=1) + "\n")
 
 
-def read_export(directory: str | Path, format: str, *, what: str, key: str) -> tuple[dict[str, Any], str]:
+def open_model(place: str | Path, *files: str) -> ModelDirectory:
+    """The directory of a model; where `place` is on the Hub, that of `files` in this machine's cache.
+
+    Raises `InputError` where the Hub does not give them.
+    """
+    check_spelling(place)
+    if not on_hub(place):
+        return ModelDirectory(Path(place), str(Path(place)))
+    address = parse_address(str(place), kind="model")
+    return ModelDirectory(fetch(address, files), str(address))
+
+
+def read_export(
+    directory: str | Path, format: str, *, what: str, key: str, name: str | None = None
+) -> tuple[dict[str, Any], str]:
     """The description of such a model's directory, and the beginning of messages about it.
 
-    `key`: the configuration key that named the directory; `what`: the model that it must hold, in words. Raises
-    `InputError` where it holds none, or another.
+    `key`: the configuration key that named the directory; `what`: the model that it must hold, in words; `name`: what
+    messages call the directory, if not by its path. Raises `InputError` where it holds none, or another.
     """
-    path = Path(directory) / CONFIG
+    name = name or str(directory)
+    path, shown = Path(directory) / CONFIG, f"{name}/{CONFIG}"
     if not path.is_file():
         raise InputError(
-            f"{key}: '{directory}' holds no {what.removeprefix('a ')}: train one, then name its checkpoint"
+            f"{key}: '{name}' holds no {what.removeprefix('a ')}: train one, then name its checkpoint"
         )
     try:
         description = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise InputError(f"{key}: '{path}' is not JSON ({error})") from None
+        raise InputError(f"{key}: '{shown}' is not JSON ({error})") from None
     if _format(description) != format:
-        raise InputError(f"{key}: '{directory}' holds something other than {what}")
-    return description, f"{path}: "
+        raise InputError(f"{key}: '{name}' holds something other than {what}")
+    return description, f"{shown}: "
 
 
 def load_export(directory: str | Path, model: M, *, key: str) -> M:
@@ -115,39 +137,24 @@ def load_export(directory: str | Path, model: M, *, key: str) -> M:
     return model.eval()
 
 
-class _Opened(NamedTuple):
-    """A model directory on this disk, and what messages call it."""
-
-    directory: Path
-    name: str
-
-
-def _opened(place: str | Path, *files: str) -> _Opened:
-    check_spelling(place)
-    if not on_hub(place):
-        return _Opened(Path(place), str(Path(place)))
-    address = parse_address(str(place), kind="model")
-    return _Opened(fetch(address, files), str(address))
-
-
-def _tokenizer_config(opened: _Opened) -> TokenizerConfig:
+def _tokenizer_config(opened: ModelDirectory) -> TokenizerConfig:
     path, description = _read_description(opened, TOKENIZER, what="tokenizer")
     return parse(TokenizerConfig, description["config"], where=f"{path}: ")
 
 
-def _generator_config(opened: _Opened) -> GeneratorConfig:
+def _generator_config(opened: ModelDirectory) -> GeneratorConfig:
     path, description = _read_description(opened, GENERATOR, what="generator")
     return parse_generator(description["config"], where=f"{path}: ")
 
 
-def _read_description(opened: _Opened, format: str, *, what: str) -> tuple[str, dict[str, Any]]:
+def _read_description(opened: ModelDirectory, format: str, *, what: str) -> tuple[str, dict[str, Any]]:
     path, description = _description(opened, what=what)
     if (found := _format(description)) != format:
         raise InputError(f"{path} describes '{found}', not a '{format}'")
     return path, description
 
 
-def _description(opened: _Opened, *, what: str) -> tuple[str, dict[str, Any]]:
+def _description(opened: ModelDirectory, *, what: str) -> tuple[str, dict[str, Any]]:
     path = f"{opened.name}/{CONFIG}"
     try:
         return path, json.loads((opened.directory / CONFIG).read_text())
@@ -161,7 +168,7 @@ def _format(description: Any) -> Any:
     return description.get("format") if isinstance(description, dict) else None
 
 
-def _load_weights(model: nn.Module, opened: _Opened, *, what: str) -> None:
+def _load_weights(model: nn.Module, opened: ModelDirectory, *, what: str) -> None:
     file, path = opened.directory / WEIGHTS, f"{opened.name}/{WEIGHTS}"
     if not file.exists():
         raise InputError(f"{opened.name} has no {WEIGHTS}: it is not a {what}'s directory")

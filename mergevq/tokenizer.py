@@ -36,7 +36,7 @@ from mergevq.inputs import (
 from mergevq.layers import GroupNorm, set_recompute
 from mergevq.merging import Source, sizes, unmerge
 from mergevq.number_types import Count
-from mergevq.quantize import QuantizerConfig, build_quantizer, check_indices
+from mergevq.quantize import QuantizerConfig, build_quantizer
 from mergevq.recovery import RecoveryConfig, SourceRecovery
 from mergevq.summary_head import SummaryHead, SummaryHeadConfig
 
@@ -231,10 +231,9 @@ class MergeVQ(nn.Module):
         no source where the tokenizer has no Source Recovery.
         """
         check_index_layout(indices, like=self.decoder.conv_in.weight)
-        counts = ragged.counts_of(indices)
+        counts = ragged.checked_counts(indices, self.config.quantizer.vocabulary)
         present = None if counts is None else indices != ragged.NO_TOKEN
         tokens = indices if present is None else indices.where(present, 0)
-        check_indices(tokens, self.config.quantizer.vocabulary)
         if source is not None:
             check_source(source, indices)
             check_source_values(source, indices.shape[1] if counts is None else counts)

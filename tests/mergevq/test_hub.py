@@ -11,6 +11,7 @@ import torch
 import hub_server
 import mergevq
 from hub_server import Hub
+from mergevq.allocation import LearnedAllocator, LearnedAllocatorConfig
 from mergevq.errors import InputError
 from mergevq.hub import HubAddress, parse_address, pin
 from mergevq.serialization import read_config
@@ -115,6 +116,32 @@ def test_a_revision_and_a_folder_choose_the_model(
         assert all(torch.equal(value, loaded[name]) for name, value in other.state_dict().items()), address
     with pytest.raises(InputError, match=r"hf://me/tok@v1 is no model of mergevq: it has no config\.json"):
         mergevq.load("hf://me/tok@v1")
+
+
+def test_an_allocator_of_the_hub_is_the_one_that_was_saved(hub: Hub, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    allocator = LearnedAllocator(LearnedAllocatorConfig(hidden=4), (4, 9, 16), 8, "a" * 64)
+    mergevq.save_allocator(allocator, tmp_path / "allocator")
+    hub.upload(tmp_path / "allocator", "me/chooser")
+    loaded = mergevq.load_allocator("hf://me/chooser")
+    assert (loaded.menu, loaded.tokenizer_sha256) == (allocator.menu, allocator.tokenizer_sha256)
+    assert all(
+        torch.equal(value, loaded.state_dict()[name]) for name, value in allocator.state_dict().items()
+    )
+    with pytest.raises(
+        InputError, match=r"^allocator: hf://me/chooser was trained for a tokenizer of weights aaa"
+    ):
+        mergevq.load_allocator("hf://me/chooser", tokenizer_sha256="b" * 64)
+    with pytest.raises(InputError, match="is no address of the Hub: write hf://owner/name"):
+        mergevq.load_allocator("hf:me/chooser")
+
+
+def test_what_the_hub_holds_must_be_an_allocator(hub: Hub, tokenizer_directory: Path) -> None:
+    hub.upload(tokenizer_directory, "me/tok")
+    with pytest.raises(
+        InputError, match=r"^allocator: 'hf://me/tok' holds something other than a learned allocator"
+    ):
+        mergevq.load_allocator("hf://me/tok")
 
 
 def test_a_commit_that_is_in_the_cache_is_loaded_without_a_request(

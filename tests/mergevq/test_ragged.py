@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import mergevq
 from mergevq.errors import InputError
 from mergevq.metrics import CodeUsage
+from mergevq.ragged import NO_TOKEN, checked_counts
 
 
 def trained_like(name: str) -> mergevq.MergeVQ:
@@ -168,6 +170,35 @@ def test_padding_stands_only_at_the_end_of_images_that_have_tokens() -> None:
         tokenizer().decode_indices(torch.tensor([[1, 2], [-1, -1]]))
     with pytest.raises(InputError, match=r"code indices must lie in 0\.\.63, got -2"):
         tokenizer().decode_indices(torch.tensor([[1, -2]]))
+
+
+def test_indices_outside_the_codebook_are_refused_and_its_ends_are_not() -> None:
+    assert checked_counts(torch.tensor([[0, 63]]), 64) is None
+    assert checked_counts(torch.tensor([[0, 63], [5, NO_TOKEN]]), 64) == [2, 1]
+    for wrong in ([[0, 64]], [[0, 64], [5, NO_TOKEN]]):
+        with pytest.raises(InputError, match=r"0\.\.63, got 0\.\.64"):
+            checked_counts(torch.tensor(wrong), 64)
+
+
+class Looks(TorchFunctionMode):
+    """Counts the times that a value reaches the host, each of which would wait for a GPU."""
+
+    number = 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.number += function in (Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__int__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keep", [9, [16, 5, 9]])
+@torch.inference_mode()
+def test_decoding_of_indices_looks_at_their_values_once(keep: int | list[int]) -> None:
+    indices = tokenizer().encode(images(3), keep).indices
+    with Looks() as looks:
+        tokenizer().decode_indices(indices)
+    assert looks.number == 1
 
 
 def test_a_source_that_points_at_padding_is_refused() -> None:

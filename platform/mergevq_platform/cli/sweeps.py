@@ -72,8 +72,9 @@ def _add_compare(verbs: Any) -> None:
         verbs,
         "compare",
         help="curves of several runs and sweeps in one figure",
-        description="Lay the curves of runs and sweeps over each other: figures, an HTML page, a table, every point as CSV.",
-        examples=["mergevq compare RUN RUN --out comparison"],
+        description="Lay the curves of runs and sweeps over each other: figures, an HTML page, a table, every point as CSV. Two sweeps "
+        "or more show a Pareto front each, with its hypervolume up to one reference point.",
+        examples=["mergevq compare RUN RUN --out comparison", "mergevq compare SWEEP SWEEP --out sweeps"],
     )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="runs, sweeps or curve.json files")
     compare.add_argument(
@@ -143,7 +144,8 @@ def _compare(options: argparse.Namespace) -> None:
     from mergevq_platform.evaluation import compare
 
     home, uri = read_settings().home, read_settings().tracking_uri
-    files = compare.compare(options.runs, home=home, out=options.out, paper=options.paper, tracking_uri=uri)
-    compare.show(options.runs, home=home, tracking_uri=uri)
+    found = compare.collected(options.runs, home=home, tracking_uri=uri)
+    files = compare.write(found, options.out, paper=options.paper)
+    compare.show(found)
     for path in files.values():
         print(path)

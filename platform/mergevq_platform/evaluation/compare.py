@@ -1,12 +1,13 @@
 """Curves of any runs and sweeps side by side: one figure over kept tokens, one of the trade-off, one table.
 
-Generators compare among themselves, over guidance scales.
+Sweeps lie over each other with a Pareto front and a hypervolume each. Generators compare among themselves, over guidance scales.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -20,6 +21,7 @@ from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Entry, Evaluation, averaged, comparison_axes
 from mergevq_platform.figures.comparison_export import comparison_csv, comparison_html
 from mergevq_platform.figures.front import pareto_figure
+from mergevq_platform.figures.fronts import ComparedFronts, compared_fronts, fronts_figure
 from mergevq_platform.figures.overlay import overlay_figure
 from mergevq_platform.figures.paper import paper_figure
 from mergevq_platform.figures.pareto import front
@@ -27,6 +29,8 @@ from mergevq_platform.storage.hub import evaluations
 from mergevq_platform.storage.lookup import find
 from mergevq_platform.tracking.artifacts import fetch_curve_files
 from mergevq_platform.tracking.store import Store
+
+PRINTED_POINTS = 200
 
 # What a comparison reads of a protocol.
 OF_CURVE = ("extractor", "data_fingerprint", "images", "split", "step", "ema")
@@ -47,23 +51,64 @@ def compare(
 ) -> dict[str, Path]:
     """Write curves.png, pareto.png, pareto.html and curves.csv (and paper.png) of runs and sweeps to `out`.
 
-    Raises `InputError` for a name without a curve, and for curves that were not measured alike.
+    Of two sweeps or more, the figures show the front of each, and fronts.csv holds them. Raises `InputError` for a name without
+    a curve, and for curves that were not measured alike.
     """
-    entries = [entry for name in names for entry in entries_of(name, home=home, tracking_uri=tracking_uri)]
-    title = "Compared: " + ", ".join(names)
+    return write(collected(names, home=home, tracking_uri=tracking_uri), out, paper=paper)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The curves of runs and sweeps; where two or more are sweeps, the group of an entry is what it came from."""
+
+    names: Sequence[str]
+    entries: list[Entry]
+    fronts: ComparedFronts | None  # of sweeps
+
+
+def collected(names: Sequence[str], *, home: Path, tracking_uri: str | None = None) -> Comparison:
+    """The curves of all names; see `entries_of`."""
+    found = {name: entries_of(name, home=home, tracking_uri=tracking_uri) for name in names}
+    if sum(_is_sweep(name, home) for name in found) < 2:
+        return Comparison(names, [entry for same in found.values() for entry in same], None)
+    entries = [
+        replace(
+            entry, group=name, label=entry.label if entry.label.startswith(name) else f"{name}: {entry.label}"
+        )
+        for name, same in found.items()
+        for entry in same
+    ]
+    return Comparison(names, entries, compared_fronts(entries))
+
+
+def write(comparison: Comparison, out: Path, *, paper: bool = False) -> dict[str, Path]:
+    """Write the files of a comparison, see `compare`; returns them by name."""
+    entries, fronts = comparison.entries, comparison.fronts
+    title = "Compared: " + ", ".join(comparison.names)
     figures = {
         "curves.png": overlay_figure(entries, title),
-        "pareto.png": pareto_figure(entries, title),
+        "pareto.png": fronts_figure(entries, fronts, title) if fronts else pareto_figure(entries, title),
     }
     if paper:
         figures["paper.png"] = paper_figure(entries, title)
+    page = (
+        comparison_html(entries, title, fronts=fronts.legend(), said=fronts.sentence())
+        if fronts
+        else comparison_html(entries, title)
+    )
+    texts = {"pareto.html": page, "curves.csv": comparison_csv(entries)}
+    if fronts:
+        texts["fronts.csv"] = fronts.csv()
     out.mkdir(parents=True, exist_ok=True)
-    files = {name: out / name for name in (*figures, "pareto.html", "curves.csv")}
     for name, figure in figures.items():
-        save_png(figure, files[name])
-    files["pareto.html"].write_text(comparison_html(entries, title))
-    files["curves.csv"].write_text(comparison_csv(entries))
-    return files
+        save_png(figure, out / name)
+    for name, text in texts.items():
+        (out / name).write_text(text)
+    return {name: out / name for name in (*figures, *texts)}
+
+
+def _is_sweep(name: str, home: Path) -> bool:
+    return Path(name).name == name and (home / "ray" / name / "place.json").is_file()
 
 
 def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> list[Entry]:
@@ -77,7 +122,7 @@ def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> lis
     if path.is_file():
         curve = _loaded(path)
         return [Entry(curve.run, curve.run, curve)]
-    if Path(name).name == name and (home / "ray" / name / "place.json").is_file():
+    if _is_sweep(name, home):
         trials = sorted((home / "ray").glob(f"{name}-[0-9]*/finished.json"))
         if not trials:
             raise InputError(f"sweep '{name}' has no finished trial yet")
@@ -117,12 +162,15 @@ def _loaded(path: Path) -> Evaluation:
     return found
 
 
-def show(names: Sequence[str], *, home: Path, tracking_uri: str | None = None) -> None:
-    """Print every point, those on the Pareto front marked."""
-    entries = [entry for name in names for entry in entries_of(name, home=home, tracking_uri=tracking_uri)]
-    points, curve = averaged(entries), entries[0].curve
+def show(comparison: Comparison) -> None:
+    """Print every point, those on the Pareto front marked; of very many those alone. Of sweeps, first what each front is worth."""
+    if comparison.fronts:
+        _show_fronts(comparison.fronts)
+    points, curve = averaged(comparison.entries), comparison.entries[0].curve
     best = set(front([(p.loss, p.gain) for p in points]))
-    table = Table(title="every point; * no other is better in both")
+    few = len(points) <= PRINTED_POINTS
+    title = "every point" if few else f"the best of {len(points):,} points; curves.csv has all"
+    table = Table(title=f"{title}; * no other is better in both")
     for title in (
         "",
         comparison_axes(curve).x_column,
@@ -132,5 +180,18 @@ def show(names: Sequence[str], *, home: Path, tracking_uri: str | None = None) -
     ):
         table.add_column(title, no_wrap=True)
     for index, p in enumerate(points):
+        if not few and index not in best:
+            continue
         table.add_row("*" if index in best else "", f"{p.at:g}", f"{p.loss:.4g}", f"{p.gain:.4g}", p.label)
     print_table(table)
+
+
+def _show_fronts(fronts: ComparedFronts) -> None:
+    header, *rows = fronts.table()
+    table = Table(title="sweeps, the largest hypervolume first")
+    for column in header:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
+    print(fronts.sentence())

@@ -137,7 +137,7 @@ class RateDistortionReport(StoredReport):
         last = list(self.allocators.values())
         ends = {id(rows[-1]) for rows in last if rows}
         for name, row in self.lines():
-            cells = (f"{row[key]:{form}}" if key in row else "" for key, _, form in self.columns())
+            cells = (_number(row[key], form) if key in row else "" for key, _, form in self.columns())
             table.add_row(name, *cells, end_section=id(row) in ends)
         return table
 
@@ -149,7 +149,7 @@ class RateDistortionReport(StoredReport):
         lines = ["| allocator | " + " | ".join(title for _, title, _ in columns) + " |"]
         lines.append("|---|" + "---:|" * len(columns))
         for name, row in self.lines():
-            cells = (f"{row[key]:{form}}" if key in row else "" for key, _, form in columns)
+            cells = (_number(row[key], form) if key in row else "" for key, _, form in columns)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         return lines
 
@@ -189,20 +189,27 @@ def metric_name(allocator: str) -> str:
 def _saves(row: Mapping[str, float]) -> str:
     low, high = row["saved_tokens_low"], row["saved_tokens_high"]
     word = "saves" if low > 0 else "saves no tokens:"
-    tokens = f"{row['saved_tokens']:+.1f}, 95% interval {low:+.1f} to {high:+.1f}"
-    return f"{word} {row['saved_share']:+.0%} of the tokens at equal PSNR ({tokens})"
+    saved, *interval = (_number(value, "+.1f") for value in (row["saved_tokens"], low, high))
+    share = _number(row["saved_share"], "+.0%")
+    return f"{word} {share} of the tokens at equal PSNR ({saved}, 95% interval {' to '.join(interval)})"
 
 
 def _clause(row: Mapping[str, float]) -> str:
-    said = [
-        f"{row['saved_tokens_low']:+.1f} to {row['saved_tokens_high']:+.1f}",
-        f"{row['psnr_gain']:+.2f} dB",
-    ]
+    low, high, saved = (
+        _number(row[key], "+.1f") for key in ("saved_tokens_low", "saved_tokens_high", "saved_tokens")
+    )
+    said = [f"{low} to {high}", f"{_number(row['psnr_gain'], '+.2f')} dB"]
     if "oracle_share" in row:
-        said.append(f"{row['oracle_share']:.0%} of the oracle's gain")
+        said.append(f"{_number(row['oracle_share'], '.0%')} of the oracle's gain")
     if row["saved_tokens_low"] > 0 and row["psnr_gain_blind_low"] <= 0:
         said.append("no more than a mixture of two counts that is blind to the images")
-    return f"{row['saved_tokens']:+.1f} at a mean of {row['kept']:.1f} ({', '.join(said)})"
+    return f"{saved} at a mean of {row['kept']:.1f} ({', '.join(said)})"
+
+
+def _number(value: float, form: str) -> str:
+    """A number in a format, without a sign where it rounds to zero: -0.04 saves no less than 0.04 to one decimal."""
+    text = f"{value:{form}}"
+    return text if text.strip("+-0.%") else text.lstrip("+-")
 
 
 def _listed(menu: list[int]) -> str:

@@ -123,8 +123,10 @@ def require_one_identity(curves: Sequence[Evaluation]) -> None:
 def averaged(entries: Sequence[Entry]) -> list[Point]:
     """The points of every label, means over seeds, by label and rising kept count or scale."""
     found: list[Point] = []
-    for label in dict.fromkeys(entry.label for entry in entries):
-        same = [entry for entry in entries if entry.label == label]
+    by_label: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_label.setdefault(entry.label, []).append(entry)
+    for label, same in by_label.items():
         names, frechet = comparison_axes(same[0].curve), same[0].curve.frechet_key
         for at in sorted({row[names.x_key] for entry in same for row in entry.curve.rows}):
             rows = [row for entry in same for row in entry.curve.rows if row[names.x_key] == at]
@@ -141,6 +143,14 @@ def averaged(entries: Sequence[Entry]) -> list[Point]:
                 )
             )
     return found
+
+
+def by_label(points: Sequence[Point]) -> list[list[Point]]:
+    """The points of each label."""
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        found.setdefault(point.label, []).append(point)
+    return list(found.values())
 
 
 def loss_title(curve: Evaluation) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from mergevq_platform.figures.compared import (
     Entry,
+    Point,
     averaged,
+    by_label,
     common_notes,
     comparison_axes,
     loss_title,
     require_one_identity,
 )
+from mergevq_platform.figures.drawn import drawn
 from mergevq_platform.figures.frame import COLOURS
 from mergevq_platform.figures.pareto import front
 from mergevq_platform.figures.series import GREY, logarithmic_values
@@ -23,23 +26,33 @@ from mergevq_platform.figures.series import GREY, logarithmic_values
 PLOTLY_MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 
 
-def comparison_html(entries: Sequence[Entry], title: str) -> str:
-    """`pareto_figure` as an interactive HTML page with plotly's JavaScript inside."""
+def comparison_html(
+    entries: Sequence[Entry],
+    title: str,
+    *,
+    fronts: Mapping[str, Sequence[Point]] | None = None,
+    said: str = "",
+) -> str:
+    """`pareto_figure` as an interactive HTML page with plotly's JavaScript inside.
+
+    Of very many curves it draws the best, see `drawn`; the front is that of all. `fronts` are those of each group instead,
+    by what the legend calls them, and `said` a sentence about them.
+    """
     import plotly.graph_objects as go
 
     require_one_identity([entry.curve for entry in entries])
-    points, curve = averaged(entries), entries[0].curve
-    figure = go.Figure()
-    groups = list(dict.fromkeys(p.group for p in points))
-    for label in dict.fromkeys(p.label for p in points):
-        mine = [p for p in points if p.label == label]
+    every, curve = averaged(entries), entries[0].curve
+    groups = list(dict.fromkeys(p.group for p in every))
+    shown, omitted = drawn(entries)
+    points, figure = averaged(shown), go.Figure()
+    for mine in by_label(points):
         at = groups.index(mine[0].group) % len(COLOURS)
         figure.add_trace(
             go.Scatter(
                 x=[p.loss for p in mine],
                 y=[p.gain for p in mine],
                 mode="lines+markers",
-                name=escape(label),
+                name=escape(mine[0].label),
                 legendgroup=escape(mine[0].group),
                 legendgrouptitle={"text": escape(mine[0].group)},
                 line={"color": COLOURS[at], "width": 1},
@@ -48,27 +61,30 @@ def comparison_html(entries: Sequence[Entry], title: str) -> str:
                 hovertemplate="%{text}<br>" + curve.frechet_key + " %{x:.4g}<br>%{y:.4g}<extra></extra>",
             )
         )
-    best = [points[i] for i in front([(p.loss, p.gain) for p in points])]
-    figure.add_trace(
-        go.Scatter(
-            x=[p.loss for p in best],
-            y=[p.gain for p in best],
-            mode="lines",
-            line={"shape": "hv", "dash": "dash", "color": GREY},
-            name="Pareto front",
-            hoverinfo="skip",
+    joint = {"Pareto front": [every[i] for i in front([(p.loss, p.gain) for p in every])]}
+    for name, best in (fronts or joint).items():
+        colour = COLOURS[groups.index(best[0].group) % len(COLOURS)] if fronts else GREY
+        figure.add_trace(
+            go.Scatter(
+                x=[p.loss for p in best],
+                y=[p.gain for p in best],
+                mode="lines",
+                line={"shape": "hv", "dash": "dash", "color": colour},
+                name=escape(name),
+                hoverinfo="skip",
+            )
         )
-    )
-    said = "<br>".join(escape(line) for note in common_notes(entries) for line in textwrap.wrap(note, 150))
+    notes = [*common_notes(entries), *omitted, *([said] if said else [])]
+    subtitle = "<br>".join(escape(line) for note in notes for line in textwrap.wrap(note, 150))
     figure.update_layout(
         template="plotly_white",
-        title={"text": f"<b>{escape(title)}</b>", "subtitle": {"text": said}},
+        title={"text": f"<b>{escape(title)}</b>", "subtitle": {"text": subtitle}},
         xaxis={"title": {"text": loss_title(curve).replace("\n", "<br>")}},
         yaxis={"title": {"text": comparison_axes(curve).gain_title}},
         height=720,
         margin={"t": 150},
     )
-    if logarithmic_values([p.loss for p in points]):
+    if logarithmic_values([p.loss for p in every]):
         figure.update_xaxes(type="log")
     return figure.to_html(
         include_plotlyjs=True, full_html=True, config={"displaylogo": False, "responsive": True}

@@ -22,14 +22,16 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def framed(
-    entries: Sequence[Entry], title: str, families: str, panels: int
+    entries: Sequence[Entry], title: str, families: str, panels: int, more: Sequence[str] = ()
 ) -> tuple[Figure, list[Axes], list[Artist]]:
-    """(figure, axes of one or two panels, legend handles of the groups), with the title and the common notes above."""
+    """(figure, axes of one or two panels, legend handles of the groups), with the title, the common notes and `more` above."""
     said = [
-        line for note in common_notes(entries) for line in textwrap.wrap(note, 118, break_on_hyphens=False)
+        line
+        for note in (*common_notes(entries), *more)
+        for line in textwrap.wrap(note, 118, break_on_hyphens=False)
     ]
     head = textwrap.wrap(title, 78)
-    groups = list(dict.fromkeys(entry.group for entry in entries))
+    groups = styles(entries)
     rows = math.ceil((len(groups) + 1) / 3)
     above = 0.45 + 0.27 * len(head) + 0.2 * len(said)
     below = 0.85 + 0.26 * rows
@@ -58,18 +60,19 @@ def framed(
         **plain,
     )
     handles: list[Artist] = []
-    for group in groups:
-        colour, marker = style(entries, group)
+    for group, (colour, marker) in groups.items():
         named = f"{families} = {group}" if families else group
         (handle,) = axes[0].plot([], [], color=colour, marker=marker, label=named)
         handles.append(handle)
     return figure, axes, handles
 
 
-def style(entries: Sequence[Entry], group: str) -> tuple[str, str]:
-    """(colour, marker) of a group."""
-    at = list(dict.fromkeys(entry.group for entry in entries)).index(group)
-    return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+def styles(entries: Sequence[Entry]) -> dict[str, tuple[str, str]]:
+    """Group -> (colour, marker), in the order of the entries."""
+    groups = dict.fromkeys(entry.group for entry in entries)
+    return {
+        group: (COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]) for at, group in enumerate(groups)
+    }
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:

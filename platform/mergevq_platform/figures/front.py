@@ -12,7 +12,7 @@ from mergevq_platform.figures.compared import (
     loss_title,
     require_one_identity,
 )
-from mergevq_platform.figures.frame import framed, legend, style
+from mergevq_platform.figures.frame import framed, legend, styles
 from mergevq_platform.figures.pareto import front
 from mergevq_platform.figures.series import GREY, logarithmic_values
 
@@ -28,9 +28,8 @@ def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> F
     require_one_identity([entry.curve for entry in entries])
     points, curve = averaged(entries), entries[0].curve
     figure, (axes,), handles = framed(entries, title, families, panels=1)
-    for group in dict.fromkeys(p.group for p in points):
+    for group, (colour, marker) in styles(entries).items():
         mine = [p for p in points if p.group == group]
-        colour, marker = style(entries, group)
         if any(p.loss_std or p.gain_std for p in mine):
             axes.errorbar(
                 [p.loss for p in mine],

@@ -10,11 +10,13 @@ from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.compared import (
     Entry,
     averaged,
+    by_label,
     comparison_axes,
     loss_title,
     require_one_identity,
 )
-from mergevq_platform.figures.frame import framed, legend, style
+from mergevq_platform.figures.drawn import drawn
+from mergevq_platform.figures.frame import framed, legend, styles
 from mergevq_platform.figures.series import GREY, logarithmic_values
 
 if TYPE_CHECKING:
@@ -25,15 +27,16 @@ if TYPE_CHECKING:
 def overlay_figure(entries: Sequence[Entry], title: str, families: str = "") -> Figure:
     """Fréchet distance (left) and gain (right) over kept tokens or scales, one line per label, bars over seeds.
 
-    Raises `InputError` for curves that were not measured alike.
+    Of very many labels it draws the best, see `drawn`, and says so. Raises `InputError` for curves that were not measured alike.
     """
     require_one_identity([entry.curve for entry in entries])
+    of_group = styles(entries)  # of all of them: a family keeps its colour whatever is drawn
+    entries, omitted = drawn(entries)
     points, curve = averaged(entries), entries[0].curve
-    figure, (left, right), handles = framed(entries, title, families, panels=2)
+    figure, (left, right), handles = framed(entries, title, families, panels=2, more=omitted)
     for axes, value, spread in ((left, "loss", "loss_std"), (right, "gain", "gain_std")):
-        for label in dict.fromkeys(p.label for p in points):
-            mine = [p for p in points if p.label == label]
-            colour, marker = style(entries, mine[0].group)
+        for mine in by_label(points):
+            colour, marker = of_group[mine[0].group]
             axes.errorbar(
                 [p.at for p in mine],
                 [getattr(p, value) for p in mine],

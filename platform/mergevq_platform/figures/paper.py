@@ -10,11 +10,12 @@ from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.figures.compared import (
     Entry,
     averaged,
+    by_label,
     comparison_axes,
     loss_title,
     require_one_identity,
 )
-from mergevq_platform.figures.frame import framed, legend, style
+from mergevq_platform.figures.frame import framed, legend, styles
 from mergevq_platform.figures.series import GREY, logarithmic_values
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def paper_figure(entries: Sequence[Entry], title: str) -> Figure:
     if not isinstance(curve, Curve):
         raise InputError("the paper's Table 4 is of tokenizers: leave --paper out for generators")
     figure, (ours, paper), handles = framed(entries, title, "", panels=2)
-    for label in dict.fromkeys(p.label for p in points):
-        mine = [p for p in points if p.label == label]
-        colour, marker = style(entries, mine[0].group)
+    of_group = styles(entries)
+    for mine in by_label(points):
+        colour, marker = of_group[mine[0].group]
         ours.plot([p.loss for p in mine], [p.gain for p in mine], color=colour, marker=marker, linewidth=1.2)
         for p in mine:
             ours.annotate(

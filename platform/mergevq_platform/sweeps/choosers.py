@@ -61,17 +61,22 @@ def perturbed(space: Space, params: Params, *, seed: int) -> Params:
     return walked(space, decide)[1]
 
 
-def logarithmic(space: Space) -> set[str]:
-    """The names of the parameters that are drawn evenly in their logarithm."""
-    found: set[str] = set()
+def domains(space: Space) -> dict[str, Domain]:
+    """The domain of every parameter, those of conditional parts included."""
+    found: dict[str, Domain] = {}
 
     def values(name: str, domain: Domain) -> Sequence[Value]:
-        if isinstance(domain, RealRange) and domain.log:
-            found.add(name)
-        return _ends(name, domain)
+        found[name] = domain
+        # Whatever a range comes to, the same parameters follow.
+        return labels(domain) if isinstance(domain, Choice) else (domain.low,)
 
     _combinations(space, values)
     return found
+
+
+def logarithmic(space: Space) -> set[str]:
+    """The names of the parameters that are drawn evenly in their logarithm."""
+    return {name for name, domain in domains(space).items() if isinstance(domain, RealRange) and domain.log}
 
 
 def _combinations(space: Space, values: Callable[[str, Domain], Sequence[Value]]) -> list[Params]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -146,29 +147,41 @@ class Sweep:
         """The name of the parameter that figures colour by."""
         return self.family or next(iter(choosers.corners(self.space)[0]))
 
-    def family_of(self, params: Params) -> str:
-        """The label by which figures colour a trial."""
-        value = params.get(self.family_key)
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
+    def choices(self) -> Iterator[Params]:
+        """The choices of the trials in their order, one after the other; where the search decides as it goes, corners of the space."""
+        match self.search:
+            case Grid():
+                yield from choosers.grid(self.space)
+            case Random(trials=count, seed=seed) | Population(size=count, seed=seed):
+                yield from (choosers.draw(self.space, seed=seed, number=i) for i in range(count))
+            case Tpe():
+                yield from choosers.corners(self.space)
 
     def listed(self) -> list[tuple[Params, int]] | None:
         """(choice, seed) of every trial, where they are known beforehand; None where the search decides as it goes."""
-        match self.search:
-            case Grid(seeds=seeds):
-                chosen = choosers.grid(self.space)
-            case Random(trials=trials, seeds=seeds, seed=seed):
-                chosen = [choosers.draw(self.space, seed=seed, number=i) for i in range(trials)]
-            case Population(size=size, seed=seed):
-                seeds, chosen = 1, [choosers.draw(self.space, seed=seed, number=i) for i in range(size)]
-            case Tpe():
-                return None
+        if isinstance(self.search, Tpe):
+            return None
         base_seed = int(self.base().get("seed", 0))
-        return [(params, base_seed + offset) for params in chosen for offset in range(seeds)]
+        seeds = range(self.seeds)
+        return [(params, base_seed + offset) for params in self.choices() for offset in seeds]
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds that every choice is repeated over."""
+        return self.search.seeds if isinstance(self.search, Grid | Random) else 1
 
     @property
     def num_trials(self) -> int:
         """The number of trials."""
-        return self.search.trials if isinstance(self.search, Tpe) else len(self.listed() or ())
+        match self.search:
+            case Grid(seeds=seeds):
+                return seeds * len(choosers.grid(self.space))
+            case Random(trials=trials, seeds=seeds):
+                return seeds * trials
+            case Tpe(trials=trials):
+                return trials
+            case Population(size=size):
+                return size
 
     def check(self) -> None:
         """Raise `InputError` for what cannot work, before anything starts."""

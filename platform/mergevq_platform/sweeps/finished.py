@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.figures.compared import Evaluation
 from mergevq_platform.storage.json_text import json_text, without_nulls
-from mergevq_platform.sweeps.space import Params
+from mergevq_platform.sweeps.space import Params, Value
 
 RECORD = "finished.json"
 STOPPED = "stopped.json"  # of a trial that the scheduler ended early
@@ -50,3 +51,11 @@ class Finished:
     def evaluation(self) -> Evaluation:
         """The curve."""
         return (GeneratorReport if "references" in self.curve else Curve)(**self.curve)
+
+
+def by_choice(finished: Sequence[Finished]) -> list[list[Finished]]:
+    """The trials of each choice, which are repetitions over seeds, in the order of the first."""
+    found: dict[tuple[tuple[str, Value], ...], list[Finished]] = {}
+    for trial in finished:
+        found.setdefault(tuple(sorted(trial.params.items())), []).append(trial)
+    return list(found.values())

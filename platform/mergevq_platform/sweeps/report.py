@@ -23,7 +23,8 @@ from mergevq_platform.figures.overlay import overlay_figure
 from mergevq_platform.figures.pareto import front, hypervolume
 from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps.definition import Population, Sweep, described
-from mergevq_platform.sweeps.finished import Finished
+from mergevq_platform.sweeps.families import Families
+from mergevq_platform.sweeps.finished import Finished, by_choice
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.stopped import StoppedTrial, steps_saved, stopped_rows, stopped_sentence
@@ -37,27 +38,31 @@ NOTE_FIGURES = ("curves.png", "pareto.png")
 
 def entries(definition: Sweep, finished: Sequence[Finished]) -> list[Entry]:
     """The trials' curves; repetitions over seeds share a label, families a colour."""
-    repeated = len({described(trial.params) for trial in finished}) < len(finished)
+    choices = by_choice(finished)
+    families = Families.of(definition)
+    labels: dict[str, str] = {}  # trial -> label
+    taken: set[str] = set()
+    for same in choices:
+        text = described(same[0].params)
+        # Choices that differ in a fifth digit alone are no repetitions of each other.
+        label = f"{text} ({same[0].name})" if text in taken else text
+        taken.add(label)
+        labels |= {trial.name: label if len(choices) < len(finished) else trial.name for trial in same}
     return [
-        Entry(
-            described(trial.params) if repeated else trial.name,
-            definition.family_of(trial.params),
-            trial.evaluation(),
-        )
-        for trial in finished
+        Entry(labels[trial.name], families.name(trial.params), trial.evaluation())
+        for trial in sorted(finished, key=lambda trial: families.rank(trial.params))
     ]
 
 
 def best(definition: Sweep, finished: Sequence[Finished]) -> Finished | None:
     """The winner: best first objective, over the mean of its seeds; None where no trial has a finite one."""
     first = definition.objectives[0]
-
-    def score(trial: Finished) -> float:
-        return _score(
-            first, float(np.mean([t.objectives[first.name] for t in finished if t.params == trial.params]))
-        )
-
-    winner = max(finished, key=lambda trial: (score(trial), _score(first, trial.objectives[first.name])))
+    means = {
+        trial.name: _score(first, float(np.mean([t.objectives[first.name] for t in same])))
+        for same in by_choice(finished)
+        for trial in same
+    }
+    winner = max(finished, key=lambda trial: (means[trial.name], _score(first, trial.objectives[first.name])))
     return winner if math.isfinite(winner.objectives[first.name]) else None
 
 
@@ -82,12 +87,13 @@ def table(definition: Sweep, finished: Sequence[Finished]) -> list[list[str]]:
     names = [objective.name for objective in definition.objectives]
     shared = [] if "hypervolume" in names or not_comparable(finished) else ["hypervolume"]
     volumes = hypervolumes(finished) if shared else {}
+    families = Families.of(definition)
     rows = [["trial", "family", *names, *shared, "steps", "minutes", "choice"]]
     for trial in ordered:
         rows.append(
             [
                 trial.name,
-                definition.family_of(trial.params),
+                families.name(trial.params),
                 *(f"{trial.objectives[name]:.4g}" for name in names),
                 *([f"{volumes[trial.name]:.4g}"] if shared else []),
                 str(trial.steps),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,13 +28,12 @@ from mergevq_platform.evaluation.rate_distortion_report import RateDistortionRep
 from mergevq_platform.evaluation.report import EvaluationRecorder
 from mergevq_platform.figures import save_png
 from mergevq_platform.figures.compared import Evaluation
-from mergevq_platform.figures.frame import COLOURS
 from mergevq_platform.figures.kept_counts import drawn_figure
 from mergevq_platform.recipe import ResolvedRecipe, resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
-from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps.definition import Sweep, described, named
+from mergevq_platform.sweeps.families import Families
 from mergevq_platform.sweeps.finished import RECORD, Finished
 from mergevq_platform.sweeps.objectives import UntrainedPoint
 from mergevq_platform.sweeps.space import Params
@@ -156,7 +154,7 @@ def _in_group(
         watch=watch,
         kind="trial",
         parent=place.uid,
-        tags=_tags(sweep, place, params),
+        tags=trial_tags(sweep, place, params),
     )
     return found["curve"], found["allocators"], outcome.step, found["drawn"]
 
@@ -231,7 +229,7 @@ def _recorder(
     recorder = run.recorder(
         recipe, place.tracking_uri, fingerprint=fingerprint, kind="trial", parent=place.uid
     )
-    recorder.tags(_tags(sweep, place, params))
+    recorder.tags(trial_tags(sweep, place, params))
     try:
         yield recorder
     except SystemExit:  # Tune ends it: stopped early, or about to go on as another member of a population
@@ -244,25 +242,14 @@ def _recorder(
     recorder.close("FINISHED")
 
 
-def _tags(sweep: Sweep, place: SweepSettings, params: Params) -> dict[str, str]:
+def trial_tags(sweep: Sweep, place: SweepSettings, params: Params) -> dict[str, str]:
+    """The tags of a trial's MLflow run: its sweep, its choice, the colour of its family."""
     return {
         "mergevq.sweep": place.name,
         "mergevq.choice": described(params)[:500],
-        RUN_COLOUR_TAG: family_colour(sweep, params),
+        RUN_COLOUR_TAG: Families.of(sweep).colour(params),
         **named(params),
     }
-
-
-def family_colour(sweep: Sweep, params: Params) -> str:
-    """The colour of a trial's family in MLflow: the figures' where the trials are known beforehand.
-
-    There are eight: more families share colours, and so may families that a search makes up as it goes.
-    """
-    known = [choice for choice, _ in sweep.listed() or ()] or choosers.corners(sweep.space)
-    families = list(dict.fromkeys(sweep.family_of(choice) for choice in known))
-    family = sweep.family_of(params)
-    at = families.index(family) if family in families else zlib.crc32(family.encode())
-    return COLOURS[at % len(COLOURS)]
 
 
 @contextlib.contextmanager

@@ -56,14 +56,14 @@ def run_trials(
             storage_filesystem=filesystem,
             resume_unfinished=True,
             resume_errored=True,
-            param_space=_param_space(definition),
+            param_space=param_space(definition),
         )
     else:
         parent, _, folder = path.rpartition("/")
         label = functools.partial(_label, definition, settings)
         tuner = tune.Tuner(
             trainable,
-            param_space=_param_space(definition),
+            param_space=param_space(definition),
             tune_config=tune.TuneConfig(
                 search_alg=_search_algorithm(definition),
                 scheduler=_scheduler(definition, settings, base),
@@ -136,12 +136,22 @@ def _choice(definition: Sweep, settings: SweepSettings, config: dict[str, Any]) 
     return json.dumps(chosen(config, definition, settings)[0], sort_keys=True, default=str)
 
 
-def _param_space(definition: Sweep) -> dict[str, Any]:
+def param_space(definition: Sweep) -> dict[str, Any]:
+    """Tune's space: the listed trials, or nothing where Optuna has its own."""
     listed = definition.listed()
     if listed is None:
         return {}  # Optuna's own
-    trials = [{"number": i, "params": params, "seed": seed} for i, (params, seed) in enumerate(listed)]
+    trials = SharedList(
+        {"number": i, "params": params, "seed": seed} for i, (params, seed) in enumerate(listed)
+    )
     return {"trial": tune.grid_search(trials)}
+
+
+class SharedList(list[object]):
+    """A list that copies of what holds it share: Tune copies the whole space for every trial, which is quadratic in their number."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SharedList:
+        return self
 
 
 def _search_algorithm(definition: Sweep) -> Searcher | None:

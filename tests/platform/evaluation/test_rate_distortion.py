@@ -123,6 +123,29 @@ def test_the_verdict_says_no_where_nothing_is_saved(report: RateDistortionReport
     assert partly[0].startswith("partly: oracle")
 
 
+def test_a_number_that_rounds_to_zero_has_no_sign(report: RateDistortionReport) -> None:
+    tiny = {
+        "saved_tokens": -0.04,
+        "saved_share": -0.004,
+        "saved_tokens_mse": 0.04,
+        "saved_tokens_low": -0.04,
+        "saved_tokens_high": 0.06,
+        "psnr_gain": -0.004,
+        "oracle_share": -0.004,
+        "jpeg_rank_correlation": -0.004,
+    }
+    rows = [row | tiny for row in report.allocators["compressed_size"]]
+    changed = replace(report, allocators={"fixed": [], "compressed_size": rows})
+    cells = changed.markdown().splitlines()[2].split(" | ")
+    assert cells[-9:-4] == ["0.0", "0%", "0.0", "0.00", "0%"]
+    assert cells[-1] == "0.00 |"
+    assert "NO, 0.0 at a mean of" in changed.verdict()[0]
+    assert "(0.0 to +0.1, 0.00 dB, 0% of the oracle's gain)" in changed.verdict()[0]
+    assert (
+        "saves no tokens: 0% of the tokens at equal PSNR (0.0, 95% interval 0.0 to +0.1)" in changed.answer()
+    )
+
+
 def test_a_second_evaluation_measures_nothing(
     run: Run, recipe: Recipe, home: Path, report: RateDistortionReport
 ) -> None:

@@ -22,6 +22,7 @@ from mergevq_platform.sweeps import (
     psnr_at,
     sample_frechet,
     saved_tokens_at,
+    tuning,
     uniform,
 )
 
@@ -202,3 +203,22 @@ def test_a_refused_sweep_leaves_nothing_behind(changes: dict[str, Any], tmp_path
     with pytest.raises(InputError):
         driver.sweep(made(**changes), home=tmp_path, name="s")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tune_lists_thousands_of_trials_without_copying_all_of_them_for_each() -> None:
+    from ray.tune.search.variant_generator import generate_variants
+
+    copies = 0
+
+    class Counted(dict[str, Any]):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Counted:
+            nonlocal copies
+            copies += 1
+            return self
+
+    space = tuning.param_space(made(space={"seed": uniform(0.0, 1.0)}, search=Random(trials=100)))
+    values = space["trial"]["grid_search"]
+    values[:] = [Counted(value) for value in values]
+    found = [spec["trial"] for _, spec in generate_variants(space)]
+    assert found == values
+    assert copies <= 4 * len(values)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from mergevq_platform.sweeps.definition import Grid, Sweep
+from mergevq_platform.sweeps.families import Families
 from mergevq_platform.sweeps.objectives import mean_psnr
 from mergevq_platform.sweeps.space import Choice
-from mergevq_platform.sweeps.trial import family_colour
 from mergevq_platform.tracking import shared_view, view_state
 from mergevq_platform.tracking.acknowledged import Position
 from mergevq_platform.tracking.listing import TrackedRun
@@ -284,9 +284,9 @@ def test_trials_have_their_familys_colour() -> None:
         objectives=(mean_psnr(),),
         family="b",
     )
-    colours = [family_colour(sweep, params) for params, _ in sweep.listed() or ()]
+    colours = [Families.of(sweep).colour(params) for params, _ in sweep.listed() or ()]
     assert colours == ["#0072b2", "#d55e00"] * 2
-    assert family_colour(sweep, {"a": 1, "b": "made up"}).startswith("#")
+    assert Families.of(sweep).colour({"a": 1, "b": "made up"}).startswith("#")
 
 
 def test_an_image_has_the_names_that_the_page_reads_and_the_same_ones_again(tmp_path: Path) -> None:
