@@ -1,4 +1,4 @@
-"""Group norm with what follows it, by one kernel where there is one: channels-last maps on an NVIDIA GPU."""
+"""Chains of operations on maps, by one kernel where there is one: channels-last maps on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SQUARE_FLOOR = 1e-20  # below the square of any length that counts
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -27,6 +28,32 @@ def adaptive_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -
     if not has_kernel(x):
         return norm(x) * scale[..., None, None] + shift[..., None, None]
     return _by_kernel(norm, x, scale, shift, silu=False)
+
+
+def unit_distance(found: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """The distance (B,) float32 of maps (B, C, H, W), for which `wanted` takes no gradient.
+
+    The mean over pixels of sum_c weight_c (f_c / |f| - w_c / |w|)^2, `weight` (C,): LPIPS of one layer.
+    """
+    if not has_kernel(found) or not has_kernel(wanted) or found.dtype != wanted.dtype:
+        difference = (unit_channels(found) - unit_channels(wanted)).square()
+        return weighted_mean(difference, weight)
+    from mergevq.kernels.unit_distance import ChannelsLastUnitDistance
+
+    return ChannelsLastUnitDistance.apply(found, wanted, weight.contiguous(), SQUARE_FLOOR)
+
+
+def unit_channels(features: Tensor) -> Tensor:
+    """Maps (B, C, ...) -> float32 whose channels are a unit vector at each place; zeros stay zeros."""
+    features = features.float()
+    # The root of a sum with 1e-20 inside, not LPIPS's norm plus 1e-10: equal to rounding, but its gradient at
+    # a dead position (zero features) is zero and not NaN.
+    return features / (features.square().sum(1, keepdim=True) + SQUARE_FLOOR).sqrt()
+
+
+def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
+    """Maps (B, C, H, W) float32 -> (B,): the mean over pixels of the sum over channels, weighted by `weight` (C,)."""
+    return (maps * weight.float().view(1, -1, 1, 1)).sum(1).mean((1, 2))
 
 
 def has_kernel(x: Tensor) -> bool:

@@ -53,7 +53,7 @@ def generation_target() -> list[str]:
 
 def generation_graphs() -> list[str]:
     """Decoding on a GPU with its steps recorded as CUDA graphs, against launching every kernel."""
-    from mergevq.generation import cuda_graphs
+    from mergevq import cuda_graphs
 
     if not torch.cuda.is_available():
         return ["recorded decoding: needs a GPU"]

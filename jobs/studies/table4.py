@@ -20,9 +20,9 @@ from pathlib import Path
 from cell_queue import Cell
 from command import add_counts_and_seeds, exit_with, run_study, study_parser
 from mergevq.errors import InputError
-from table4_cells import SETTINGS, Protocol, train_and_measure, train_teacher
+from table4_cells import SETTINGS, Protocol, mean_colour, train_and_measure, train_teacher
 from table4_figure import draw
-from table4_summary import markdown, read_curves, read_settings
+from table4_summary import markdown, read_curves, read_floor, read_settings
 
 COUNTS = (9, 16, 36, 64)
 PROTOCOL_HELP = {
@@ -36,7 +36,7 @@ TINY = Protocol(train_images=60, val_images=36, steps=3, batch=12, teacher_steps
 
 
 def cells(settings: list[str], counts: list[int], seeds: int, protocol: Protocol) -> list[Cell]:
-    """Teachers first, then a seed after the other, every count in every setting."""
+    """Teachers first, then a seed after the other, every count in every setting; the floor of reconstruction at the end."""
     taught = [setting for setting in settings if setting != "self"]
     found = [
         Cell(
@@ -58,6 +58,9 @@ def cells(settings: list[str], counts: list[int], seeds: int, protocol: Protocol
                         settings={**own, **asdict(protocol)},
                     )
                 )
+    found.append(
+        Cell(name="mean_colour", run=partial(mean_colour, protocol=protocol), settings=asdict(protocol))
+    )
     return found
 
 
@@ -72,7 +75,7 @@ def main() -> int:
             raise InputError(
                 f"{options.out} holds no trained tokenizer: run the study first, without --summary"
             )
-        text = markdown(settings)
+        text = markdown(settings, read_floor(options.out))
         (options.out / "table4.md").write_text(text)
         draw(settings, options.out / "table4_small.png")
         print(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -153,14 +153,29 @@ def train_and_measure(
     }
 
 
-@torch.no_grad()
 def reconstruction(tokenizer: MergeVQ, data: Images, count: int) -> dict[str, float]:
-    """Fréchet distance of random features and PSNR of the validation images, with the true source."""
+    """Fréchet distance and PSNR of a tokenizer's reconstructions, with the true source."""
+    return fidelity(lambda images: tokenizer.decode(tokenizer.encode(images, count)), data)
+
+
+def mean_colour(folder: Path, *, protocol: Protocol) -> dict[str, Any]:
+    """The floor of reconstruction: each image as one colour, its own mean."""
+    del folder
+    data = shapes(protocol)
+    return {
+        "baseline": "mean_colour",
+        **fidelity(lambda images: images.mean((2, 3), keepdim=True).expand_as(images), data),
+    }
+
+
+@torch.no_grad()
+def fidelity(reconstructed: Callable[[Tensor], Tensor], data: Images) -> dict[str, float]:
+    """Fréchet distance of random features and PSNR between the validation images and what stands for them."""
     network = extractor(RandomFeaturesConfig()).to(data.val.device)
     real, decoded, psnr = FeatureStatistics(), FeatureStatistics(), Psnr()
     for batch in data.val.split(PASS):
         images = unit(batch)
-        output = tokenizer.decode(tokenizer.encode(images, count))
+        output = reconstructed(images)
         real.update(network(images))
         decoded.update(network(output))
         psnr.update(images, output)

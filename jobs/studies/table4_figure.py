@@ -8,15 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from mergevq.errors import InputError
 from table4_summary import FRECHET, PROBE, Setting, gains
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73")  # of the settings
-ASIDE = (0.97, 1.0, 1.03)  # factors of the counts, so that deviations do not hide each other
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00", "#56b4e9")  # of the settings
+MARKERS = "os^Dv*"
+ASIDE = 1.03  # factor of the counts from a setting to the next, so that deviations do not hide each other
 PAPER = {256: 48.6, 196: 49.5, 144: 51.0, 100: 51.2, 64: 51.8, 36: 52.1}  # G+R, probe top-1
 
 
 def draw(settings: Sequence[Setting], path: Path) -> None:
-    """Probe, its gain over the most tokens, and Fréchet distance over the kept count: means, deviations and single seeds."""
+    """Probe, its gain over the most tokens, and Fréchet distance over the kept count: means, deviations and single seeds.
+
+    Raises `InputError` for more settings than can be told apart.
+    """
+    if len(settings) > len(COLOURS):
+        raise InputError(f"{len(settings)} settings: a figure tells {len(COLOURS)} apart: give fewer folders")
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -24,7 +31,8 @@ def draw(settings: Sequence[Setting], path: Path) -> None:
     panels = figure.subplots(1, 3)
     counts = sorted({count for setting in settings for count in setting.counts})
     grid = counts[-1]
-    for colour, marker, aside, setting in zip(COLOURS, "os^", ASIDE, settings, strict=False):
+    for place, setting in enumerate(settings):
+        colour, marker, aside = COLOURS[place], MARKERS[place], ASIDE ** (place - (len(settings) - 1) / 2)
         measured = setting.points(PROBE), gains(setting, grid), setting.points(FRECHET)
         for axes, points in zip(panels, measured, strict=True):
             moved = [(count * aside, seed, value) for count, seed, value in points]

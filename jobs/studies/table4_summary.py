@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ class Setting:
 
 def read_settings(folder: Path) -> list[Setting]:
     """The results of trained tokenizers in a folder, by setting."""
-    results = [json.loads(path.read_text()).get("result", {}) for path in sorted(folder.glob("*.json"))]
+    results = _results(folder)
     teachers = {result["teacher"]: result["probe_top1_teacher"] for result in results if "teacher" in result}
     found: dict[str, Setting] = {}
     for result in results:
@@ -69,6 +69,15 @@ def read_settings(folder: Path) -> list[Setting]:
         setting = found.setdefault(name, Setting(title, {}, teachers.get(name)))
         setting.cells.setdefault(result["count"], {})[result["seed"]] = result
     return list(found.values())
+
+
+def read_floor(folder: Path) -> dict[str, float] | None:
+    """Fréchet distance and PSNR of images that show their mean colour alone; None where that was not measured."""
+    return next((result for result in _results(folder) if result.get("baseline") == "mean_colour"), None)
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()).get("result", {}) for path in sorted(folder.glob("*.json"))]
 
 
 def read_curves(path: Path, name: str) -> Setting:
@@ -146,8 +155,8 @@ def verdicts(setting: Setting) -> list[str]:
     return found
 
 
-def markdown(settings: Sequence[Setting]) -> str:
-    """Tables, verdicts and protocols."""
+def markdown(settings: Sequence[Setting], floor: Mapping[str, float] | None = None) -> str:
+    """Tables, verdicts and protocols; `floor` is that of `read_floor`."""
     parts: list[str] = []
     for setting in settings:
         heads = [head for head, _ in COLUMNS.values()]
@@ -157,6 +166,10 @@ def markdown(settings: Sequence[Setting]) -> str:
             cells = [_mean(setting.values(count, key), decimals) for key, (_, decimals) in COLUMNS.items()]
             parts.append(f"| {count} | {len(setting.cells[count])} | " + " | ".join(cells) + " |")
         parts += ["", *(f"- {sentence}" for sentence in verdicts(setting)), ""]
+    if floor is not None:
+        parts.append(
+            f"Images that show their own mean colour alone: `{FRECHET}` {floor[FRECHET]:.2f}, PSNR {floor['psnr']:.2f} dB.\n"
+        )
     return "\n".join(parts)
 
 

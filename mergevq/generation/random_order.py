@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mergevq.cuda_graphs import CudaGraphs
 from mergevq.errors import InputError
 from mergevq.generation.code_sampler import CodeSampler
-from mergevq.generation.cuda_graphs import CudaGraphs
 from mergevq.generation.kv_cache import KVCache
 from mergevq.generation.model import Generator
 from mergevq.generation.sampling_config import guided_steps

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mergevq.cuda_graphs import CudaGraphs
 from mergevq.generation.cache_layout import CompressedLayout, DenseLayout, sequence_mask
 from mergevq.generation.code_sampler import CodeSampler
 from mergevq.generation.config import MergeARConfig
-from mergevq.generation.cuda_graphs import CudaGraphs
 from mergevq.generation.kv_cache import KVCache
 from mergevq.generation.model import Generator
 from mergevq.generation.sampling_config import guided_steps

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mergevq.config import config
 from mergevq.errors import InputError
+from mergevq.fused import unit_channels, unit_distance, weighted_mean
 from mergevq.image_size import ImageSize, height_width, size_text
 from mergevq.paths import ExportPath, WeightsPath
 from mergevq.pretrained import FrozenModule, Renormalise, TimmNetworkConfig, timm_network
@@ -107,16 +108,9 @@ class PerceptualDistance(FrozenModule):
     def differences(self, reconstruction: Tensor, images: Tensor) -> list[Tensor]:
         """Squared differences (B, C, h, w) of unit-normalised feature maps, one per layer."""
         with torch.no_grad():
-            wanted = [_unit(features) for features in self.feature_maps(images)]
-        found = [_unit(features) for features in self.feature_maps(reconstruction)]
+            wanted = [unit_channels(features) for features in self.feature_maps(images)]
+        found = [unit_channels(features) for features in self.feature_maps(reconstruction)]
         return [(a - b).square() for a, b in zip(found, wanted, strict=True)]
-
-
-def _unit(features: Tensor) -> Tensor:
-    features = features.float()
-    # The root of a sum with 1e-20 inside, not LPIPS's norm plus 1e-10: equal to rounding, but its gradient at
-    # a dead position (zero features) is zero and not NaN.
-    return features / (features.square().sum(1, keepdim=True) + 1e-20).sqrt()
 
 
 _VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
@@ -164,16 +158,24 @@ class Lpips(PerceptualDistance):
                 maps.append(x)
         return maps
 
+    def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self.feature_maps(images)
+        found = self.feature_maps(reconstruction)
+        layers = zip(found, wanted, self.weights(), strict=True)
+        return torch.stack([unit_distance(*layer) for layer in layers]).sum(0).mean()
+
     def distances(self, differences: list[Tensor]) -> Tensor:
         return self.per_image(differences).mean()
 
     def per_image(self, differences: list[Tensor]) -> Tensor:
         """The distance (B,) of each pair, for squared differences as `distances` takes them."""
-        weighted = [
-            (difference * head.get_parameter("weight").float()).sum(1).mean((1, 2))
-            for head, difference in zip(self.heads, differences, strict=True)
-        ]
-        return torch.stack(weighted).sum(0)
+        layers = zip(differences, self.weights(), strict=True)
+        return torch.stack([weighted_mean(*layer) for layer in layers]).sum(0)
+
+    def weights(self) -> list[Tensor]:
+        """The weights (C,) of each layer's channels."""
+        return [head.get_parameter("weight").flatten() for head in self.heads]
 
 
 def _vgg16_features() -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +72,13 @@ class Training(nn.Module):
         """Whether optimizer step `step` leaves the parameters of a phase unchanged, weight decay included."""
         del phase, step
         return False
+
+    def variant(self, step: int) -> Hashable | None:
+        """What the phases take from the number `step` of an optimizer step: where two steps agree in it, and in shapes and
+        kept count, a recording of one as a CUDA graph is the other's. None: the phases cannot be recorded.
+        """
+        del step
+        return None
 
     def notes(self) -> list[str]:
         """Remarks on this training that its configuration does not tell, a sentence each."""

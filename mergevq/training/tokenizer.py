@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,11 @@ class TokenizerTraining(Training):
         return (
             phase == "discriminator" and isinstance(term, PatchAdversarialConfig) and step < term.start_step
         )
+
+    def variant(self, step: int) -> Hashable:
+        term = self.config.adversarial
+        begun = isinstance(term, PatchAdversarialConfig) and step >= term.start_step
+        return begun, self.config.entropy.annealing.factor(step)
 
     def notes(self) -> list[str]:
         networks = {"alignment's teacher": getattr(self.tokenizer_phase.alignment, "teacher", None)}

@@ -26,6 +26,7 @@ from mergevq.training.protocol import Output, Training
 from mergevq_platform import optim
 from mergevq_platform.meter import Meter, Reporter
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
+from mergevq_platform.recorded_passes import MicroBatchPasses, RecordedPasses
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.checkpoints import TrainingState
 from mergevq_platform.tasks.task import Samples, Worker, task_of
@@ -56,8 +57,7 @@ class Host(Reporter, Protocol):
 def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     """Train until the recipe's last step or a stop request; returns the number of steps done."""
     torch.manual_seed(recipe.seed)
-    if worker.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+    optim.prefer_speed(worker.device)
     task = task_of(recipe)
     samples = task.open_data(recipe)
     total_steps, _ = length(recipe, samples)
@@ -95,6 +95,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     control: Any = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT) if worker.world_size > 1 else None
     autocast = optim.autocast(recipe, worker.device)
     meter = Meter(recipe, task, worker, host, total_steps, state.scaler, control)
+    recorded = RecordedPasses(recipe, training, _passes(phases, autocast, state.scaler), worker, host.warn)
 
     def save() -> None:
         meter.flush()
@@ -140,11 +141,9 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
                 # The ranks' gradients are averaged: a rank with more samples than the others must weigh more.
                 share = worker.world_size * len(batch["label"]) / recipe.global_batch
                 last = index == len(micro_batches) - 1
-                losses.append(
-                    (share, accumulate(phases, batch, keep, step, share, last, autocast, state.scaler))
-                )
+                losses.append((share, recorded(batch, keep, step, share, last)))
             compiled.add(keep)
-            norms = optim.update(recipe, training, state)
+            norms = optim.update(recipe, training, state, keep_gradients=recorded.enabled)
             training.after_step(step)
             state.ema.update()
             state.step += 1
@@ -224,6 +223,17 @@ def accumulate(
             (scaler.scale(total) if scaler else total).backward()
         carry, losses = output.carry, losses | output.losses
     return losses
+
+
+def _passes(
+    phases: dict[str, nn.Module], autocast: Callable, scaler: torch.amp.GradScaler | None
+) -> MicroBatchPasses:
+    def passes(
+        batch: dict[str, Tensor], keep: int | None, step: int, share: float, last: bool
+    ) -> dict[str, Tensor]:
+        return accumulate(phases, batch, keep, step, share, last, autocast, scaler)
+
+    return passes
 
 
 def _agreed(flags: list[bool], group: Any) -> list[bool]:

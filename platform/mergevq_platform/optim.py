@@ -57,8 +57,10 @@ def set_learning_rates(
             group["lr"] = rate * group["rate_factor"]
 
 
-def update(recipe: Recipe, training: Training, state: TrainingState) -> dict[str, Tensor]:
-    """Clip, step, clear; returns the gradient norm of each phase."""
+def update(
+    recipe: Recipe, training: Training, state: TrainingState, *, keep_gradients: bool = False
+) -> dict[str, Tensor]:
+    """Clip, step, clear; returns the gradient norm of each phase. `keep_gradients`: as zeros, at their addresses."""
     norms: dict[str, Tensor] = {}
     for name, phase in training.phases.items():
         optimizer = state.optimizers[name]
@@ -72,10 +74,20 @@ def update(recipe: Recipe, training: Training, state: TrainingState) -> dict[str
             state.scaler.step(optimizer)
         elif recipe.on_nan == "stop" or bool(norm.isfinite()):  # "skip" reads the norm on the host, each step
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=not keep_gradients)
     if state.scaler:
         state.scaler.update()
     return norms
+
+
+def prefer_speed(device: torch.device) -> None:
+    """On a GPU float32 products in tf32, and the fastest of cuDNN's convolutions for each shape, tried at its first use.
+
+    Not the latter where PyTorch is asked for deterministic algorithms: which one is fastest differs from run to run.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 
 def autocast(recipe: Recipe, device: torch.device) -> Callable[[], AbstractContextManager]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mergevq import cuda_graphs
 from mergevq.config import merged, to_tree
 from mergevq.generation import (
     Generated,
@@ -13,7 +14,6 @@ from mergevq.generation import (
     SamplingConfig,
     build_generator,
     cache_layout,
-    cuda_graphs,
     generator_preset,
     parse_generator,
     sample,

@@ -78,6 +78,18 @@ def test_compiled_training_is_the_eager_one_within_rounding(
         assert compiled["train/reconstruction"] == pytest.approx(eager["train/reconstruction"], rel=2e-2)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_training_is_the_launched_one_within_rounding(
+    small_recipe: dict[str, Any], tmp_path: Path, precision: str
+) -> None:
+    tree = small_recipe | {"steps": 16, "precision": precision}
+    hosts = [train(tree | {"cuda_graphs": graphs}, tmp_path / f"{graphs}") for graphs in (False, True)]
+    assert not [warning for host in hosts for warning in host.warnings if "CUDA graph" in warning]
+    for (_, launched), (_, recorded) in zip(*(host.history for host in hosts), strict=True):
+        for name in ("train/reconstruction", "train/total", "train/tokenizer_gradient_norm"):
+            assert recorded[name] == pytest.approx(launched[name], rel=2e-2)
+
+
 def test_one_rank_of_nccl_trains_as_no_group_does(
     small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The kernels of group norm on a GPU: exact in every dtype, the layout kept, the tokenizer's numbers unchanged."""
+"""The kernels on a GPU: exact in every dtype, the layout kept, the tokenizer's numbers unchanged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import mergevq
 from mergevq.decoder import depth_to_space
 from mergevq.fused import has_kernel, norm_silu
 from mergevq.layers import GroupNorm
+from tests.mergevq import interpreted_unit_distance
 from tests.mergevq.interpreted_group_norm import CASES, errors
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -20,6 +21,13 @@ DTYPES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 def test_the_kernels_are_the_norm_and_its_gradient(case: str, dtype: torch.dtype) -> None:
     found = errors(case, dtype, "cuda")
     assert max(found) < max(DTYPES[dtype], 5e-4 * ("thousand" in case)), found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", interpreted_unit_distance.CASES)
+def test_the_kernels_are_the_distance_of_unit_vectors_and_its_gradient(case: str, dtype: torch.dtype) -> None:
+    found = interpreted_unit_distance.errors(case, dtype, "cuda")
+    assert max(found) < DTYPES[dtype], found
 
 
 def test_half_precision_gives_what_the_next_convolution_reads() -> None:

@@ -15,18 +15,28 @@ from mergevq.fused import adaptive_norm, has_kernel, norm_silu
 from mergevq.layers import GroupNorm
 
 
-def test_the_kernels_are_the_norm_and_its_gradient() -> None:
+def interpreted(script: str) -> dict[str, list[float]]:
+    """The errors by case that a script of this folder prints."""
     pytest.importorskip("triton", reason="a CPU build of PyTorch brings no Triton")
-    script = Path(__file__).with_name("interpreted_group_norm.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-W", "ignore", Path(__file__).with_name(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    errors = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_the_kernels_are_the_norm_and_its_gradient() -> None:
+    errors = interpreted("interpreted_group_norm.py")
     assert len(errors) == 5
     for case, found in errors.items():
         # A mean of 1,000 deviations leaves 1e-4 of a deviation to float32 values themselves.
         assert max(found) < (5e-4 if "thousand" in case else 2e-6), (case, found)
+
+
+def test_the_kernels_are_the_distance_of_unit_vectors_and_its_gradient() -> None:
+    errors = interpreted("interpreted_unit_distance.py")
+    assert len(errors) == 4
+    for case, found in errors.items():
+        assert max(found) < 2e-6, (case, found)
 
 
 def test_without_a_kernel_it_is_pytorchs_own() -> None:

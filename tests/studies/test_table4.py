@@ -21,6 +21,7 @@ from table4_summary import (
     gains,
     markdown,
     read_curves,
+    read_floor,
     read_settings,
     trend,
     verdict,
@@ -112,6 +113,14 @@ def test_a_table_shows_mean_and_deviation_over_seeds_and_how_many_there_are(tmp_
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_a_figure_that_could_not_tell_its_settings_apart_is_refused(tmp_path: Path) -> None:
+    cells = {count: {0: row("labels", count, 0, 50)} for count in COUNTS}
+    draw([Setting(f"setting {number}", cells) for number in range(6)], tmp_path / "figure.png")
+    with pytest.raises(InputError, match="7 settings: a figure tells 6 apart: give fewer folders"):
+        draw([Setting("another", cells)] * 7, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_of_a_sweep_each_trial_counts_where_it_was_trained(tmp_path: Path) -> None:
     head = f"run,group,keep,merge_ratio,{FRECHET},psnr,{PROBE},knn_top1_cls,probe_top1_untrained"
     rows = [
@@ -143,7 +152,8 @@ def test_curves_of_another_sweep_are_refused(tmp_path: Path) -> None:
 def test_cells_come_seed_by_seed_with_every_count_in_every_setting() -> None:
     names = [cell.name for cell in table4.cells(["labels", "self"], [9, 64], 2, table4.TINY)]
     assert names[:5] == ["teacher_labels", "labels_k09_s0", "self_k09_s0", "labels_k64_s0", "self_k64_s0"]
-    assert all(name.endswith("_s1") for name in names[5:])
+    assert all(name.endswith("_s1") for name in names[5:-1])
+    assert names[-1] == "mean_colour"
 
 
 @pytest.mark.filterwarnings("ignore:36 images for")
@@ -151,7 +161,16 @@ def test_a_study_trains_its_teacher_and_one_tokenizer_for_each_count(tmp_path: P
     cells = table4.cells(["other_classes"], [9, 64], 1, table4.TINY)
     assert run_cells(cells[:2], tmp_path, say=lambda text: None).failed == []
     outcome = run_cells(cells, tmp_path, say=lambda text: None)
-    assert outcome.done == ["teacher_other_classes", "other_classes_k09_s0", "other_classes_k64_s0"]
+    assert outcome.done == [
+        "teacher_other_classes",
+        "other_classes_k09_s0",
+        "other_classes_k64_s0",
+        "mean_colour",
+    ]
+    floor = read_floor(tmp_path)
+    assert floor is not None
+    assert 10 < floor["psnr"] < 20, "whatever the images, their mean colour is no good copy"
+    assert f"alone: `rfd_random_v1` {floor[FRECHET]:.2f}, PSNR" in markdown(read_settings(tmp_path), floor)
     (setting,) = read_settings(tmp_path)
     assert setting.counts == [9, 64]
     assert "alignment has seen no label" in setting.title

@@ -44,6 +44,7 @@ class Recipe:
     ema_decay: ProperFraction = 0.999
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False  # torch.compile the transformer blocks, one graph per kept count
+    cuda_graphs: bool = True  # on one GPU: a tokenizer's passes are recorded, one graph per kept count
     channels_last: bool = False
     recompute: bool = False  # a tokenizer's convolution stages: less memory, the same numbers
     on_nan: Literal["stop", "skip"] = "stop"
