@@ -35,7 +35,7 @@ class FrontScheduler(FIFOScheduler):
         self._choice_of = choice_of
         self._rungs = FrontRungs(settings, steps, file)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[FrontScheduler], tuple[object, ...]]:
         return type(self), self._arguments
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
