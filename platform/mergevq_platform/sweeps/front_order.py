@@ -8,11 +8,12 @@ nothing but itself. Ranks are whole numbers: hypervolumes and ties are exact.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-Point = tuple[int, ...]
+Point = tuple[float, ...]
 
 
 def places(losses: np.ndarray) -> np.ndarray:
@@ -31,7 +32,7 @@ def places(losses: np.ndarray) -> np.ndarray:
     reference = tuple(int(worst) + 1 for worst in points.max(axis=0))
     place, better = np.zeros(len(points), dtype=np.int64), 0
     for front in _fronts(points):
-        number = {tuple(int(x) for x in points[row]): row for row in front}
+        number: dict[Point, int] = {tuple(int(x) for x in points[row]): row for row in front}
         for point in by_contribution(list(number), reference):
             place[number[point]] = better
             better += int(copies[number[point]])
@@ -53,22 +54,25 @@ def by_contribution(points: Sequence[Point], reference: Point) -> list[Point]:
     return chosen
 
 
-def added(point: Point, others: Sequence[Point], reference: Point) -> int:
+def added(point: Point, others: Sequence[Point], reference: Point) -> float:
     """The hypervolume that a point dominates and none of the others does."""
     covered = [tuple(map(max, point, other)) for other in others]
     return _box(point, reference) - hypervolume(covered, reference)
 
 
-def hypervolume(points: Sequence[Point], reference: Point) -> int:
-    """The volume that points dominate up to a reference point, exact, of any number of objectives (slices of the last one)."""
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """The volume that points dominate up to a reference point, of any number of objectives (slices of the last one).
+
+    Exact where the coordinates are whole numbers.
+    """
     inside = [point for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
     if not inside:
-        return 0
+        return 0.0
     if len(reference) == 1:
         return reference[0] - min(inside)[0]
     inside.sort(key=lambda point: point[-1])
     edges = [point[-1] for point in inside[1:]] + [reference[-1]]
-    total = 0
+    total = 0.0
     if len(reference) == 2:
         least = reference[0]
         for point, edge in zip(inside, edges, strict=True):
@@ -94,8 +98,5 @@ def _fronts(points: np.ndarray) -> list[list[int]]:
     return fronts
 
 
-def _box(point: Point, reference: Point) -> int:
-    size = 1
-    for low, high in zip(point, reference, strict=True):
-        size *= max(0, high - low)
-    return size
+def _box(point: Point, reference: Point) -> float:
+    return math.prod(max(0.0, high - low) for low, high in zip(point, reference, strict=True))
