@@ -63,7 +63,9 @@ def read_records(file: Path, objectives: str) -> list[ReplayedSweep]:
     return [
         ReplayedSweep(
             name,
-            np.array([[of(dict(zip(stored["fields"], rung, strict=True))) for rung in trial] for trial in trials]),
+            np.array(
+                [[of(dict(zip(stored["fields"], rung, strict=True))) for rung in trial] for trial in trials]
+            ),
         )
         for name, trials in stored["sweeps"].items()
     ]
@@ -179,33 +181,3 @@ def chance(sweep: ReplayedSweep, settings: FrontStopping, order: int) -> Decide:
     """The rungs of `front_stopping`, where one in `factor` goes on whatever it has reached."""
     random, rungs = np.random.default_rng([order, 1]), settings.rungs(sweep.rungs)
     return lambda trial, rung, losses: rung not in rungs or bool(random.random() < 1 / settings.factor)
-
-
-SCHEDULERS: dict[str, Callable[[ReplayedSweep, int], Decide]] = {
-    "none": lambda sweep, order: lambda trial, rung, losses: True,
-    **{
-        f"front, every {every}, factor {factor:g}, from {least}": lambda sweep, order, s=FrontStopping(
-            every_steps=every, factor=factor, min_trials=least
-        ): front_stopping(sweep, s)
-        for every in (1, 2, 3)
-        for factor in (1.5, 2.0, 3.0)
-        for least in (1, 4)
-    },
-    **{
-        f"ASHA on the distance, every {every}, factor {factor}": lambda sweep, order, e=every, f=factor: asha(
-            sweep, every=e, factor=f
-        )
-        for every in (1, 2)
-        for factor in (2, 3)
-    },
-    **{
-        f"Optuna's {kind}, on the distance": lambda sweep, order, k=kind: optuna_pruner(sweep, k, order)
-        for kind in ("median", "successive halving", "hyperband")
-    },
-    **{
-        f"chance, every {every}, factor 2": lambda sweep, order, e=every: chance(
-            sweep, FrontStopping(every_steps=e), order
-        )
-        for every in (1, 2)
-    },
-}

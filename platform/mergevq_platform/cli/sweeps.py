@@ -49,9 +49,9 @@ def _add_sweep(verbs: Any) -> None:
     sweep.add_argument("--seeds", type=count, help="repeat every choice over this many seeds")
     sweep.add_argument(
         "--stopping",
-        choices=("front", "first", "none"),
-        help="stop trials early at equal steps: by the front of all objectives, by the first objective, or not at all "
-        "(default: the file's; --over: none)",
+        metavar="KIND[:STEPS]",
+        help="stop trials early at equal steps, by the 'front' of all objectives or by the 'first' objective, or 'none' "
+        "(default: the file's; --over: none); STEPS to the first comparison (default: the file's, else a quarter of a trial)",
     )
     sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")

@@ -76,13 +76,20 @@ class FrontRungs:
         finite = {name: mean for name, mean in means.items() if np.isfinite(mean).all()}
         better = len(finite)
         if choice in finite:
-            place = places(np.stack(list(finite.values())))
-            own = list(finite).index(choice)
-            # Of equals those that came before: what is no better than one that goes on adds nothing to the front.
+            points, own = np.stack(list(finite.values())), list(finite).index(choice)
+            if not _is_beaten(points, own):
+                return None
+            place = places(points)
             better = int(place[own]) + int((place[:own] == place[own]).sum())
-        if better < math.ceil(len(means) / self.settings.factor):
+        if better < max(1, int(len(means) / self.settings.factor)):
             return None
         return f"{better} of {len(means)} choices were as good or better at step {step}"
+
+
+def _is_beaten(points: np.ndarray, own: int) -> bool:
+    """Whether another point is no worse in any objective; of equals those that came later are beaten."""
+    no_worse, better = (points <= points[own]).all(axis=1), (points < points[own]).any(axis=1)
+    return bool((no_worse & (better | (np.arange(len(points)) < own))).any())
 
 
 def read_decisions(file: Path) -> list[RungDecision]:

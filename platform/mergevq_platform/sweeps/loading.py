@@ -24,7 +24,7 @@ STOPPING: dict[str, type[EarlyStopping] | type[FrontStopping] | None] = {  # by 
     "first": EarlyStopping,
     "none": None,
 }
-RUNGS = 8  # of a training, where only the kind of early stopping is said
+RUNGS = 4  # parts of a training, the first of which ends at the first rung
 
 
 def opened(
@@ -80,8 +80,8 @@ def changed(
 ) -> Sweep:
     """The sweep with more overrides laid over its base, another recipe, number of trials or of seeds, other stopping; checked.
 
-    `stopping` is a name of `STOPPING`; what it names compares as often as the sweep did, or eight times in a training. Raises
-    `InputError` where the search has no such number.
+    `stopping` is a name of `STOPPING`, with or without the steps to the first rung: `front:150`. Without, it compares as often
+    as the sweep did, or from a quarter of a training on. Raises `InputError` where the search has no such number.
     """
     search = sweep.search
     for name, value in (("trials", trials), ("seeds", seeds)):
@@ -95,11 +95,20 @@ def changed(
     overrides = (*sweep.overrides, *overrides)
     sweep = replace(sweep, recipe=recipe or sweep.recipe, overrides=overrides, search=search)
     if stopping is not None:
-        made = STOPPING[stopping]
-        every = sweep.rung_steps or max(1, (sweep.first_recipe().steps or 1) // RUNGS)
-        sweep = replace(sweep, stopping=made(every_steps=every) if made else None)
+        sweep = replace(sweep, stopping=_stopping(stopping, sweep))
     sweep.check()
     return sweep
+
+
+def _stopping(text: str, sweep: Sweep) -> EarlyStopping | FrontStopping | None:
+    name, _, every = text.partition(":")
+    if name not in STOPPING or (every and not (every.isdecimal() and int(every))):
+        raise InputError(
+            f"--stopping {text}: write {', '.join(STOPPING)}, or with the steps to the first rung, as front:150"
+        )
+    kind = STOPPING[name]
+    known = sweep.rung_steps or max(1, (sweep.first_recipe().steps or 1) // RUNGS)
+    return kind(every_steps=int(every or known)) if kind else None
 
 
 def from_dimensions(recipe: str, dimensions: Sequence[str]) -> Sweep:

@@ -22,14 +22,14 @@ class EarlyStopping:
 class FrontStopping:
     """ASHA's rungs, on the front of all objectives: non-dominated rank, then hypervolume (`front_order`).
 
-    A choice goes on past `every_steps * factor**k` steps if it is among the best 1/factor, rounded up, of those that came so
-    far; its seeds are judged by their mean. Nothing is stopped for others before `min_trials` choices came to a rung. A
-    trial of which an objective is not finite is stopped at once.
+    A choice goes on past `every_steps * factor**k` steps where none that came so far beats it in every objective, or where it
+    is among the best 1/factor of them. Its seeds are judged by their mean. Nothing is stopped for others before `min_trials`
+    choices came to a rung. A trial of which an objective is not finite is stopped at once.
     """
 
     every_steps: int
     factor: float = 2.0
-    min_trials: int = 4
+    min_trials: int = 1
 
     def __post_init__(self) -> None:
         for name, low in (("every_steps", 1), ("min_trials", 1)):

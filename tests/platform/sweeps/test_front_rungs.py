@@ -60,12 +60,13 @@ def test_settings_that_cannot_work_are_refused_by_name(wrong: dict[str, Any]) ->
         FrontStopping(**({"every_steps": 10} | wrong))
 
 
-def test_the_better_half_of_those_that_came_so_far_goes_on() -> None:
+def test_the_front_and_the_better_half_of_those_that_came_so_far_go_on() -> None:
     rungs = FrontRungs(SETTINGS, 80)
     assert goes_on(rungs, "first", 5, 5)  # nobody to compare with
     assert not goes_on(rungs, "dominated", 6, 6)
     assert goes_on(rungs, "better in one", 9, 1)
     assert goes_on(rungs, "best", 1, 1)
+    assert goes_on(rungs, "second of five", 2, 2)
     assert not goes_on(rungs, "worst", 9, 9)
     assert rungs.decide("best", "best", 15, losses(0, 0)) is None  # between rungs
     assert goes_on(rungs, "best", 9, 9, step=20)  # the first there
@@ -82,7 +83,8 @@ def test_a_trial_that_is_not_finite_is_stopped_and_takes_nobodys_place() -> None
     assert decision is not None
     assert decision.reason == "distance is no finite number"
     assert goes_on(rungs, "a", 1, 1)
-    assert goes_on(rungs, "b", 2, 2)  # of three that came, two go on
+    assert not goes_on(rungs, "b", 2, 2)  # one of the three that came goes on
+    assert goes_on(rungs, "c", 2, 0)
     assert not goes_on(rungs, "overflown", -math.inf, 0)
 
 
@@ -220,12 +222,23 @@ def test_a_sweep_that_could_compare_nothing_is_refused(
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("front", FrontStopping(every_steps=75)), ("first", EarlyStopping(every_steps=75)), ("none", None)],
+    [
+        ("front", FrontStopping(every_steps=150)),
+        ("front:40", FrontStopping(every_steps=40)),
+        ("first", EarlyStopping(every_steps=150)),
+        ("none", None),
+    ],
 )
 def test_the_command_line_names_a_kind_of_stopping(kind: str, expected: object) -> None:
     dimensions = ["optimizer.learning_rate=1e-4,1e-3"]
     assert loading.opened("demo", dimensions, stopping=kind).stopping == expected
     assert loading.opened("demo", dimensions).stopping is None
+
+
+@pytest.mark.parametrize("text", ["back", "front:0", "front:x", "first:-1"])
+def test_another_kind_of_stopping_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=rf"--stopping {text}: write front, first, none"):
+        loading.opened("demo", ["optimizer.learning_rate=1e-4,1e-3"], stopping=text)
 
 
 def test_a_files_rungs_are_kept_when_the_kind_of_stopping_changes() -> None:
