@@ -19,6 +19,7 @@ from mergevq_platform.sweeps.stopping import FrontStopping
 SPEED = 0.1  # deviation of the logarithm of a trial's seconds for a step
 FIELDS = ("rfd_9", "rfd_36", "psnr_9", "psnr_36", "knn")
 
+QUARTER = FrontStopping(every_steps=2)  # of the eight rungs of a record
 Losses = tuple[float, ...]  # less is better
 Decide = Callable[[int, int, Losses], bool]  # (trial, rung from 1, losses) -> whether it goes on
 
@@ -43,16 +44,14 @@ class Replay:
     steps_share: float  # of its optimizer steps
 
 
+def _distance(rung: Mapping[str, float]) -> float:
+    return (math.log(rung["rfd_9"]) + math.log(rung["rfd_36"])) / 2
+
+
 OBJECTIVES: dict[str, Callable[[Mapping[str, float]], Losses]] = {
-    "distance and neighbours": lambda rung: (
-        (math.log(rung["rfd_9"]) + math.log(rung["rfd_36"])) / 2,
-        -rung["knn"],
-    ),
-    "distances at 9 and 36, neighbours": lambda rung: (
-        math.log(rung["rfd_9"]),
-        math.log(rung["rfd_36"]),
-        -rung["knn"],
-    ),
+    "distance at 9 and at 36 tokens": lambda rung: (math.log(rung["rfd_9"]), math.log(rung["rfd_36"])),
+    "distance and PSNR": lambda rung: (_distance(rung), -(rung["psnr_9"] + rung["psnr_36"]) / 2),
+    "distance and nearest neighbours": lambda rung: (_distance(rung), -rung["knn"]),
 }
 
 
@@ -130,7 +129,7 @@ def asha(sweep: ReplayedSweep, *, every: int, factor: int) -> Decide:
     """Ray Tune's ASHA on the first objective, with the settings of the platform."""
     from ray.tune.schedulers import ASHAScheduler
 
-    scheduler = ASHAScheduler(
+    scheduler: Any = ASHAScheduler(
         time_attr="step",
         metric="loss",
         mode="min",
@@ -181,3 +180,19 @@ def chance(sweep: ReplayedSweep, settings: FrontStopping, order: int) -> Decide:
     """The rungs of `front_stopping`, where one in `factor` goes on whatever it has reached."""
     random, rungs = np.random.default_rng([order, 1]), settings.rungs(sweep.rungs)
     return lambda trial, rung, losses: rung not in rungs or bool(random.random() < 1 / settings.factor)
+
+
+SCHEDULERS: dict[str, Callable[[ReplayedSweep, int], Decide]] = {
+    "**front** (1/4, factor 2; the default)": lambda sweep, order: front_stopping(sweep, QUARTER),
+    "front (1/8, factor 2)": lambda sweep, order: front_stopping(sweep, FrontStopping(every_steps=1)),
+    "front (1/4, factor 3)": lambda sweep, order: front_stopping(
+        sweep, FrontStopping(every_steps=2, factor=3)
+    ),
+    "front (3/8, factor 2)": lambda sweep, order: front_stopping(sweep, FrontStopping(every_steps=3)),
+    "ASHA (1/4, factor 2)": lambda sweep, order: asha(sweep, every=2, factor=2),
+    "ASHA (1/8, factor 2)": lambda sweep, order: asha(sweep, every=1, factor=2),
+    "Optuna: median": lambda sweep, order: optuna_pruner(sweep, "median", order),
+    "Optuna: successive halving": lambda sweep, order: optuna_pruner(sweep, "successive halving", order),
+    "Optuna: hyperband": lambda sweep, order: optuna_pruner(sweep, "hyperband", order),
+    "chance (1/4, factor 2)": lambda sweep, order: chance(sweep, QUARTER, order),
+}
