@@ -7,6 +7,7 @@ that never stopped, and the data and kept counts of a step do not depend on the 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
@@ -27,7 +28,7 @@ from mergevq_platform import optim
 from mergevq_platform.meter import Meter, Reporter
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.recorded_passes import MicroBatchPasses, RecordedPasses
-from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage import checkpoints, forks
 from mergevq_platform.storage.checkpoints import TrainingState
 from mergevq_platform.tasks.task import Samples, Worker, task_of
 
@@ -54,13 +55,14 @@ class Host(Reporter, Protocol):
         """Report the phase that this rank begins. Called by every rank, very often."""
 
 
-def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
-    """Train until the recipe's last step or a stop request; returns the number of steps done."""
+def train(recipe: ResolvedRecipe, worker: Worker, host: Host, until: int | None = None) -> int:
+    """Train until the recipe's last step, step `until` or a stop request; returns the number of steps done."""
     torch.manual_seed(recipe.seed)
     optim.prefer_speed(worker.device)
     task = task_of(recipe)
     samples = task.open_data(recipe)
     total_steps, _ = length(recipe, samples)
+    last_step = min(total_steps, until or total_steps)
     if worker.rank == 0 and (without := task.unlabelled(samples)):
         host.warn(
             f"{without:,} of the {samples.rows:,} images of '{recipe.data.train_split}' have no label: they are not used for classification"
@@ -77,18 +79,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     if worker.rank == 0:
         for note in training.notes():
             host.warn(note)
-    initial: list[str] | None = None
-    if latest := host.latest():
-        checkpoints.restore(latest, state)
-        if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:
-            host.warn(
-                f"the data at {samples.path} are not those that this run began with (fingerprint differs)"
-            )
-    else:
-        initial = task.begin(training, state.ema.averaged)
-        if worker.rank == 0:
-            for remark in initial or ():
-                host.warn(remark)
+    initial = begin(recipe, samples, state, worker, host)
     if recipe.compile:
         task.compile(training)
     phases = distribute(training, worker)
@@ -96,6 +87,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     autocast = optim.autocast(recipe, worker.device)
     meter = Meter(recipe, task, worker, host, total_steps, state.scaler, control)
     recorded = RecordedPasses(recipe, training, passes_of(phases, autocast, state.scaler), worker, host.warn)
+    meter.flops = recorded.flops.per_image
 
     def save() -> None:
         meter.flush()
@@ -124,9 +116,9 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
         validate()  # where the initial model stands
     with feed.stream(state.step, state.bad_images) as stream:
         asked_at = time.monotonic()
-        compiled: set[int | None] = set()
+        steps_of: Counter[int | None] = Counter()
         batches = iter(stream)
-        while state.step < total_steps:
+        while state.step < last_step:
             step = state.step
             host.at(step, "waiting for data")
             micro_batches = meter.waiting(lambda: next(batches))
@@ -136,13 +128,13 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
 
             losses: list[tuple[float, dict[str, Tensor]]] = []
             for index, micro_batch in enumerate(micro_batches):
-                host.at(step, "compiling" if recipe.compile and keep not in compiled else "training")
+                host.at(step, "compiling" if recipe.compile and steps_of[keep] < 3 else "training")
                 batch = feed.batch(micro_batch, keep)
                 # The ranks' gradients are averaged: a rank with more samples than the others must weigh more.
                 share = worker.world_size * len(batch["label"]) / recipe.global_batch
                 last = index == len(micro_batches) - 1
                 losses.append((share, recorded(batch, keep, step, share, last)))
-            compiled.add(keep)
+            steps_of[keep] += 1
             norms = optim.update(recipe, training, state, keep_gradients=recorded.enabled)
             training.after_step(step)
             state.ema.update()
@@ -159,7 +151,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
                 asked_at = time.monotonic()
             if recipe.evaluation.every and state.step % recipe.evaluation.every == 0:
                 validate()
-            due = state.step % recipe.checkpoint_every == 0 or state.step == total_steps
+            due = state.step % recipe.checkpoint_every == 0 or state.step == last_step
             if due or stopping or leaving:
                 save()
             if stopping:
@@ -185,6 +177,30 @@ def build(recipe: Recipe, samples: Samples) -> Training:
     training = task_of(recipe).build(recipe, samples)
     set_recompute(training, recipe.recompute)  # whatever task: what takes no gradient keeps nothing anyway
     return training
+
+
+def begin(
+    recipe: ResolvedRecipe, samples: Samples, state: TrainingState, worker: Worker, host: Host
+) -> list[str] | None:
+    """Load the state that training goes on from: the run's own, else that of its trunk, else of a trained model.
+
+    Returns the remarks on that model; None where there is none of it.
+    """
+    if latest := host.latest():
+        checkpoints.restore(latest, state)
+        if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:
+            host.warn(
+                f"the data at {samples.path} are not those that this run began with (fingerprint differs)"
+            )
+        return None
+    if recipe.fork is not None:
+        forks.restore(recipe.fork, state, samples.fingerprint)
+        return None
+    remarks = task_of(recipe).begin(state.training, state.ema.averaged)
+    if worker.rank == 0:
+        for remark in remarks or ():
+            host.warn(remark)
+    return remarks
 
 
 def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:

@@ -10,6 +10,7 @@ from mergevq_platform.sweeps.definition import (
     Rung,
     Sweep,
     Tpe,
+    Trunk,
 )
 from mergevq_platform.sweeps.objectives import (
     Objective,
@@ -35,6 +36,7 @@ __all__ = [
     "Rung",
     "Sweep",
     "Tpe",
+    "Trunk",
     "choice",
     "hypervolume",
     "integer",

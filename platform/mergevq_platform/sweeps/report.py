@@ -27,6 +27,7 @@ from mergevq_platform.sweeps.families import Families
 from mergevq_platform.sweeps.finished import Finished, by_choice
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
+from mergevq_platform.sweeps.savings import savings
 from mergevq_platform.sweeps.stopped import StoppedTrial, steps_saved, stopped_rows, stopped_sentence
 from mergevq_platform.tracking.notes import NOTE_TAG
 from mergevq_platform.tracking.recorder import Recorder
@@ -202,12 +203,18 @@ def omissions(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
     return lines
 
 
+def shared(finished: Sequence[Finished]) -> list[str]:
+    """One line on the trunk that the trials share and the steps that it saved, where they were forked."""
+    sentence = savings(finished)
+    return [sentence] if sentence else []
+
+
 def markdown(
     definition: Sweep, name: str, finished: Sequence[Finished], stopped: Sequence[StoppedTrial] = ()
 ) -> str:
     """The sweep's findings as Markdown."""
     parts = [f"# {name}", definition.question, "## Trials", _markdown(table(definition, finished))]
-    parts += omissions(definition, finished)
+    parts += shared(finished) + omissions(definition, finished)
     if not not_comparable(finished):
         parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
     if stopped:
@@ -262,7 +269,8 @@ def note(definition: Sweep, finished: Sequence[Finished], files: Mapping[str, Pa
     ]
     cells = [[row[at] for at in wanted] for row in (header, *rows[:NOTE_TRIALS])]
     figures = [linked_figure("report", files[name]) for name in NOTE_FIGURES if name in files]
-    return run_note(answer, omissions(definition, finished), _markdown(cells), *figures, definition.question)
+    remarks = shared(finished) + omissions(definition, finished)
+    return run_note(answer, remarks, _markdown(cells), *figures, definition.question)
 
 
 def show(definition: Sweep, finished: Sequence[Finished]) -> None:
@@ -279,7 +287,7 @@ def show(definition: Sweep, finished: Sequence[Finished]) -> None:
         for row in rows[1:]:
             printed.add_row(*(cell.removeprefix(prefix) for cell in row))
         print_table(printed, console)
-    for line in omissions(definition, finished):
+    for line in shared(finished) + omissions(definition, finished):
         print(line)
 
 
