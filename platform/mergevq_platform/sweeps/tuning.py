@@ -27,6 +27,7 @@ from mergevq_platform.sweeps.stopping import FrontStopping
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
 from mergevq_platform.sweeps.trial import chosen, run_trial
+from mergevq_platform.sweeps.yielding import YieldingScheduler, watching
 
 if TYPE_CHECKING:
     from optuna.samplers import TPESampler
@@ -66,7 +67,7 @@ def run_trials(
             param_space=param_space(definition),
             tune_config=tune.TuneConfig(
                 search_alg=_search_algorithm(definition),
-                scheduler=_scheduler(definition, settings, base),
+                scheduler=_yielding(_scheduler(definition, settings, base), settings),
                 num_samples=definition.num_trials if isinstance(definition.search, Tpe) else 1,
                 max_concurrent_trials=trials_at_once(base, settings.device, concurrent),
                 reuse_actors=True,  # a trial then starts in a process that has imported torch already
@@ -83,8 +84,13 @@ def run_trials(
                 verbose=0,
             ),
         )
-    grid = tuner.fit()
+    with watching(settings.name):
+        grid = tuner.fit()
     return [grid[at] for at in range(len(grid))]
+
+
+def _yielding(scheduler: TrialScheduler | None, settings: SweepSettings) -> TrialScheduler | None:
+    return YieldingScheduler(scheduler, settings.name) if settings.yields else scheduler
 
 
 def resources(base: Recipe, device: str, gpus_per_trial: float) -> tune.PlacementGroupFactory:
