@@ -89,7 +89,8 @@ def sweep(
         outcome = gathered(definition, settings, results)
         if outcome.finished:
             folder = run.directory / "report"
-            outcome.files.update(report.write(definition, settings.name, outcome.finished, folder))
+            files = report.write(definition, settings.name, outcome.finished, folder, outcome.cost)
+            outcome.files.update(files)
             report.record(definition, outcome.finished, outcome.files, recorder)
         status = "FINISHED" if outcome.complete else "KILLED"
     finally:

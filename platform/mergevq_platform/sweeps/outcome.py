@@ -13,6 +13,7 @@ from ray.tune import ResultGrid
 
 from mergevq.errors import InputError
 from mergevq_platform.distributed.failures import one_line
+from mergevq_platform.sweeps.cost import SweepCost, cost_of
 from mergevq_platform.sweeps.definition import Sweep
 from mergevq_platform.sweeps.finished import RECORD, STOPPED, Finished
 from mergevq_platform.sweeps.stored import SweepSettings
@@ -37,6 +38,7 @@ class SweepOutcome:
     stopped_early: list[str]
     complete: bool  # no trial is left to run
     files: dict[str, Path]
+    cost: SweepCost | None = None
     undelivered: str | None = (
         None  # what the tracking store lacks and how to deliver it, if it lacks something
     )
@@ -47,6 +49,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) ->
     finished: list[Finished] = []
     failed: dict[str, str] = {}
     stopped: list[str] = []
+    spent: dict[str, float] = {}  # trial -> seconds of its process
     waiting = max(0, definition.num_trials - len(results))
     store = Store.at(Path(settings.home), settings.tracking_uri)
     for at in range(len(results)):
@@ -56,6 +59,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) ->
             continue
         name = chosen(result.config, definition, settings)[2] if result.config else Path(result.path).name
         directory = settings.run(name).directory
+        spent[name] = float((result.metrics or {}).get("time_total_s", 0.0))
         record = Finished.load(directory / RECORD)
         if record is not None:
             finished.append(record)
@@ -75,7 +79,16 @@ def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) ->
             waiting += 1
     finished.sort(key=lambda record: record.name)
     experiment = definition.first_recipe().experiment
-    return SweepOutcome(definition, settings, experiment, finished, failed, sorted(stopped), waiting == 0, {})
+    cost = cost_of(
+        spent,
+        finished,
+        workers=definition.first_recipe().cluster.workers,
+        gpus_per_trial=definition.gpus_per_trial,
+        device=settings.device,
+    )
+    return SweepOutcome(
+        definition, settings, experiment, finished, failed, sorted(stopped), waiting == 0, {}, cost
+    )
 
 
 def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str]) -> None:
