@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo demo-generate test test-long test-gpu test-cluster faults soak check format setup lock clean
+.PHONY: demo demo-generate test test-slow test-long test-gpu test-cluster faults soak check format setup lock clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -27,7 +27,7 @@ demo: setup  ## images, a stand-in teacher, a tokenizer, its curve: about ten mi
 demo-generate: setup  ## after `make demo`: two small generators on its tokenizer's codes, evaluated: under twelve minutes
 	$(RUN)/python jobs/demo_generate.py
 
-LONG := soak or cluster or faults or long or gpu
+LONG := soak or cluster or faults or long or slow or gpu
 RAY_FILES = $$(grep -rl --include='*.py' 'mark\.ray' tests)  # the others need not be imported to be deselected
 AFTER_RAY := tests/golden tests/end_to_end tests/parity tests/platform/tasks
 PYTEST := OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10
@@ -37,6 +37,9 @@ test: setup  ## the ordinary suite in two halves: what starts Ray, then AFTER_RA
 	$(PYTEST) -m 'ray and not ($(LONG))' $(RAY_FILES); ray=$$?; \
 	$(PYTEST) -m 'not (ray or $(LONG))' $(AFTER_RAY); after=$$?; \
 	wait $$!; others=$$?; cat "$$rest"; exit $$((ray | after | others))
+
+test-slow: setup  ## what CI runs beside the ordinary suite: more servers, workers and processes for the same statements; minutes
+	$(PYTEST) -m slow
 
 test-long: setup  ## real trainings on Ray that the ordinary suite shows smaller; minutes
 	$(RUN)/python -m pytest -m long

@@ -3,6 +3,7 @@
     python jobs/benchmark.py                 every measurement, about ten minutes on two cores
     python jobs/benchmark.py encoder lfq     only these
     python jobs/benchmark.py --json FILE     also as JSON
+    python jobs/benchmark.py gpu --limit-seconds 180    what a GPU gained, in one sitting
 
 Absolute times belong to the machine named at the top; the ratios are what carries over.
 """
@@ -14,16 +15,17 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import generation, metrics, recipe_step, tokenizer
+from benchmarks import generation, gpu, metrics, recipe_step, tokenizer
 from benchmarks import platform as feeding_and_ray
 
-MEASUREMENTS = {
+MEASUREMENTS: dict[str, Callable[..., Iterable[str]]] = {
     name: measurement
-    for module in (tokenizer, recipe_step, metrics, generation, feeding_and_ray)
+    for module in (gpu, tokenizer, recipe_step, metrics, generation, feeding_and_ray)
     for name, measurement in module.MEASUREMENTS.items()
 }
 
@@ -35,6 +37,13 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--limit-seconds",
+        type=float,
+        default=600.0,
+        help="the time of `gpu`, which leaves out what does not fit",
+    )
+    parser.add_argument("--tiny", action="store_true", help="`gpu` at a size that a CPU tries it at")
     options = parser.parse_args()
     unknown = set(options.names) - set(MEASUREMENTS)
     if unknown:
@@ -48,7 +57,8 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine, "torch": torch.__version__}
     for name in options.names or MEASUREMENTS:
         report[name] = []
-        for line in MEASUREMENTS[name]():
+        settings = {"limit_seconds": options.limit_seconds, "tiny": options.tiny} if name == "gpu" else {}
+        for line in MEASUREMENTS[name](**settings):
             report[name].append(line)
             print(line, flush=True)
     if options.json:

@@ -64,8 +64,19 @@ class ResBlock(nn.Module):
         if not (self.recompute and torch.is_grad_enabled()):
             return self.computed(x)
         return checkpoint(
-            self.computed, x, use_reentrant=False, preserve_rng_state=False, context_fn=_convolutions_kept
+            self._without_cached_casts,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=_convolutions_kept,
         )
+
+    def _without_cached_casts(self, x: Tensor) -> Tensor:
+        # A second view would find the weights cast by the first, and its backward pass would not: operations must be the same.
+        device = x.device.type
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        with torch.autocast(device, dtype, enabled, cache_enabled=False):
+            return self.computed(x)
 
     def computed(self, x: Tensor) -> Tensor:
         """The block's output; all that its gradient needs is kept."""

@@ -27,6 +27,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.ray)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Whatever empty database this process needs is a copy of its first."""
+    import migrated_databases
+
+    migrated_databases.copy_from_now_on()
+
+
 @pytest.fixture(scope="session")
 def image_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """192 + 64 procedural shapes of 16 px."""
@@ -57,7 +64,7 @@ def small_recipe(image_set: Path) -> dict[str, Any]:
         "log_every": 1,
         "checkpoint_every": 4,
         "optimizer": {"learning_rate": 1e-3, "schedule": {"kind": "constant"}},
-        "evaluation": {"keeps": [4, 9, 16], "batch": 16, "validation_images": 32},
+        "evaluation": {"keeps": [4, 9, 16], "batch": 16, "validation_images": 32, "shown_images": 2},
         "cluster": {"device": "cpu"},
     }
 
@@ -170,7 +177,7 @@ def small_generator(image_set: Path, codes: Path) -> dict[str, Any]:
         "log_every": 1,
         "checkpoint_every": 4,
         "optimizer": {"learning_rate": 1e-3, "schedule": {"kind": "constant"}},
-        "evaluation": {"batch": 16, "validation_images": 32},
+        "evaluation": {"batch": 16, "validation_images": 32, "shown_images": 2},
         "cluster": {"device": "cpu"},
     }
 

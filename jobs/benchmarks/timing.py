@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 MEBIBYTE = 1024**2
+MATRIX_SIDE, COPY_BYTES = 8192, 1 << 30
 
 
 def interleaved(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -63,3 +64,14 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 def _high_water_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def machine_rates() -> tuple[float, float]:
+    """(FLOP/s of a bfloat16 matrix product, bytes/s read and written by a copy) of the device, on random data."""
+    side = MATRIX_SIDE if torch.cuda.is_available() else 2048
+    left, right = (torch.randn(side, side, device=device()).bfloat16() for _ in range(2))
+    size = COPY_BYTES if torch.cuda.is_available() else COPY_BYTES // 8
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device())
+    target = torch.empty_like(source)
+    times = interleaved({"product": lambda: left @ right, "copy": lambda: target.copy_(source)}, rounds=9)
+    return 2 * side**3 / times["product"], 2 * size / times["copy"]

@@ -95,7 +95,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     control: Any = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT) if worker.world_size > 1 else None
     autocast = optim.autocast(recipe, worker.device)
     meter = Meter(recipe, task, worker, host, total_steps, state.scaler, control)
-    recorded = RecordedPasses(recipe, training, _passes(phases, autocast, state.scaler), worker, host.warn)
+    recorded = RecordedPasses(recipe, training, passes_of(phases, autocast, state.scaler), worker, host.warn)
 
     def save() -> None:
         meter.flush()
@@ -225,9 +225,11 @@ def accumulate(
     return losses
 
 
-def _passes(
+def passes_of(
     phases: dict[str, nn.Module], autocast: Callable, scaler: torch.amp.GradScaler | None
 ) -> MicroBatchPasses:
+    """`accumulate` of these phases."""
+
     def passes(
         batch: dict[str, Tensor], keep: int | None, step: int, share: float, last: bool
     ) -> dict[str, Tensor]:

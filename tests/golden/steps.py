@@ -1,4 +1,4 @@
-"""Twenty steps of a training, at one and two workers: what is reported, the gradients, the state at the end.
+"""Twenty steps of a training at one worker, the first ten at two: what is reported, the gradients, the state at the end of twenty.
 
 Gradients are read where PyTorch's optimizers begin a step, after clipping; so nothing of the loop needs to be known.
 """
@@ -30,6 +30,7 @@ RESUMED = (
     "probe",
 )
 STOP = 7  # steps before a resumed run goes on
+TOGETHER = 10  # steps of two workers: the first validation is among them
 Tree = dict[str, Any]
 
 
@@ -57,7 +58,12 @@ def one_worker(name: str, tree: Tree) -> Tree:
     directory = f"runs/{name}"
     with gradients() as seen:
         history, warnings = product.train(trees.of_workers(tree, 1), directory)
-    found = _record(history, warnings, seen, directory)
+    checkpoint = product.newest(directory)
+    found = {
+        "checkpoint": Path(checkpoint).name,
+        **_record(history, warnings, seen),
+        "state": leaves.checkpoint(checkpoint),
+    }
     if name in RESUMED:
         product.train(trees.of_workers(tree, 1), f"parts/{name}", stop_at=STOP)
         first = Path(product.newest(f"parts/{name}")).name
@@ -93,30 +99,27 @@ def _rank(rank: int, named: dict[str, Tree]) -> None:
             directory = f"two/{name}"
             with gradients() as seen:
                 history, warnings = product.train(
-                    trees.of_workers(tree, 2), directory, rank=rank, world_size=2
+                    trees.of_workers(tree, 2), directory, rank=rank, world_size=2, stop_at=TOGETHER
                 )
             dist.barrier()
-            found[name] = _record(history, warnings, seen, directory)
+            found[name] = _record(history, warnings, seen)
     finally:
         dist.destroy_process_group()
     Path(f"two/{rank}.json").write_text(json.dumps(found))
 
 
-def _record(history: list, warnings: list[str], seen: list[Tree], directory: str) -> Tree:
+def _record(history: list, warnings: list[str], seen: list[Tree]) -> Tree:
     reports: dict[str, list] = {}
     for step, values in history:
         for key, value in values.items():
             # A count is the same everywhere.
             plain = int(value) if key == "train/kept_tokens" else value
             reports.setdefault(key, []).append([step, plain])
-    checkpoint = product.newest(directory)
     return {
-        "checkpoint": Path(checkpoint).name,
         "reports": {
             key: {"steps": [step for step, _ in rows], "values": [value for _, value in rows]}
             for key, rows in reports.items()
         },
         "warnings": warnings,
         "gradients": seen,
-        "state": leaves.checkpoint(checkpoint),
     }

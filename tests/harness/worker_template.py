@@ -25,6 +25,7 @@ IMPORTED = (
     "mergevq_platform.evaluation.tokenizer_worker",
     "mergevq_platform.sampling.job",
     "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",  # a trial writes to the database itself
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "plotly.graph_objects",

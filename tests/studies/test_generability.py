@@ -35,6 +35,7 @@ def rows(names: int, keeps: tuple[int, ...], noise: float) -> list[dict[str, Any
     return found
 
 
+@pytest.mark.slow
 def test_the_study_runs_where_there_is_neither_ray_nor_mlflow_nor_parquet_nor_yaml(tmp_path: Path) -> None:
     arguments = [
         "--out",

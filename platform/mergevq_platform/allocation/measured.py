@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -53,11 +54,19 @@ class MeasuredJob(NamedTuple):
         return merge(map(one, self.batches.indices))
 
 
-def measure_split(spec: EvaluationSpec, split: str, menu: Menu, cache: Path | None) -> MeasuredImages:
+def measure_split(
+    spec: EvaluationSpec,
+    split: str,
+    menu: Menu,
+    cache: Path | None,
+    *,
+    measuring: Callable[[int, int], None] = lambda done, images: None,
+) -> MeasuredImages:
     """The images of a split, measured by all ranks of this process's group, each its share; all get the whole.
 
     They are the first of the split, as `evaluation` of the recipe limits them, without those that cannot be decoded. `cache`: the
-    folder of finished shares, which are not measured again. The result is the same for any number of ranks.
+    folder of finished shares, which are not measured again. `measuring` is called by rank 0 with the images done and all of them.
+    The result is the same for any number of ranks.
     """
     answer = answers(TokenizerWorker, spec)
     splits = EvaluatedSplits({split: split_batches(spec.recipe, spec.data, split)})
@@ -65,9 +74,13 @@ def measure_split(spec: EvaluationSpec, split: str, menu: Menu, cache: Path | No
     def measured(batches: EvalBatches) -> MeasuredImages:
         blocks = jobs_of_batches(batches.num_batches, BATCHES_PER_BLOCK)
         rank, ranks = _place()
-        own: list[MeasuredImages] | BadImage = []
+        share: list[MeasuredImages] = []
+        own: list[MeasuredImages] | BadImage = share
         try:
-            own = [_block(answer, spec, batches, block, menu, cache) for block in blocks[rank::ranks]]
+            for block in blocks[rank::ranks]:
+                share.append(_block(answer, spec, batches, block, menu, cache))
+                if rank == 0:  # the others are taken to be as far
+                    measuring(min(batches.images, ranks * sum(map(len, share))), batches.images)
         except BadImage as error:  # the other ranks must leave out the same images
             own = error
         parts = _gathered(own)

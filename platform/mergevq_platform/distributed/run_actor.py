@@ -57,8 +57,8 @@ class RunActor:
         return None
 
     def progress(self, status: dict[str, float]) -> None:
-        """Rank 0's latest progress."""
-        self.status = status
+        """Rank 0's latest progress; a step stays known while something else is done."""
+        self.status = {"step": self.status.get("step", 0.0)} | status
 
     def beat(self, beat: Heartbeat) -> None:
         """Keep a worker's heartbeat."""

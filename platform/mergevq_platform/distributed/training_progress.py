@@ -31,7 +31,7 @@ class TrainingProgress:
         self.console = Console(file=sys.stderr)
         self.recipe, self.run = recipe, run
         self.live = Live(console=self.console, transient=True) if self.console.is_terminal else None
-        self.shown_at, self.shown_step, self.warned = 0.0, -1.0, 0
+        self.shown_at, self.shown, self.warned = 0.0, "", 0
 
     def __enter__(self) -> TrainingProgress:
         self.console.print(
@@ -54,22 +54,23 @@ class TrainingProgress:
         self.warned = len(warnings)
         if not status:
             return
+        text = line(status, stopping)
         if self.live:
-            self.live.update(self._table(status, stopping))
-        elif status["step"] != self.shown_step and (
-            time.monotonic() - self.shown_at > PLAIN_SECONDS or status["step"] == status["total_steps"]
-        ):
-            self.console.print(line(status, stopping), highlight=False, soft_wrap=True)
-            self.shown_at, self.shown_step = time.monotonic(), status["step"]
+            self.live.update(self._table(text))
+        elif text != self.shown and (time.monotonic() - self.shown_at > PLAIN_SECONDS or _is_last(status)):
+            self.console.print(text, highlight=False, soft_wrap=True)
+            self.shown_at, self.shown = time.monotonic(), text
 
-    def _table(self, status: dict[str, float], stopping: bool) -> Table:
+    def _table(self, text: str) -> Table:
         table = Table.grid(padding=(0, 2))
-        table.add_row(line(status, stopping))
+        table.add_row(text)
         return table
 
 
 def line(status: dict[str, float], stopping: bool = False) -> str:
-    """One line: step, rate, time left, share of time spent waiting for data, the losses that matter."""
+    """One line: step, rate, time left, share of time spent waiting for data, the losses that matter; or images being measured."""
+    if "measured" in status:
+        return f"measuring images, once: {status['measured']:.0f}/{status['images']:.0f}"
     step, total = int(status["step"]), int(status["total_steps"])
     parts = [
         f"step {step}/{total}",
@@ -81,3 +82,8 @@ def line(status: dict[str, float], stopping: bool = False) -> str:
     if stopping:
         parts.append("stopping after a checkpoint (Ctrl-C again: at once)")
     return "  ".join(parts)
+
+
+def _is_last(status: dict[str, float]) -> bool:
+    done, every = ("measured", "images") if "measured" in status else ("step", "total_steps")
+    return status[done] == status[every]

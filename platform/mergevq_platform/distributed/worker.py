@@ -191,6 +191,7 @@ def worker_loop(config: WorkerLoopConfig) -> int | None:
         world_size=context.get_world_size(),
         device=device,
         cache=config["cache"],
+        measuring=lambda done, images: actor.progress.remote({"measured": done, "images": images}),
     )
     heartbeats = HeartbeatSender(
         actor.beat.remote,

@@ -18,7 +18,6 @@ from mergevq_platform.evaluation.tokenizer_results import TokenizerFindings
 from mergevq_platform.evaluation.tokenizer_worker import TokenizerWorker
 from mergevq_platform.tracking.page_images import save_page_image
 
-IMAGES_SHOWN = 8
 GRIDS = ("reconstructions.png", "clusters.png")  # files of `image_grids`
 
 
@@ -33,7 +32,8 @@ def write_figures(
     keeps = [int(keep) for keep in curve.column("keep")]
     if "reconstruction" in curve.suites:
         evaluated = evaluated_batches(curve, worker, worker.recipe.data.evaluation_split)
-        originals = worker.images(evaluated, range(min(IMAGES_SHOWN, evaluated.images)))
+        shown = range(min(worker.recipe.evaluation.shown_images, evaluated.images))
+        originals = worker.images(evaluated, shown)
         files |= image_grids(worker.tokenizer, originals, keeps, folder, page_images=True)
     return files | finding_figures(findings, curve, worker, folder)
 
@@ -55,7 +55,7 @@ def finding_figures(
         drawn["codes.png"] = figures.code_usage_figure(findings.code_counts)
     if findings.each_psnr:
         psnr = findings.each_psnr[max(findings.each_psnr)]
-        worst = [int(row) for row in np.argsort(psnr, kind="stable")[:IMAGES_SHOWN]]
+        worst = [int(row) for row in np.argsort(psnr, kind="stable")[: worker.recipe.evaluation.shown_images]]
         originals = worker.images(evaluated, worst)
         tokenizer = worker.tokenizer
         decoded = {keep: tokenizer.decode(tokenizer.encode(originals, keep)).cpu() for keep in keeps}

@@ -17,7 +17,7 @@ from mergevq_platform.evaluation.tokenizer_results import TokenizerFindings
 from mergevq_platform.evaluation.tokenizer_worker import Features
 
 FEATURES = ("cls", "mean")
-QUERIES, NEIGHBOURS = 8, 7  # images whose nearest training images are shown, and how many of these
+NEIGHBOURS = 7  # nearest training images that are shown of an image
 
 
 @dataclass
@@ -59,7 +59,8 @@ class RepresentationSuite:
             return {}
         self.unlabelled = {part: int((y < 0).sum()) for part, y in labels.items()}
         self.findings.neighbours_keep = keep
-        self.findings.neighbours = nearest(found["train"]["cls"], found["test"]["cls"][:QUERIES])
+        shown = found["test"]["cls"][: self.passes.spec.recipe.evaluation.shown_images]
+        self.findings.neighbours = nearest(found["train"]["cls"], shown)
         row = self._exact_probes(keep, own, found)
         learned_from = [self.passes.features_key(part, keep) for part in PARTS]
         for protocol in self.passes.spec.recipe.evaluation.probes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,13 @@ def code_usage_figure(counts: Mapping[int, np.ndarray]) -> Figure:
     vocabulary = len(counts[keeps[0]])
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 4.8), dpi=100, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
+    width, below = (
+        8.4,
+        0.62 + 0.21 * math.ceil((len(keeps) + 1) / 2),
+    )  # inches; below the axes: their label, the legend
+    height = 3.9 + below
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    axes = figure.add_axes((0.09, below / height, 0.89, 1 - (below + 0.36) / height))
     shades = np.linspace(0.05, 0.8, len(keeps))
     for keep, shade in zip(keeps, shades, strict=True):
         total = counts[keep].sum()
@@ -44,7 +50,7 @@ def code_usage_figure(counts: Mapping[int, np.ndarray]) -> Figure:
     axes.set_title("How evenly the vocabulary is used", loc="left", weight="bold")
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+    figure.legend(loc="lower left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

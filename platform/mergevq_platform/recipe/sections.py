@@ -87,6 +87,9 @@ class EvaluationConfig:
     )
     batch: Count = 64
     images: Count | None = None  # images of the evaluation split; none: all
+    shown_images: Count = (
+        8  # of them in each figure and on MLflow's page: the first, and those reconstructed worst
+    )
     probe_images: Count | None = None  # images of the train split that the probe learns from; none: all
     extractor: FeaturesConfig = Field(default_factory=RandomFeaturesConfig)
     lpips: LpipsFilesConfig | None = None  # weight files of LPIPS; none: it is not measured

@@ -172,7 +172,7 @@ class AllocatorFeed:
     def _measured(self, split: str) -> MeasuredImages:
         device: Literal["cpu", "cuda"] = "cuda" if self.worker.device.type == "cuda" else "cpu"
         spec = EvaluationSpec(self.tokenizer, self.recipe, self.recipe.data.path, device)
-        return measure_split(spec, split, self.menu, self.worker.cache)
+        return measure_split(spec, split, self.menu, self.worker.cache, measuring=self.worker.measuring)
 
 
 def measure_allocator(model: Any, batch: Batch, meters: Meters) -> None:

@@ -13,7 +13,7 @@ folder: a configuration (the section `task` of a recipe) with these methods.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +32,16 @@ from mergevq_platform.recipe import EvaluationConfig, Recipe, ResolvedRecipe, Ta
 
 @dataclass(frozen=True)
 class Worker:
-    """Rank, number of workers and device of this process, and a folder for what need not be computed twice."""
+    """Rank, number of workers and device of this process, a folder for what need not be computed twice, and who is told of work
+    before the first step."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Path | None = None
+    measuring: Callable[[int, int], None] = lambda done, images: (
+        None
+    )  # called by rank 0: images measured, of how many
 
 
 class Samples(Protocol):

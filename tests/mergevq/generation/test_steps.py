@@ -68,6 +68,7 @@ def test_weights_packed_for_a_cpu_give_the_same_codes_and_are_unpacked_again(
         assert generate(generator, LABELS).indices.shape == made.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mergear", "random_order"])
 def test_compiled_blocks_are_whole_graphs_of_few_shapes_with_the_same_codes(
     random_generator: Callable, generate: Callable, kind: str

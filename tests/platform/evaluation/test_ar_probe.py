@@ -110,6 +110,7 @@ def test_a_second_evaluation_asks_for_nothing(recipe: Recipe, tmp_path: Path) ->
     assert again.report("x").rows == first.rows
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_give_the_numbers_of_none(recipe: Recipe, ray_home: Path) -> None:
     assert evaluator(recipe, workers=2).report("x").rows == evaluator(recipe).report("x").rows

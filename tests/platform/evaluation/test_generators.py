@@ -142,6 +142,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_workers_memory_is_of_blocks_not_of_images_times_images() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=300, check=True
@@ -249,6 +250,7 @@ class Driver(generator.GeneratorEvaluator):
         return {"keys": self.keys}
 
 
+@pytest.mark.slow
 def test_a_drivers_memory_is_that_of_a_few_sets() -> None:
     """The images, and not the images times the training images."""
     generated, training, width = 10_000, 20_000, 64

@@ -118,6 +118,7 @@ def test_an_npz_of_samples_is_read_as_the_adm_suite_writes_it(folder: Path, at_h
     assert "class_coverage" not in values
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_one_two_and_five_workers_agree(folder: Path, image_set: Path, ray_home: Path) -> None:
     found = [

@@ -396,6 +396,7 @@ def test_a_generator_is_judged_against_as_few_images_as_there_are(
     assert any("no Fréchet distance" in sentence for sentence in report.verdict()) == (images == 1)
 
 
+@pytest.mark.slow
 def test_a_generator_may_be_judged_on_the_images_that_it_learnt_from(
     small_generator: dict[str, Any], image_set: Path, tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_second_evaluation_measures_nothing(
     assert again.report("x") == report
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_choose_the_same_counts_and_measure_the_same(
     run: Run, recipe: Recipe, report: RateDistortionReport, ray_home: Path

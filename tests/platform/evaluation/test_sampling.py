@@ -312,6 +312,7 @@ def test_the_report_has_the_point_without_guidance_its_baselines_and_an_honest_n
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_one_and_two_workers_evaluate_alike(run: Run, ray_home: Path) -> None:
     alone = evaluator_of(run, scales=[1.0]).report("x")

@@ -63,6 +63,9 @@ def test_suites_part_the_table_and_the_files(recipe: Recipe, tmp_path: Path) -> 
         assert shown == (
             {"images/reconstructions", "images/clusters"} if suite == "reconstruction" else set()
         )
+        if suite == "representation":
+            assert one.findings.neighbours is not None
+            assert len(one.findings.neighbours) == recipe.evaluation.shown_images == 2
     assert not keys["reconstruction"] & keys["representation"]
     assert "psnr" in keys["reconstruction"]
     assert "probe_top1_cls" in keys["representation"]

@@ -60,6 +60,7 @@ def test_the_upload_is_our_two_packages_and_what_the_words_name(here: Path, tmp_
     assert staged.bytes < 3 * 2**20
 
 
+@pytest.mark.slow
 def test_an_installed_package_stages_the_same_tree_as_a_checkout(here: Path, tmp_path: Path) -> None:
     installed = tmp_path / "site-packages"
     shutil.copytree(ROOT / "mergevq", installed / "mergevq")

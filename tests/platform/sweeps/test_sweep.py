@@ -328,6 +328,7 @@ driver.sweep(loading.load(sys.argv[2]), home=Path(sys.argv[1]), name="cut", conc
 """
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(
     base: Path, tmp_path: Path, joining: dict[str, str]
 ) -> None:

@@ -22,6 +22,7 @@ from mergevq_platform.allocation.measured import MeasuredImages, measure_split
 from mergevq_platform.allocation.measured_stream import MeasuredStream
 from mergevq_platform.data import BatchPartition
 from mergevq_platform.distributed.local import LocalHost
+from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.spec import EvaluationSpec, split_batches
 from mergevq_platform.operations import planning
@@ -111,6 +112,22 @@ def test_what_is_measured_is_kept_by_the_cache(
     again = measured(recipe, tmp_path)
     np.testing.assert_array_equal(first.distortions, again.distortions)
     np.testing.assert_array_equal(first.features, again.features)
+
+
+def test_who_waits_for_the_measurements_is_told_how_far_they_are(
+    recipe: ResolvedRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[tuple[int, int]] = []
+    worker = loop.Worker(cache=tmp_path / "cache", measuring=lambda *numbers: told.append(numbers))
+    loop.train(replace(recipe, steps=3), worker, LocalHost(tmp_path / "run"))
+    splits = {split: [done for done, images in told if images == split] for split in (90, 64)}
+    assert all(done == sorted(done) and done[-1] == images for images, done in splits.items())
+    assert sum(map(len, splits.values())) == len(told)
+    with TrainingProgress(recipe, "choosing") as progress:
+        for done in (60, 90):
+            progress.show({"step": 0.0, "measured": done, "images": 90}, [], stopping=False)
+    shown = capsys.readouterr().err.splitlines()[1:]
+    assert shown == ["measuring images, once: 60/90", "measuring images, once: 90/90"]
 
 
 def test_the_images_of_a_step_do_not_depend_on_ranks_and_an_epoch_has_each_once() -> None:

@@ -58,6 +58,7 @@ def test_the_printed_address_answers_when_it_listens_everywhere(store: Store) ->
         assert asked(server, "127.0.0.1", path=f"{landing.PATH}?experiment=//evil.example") == 400
 
 
+@pytest.mark.slow
 def test_the_printed_address_answers_under_the_name_that_was_given_beside_those_of_the_user_and_behind_a_path(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,7 @@ def test_the_printed_address_answers_under_the_name_that_was_given_beside_those_
             assert asked(server, NAME, named="evil.example", path=path) == 403
 
 
+@pytest.mark.slow
 def test_an_ipv6_address_is_printed_in_brackets_and_answers(store: Store) -> None:
     try:
         port = free_port(socket.AF_INET6)

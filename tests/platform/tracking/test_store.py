@@ -219,7 +219,14 @@ while delivery.advance():
 """
 
 
-@pytest.mark.parametrize("after", [0, 1, 2], ids=["run created", "first batch sent", "second batch sent"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(0, id="run created", marks=pytest.mark.slow),
+        pytest.param(1, id="first batch sent"),
+        pytest.param(2, id="second batch sent", marks=pytest.mark.slow),
+    ],
+)
 def test_a_writer_killed_between_send_and_acknowledgement_leaves_each_point_once(
     store: Store, run_dir: Path, me: RunIdentity, after: int
 ) -> None:
