@@ -34,7 +34,7 @@ def main_effects(parameters: Mapping[str, Sequence[object]], objective: Sequence
     # Of one column, drawn anew for every split: otherwise the strongest parameter takes all of them, and the share of the others.
     forest = RandomForestRegressor(TREES, max_features=1, random_state=0)
     forest.fit(np.hstack(list(columns.values())), target)
-    effects = _effects([tree.tree_ for tree in forest.estimators_], list(points.values()))
+    effects = _effects([_marginals(tree.tree_, list(points.values())) for tree in forest.estimators_])
     total = sum(effects)
     shares = {name: effect / total for name, effect in zip(points, effects, strict=True)} if total else {}
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
@@ -96,7 +96,7 @@ def _grown(
         )
         for number in range(INTERVAL_TREES)
     ]
-    return _effects([tree.fit(table, values).tree_ for tree in trees], points)
+    return _effects([_marginals(tree.fit(table, values).tree_, points) for tree in trees])
 
 
 def _encoded(
@@ -121,9 +121,8 @@ def _encoded(
     return columns, points
 
 
-def _effects(trees: Sequence[Any], points: Sequence[np.ndarray]) -> list[float]:
-    """The variance of each parameter's effect, by the mean prediction of trees."""
-    curves = [_marginals(tree, points) for tree in trees]
+def _effects(curves: Sequence[Sequence[np.ndarray]]) -> list[float]:
+    """The variance of each parameter's effect, by the mean over trees of their marginals."""
     return [float(np.mean(of_one, axis=0).var()) for of_one in zip(*curves, strict=True)]
 
 
