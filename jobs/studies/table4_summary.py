@@ -148,8 +148,10 @@ def verdicts(setting: Setting) -> list[str]:
         verdict("the Fréchet distance rises as K falls", trend(logs), "in its natural logarithm"),
         f"probe, mean over {len(every)} tokenizers: {mean:.1f}, of the untrained encoder {untrained:.1f}",
     ]
+    if mean < untrained:
+        found.append("below the untrained encoder: a trend of this probe is none of what training taught it")
     if setting.teacher is not None:
-        found[-1] += f", of the teacher's own features {setting.teacher:.1f}"
+        found[2] += f", of the teacher's own features {setting.teacher:.1f}"
         if mean > setting.teacher - CEILING:
             found.append(f"saturated: within {CEILING:g} points of the teacher there is no room for a trend")
     return found

@@ -17,8 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNKS = 64  # parts of a map whose statistics are taken side by side, at the most
+CHUNKS = (
+    512  # parts of a map whose statistics are taken side by side, at the most; few would leave memory waiting
+)
 TILE = 8192  # values that a program holds at once
+
+# Sizes of maps are not specialised: a kernel is compiled for each width, and not again for each view.
 
 
 class ChannelsLastGroupNorm(torch.autograd.Function):
@@ -133,7 +137,7 @@ def _launch_apply(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "chunk"])
 def _chunk_statistics(
     x, means, squares, pixels, chunk, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -162,7 +166,7 @@ def _chunk_statistics(
     tl.store(squares + offset, square, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "chunk", "chunks"])
 def _merge_statistics(
     means,
     squares,
@@ -225,7 +229,7 @@ def _gradient_before_silu(grad, z, SILU: tl.constexpr):
     return grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "chunk"])
 def _chunk_gradients(
     x,
     grad,
@@ -268,7 +272,7 @@ def _chunk_gradients(
     tl.store(products + here, multiplied, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def _apply(
     x,
     grad,

@@ -27,7 +27,7 @@ from mergevq_platform import optim
 from mergevq_platform.meter import Meter, Reporter
 from mergevq_platform.recipe import Recipe, ResolvedRecipe
 from mergevq_platform.recorded_passes import MicroBatchPasses, RecordedPasses
-from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage import checkpoints, forks
 from mergevq_platform.storage.checkpoints import TrainingState
 from mergevq_platform.tasks.task import Samples, Worker, task_of
 
@@ -54,13 +54,14 @@ class Host(Reporter, Protocol):
         """Report the phase that this rank begins. Called by every rank, very often."""
 
 
-def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
-    """Train until the recipe's last step or a stop request; returns the number of steps done."""
+def train(recipe: ResolvedRecipe, worker: Worker, host: Host, until: int | None = None) -> int:
+    """Train until the recipe's last step, step `until` or a stop request; returns the number of steps done."""
     torch.manual_seed(recipe.seed)
     optim.prefer_speed(worker.device)
     task = task_of(recipe)
     samples = task.open_data(recipe)
     total_steps, _ = length(recipe, samples)
+    last_step = min(total_steps, until or total_steps)
     if worker.rank == 0 and (without := task.unlabelled(samples)):
         host.warn(
             f"{without:,} of the {samples.rows:,} images of '{recipe.data.train_split}' have no label: they are not used for classification"
@@ -77,18 +78,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
     if worker.rank == 0:
         for note in training.notes():
             host.warn(note)
-    initial: list[str] | None = None
-    if latest := host.latest():
-        checkpoints.restore(latest, state)
-        if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:
-            host.warn(
-                f"the data at {samples.path} are not those that this run began with (fingerprint differs)"
-            )
-    else:
-        initial = task.begin(training, state.ema.averaged)
-        if worker.rank == 0:
-            for remark in initial or ():
-                host.warn(remark)
+    initial = begin(recipe, samples, state, worker, host)
     if recipe.compile:
         task.compile(training)
     phases = distribute(training, worker)
@@ -126,7 +116,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
         asked_at = time.monotonic()
         compiled: set[int | None] = set()
         batches = iter(stream)
-        while state.step < total_steps:
+        while state.step < last_step:
             step = state.step
             host.at(step, "waiting for data")
             micro_batches = meter.waiting(lambda: next(batches))
@@ -159,7 +149,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host) -> int:
                 asked_at = time.monotonic()
             if recipe.evaluation.every and state.step % recipe.evaluation.every == 0:
                 validate()
-            due = state.step % recipe.checkpoint_every == 0 or state.step == total_steps
+            due = state.step % recipe.checkpoint_every == 0 or state.step == last_step
             if due or stopping or leaving:
                 save()
             if stopping:
@@ -185,6 +175,30 @@ def build(recipe: Recipe, samples: Samples) -> Training:
     training = task_of(recipe).build(recipe, samples)
     set_recompute(training, recipe.recompute)  # whatever task: what takes no gradient keeps nothing anyway
     return training
+
+
+def begin(
+    recipe: ResolvedRecipe, samples: Samples, state: TrainingState, worker: Worker, host: Host
+) -> list[str] | None:
+    """Load the state that training goes on from: the run's own, else that of its trunk, else of a trained model.
+
+    Returns the remarks on that model; None where there is none of it.
+    """
+    if latest := host.latest():
+        checkpoints.restore(latest, state)
+        if checkpoints.about(latest)["data_fingerprint"] != samples.fingerprint:
+            host.warn(
+                f"the data at {samples.path} are not those that this run began with (fingerprint differs)"
+            )
+        return None
+    if recipe.fork is not None:
+        forks.restore(recipe.fork, state, samples.fingerprint)
+        return None
+    remarks = task_of(recipe).begin(state.training, state.ema.averaged)
+    if worker.rank == 0:
+        for remark in remarks or ():
+            host.warn(remark)
+    return remarks
 
 
 def distribute(training: Training, worker: Worker) -> dict[str, nn.Module]:

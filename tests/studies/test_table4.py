@@ -109,6 +109,9 @@ def test_a_table_shows_mean_and_deviation_over_seeds_and_how_many_there_are(tmp_
     assert verdicts(settings[0])[1].startswith("yes: the Fréchet distance rises as K falls")
     assert verdicts(settings[0])[-1].startswith("saturated: within 2 points of the teacher")
     assert "saturated" not in "".join(verdicts(Setting("saw the labels", cells, teacher=90.0)))
+    assert not any("untrained encoder:" in said for said in verdicts(settings[0]))
+    lost = {9: {seed: row("self", 9, seed, 19.0) for seed in range(3)}}
+    assert verdicts(Setting("lost", lost))[-1].startswith("below the untrained encoder: a trend of this")
     draw(settings, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergevq.errors import InputError
-from mergevq_platform.cli.in_use import tracking_link
+from mergevq_platform.cli.in_use import store_in_use, tracking_link
 from mergevq_platform.cli.numbers import count
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_verb
@@ -32,6 +32,7 @@ def _add_sweep(verbs: Any) -> None:
         examples=[
             "mergevq sweep sweeps/smoke.py",
             "mergevq sweep demo --over optimizer.learning_rate=1e-4..1e-2:log --trials 8",
+            "mergevq sweep demo --over task.losses.entropy.weight=0.01,0.02,0.05,0.1 --fork 50%",
         ],
     )
     sweep.add_argument("sweep", nargs="?", help="a sweep file; with --over: a recipe's file or name")
@@ -47,6 +48,12 @@ def _add_sweep(verbs: Any) -> None:
         "--trials", type=count, help="number of trials (default: the file's; --over ranges: 16)"
     )
     sweep.add_argument("--seeds", type=count, help="repeat every choice over this many seeds")
+    sweep.add_argument(
+        "--fork",
+        metavar="RUN@STEP",
+        help="trials go on from this checkpoint of a run, whose recipe is the base where none is named; or 50%%: from a trunk that is "
+        "trained first, that share of the steps",
+    )
     sweep.add_argument("--recipe", help="another base recipe than the sweep file's")
     sweep.add_argument("--resume", metavar="NAME", help="go on with a sweep")
     sweep.add_argument("--name", help="the sweep's name (default: file, time, four letters)")
@@ -81,16 +88,22 @@ def _add_compare(verbs: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from mergevq_platform.storage import forks
+    from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.sweeps import driver, loading, report
 
     home = read_settings().home
     given = [text for text in [options.sweep, *options.overrides] if text]
     overrides = [text for text in given if "=" in text]
     names = [text for text in given if "=" not in text]
+    if options.fork and options.over and not (names or options.resume):
+        names = [forks.recipe_file(options.fork, places_of_runs(home, store_in_use))]
     if bool(names) == bool(options.resume) or len(names) > 1:
         raise InputError(
             "give one sweep file (those in sweeps/ to begin with), a recipe with --over, or --resume NAME"
         )
+    if options.resume and options.fork:
+        raise InputError(f"--resume {options.resume} goes on with a sweep as it began: leave --fork out")
     chosen = None
     if names:
         chosen = loading.opened(
@@ -100,6 +113,7 @@ def _sweep(options: argparse.Namespace) -> int:
             recipe=options.recipe,
             trials=options.trials,
             seeds=options.seeds,
+            fork=options.fork,
         )
     outcome = driver.sweep(
         chosen,

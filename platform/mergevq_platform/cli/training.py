@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq.hub import on_hub
@@ -13,6 +13,9 @@ from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.storage.settings import read_settings
+
+if TYPE_CHECKING:
+    from mergevq_platform.distributed.trainer import Outcome
 
 
 def add(verbs: Any) -> None:
@@ -28,13 +31,23 @@ def _add_train(verbs: Any) -> None:
         "train",
         help="train on Ray, measure the curve, record it in MLflow",
         description="Train a recipe on this machine or on the cluster of RAY_ADDRESS. Ctrl-C leaves a resumable run.",
-        examples=["mergevq train demo steps=200", "mergevq train --resume RUN"],
+        examples=[
+            "mergevq train demo steps=200",
+            "mergevq train --resume RUN",
+            "mergevq train --fork RUN@300 task.losses.entropy.weight=0.05",
+        ],
     )
     train.add_argument(
         "recipe", nargs="?", help="a recipe file or the name of a packaged recipe (mergevq recipes)"
     )
     train.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help="recipe keys to change")
     train.add_argument("--resume", metavar="RUN", help="go on with a run; its stored recipe is used")
+    train.add_argument(
+        "--fork",
+        metavar="RUN@STEP",
+        help="go on from this checkpoint of another run as a run of its own, with its recipe or one that differs in what may "
+        "change in mid-run: kept counts, loss weights, rates",
+    )
     train.add_argument("--name", help="the run's name (default: recipe, time, four letters)")
     train.add_argument(
         "--storage",
@@ -78,8 +91,8 @@ def _add_recipes(verbs: Any) -> None:
 
 
 def _recipe_words(options: argparse.Namespace) -> tuple[str | None, tuple[str, ...]]:
-    """The recipe's file or name, None with --resume, and the overrides."""
-    # With --resume the positional recipe is left out, so its slot may hold the first override.
+    """The recipe's file or name, None where a run has it, and the overrides."""
+    # With --resume or --fork the positional recipe is left out, so its slot may hold the first override.
     words = [text for text in [options.recipe, *options.overrides] if text]
     overrides = tuple(text for text in words if "=" in text)
     names = [text for text in words if "=" not in text]
@@ -87,10 +100,12 @@ def _recipe_words(options: argparse.Namespace) -> tuple[str | None, tuple[str, .
         raise InputError(
             f"'{names[1]}' changes no key of the recipe '{names[0]}': write KEY=VALUE, such as steps=4"
         )
-    if bool(names) == bool(options.resume):
+    if options.resume and options.fork:
+        raise InputError(f"--resume {options.resume} goes on with a run as it is: leave --fork out")
+    if bool(names) == bool(options.resume) and not options.fork:
         both = ", not both" if names else ""
         raise InputError(
-            f"give a recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN{both}"
+            f"give a recipe (a file or a name; 'mergevq recipes' lists them), or --resume RUN{both}; --fork RUN@STEP has one"
         )
     return (names[0] if names else None), overrides
 
@@ -98,7 +113,8 @@ def _recipe_words(options: argparse.Namespace) -> tuple[str | None, tuple[str, .
 def _train(options: argparse.Namespace) -> int:
     from mergevq_platform import data, recipe
     from mergevq_platform.distributed import trainer
-    from mergevq_platform.evaluation import api, registering
+    from mergevq_platform.evaluation import api
+    from mergevq_platform.storage import forks
     from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.tasks.task import task_of
     from mergevq_platform.tracking import models
@@ -106,9 +122,11 @@ def _train(options: argparse.Namespace) -> int:
 
     name, overrides = _recipe_words(options)
     home = read_settings().home
-    given = recipe.load(name, overrides) if name else None
     tracking_uri = read_settings().tracking_uri
     find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
+    given = recipe.load(name, overrides) if name else None
+    if options.fork is not None:
+        given = forks.forked(forks.parse_fork(options.fork), name, overrides, find_run)
     chosen = recipe.resolve(given, find_run=find_run) if given else None
     model, alias = models.parse_target(options.register) if options.register is not None else ("", None)
     if model and chosen is not None:
@@ -136,26 +154,29 @@ def _train(options: argparse.Namespace) -> int:
         after=None if options.no_evaluation else api.after_training,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
-    if model and outcome.undelivered:
-        print(outcome.undelivered)
-        and_alias = f" --alias {alias}" if alias else ""
-        raise InputError(
-            f"not registered, as the run is not in MLflow yet: afterwards mergevq register {outcome.run.name} --name {model}{and_alias}"
-        )
-    if model and not outcome.stopped:
-        made = registering.register(
-            outcome.run.name,
-            model,
-            home=home,
-            alias=alias,
-            storage=options.storage,
-            tracking_uri=read_settings().tracking_uri,
-        )
-        print(f"registered: {made.uri}")
+    if model and (outcome.undelivered or not outcome.stopped):
+        _register(outcome, model, alias, options.storage)
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
     print(outcome.undelivered or tracking_link(outcome.experiment))
     return INTERRUPTED if outcome.stopped else 0
+
+
+def _register(outcome: Outcome, model: str, alias: str | None, storage: str | None) -> None:
+    from mergevq_platform.evaluation import registering
+
+    name = outcome.run.name
+    if outcome.undelivered:
+        print(outcome.undelivered)
+        and_alias = f" --alias {alias}" if alias else ""
+        raise InputError(
+            f"not registered, as the run is not in MLflow yet: afterwards mergevq register {name} --name {model}{and_alias}"
+        )
+    settings = read_settings()
+    made = registering.register(
+        name, model, home=settings.home, alias=alias, storage=storage, tracking_uri=settings.tracking_uri
+    )
+    print(f"registered: {made.uri}")
 
 
 def _import_official(options: argparse.Namespace) -> None:

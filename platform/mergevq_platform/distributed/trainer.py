@@ -29,7 +29,7 @@ from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.worker import FailureReporter, WorkerLoopConfig, worker_loop
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.recipe import ResolvedRecipe, data_places, resolve
-from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage import checkpoints, forks, naming
 from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tasks.preflight import preflight
@@ -67,6 +67,7 @@ def train(
     tracking_uri: str | None = None,
     after: Callable[[Outcome, RemoteRecorder], None] | None = None,
     watch: Callable[[str, int, RemoteRecorder], None] | None = None,
+    until: int | None = None,
     kind: str = "training",
     parent: str | None = None,
     tags: dict[str, str] | None = None,
@@ -76,7 +77,8 @@ def train(
     A new run needs `recipe`; `resume` names a run of the same storage and takes its stored recipe, with `overrides`
     laid over it. `samples` is the training split where it is open already. `after(outcome, recorder)` runs before the run is
     closed (the curve is measured there);
-    `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. `kind`, `parent` and `tags`
+    `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. Training ends after step
+    `until`, if that comes before the recipe's last. `kind`, `parent` and `tags`
     are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
     error if training fails for good.
     """
@@ -116,9 +118,9 @@ def train(
     try:
         if tags:
             recorder.tags(tags)
-        trainer = _trainer(recipe, run, actor, device)
+        trainer = _trainer(recipe, run, actor, device, until)
         step, interrupted = _fit(trainer, recorder, recipe, run, watch, device)
-        stopped = interrupted and step < total_steps
+        stopped = interrupted and step < min(total_steps, until or total_steps)
         outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
         if after is not None and not stopped:
             after(outcome, recorder)
@@ -137,7 +139,9 @@ def train(
     return replace(outcome, undelivered=undelivered)
 
 
-def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu", "cuda"]) -> TorchTrainer:
+def _trainer(
+    recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu", "cuda"], until: int | None
+) -> TorchTrainer:
     least, most = recipe.cluster.least_workers, recipe.cluster.workers
     scaling: dict[str, Any] = {
         "num_workers": most if least == most else (least, most),
@@ -156,6 +160,7 @@ def _trainer(recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu"
                 device=device,
                 location=run.location,
                 cache=Cache.at(run.home).directory,
+                until=until,
             )
         ),
         torch_config=NodeInterfaceTorchConfig(),
@@ -186,6 +191,7 @@ def _begin(
         find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
         return run, resolve(with_overrides(tree, overrides), find_run=find_run)
     assert recipe is not None
+    recipe = forks.pinned(recipe, home)
     if name is not None:
         naming.check_name(name, "--name")
     unique = name or naming.derived(recipe.name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")

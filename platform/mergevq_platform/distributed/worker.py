@@ -175,6 +175,7 @@ class WorkerLoopConfig(TypedDict):
     device: Literal["cpu", "cuda"]
     location: str  # of the run's checkpoints, a path or URI
     cache: Path  # of measurements; where nodes share no home, each has its own
+    until: int | None  # the step after which training ends, if that comes before the recipe's last
 
 
 def worker_loop(config: WorkerLoopConfig) -> int | None:
@@ -212,7 +213,7 @@ def worker_loop(config: WorkerLoopConfig) -> int | None:
     )
     try:
         with host.held, heartbeats:
-            return loop.train(recipe, worker, host)
+            return loop.train(recipe, worker, host, config["until"])
     except (InputError, BrokenTraining) as error:  # it would be the same after a restart
         ray.get(actor.give_up.remote(error))
         raise

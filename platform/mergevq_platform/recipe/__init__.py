@@ -4,11 +4,13 @@ task_config.py  the section `task`: methods that a recipe calls, and the setting
 sections.py     the other sections: data, optimizer, cluster, evaluation
 schema.py       `Recipe`: complete and checked; `ResolvedRecipe`: the input of workers, trials and evaluators
 files.py        recipe files and the packaged recipes
+forking.py      the keys that may change where a training is forked
 paths.py        the files and folders that a recipe names
 resolve.py      read, override, complete, check, make absolute, pin: once, in the driver
 """
 
 from mergevq_platform.recipe.files import find, packaged_recipes, read
+from mergevq_platform.recipe.forking import require_forkable
 from mergevq_platform.recipe.paths import data_places, named_paths, weights_files
 from mergevq_platform.recipe.resolve import (
     FindRun,
@@ -22,7 +24,13 @@ from mergevq_platform.recipe.resolve import (
     resolve,
 )
 from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
-from mergevq_platform.recipe.sections import ClusterConfig, DataConfig, EvaluationConfig, OptimizerConfig
+from mergevq_platform.recipe.sections import (
+    ClusterConfig,
+    DataConfig,
+    EvaluationConfig,
+    ForkConfig,
+    OptimizerConfig,
+)
 from mergevq_platform.recipe.task_config import (
     GenerationConfig,
     GeneratorTaskConfig,
@@ -36,6 +44,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "FindRun",
+    "ForkConfig",
     "GenerationConfig",
     "GeneratorTaskConfig",
     "OptimizerConfig",
@@ -55,6 +64,7 @@ __all__ = [
     "path_kind",
     "placeholder_task",
     "read",
+    "require_forkable",
     "resolve",
     "trainable_keeps",
     "weights_files",

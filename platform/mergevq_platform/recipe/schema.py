@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import pydantic
 from pydantic import Field, InstanceOf, PlainSerializer
 
-from mergevq.config import config, to_tree
+from mergevq.config import Tree, config, to_tree
 from mergevq.errors import InputError
 from mergevq.number_types import Count, Positive, ProperFraction, WholeNumber
 from mergevq_platform.data import BatchPartition
@@ -14,6 +15,7 @@ from mergevq_platform.recipe.sections import (
     ClusterConfig,
     DataConfig,
     EvaluationConfig,
+    ForkConfig,
     OptimizerConfig,
 )
 from mergevq_platform.recipe.task_config import GeneratorTaskConfig, TaskConfig, TokenizerTaskConfig
@@ -31,6 +33,7 @@ class Recipe:
     description: str = ""
     experiment: str = "mergevq"
     seed: WholeNumber = 0
+    fork: ForkConfig | None = None  # where another run's training goes on from; none: from the first step
     task: AnyTask
     data: DataConfig
     steps: Count | None = None  # optimizer steps; or
@@ -75,7 +78,18 @@ class Recipe:
                 self.batch_partition  # noqa: B018 - raises
             except InputError as error:
                 raise ValueError(str(error)) from None
+        if self.fork is not None and self.steps is not None and self.steps <= self.fork.step:
+            raise ValueError(
+                f"steps is {self.steps}, and the fork begins after {self.fork.step}: nothing is left to train, raise steps"
+            )
         self.task.check(self.evaluation)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _stored(self, tree_of: pydantic.SerializerFunctionWrapHandler) -> Tree:
+        tree: Tree = tree_of(self)
+        if self.fork is None:
+            del tree["fork"]  # the tree of before there were forks
+        return tree
 
     @property
     def largest_micro_batch(self) -> int:

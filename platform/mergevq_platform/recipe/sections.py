@@ -14,7 +14,7 @@ from mergevq.number_types import Count, Fraction, NonNegative, Positive, WholeNu
 from mergevq.schedules import ScheduleConfig
 from mergevq_platform.data import Reading, ViewsConfig
 from mergevq_platform.data.reading import Background
-from mergevq_platform.recipe.paths import DataPath
+from mergevq_platform.recipe.paths import DataPath, RunPath
 
 
 @config
@@ -53,6 +53,15 @@ class OptimizerConfig:
     weight_decay: NonNegative = 0.0
     clip_norm: Positive | None = None
     schedule: ScheduleConfig
+
+
+@config
+class ForkConfig:
+    """The checkpoint of another run, the trunk, that a training goes on from: weights, averages, optimizers, place in the data."""
+
+    run: RunPath  # a run, or a URI of one; resolved: the location of the checkpoint
+    step: Count  # optimizer steps of the trunk; the run must have kept the checkpoint after them
+    sha256: str | None = None  # of its resume.pt; none: recorded when the run begins
 
 
 @config

@@ -13,10 +13,10 @@ from mergevq.config import flattened, to_tree
 from mergevq.errors import InputError
 from mergevq.hub import short_name
 from mergevq_platform.recipe import Recipe
-from mergevq_platform.storage import checkpoints, naming
+from mergevq_platform.storage import checkpoints, forks, naming
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.tracking.recorder import LocalRecorder, current_user
-from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
+from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_identity
 from mergevq_platform.tracking.store import Store
 
 
@@ -201,7 +201,7 @@ def parameters(recipe: Recipe) -> dict[str, object]:
 
 
 def tags(recipe: Recipe, run: Run) -> dict[str, str]:
-    """MLflow tags of a run: kind, variant, commit, location of its checkpoints."""
+    """MLflow tags of a run: kind, variant, commit, location of its checkpoints, trunk."""
     found = {
         "mergevq.kind": recipe.task.kind,
         "mergevq.run": run.name,
@@ -209,6 +209,12 @@ def tags(recipe: Recipe, run: Run) -> dict[str, str]:
         "mlflow.note.content": recipe.description,
     }
     found |= recipe.task.tags()
+    if recipe.fork is not None:
+        found["mergevq.trunk"] = forks.name_of(recipe.fork)
+        found["mergevq.trunk_checkpoint"] = without_credentials(recipe.fork.run)
+        journal = Path(recipe.fork.run).parent / JOURNAL_NAME
+        if journal.is_file():
+            found["mergevq.trunk_run"] = read_identity(journal).uid
     commit = git_commit()
     if commit:
         found["mlflow.source.git.commit"] = commit

@@ -11,6 +11,7 @@ from mergevq_platform.sweeps.definition import (
     Rung,
     Sweep,
     Tpe,
+    Trunk,
 )
 from mergevq_platform.sweeps.objectives import (
     Objective,
@@ -34,6 +35,7 @@ __all__ = [
     "Rung",
     "Sweep",
     "Tpe",
+    "Trunk",
     "choice",
     "hypervolume",
     "integer",

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from mergevq.allocation.config import KINDS
-from mergevq.config import Tree, with_overrides
+from mergevq.config import Tree, to_tree, with_overrides
 from mergevq.errors import InputError
 from mergevq_platform import recipe as recipes
 from mergevq_platform.recipe import FindRun, Recipe, ResolvedRecipe
-from mergevq_platform.storage import naming
+from mergevq_platform.storage import forks, naming
 from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.objectives import Objective
@@ -58,6 +58,29 @@ Search = Grid | Random | Tpe | Population
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """A training of the base recipe from which all trials fork: after `steps`, or after `fraction` of the steps. It is trained first."""
+
+    steps: int | None = None
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.fraction is None):
+            raise InputError("Trunk: give its length once, as steps or fraction")
+        if self.fraction is not None and not 0 < self.fraction < 1:
+            raise InputError(f"Trunk: fraction is {self.fraction:g}: it must lie between 0 and 1")
+
+    def steps_of(self, total: int) -> int:
+        """Its steps where whole trainings have `total`. Raises `InputError` where nothing is left for the trials."""
+        steps = self.steps if self.steps is not None else round((self.fraction or 0) * total)
+        if not 0 < steps < total:
+            raise InputError(
+                f"the trunk has {steps} steps of {total}: take at least 1, and leave some to the trials"
+            )
+        return steps
+
+
+@dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
     """ASHA (Li et al. 2020) on the first objective, measured on few images every `every_steps` optimizer steps.
 
@@ -91,6 +114,7 @@ class Sweep:
     objectives: tuple[Objective, ...]  # the first is the one that early stopping and populations compare
     family: str | None = None  # the parameter that figures colour by; none: the first of the space
     stopping: EarlyStopping | None = None
+    fork: str | Trunk | None = None  # what all trials go on from: RUN@STEP, or a trunk that is trained first
     rung: Rung = field(default_factory=Rung)
     gpus_per_trial: float = 1.0  # of a trial with one worker on GPUs; a fraction shares one
     max_failures: int = 2  # restarts of a trial from its checkpoint
@@ -112,7 +136,8 @@ class Sweep:
     def base(self) -> Tree:
         """The tree that every trial starts from."""
         beside = Path(self.folder or ".") / self.recipe
-        return with_overrides(recipes.read(beside if beside.is_file() else self.recipe), self.overrides)
+        tree = with_overrides(recipes.read(beside if beside.is_file() else self.recipe), self.overrides)
+        return {**tree, "fork": to_tree(forks.parse_fork(self.fork))} if isinstance(self.fork, str) else tree
 
     def recipe_of(self, params: Params, *, seed: int | None = None, name: str | None = None) -> Recipe:
         """The complete recipe of a choice. Raises `InputError` if the schema refuses it."""
@@ -127,22 +152,34 @@ class Sweep:
         """The recipe of first choices; it holds everything that all trials have in common."""
         return self.recipe_of(choosers.corners(self.space)[0])
 
-    def pinned(self, find_run: FindRun) -> tuple[Sweep, ResolvedRecipe]:
+    def trunk_recipe(self, find_run: FindRun) -> ResolvedRecipe:
+        """The recipe without any choice, which a trunk is trained by. Raises `InputError` where it lacks what the space gives."""
+        try:
+            return recipes.resolve(self.base(), self.folder, find_run=find_run, pins=self.pins)
+        except InputError as error:
+            raise InputError(f"sweep '{self.name}', whose base recipe the trunk trains: {error}") from None
+
+    def pinned(self, find_run: FindRun, home: Path | None = None) -> tuple[Sweep, ResolvedRecipe]:
         """The sweep with all that its recipes build on found, and the recipe of first choices.
 
-        Raises `InputError` for a model of any choice that is not there.
+        Raises `InputError` for a model of any choice that is not there, and for a choice that a fork cannot make.
         """
         pins: dict[tuple[str, ...], recipes.Pins] = {}
         resolved = []
+        trunk = self.trunk_recipe(find_run) if isinstance(self.fork, Trunk) else None
         for params in choosers.corners(self.space):
             recipe = self.recipe_of(params)
             paths = tuple(path for _, _, path, _ in recipes.named_paths(recipe))
-            if paths not in pins:
-                try:
-                    resolved.append(recipes.resolve(recipe, find_run=find_run, pins=self.pins))
-                except InputError as error:
-                    raise InputError(f"sweep '{self.name}' with {described(params)}: {error}") from None
-                pins[paths] = recipes.Pins.between(recipe, resolved[-1])
+            if paths in pins and self.fork is None:
+                continue
+            try:
+                found = recipes.resolve(recipe, find_run=find_run, pins=(*self.pins, *pins.values()))
+                if trunk is not None:
+                    recipes.require_forkable(trunk, found, "the trunk")
+                resolved.append(forks.pinned(found, home))
+            except InputError as error:
+                raise InputError(f"sweep '{self.name}' with {described(params)}: {error}") from None
+            pins.setdefault(paths, recipes.Pins.between(recipe, resolved[-1]))
         return replace(self, pins=tuple(pins.values())), resolved[0]
 
     @property
@@ -207,6 +244,11 @@ class Sweep:
             raise InputError(f"sweep '{self.name}' has no trials: raise search.trials")
         if isinstance(self.search, Population) and (self.stopping or self.search.size < 2):
             raise InputError("a population needs at least two members and no early stopping beside it")
+        if self.fork is not None and getattr(self.search, "seeds", 1) > 1:
+            raise InputError(
+                f"sweep '{self.name}': the trials of a fork have their trunk's seed: leave search.seeds at 1, and fork a trunk of each "
+                "seed in a sweep of its own"
+            )
         # Every option and both ends of every range must be a recipe, before the first trial starts.
         for params in corners:
             try:

@@ -8,22 +8,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ray import tune
+
+from mergevq_platform import loop
 from mergevq_platform.distributed import cluster
 from mergevq_platform.distributed.hub_cache import fetch_on_nodes
-from mergevq_platform.recipe import Recipe, data_places
+from mergevq_platform.recipe import FindRun, Recipe, ResolvedRecipe, data_places
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.credentials import refuse_credentials
 from mergevq_platform.storage.lookup import places_of_runs
 from mergevq_platform.sweeps import report, stored
 from mergevq_platform.sweeps import space as spaces
-from mergevq_platform.sweeps.definition import Sweep
+from mergevq_platform.sweeps.definition import Sweep, Trunk
 from mergevq_platform.sweeps.outcome import SweepOutcome, gathered
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Board
+from mergevq_platform.sweeps.trunk import trained_before
 from mergevq_platform.sweeps.tuning import run_trials
 from mergevq_platform.sweeps.untrained import untrained_reference
 from mergevq_platform.tasks.preflight import preflight, require_classes
@@ -64,8 +68,12 @@ def sweep(
         definition = replace(definition, folder=os.getcwd())
     definition.check()
     uri = settings.tracking_uri if resume is not None else tracking_uri
-    definition, base = definition.pinned(places_of_runs(home, lambda: Store.at(home, uri)))
-    fingerprint = preflight(base).fingerprint
+    find_run = places_of_runs(home, lambda: Store.at(home, uri))
+    definition, base = definition.pinned(find_run, home)
+    samples = preflight(base)
+    total_steps, _ = loop.length(base, samples)
+    if isinstance(definition.fork, Trunk):
+        definition.fork.steps_of(total_steps)
     if needing := [objective.name for objective in definition.objectives if objective.needs_probe]:
         require_classes(base, f"the objective {needing[0]} needs a probe")
     if resume is None:
@@ -80,12 +88,12 @@ def sweep(
     if settings.reference is None and any(objective.needs_reference for objective in definition.objectives):
         settings = replace(settings, reference=untrained_reference(definition, device))
     run = settings.run(settings.name)
-    recorder = _recorder(settings, definition, base, fingerprint, store)
+    recorder = _recorder(settings, definition, base, samples.fingerprint, store)
     settings.save(definition)
     status: Status = "FAILED"
     try:
-        with Board(definition, settings.name, definition.num_trials), _terminated_as_interrupted():
-            results = run_trials(definition, settings, base, concurrent)
+        with _terminated_as_interrupted():
+            results = _results(definition, base, settings, find_run, total_steps, concurrent)
         outcome = gathered(definition, settings, results)
         if outcome.finished:
             folder = run.directory / "report"
@@ -102,6 +110,24 @@ def sweep(
         if undelivered and status == "FAILED":
             print(undelivered, file=sys.stderr)
     return replace(outcome, undelivered=undelivered)
+
+
+def _results(
+    definition: Sweep,
+    base: ResolvedRecipe,
+    settings: SweepSettings,
+    find_run: FindRun,
+    total_steps: int,
+    concurrent: int | None,
+) -> Sequence[tune.Result]:
+    """The trials' results; none where someone stopped the sweep while its trunk was trained."""
+    if isinstance(definition.fork, Trunk):
+        forked = trained_before(definition, settings, definition.trunk_recipe(find_run), total_steps)
+        if forked is None:
+            return []
+        definition, base = forked.pinned(find_run, Path(settings.home))
+    with Board(definition, settings.name, definition.num_trials):
+        return run_trials(definition, settings, base, concurrent)
 
 
 def _recorder(
@@ -125,6 +151,7 @@ def _recorder(
             "sweep.stopping": str(definition.stopping),
             "sweep.objectives": [f"{o.mode} {o.name}" for o in definition.objectives],
         }
+        | ({"sweep.fork": str(definition.fork)} if definition.fork else {})
         | ({"sweep.optuna": version} if (version := stored.optuna_version(definition)) else {})
     )
     recorder.tags(

@@ -30,9 +30,12 @@ class Finished:
     steps: int
     objectives: dict[str, float]
     curve: dict[str, Any]  # of `Curve`, or of `GeneratorReport`
-    drawn: dict[str, int]  # kept count -> steps that drew it
+    drawn: dict[str, int]  # kept count -> steps that drew it; of a fork its own steps
     seconds: float
     recipe: dict[str, Any]
+    cpu_seconds: float | None = (
+        None  # of the last process that trained it, rungs included; None for a group of workers
+    )
 
     def save(self, path: Path) -> None:
         """Write as JSON, in one step."""

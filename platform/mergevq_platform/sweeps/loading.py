@@ -13,9 +13,9 @@ import yaml
 from mergevq.errors import InputError
 from mergevq.text_files import decoded
 from mergevq_platform import recipe as recipes
-from mergevq_platform.storage import naming
+from mergevq_platform.storage import forks, naming
 from mergevq_platform.sweeps import space as spaces
-from mergevq_platform.sweeps.definition import Grid, Random, Sweep, Tpe
+from mergevq_platform.sweeps.definition import Grid, Random, Sweep, Tpe, Trunk
 from mergevq_platform.sweeps.objectives import mean_log_frechet, mean_psnr, sample_class_top1, sample_frechet
 
 
@@ -27,10 +27,28 @@ def opened(
     recipe: str | None = None,
     trials: int | None = None,
     seeds: int | None = None,
+    fork: str | None = None,
 ) -> Sweep:
-    """The checked sweep that `mergevq sweep` starts: of a file or, with dimensions, of a recipe; see `changed`."""
+    """The checked sweep that `mergevq sweep` starts: of a file or, with dimensions, of a recipe; see `changed`.
+
+    `fork` is `RUN@STEP` or a share of the steps such as `50%`: see `Sweep.fork`.
+    """
     sweep = from_dimensions(source, dimensions) if dimensions else load(source)
+    if fork is not None:
+        sweep = replace(sweep, fork=parse_trunk(fork))
     return changed(sweep, overrides, recipe=recipe, trials=trials, seeds=seeds)
+
+
+def parse_trunk(text: str) -> str | Trunk:
+    """`RUN@STEP` as it is, or the trunk of `50%`. Raises `InputError` for another text."""
+    share = text.removesuffix("%")
+    if share == text:
+        forks.parse_fork(text)
+        return text
+    try:
+        return Trunk(fraction=float(share) / 100)
+    except ValueError:
+        raise InputError(f"--fork {text}: write RUN@STEP, or a share of the steps such as 50%") from None
 
 
 def load(path: str | Path) -> Sweep:
@@ -95,6 +113,8 @@ def from_dimensions(recipe: str, dimensions: Sequence[str]) -> Sweep:
     space = dict(parse_domain(text) for text in dimensions)
     listed = all(isinstance(domain, spaces.Choice) for domain in space.values())
     stem = Path(recipe).stem
+    if stem == "recipe":  # beside a checkpoint
+        stem = str(recipes.read(recipe).get("name", stem))
     generates = recipes.complete(recipes.read(recipe)).task.as_generator is not None
     return Sweep(
         name=naming.fitted(f"{stem[:80]}-sweep"),

@@ -6,10 +6,11 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray.tune import ResultGrid
+from ray import tune
 
 from mergevq.errors import InputError
 from mergevq_platform.distributed.failures import one_line
@@ -44,7 +45,7 @@ class SweepOutcome:
     )
 
 
-def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) -> SweepOutcome:
+def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.Result]) -> SweepOutcome:
     """The end of every trial; where its own process could not say so, it is written into its journal."""
     finished: list[Finished] = []
     failed: dict[str, str] = {}
@@ -52,8 +53,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: ResultGrid) ->
     spent: dict[str, float] = {}  # trial -> seconds of its process
     waiting = max(0, definition.num_trials - len(results))
     store = Store.at(Path(settings.home), settings.tracking_uri)
-    for at in range(len(results)):
-        result = results[at]
+    for result in results:
         if result.config is None and result.error is None:  # it has reported nothing yet
             waiting += 1
             continue

@@ -28,6 +28,7 @@ from mergevq_platform.sweeps.families import Families
 from mergevq_platform.sweeps.finished import Finished, by_choice
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.questions import Asker, Question
+from mergevq_platform.sweeps.savings import savings
 from mergevq_platform.tracking.notes import NOTE_TAG
 from mergevq_platform.tracking.recorder import Recorder
 
@@ -179,6 +180,12 @@ def omissions(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
     return lines
 
 
+def shared(finished: Sequence[Finished]) -> list[str]:
+    """One line on the trunk that the trials share and the steps that it saved, where they were forked."""
+    sentence = savings(finished)
+    return [sentence] if sentence else []
+
+
 def remarks(files: Mapping[str, Path]) -> list[str]:
     """The cost of a sweep and the questions that it leaves, a line each, of the files of its report."""
     return [line.removeprefix("- ") for line in files[NEXT].read_text().splitlines()]
@@ -193,7 +200,7 @@ def markdown(
 ) -> str:
     """The sweep's findings as Markdown; `after` are its cost and its questions."""
     parts = [f"# {name}", definition.question, "## Trials", _markdown(table(definition, finished))]
-    parts += omissions(definition, finished)
+    parts += shared(finished) + omissions(definition, finished)
     if not not_comparable(finished):
         parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
     for name, shares in mattered.items():
@@ -239,7 +246,7 @@ def note(definition: Sweep, finished: Sequence[Finished], files: Mapping[str, Pa
     ]
     cells = [[row[at] for at in wanted] for row in (header, *rows[:NOTE_TRIALS])]
     figures = [linked_figure("report", files[name]) for name in NOTE_FIGURES if name in files]
-    said = [*omissions(definition, finished), *remarks(files)]
+    said = [*shared(finished), *omissions(definition, finished), *remarks(files)]
     return run_note(answer, said, _markdown(cells), *figures, definition.question)
 
 
@@ -257,7 +264,7 @@ def show(definition: Sweep, finished: Sequence[Finished]) -> None:
         for row in rows[1:]:
             printed.add_row(*(cell.removeprefix(prefix) for cell in row))
         print_table(printed, console)
-    for line in omissions(definition, finished):
+    for line in shared(finished) + omissions(definition, finished):
         print(line)
 
 

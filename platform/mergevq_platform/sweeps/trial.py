@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs
 import torch
@@ -45,6 +45,16 @@ from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.view_state import RUN_COLOUR_TAG
 
 
+class TrainedTrial(NamedTuple):
+    """A trial after its training, measured."""
+
+    curve: Evaluation
+    allocators: RateDistortionReport | None
+    steps: int
+    drawn: Counter[int]  # kept count -> the trial's own steps that drew it
+    cpu_seconds: float | None = None  # of its training; None for a group of workers
+
+
 def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> None:
     """Ray Tune's function of a trial."""
     # Tune hands this process on to another trial: by default it gives this one 2 seconds to end, but a trial that is
@@ -58,23 +68,22 @@ def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> 
         return
     recipe = resolve(sweep.recipe_of(params, seed=seed, name=name), pins=sweep.pins)
     began = time.monotonic()
-    if recipe.cluster.workers > 1:
-        curve, allocators, steps, drawn = _in_group(sweep, place, run, recipe, params)
-    else:
-        curve, allocators, steps, drawn = _in_place(sweep, place, run, recipe, params)
-    objectives = measured(sweep, curve, place.reference, allocators)
+    train = _in_group if recipe.cluster.workers > 1 else _in_place
+    trained = train(sweep, place, run, recipe, params)
+    objectives = measured(sweep, trained.curve, place.reference, trained.allocators)
     Finished(
         name=name,
         params=params,
         seed=seed,
-        steps=steps,
+        steps=trained.steps,
         objectives=objectives,
-        curve=asdict(curve),
-        drawn={str(keep): count for keep, count in sorted(drawn.items())},
+        curve=asdict(trained.curve),
+        drawn={str(keep): count for keep, count in sorted(trained.drawn.items())},
         seconds=time.monotonic() - began,
+        cpu_seconds=trained.cpu_seconds,
         recipe=to_tree(recipe),
     ).save(record)
-    tune.report({"step": steps, **objectives, "finished": True})
+    tune.report({"step": trained.steps, **objectives, "finished": True})
 
 
 def chosen(config: dict[str, Any], sweep: Sweep, place: SweepSettings) -> tuple[Params, int, str]:
@@ -107,26 +116,29 @@ def measured(
 
 def _in_place(
     sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
-) -> tuple[Evaluation, RateDistortionReport | None, int, Counter[int]]:
+) -> TrainedTrial:
     run.directory.mkdir(parents=True, exist_ok=True)
-    with _recorder(sweep, run, recipe, place, params) as recorder, _handed() as handed:
+    tags = trial_tags(sweep, place, params)
+    with recorded(run, recipe, place, "trial", tags) as recorder, _handed() as handed:
         device = torch.device("cuda" if place.device == "cuda" else "cpu")
         names = tuple(objective.name for objective in sweep.objectives)
         host = TrialHost(run.directory, recorder=recorder, handed=handed, objectives=names)
         if sweep.rung_steps is not None:
             host.measured = lambda directory, step: _rung(sweep, place, recipe, directory, step, recorder)
+        before = time.process_time()
         steps = loop.train(recipe, Worker(device=device), host)
+        spent = time.process_time() - before
         checkpoint = run.directory / checkpoints.directory_name(steps)
-        _kept(run, checkpoint)
+        stored_checkpoint(run, checkpoint)
         curve, allocators = _final(recipe, place, run, str(checkpoint), steps, recorder)
         drawn = _drawn(recipe, steps)
         _record_drawn(drawn, recorder, run)
-        return curve, allocators, steps, drawn
+        return TrainedTrial(curve, allocators, steps, drawn, spent)
 
 
 def _in_group(
     sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe, params: Params
-) -> tuple[Evaluation, RateDistortionReport | None, int, Counter[int]]:
+) -> TrainedTrial:
     begun = (run.directory / "recipe.yaml").is_file()
     found: dict[str, Any] = {}
 
@@ -156,7 +168,7 @@ def _in_group(
         parent=place.uid,
         tags=trial_tags(sweep, place, params),
     )
-    return found["curve"], found["allocators"], outcome.step, found["drawn"]
+    return TrainedTrial(found["curve"], found["allocators"], outcome.step, found["drawn"])
 
 
 def _rung(
@@ -199,9 +211,9 @@ def _final(
 
 
 def _drawn(recipe: ResolvedRecipe, steps: int) -> Counter[int]:
-    # A pure function of (seed, step), so a resumed trial counts the same steps.
-    task, seed = recipe.task, recipe.seed
-    return Counter(keep for step in range(steps) if (keep := task.draw_keep(seed, step)) is not None)
+    # A pure function of (seed, step), so a resumed trial counts the same steps; those of a trunk were drawn by its own distribution.
+    task, seed, first = recipe.task, recipe.seed, recipe.fork.step if recipe.fork else 0
+    return Counter(keep for step in range(first, steps) if (keep := task.draw_keep(seed, step)) is not None)
 
 
 def _record_drawn(drawn: Counter[int], recorder: EvaluationRecorder, run: Run) -> None:
@@ -213,7 +225,7 @@ def _record_drawn(drawn: Counter[int], recorder: EvaluationRecorder, run: Run) -
     recorder.artifact(path, "curve")
 
 
-def _kept(run: Run, checkpoint: Path) -> None:
+def stored_checkpoint(run: Run, checkpoint: Path) -> None:
     """Bring the last checkpoint to where the run's checkpoints belong, if that is not where it was written."""
     filesystem, path = checkpoints.open_storage(checkpoints.inside(run.location, checkpoint.name))
     if Path(path) != checkpoint.resolve():
@@ -221,15 +233,14 @@ def _kept(run: Run, checkpoint: Path) -> None:
 
 
 @contextlib.contextmanager
-def _recorder(
-    sweep: Sweep, run: Run, recipe: ResolvedRecipe, place: SweepSettings, params: Params
+def recorded(
+    run: Run, recipe: ResolvedRecipe, place: SweepSettings, kind: str, tags: dict[str, str]
 ) -> Iterator[LocalRecorder]:
+    """The recorder of a run of the sweep, which ends with it: finished or failed."""
     fingerprint = preflight(recipe).fingerprint
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-    recorder = run.recorder(
-        recipe, place.tracking_uri, fingerprint=fingerprint, kind="trial", parent=place.uid
-    )
-    recorder.tags(trial_tags(sweep, place, params))
+    recorder = run.recorder(recipe, place.tracking_uri, fingerprint=fingerprint, kind=kind, parent=place.uid)
+    recorder.tags(tags)
     try:
         yield recorder
     except SystemExit:  # Tune ends it: stopped early, or about to go on as another member of a population

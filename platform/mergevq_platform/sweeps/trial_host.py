@@ -1,4 +1,4 @@
-"""The loop's host in a trial of one worker."""
+"""The loop's hosts in a trial of one worker, and in a trunk."""
 
 from __future__ import annotations
 
@@ -16,10 +16,27 @@ from mergevq_platform.tracking.recorder import LocalRecorder
 
 
 @dataclass
-class TrialHost(LocalHost):
-    """The loop's host in a trial: metrics to the trial's journal, checkpoints and objectives to Ray Tune."""
+class RecordingHost(LocalHost):
+    """The loop's host of a run in one process: metrics to the run's journal, the newest checkpoint kept."""
 
     recorder: LocalRecorder | None = None
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Into the journal."""
+        assert self.recorder is not None
+        self.recorder.metrics(step, values)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write, and drop what was there before."""
+        super().save(step, write)
+        for older in checkpoints.listed(str(self.directory))[1:]:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+@dataclass
+class TrialHost(RecordingHost):
+    """The loop's host in a trial: checkpoints and objectives to Ray Tune as well."""
+
     measured: Callable[[Path, int], dict[str, float]] | None = None
     objectives: tuple[str, ...] = ()
     handed: Path | None = None  # the checkpoint that Tune gave
@@ -28,21 +45,10 @@ class TrialHost(LocalHost):
         """Tune's checkpoint: this trial's last one, or in a population another's that was copied."""
         return self.handed
 
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Into the journal."""
-        assert self.recorder is not None
-        self.recorder.metrics(step, values)
-
-    def progress(self, status: dict[str, float]) -> None:
-        """Keep the latest."""
-        self.status = status
-
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Write, measure the objectives, and report both; Tune may end the trial here."""
         super().save(step, write)
         directory = self.directory / checkpoints.directory_name(step)
-        for older in checkpoints.listed(str(self.directory))[1:]:
-            shutil.rmtree(older, ignore_errors=True)
         # Search algorithms look for every objective in every report, measured yet or not.
         values = self.measured(directory, step) if self.measured else dict.fromkeys(self.objectives, math.nan)
         tune.report({"step": step, **values}, checkpoint=tune.Checkpoint.from_directory(str(directory)))

@@ -34,7 +34,7 @@ TUNE_FOLDER = "tune"
 
 def run_trials(
     definition: Sweep, settings: SweepSettings, base: Recipe, concurrent: int | None
-) -> tune.ResultGrid:
+) -> list[tune.Result]:
     """Run all trials, or those that are left of a sweep that had begun; `concurrent` bounds those at once."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -80,7 +80,8 @@ def run_trials(
                 verbose=0,
             ),
         )
-    return tuner.fit()
+    grid = tuner.fit()
+    return [grid[at] for at in range(len(grid))]
 
 
 def resources(base: Recipe, device: str, gpus_per_trial: float) -> tune.PlacementGroupFactory:

@@ -20,7 +20,11 @@ def preflight(recipe: ResolvedRecipe, *, samples: Any = None, evaluated: bool = 
     """
     task = task_of(recipe)
     samples = task.open_data(recipe) if samples is None else samples
-    loop.length(recipe, samples)
+    steps, _ = loop.length(recipe, samples)
+    if recipe.fork is not None and steps <= recipe.fork.step:
+        raise InputError(
+            f"the fork begins after step {recipe.fork.step}, and the recipe ends after {steps}: nothing is left to train, raise epochs"
+        )
     task.require_data(recipe)
     evaluation = open_evaluation_split(recipe) if recipe.evaluation.every else None
     loop.build(recipe, samples)

@@ -39,9 +39,8 @@ class Worker:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Path | None = None
-    measuring: Callable[[int, int], None] = lambda done, images: (
-        None
-    )  # called by rank 0: images measured, of how many
+    # Called by rank 0 with the images that are measured so far, and with how many there are.
+    measuring: Callable[[int, int], None] = lambda done, images: None
 
 
 class Samples(Protocol):

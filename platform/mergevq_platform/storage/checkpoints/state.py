@@ -34,13 +34,16 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Strict: raises if anything is missing or unknown."""
+        """Strict: raises if anything is missing or unknown. Settings of optimizers are those of the recipe at hand, not the stored ones."""
         self.step = state["step"]
         self.training.load_resume_state(state["training"])
         self.ema.load_state_dict(state["ema"])
         assert state["optimizers"].keys() == self.optimizers.keys()
         for name, optimizer in self.optimizers.items():
+            own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
+            for group, settings in zip(optimizer.param_groups, own, strict=True):
+                group.update(settings)  # a resume or a fork may change weight decay and betas
         self.bad_images = state.get("bad_pictures", [])  # older checkpoints hold none
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
