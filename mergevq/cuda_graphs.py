@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+KEYS = 10_000  # that are remembered: a key that never comes again must not fill memory
 
 Arguments = tuple[Tensor | None, ...]
 
@@ -29,58 +32,60 @@ class Recording:
 
 
 class CudaGraphs:
-    """Calls functions of tensors. On a GPU the second call with equal `key` and shapes is recorded, later ones replay it.
+    """Calls functions of tensors. On a GPU a later call with equal `key` and shapes is recorded, and those after it replay it.
 
     A launch costs the host about what the smallest kernels cost the GPU, and a step of decoding or training is made of
     them. A function may read and write tensors that it is not given, such as a cache or weights: these must stay where
     they are, or `forget` be called. Nothing in it may wait for the device or choose by values. A result is valid until
     the next call with the same key. Random numbers go on from the generator's state at each call.
 
-    `most`: recordings at the most; what comes after them is called as ever. With `share_memory` recordings take their
-    memory from one pool. `on_failure` is told, once, why a function could not be recorded; from then on every function is
-    called as ever. Without it the error is raised.
+    `calls_before`: the calls before it, in which libraries set themselves up. `most`: recordings at the most; what comes
+    after them is called as ever. With `share_memory` recordings take their memory from one pool. `on_failure` is told,
+    once, why a function could not be recorded; from then on every function is called as ever. Without it the error is
+    raised.
     """
 
     def __init__(
         self,
         device: torch.device,
         *,
+        calls_before: int = 1,
         most: int = 4096,
         share_memory: bool = False,
         on_failure: Callable[[str], None] | None = None,
     ) -> None:
         self.enabled = device.type == "cuda"
-        self.recordings: dict[Hashable, Recording | None] = {}
+        self.recordings: dict[Hashable, Recording] = {}
+        self.calls: Counter[Hashable] = Counter()
+        self.calls_before = calls_before
         self.most, self.share_memory, self.on_failure = most, share_memory, on_failure
         self.memory: Any = None  # PyTorch's handle of the pool
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
         if not self.enabled:
             return function(*arguments)
-        shapes = tuple(None if a is None else (a.shape, a.dtype) for a in arguments)
-        seen = (key, shapes) in self.recordings
-        recording = self.recordings.get((key, shapes))
-        if recording is None and seen and self._recorded_so_far() < self.most:
-            recording = self.recordings[key, shapes] = self._try(function, arguments)
-        if recording is not None:
-            return recording(arguments)
-        if self.enabled and len(self.recordings) < 2 * self.most:
-            self.recordings.setdefault((key, shapes))  # libraries set themselves up in a first call
-        return function(*arguments)
+        found = (key, tuple(None if a is None else (a.shape, a.dtype) for a in arguments))
+        recording = self.recordings.get(found)
+        if recording is None:
+            if self.calls[found] >= self.calls_before and len(self.recordings) < self.most:
+                recording = self._try(found, function, arguments)
+            elif len(self.calls) < KEYS:
+                self.calls[found] += 1
+        return function(*arguments) if recording is None else recording(arguments)
 
     def forget(self) -> None:
         """Drop all recordings."""
         self.recordings.clear()
+        self.calls.clear()
         self.memory = None  # a pool that no recording holds cannot be taken up again
 
-    def _recorded_so_far(self) -> int:
-        return sum(recording is not None for recording in self.recordings.values())
-
-    def _try(self, function: Callable[..., Tensor], arguments: Arguments) -> Recording | None:
+    def _try(
+        self, found: Hashable, function: Callable[..., Tensor], arguments: Arguments
+    ) -> Recording | None:
         if self.share_memory and self.memory is None:
             self.memory = torch.cuda.graph_pool_handle()
         try:
-            return _recorded(function, arguments, self.memory)
+            self.recordings[found] = _recorded(function, arguments, self.memory)
         except RuntimeError as error:
             if self.on_failure is None:
                 raise
@@ -88,7 +93,7 @@ class CudaGraphs:
             self.forget()
             _leave_recording()
             self.on_failure(str(error).splitlines()[0])
-            return None
+        return self.recordings.get(found)
 
 
 def _recorded(function: Callable[..., Tensor], arguments: Arguments, memory: Any) -> Recording:

@@ -20,7 +20,7 @@ from pathlib import Path
 from cell_queue import Cell
 from command import add_counts_and_seeds, exit_with, run_study, study_parser
 from mergevq.errors import InputError
-from table4_cells import SETTINGS, Protocol, mean_colour, train_and_measure, train_teacher
+from table4_cells import SETTINGS, TAUGHT, Protocol, mean_colour, train_and_measure, train_teacher
 from table4_figure import draw
 from table4_summary import markdown, read_curves, read_floor, read_settings
 
@@ -37,7 +37,7 @@ TINY = Protocol(train_images=60, val_images=36, steps=3, batch=12, teacher_steps
 
 def cells(settings: list[str], counts: list[int], seeds: int, protocol: Protocol) -> list[Cell]:
     """Teachers first, then a seed after the other, every count in every setting; the floor of reconstruction at the end."""
-    taught = [setting for setting in settings if setting != "self"]
+    taught = [setting for setting in settings if setting in TAUGHT]
     found = [
         Cell(
             name=f"teacher_{setting}",

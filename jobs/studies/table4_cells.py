@@ -43,7 +43,9 @@ SETTINGS = {
     "labels": "stand-in teacher that saw the labels, as the demo's",
     "other_classes": "stand-in teacher of six other classes: alignment has seen no label",
     "self": "self-distillation: no teacher, no label",
+    "none": "no alignment: reconstruction alone",
 }
+TAUGHT = ("labels", "other_classes")  # settings with a teacher of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,8 @@ def train_teacher(folder: Path, *, setting: str, protocol: Protocol) -> dict[str
 
 def alignment(setting: str, folder: Path) -> dict[str, Any]:
     """The alignment term of a setting."""
+    if setting == "none":
+        return {"kind": "none"}
     if setting == "self":
         return {"kind": "self", "prototypes": 256, "weight": 0.5}
     return {"kind": "stand_in", "directory": str(folder / f"teacher_{setting}"), "weight": 1.5}

@@ -7,6 +7,7 @@ that never stopped, and the data and kept counts of a step do not depend on the 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
@@ -86,6 +87,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host, until: int | None 
     autocast = optim.autocast(recipe, worker.device)
     meter = Meter(recipe, task, worker, host, total_steps, state.scaler, control)
     recorded = RecordedPasses(recipe, training, passes_of(phases, autocast, state.scaler), worker, host.warn)
+    meter.flops = recorded.flops.per_image
 
     def save() -> None:
         meter.flush()
@@ -114,7 +116,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host, until: int | None 
         validate()  # where the initial model stands
     with feed.stream(state.step, state.bad_images) as stream:
         asked_at = time.monotonic()
-        compiled: set[int | None] = set()
+        steps_of: Counter[int | None] = Counter()
         batches = iter(stream)
         while state.step < last_step:
             step = state.step
@@ -126,13 +128,13 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host, until: int | None 
 
             losses: list[tuple[float, dict[str, Tensor]]] = []
             for index, micro_batch in enumerate(micro_batches):
-                host.at(step, "compiling" if recipe.compile and keep not in compiled else "training")
+                host.at(step, "compiling" if recipe.compile and steps_of[keep] < 3 else "training")
                 batch = feed.batch(micro_batch, keep)
                 # The ranks' gradients are averaged: a rank with more samples than the others must weigh more.
                 share = worker.world_size * len(batch["label"]) / recipe.global_batch
                 last = index == len(micro_batches) - 1
                 losses.append((share, recorded(batch, keep, step, share, last)))
-            compiled.add(keep)
+            steps_of[keep] += 1
             norms = optim.update(recipe, training, state, keep_gradients=recorded.enabled)
             training.after_step(step)
             state.ema.update()

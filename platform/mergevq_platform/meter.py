@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mergevq import schedules
+from mergevq_platform.flops import stated_peak
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.tasks.task import Task, Worker
 from mergevq_platform.tracking.system import SystemSampler
@@ -61,6 +62,7 @@ class Meter:
         self.waited = 0.0
         self.warned = False
         self.left_out: Counter[str] = Counter()
+        self.flops: dict[int | None, float] = {}  # of an image by kept count, where they are counted
         self.system = SystemSampler(worker.device.index) if worker.rank == 0 else None
 
     def waiting(self, fetch: Callable) -> list[dict[str, Tensor]]:
@@ -132,10 +134,20 @@ class Meter:
             "seconds_per_step": seconds / steps,
             "workers": float(self.worker.world_size),
         }
+        speed |= self._work([keep for _, keep, _ in rows], seconds)
         assert self.system is not None
         measured = {f"system/{name}": value for name, value in speed.items()} | self.system.sample()
         self.host.record(last, measured)
         self.host.progress({"step": last, "total_steps": self.total_steps} | speed | status)
+
+    def _work(self, keeps: list[int | None], seconds: float) -> dict[str, float]:
+        """The counted TFLOP/s of a device in steps with these kept counts, and their share of what its maker states."""
+        if not all(keep in self.flops for keep in keeps):
+            return {}
+        images = self.recipe.global_batch / self.worker.world_size
+        rate = sum(self.flops[keep] for keep in keeps) * images / seconds
+        peak = stated_peak(torch.cuda.get_device_name(self.worker.device), self.recipe.precision)
+        return {"tflops_per_second": rate / 1e12} | ({"peak_share": rate / peak} if peak else {})
 
     def _share_bad_images(self, values: Tensor) -> None:
         """Count the bad images of all ranks since the run began, and give every rank the list of them."""

@@ -1,4 +1,7 @@
-"""Forward and backward passes of a training as CUDA graphs, one for each kept count: the host launches one thing a pass."""
+"""Forward and backward passes of a training as CUDA graphs, one for each kept count: the host launches one thing a pass.
+
+Their work is counted here as well, at the first pass of a kept count, which is never recorded.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from mergevq.cuda_graphs import CudaGraphs
 from mergevq.training.protocol import Training
+from mergevq_platform.flops import FlopCount
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.tasks.task import Worker
 
@@ -41,9 +45,11 @@ class RecordedPasses:
         warn: Callable[[str], None],
     ) -> None:
         self.training, self.passes = training, passes
+        self.flops = FlopCount(worker.device)
         self.names: dict[Hashable, list[str]] = {}
         self.graphs = CudaGraphs(
             worker.device,
+            calls_before=1 + recipe.compile,  # counted passes are not compiled
             most=MOST,
             share_memory=True,
             on_failure=lambda error: warn(
@@ -67,6 +73,14 @@ class RecordedPasses:
         self, batch: dict[str, Tensor], keep: int | None, step: int, share: float, last: bool
     ) -> dict[str, Tensor]:
         """Losses of one micro-batch, whose gradients are added to those of the parameters."""
+        if self.flops.missing(keep):
+            with self.flops.counting(keep, len(batch["label"])):
+                return self._call(batch, keep, step, share, last)
+        return self._call(batch, keep, step, share, last)
+
+    def _call(
+        self, batch: dict[str, Tensor], keep: int | None, step: int, share: float, last: bool
+    ) -> dict[str, Tensor]:
         if not self.enabled:
             return self.passes(batch, keep, step, share, last)
         gradients_in_place(self.training)

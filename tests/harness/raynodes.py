@@ -274,15 +274,24 @@ def free_port() -> int:
             return port
 
 
+TRAIN = ("-m", "mergevq_platform.cli", "train", "--no-evaluation")
+
+
 class Driver:
-    """`mergevq train …` in a process of its own, with the time of every line that it prints."""
+    """`mergevq train …`, or other words to Python, in a process of its own, with the time of every line that it prints."""
 
     def __init__(
-        self, nodes: Nodes, home: Path, *arguments: str, prefix: tuple[str, ...] = (), **environment: str
+        self,
+        nodes: Nodes,
+        home: Path,
+        *arguments: str,
+        words: tuple[str, ...] = TRAIN,
+        prefix: tuple[str, ...] = (),
+        **environment: str,
     ) -> None:
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "mergevq_platform.cli", "train", "--no-evaluation", *arguments],
+            [*prefix, sys.executable, *words, *arguments],
             env=nodes.environment | {"MERGEVQ_HOME": str(home)} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -227,6 +227,11 @@ MISTAKES = [
     (["train", "RECIPE", "task.initial_weights=/nowhere.safetensors"], "/nowhere.safetensors"),
     (["train", "RECIPE", "task.losses.alignment={kind: stand_in, directory: /nowhere}"], "/nowhere"),
     (["train", "--resume", "nobody"], "no run 'nobody'"),
+    (["train", "RECIPE", "--urgent"], "starts one of its own: give --address"),
+    (
+        ["submit", "--urgent", "--", "evaluate", "RUN"],
+        "--urgent is for train, and after -- stands 'evaluate'",
+    ),
     (["evaluate", "nobody"], "no run 'nobody'"),
     (["sync", "nobody"], "no run 'nobody'"),
     (["data", "info", "/nowhere"], "/nowhere"),
@@ -316,6 +321,11 @@ def test_a_verb_may_return_a_status_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     for returned, status in ((130, 130), (0, 0), (None, 0)):
         monkeypatch.setattr(cli.training, "_recipes", lambda options, returned=returned: returned)
         assert cli.run(["recipes"]) == status
+
+
+def test_an_urgent_submission_is_an_urgent_training() -> None:
+    for words in (["train", "demo", "steps=4"], ["train", "--urgent", "demo", "steps=4"]):
+        assert cli.cluster._urgent(words) == ["train", "--urgent", "demo", "steps=4"]
 
 
 def test_lists_may_be_given_in_one_go_or_one_by_one() -> None:

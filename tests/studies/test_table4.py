@@ -153,10 +153,19 @@ def test_curves_of_another_sweep_are_refused(tmp_path: Path) -> None:
 
 
 def test_cells_come_seed_by_seed_with_every_count_in_every_setting() -> None:
-    names = [cell.name for cell in table4.cells(["labels", "self"], [9, 64], 2, table4.TINY)]
-    assert names[:5] == ["teacher_labels", "labels_k09_s0", "self_k09_s0", "labels_k64_s0", "self_k64_s0"]
+    names = [cell.name for cell in table4.cells(["labels", "none"], [9, 64], 2, table4.TINY)]
+    assert names[:5] == ["teacher_labels", "labels_k09_s0", "none_k09_s0", "labels_k64_s0", "none_k64_s0"]
     assert all(name.endswith("_s1") for name in names[5:-1])
     assert names[-1] == "mean_colour"
+
+
+@pytest.mark.filterwarnings("ignore:36 images for")
+def test_without_alignment_no_teacher_is_trained(tmp_path: Path) -> None:
+    cells = table4.cells(["none"], [16], 1, table4.TINY)
+    assert run_cells(cells[:1], tmp_path, say=lambda text: None).done == ["none_k16_s0"]
+    (setting,) = read_settings(tmp_path)
+    assert setting.teacher is None
+    assert setting.title.startswith("no alignment")
 
 
 @pytest.mark.filterwarnings("ignore:36 images for")

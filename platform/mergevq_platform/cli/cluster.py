@@ -30,7 +30,10 @@ def _add_submit(verbs: Any) -> None:
         usage="mergevq submit [options] -- VERB …",
         description="Upload our code and the files that VERB names, run it on the cluster, follow its log; the exit status is the "
         "job's. Ctrl-C leaves the job running.",
-        examples=["mergevq submit --address http://HEAD:8265 -- train demo"],
+        examples=[
+            "mergevq submit --address http://HEAD:8265 -- train demo",
+            "mergevq submit --urgent --address http://HEAD:8265 -- train demo",
+        ],
     )
     _add_address(submit)
     submit.add_argument("--home", help="where runs live on the cluster (default: its own MERGEVQ_HOME)")
@@ -58,6 +61,11 @@ def _add_submit(verbs: Any) -> None:
     )
     submit.add_argument(
         "--upload-limit", type=float, default=50, metavar="MIB", help="refuse a larger upload (default 50)"
+    )
+    submit.add_argument(
+        "--urgent",
+        action="store_true",
+        help="of train: sweeps and yielding trainings there make room, and go on after it",
     )
     submit.add_argument("--no-follow", action="store_true", help="return as soon as the job is submitted")
     submit.add_argument(
@@ -130,6 +138,8 @@ def _submit(options: argparse.Namespace) -> int:
     from mergevq_platform.operations import submission
 
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    if options.urgent:
+        words = _urgent(words)
     verb = submission.read_verb(
         words, options.parse
     )  # before the cluster is asked: a typing error costs no wait
@@ -154,6 +164,13 @@ def _submit(options: argparse.Namespace) -> int:
         print(f"follow it: mergevq jobs logs {job}")
         return 0
     return _follow(client, job)
+
+
+def _urgent(words: list[str]) -> list[str]:
+    if words[:1] != ["train"]:
+        verb = f"'{words[0]}'" if words else "no verb"
+        raise InputError(f"--urgent is for train, and after -- stands {verb}: leave it out")
+    return words if "--urgent" in words else [words[0], "--urgent", *words[1:]]
 
 
 def _follow(client: ClusterClient, job: str) -> int:

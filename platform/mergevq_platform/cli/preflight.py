@@ -126,7 +126,7 @@ def _plan(options: argparse.Namespace) -> None:
     rows = planning.scaling(
         chosen, measured, nodes=options.nodes, gpus=options.gpus, links=links, images=images
     )
-    print(f"measured on {measured.machine}: {planning.describe(measured)}")
+    print(f"measured on {measured.machine}: {planning.describe(measured, chosen.precision)}")
     print(
         f"links: {links.within_gbps:g} Gbit/s within a node, {links.between_gbps:g} between nodes; "
         f"{links.overlap:.0%} of the backward pass hides all-reduce; an epoch: {images:,} images ({whose})"

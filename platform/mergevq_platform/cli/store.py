@@ -178,7 +178,7 @@ def _runs_list(options: argparse.Namespace) -> None:
         table.add_column(title, no_wrap=title != "run", overflow="fold")
     for run in list_runs(store_in_use(), options.experiment):
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000))
-        table.add_row(run.name, run.kind, run.status.lower(), "yes" if run.has_curve else "", began)
+        table.add_row(run.name, run.kind, run.state, "yes" if run.has_curve else "", began)
     print_table(table)
 
 
@@ -189,7 +189,7 @@ def _runs_show(options: argparse.Namespace) -> None:
 
     store = store_in_use()
     run = find_run(store, options.run)
-    print(f"{run.name}  {run.kind}  {run.status.lower()}  experiment {run.experiment}  id {run.run_id}")
+    print(f"{run.name}  {run.kind}  {run.state}  experiment {run.experiment}  id {run.run_id}")
     evaluated = newest_report(store, run, read_settings().home / "evaluations")
     if evaluated is not None:
         report.show_numbers(evaluated)

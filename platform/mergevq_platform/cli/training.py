@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
@@ -35,6 +36,7 @@ def _add_train(verbs: Any) -> None:
             "mergevq train demo steps=200",
             "mergevq train --resume RUN",
             "mergevq train --fork RUN@300 task.losses.entropy.weight=0.05",
+            "mergevq train demo --urgent --address auto",
         ],
     )
     train.add_argument(
@@ -54,6 +56,17 @@ def _add_train(verbs: Any) -> None:
         help="where checkpoints go: path, s3://…, gs://… (default MERGEVQ_STORAGE, else runs/ray)",
     )
     train.add_argument("--address", help="Ray cluster (default RAY_ADDRESS, else this machine)")
+    place = train.add_mutually_exclusive_group()
+    place.add_argument(
+        "--urgent",
+        action="store_true",
+        help="sweeps and yielding trainings of the cluster make room, and go on after this run",
+    )
+    place.add_argument(
+        "--yielding",
+        action="store_true",
+        help="make room for urgent runs of the cluster: a checkpoint, and on after them (cluster.yields=true)",
+    )
     train.add_argument("--no-evaluation", action="store_true", help="do not measure the curve at the end")
     train.add_argument(
         "--register", metavar="NAME[@ALIAS]", help="register the finished tokenizer as this MLflow model"
@@ -121,6 +134,10 @@ def _train(options: argparse.Namespace) -> int:
     from mergevq_platform.tracking.store import Store
 
     name, overrides = _recipe_words(options)
+    if options.yielding:
+        overrides = (*overrides, "cluster.yields=true")
+    if options.urgent:
+        _require_cluster(options.address)
     home = read_settings().home
     tracking_uri = read_settings().tracking_uri
     find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
@@ -152,6 +169,7 @@ def _train(options: argparse.Namespace) -> int:
         address=options.address,
         tracking_uri=read_settings().tracking_uri,
         after=None if options.no_evaluation else api.after_training,
+        urgent=options.urgent,
     )
     print(f"checkpoints: {without_credentials(outcome.run.location)}")
     if model and (outcome.undelivered or not outcome.stopped):
@@ -160,6 +178,14 @@ def _train(options: argparse.Namespace) -> int:
         print(f"stopped after step {outcome.step}; go on with: mergevq train --resume {outcome.run.name}")
     print(outcome.undelivered or tracking_link(outcome.experiment))
     return INTERRUPTED if outcome.stopped else 0
+
+
+def _require_cluster(address: str | None) -> None:
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        raise InputError(
+            "--urgent asks other work on a cluster to yield, and without an address this run starts one of its own: give "
+            "--address (auto: the one on this machine) or RAY_ADDRESS"
+        )
 
 
 def _register(outcome: Outcome, model: str, alias: str | None, storage: str | None) -> None:

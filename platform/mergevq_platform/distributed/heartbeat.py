@@ -101,6 +101,11 @@ class HangMonitor:
         """Drop a worker that is no longer there."""
         self._received.pop(rank, None)
 
+    @property
+    def begun(self) -> bool:
+        """Whether any worker has sent a heartbeat."""
+        return self._last is not None
+
     def quiet_seconds(self) -> float:
         """Seconds without any heartbeat; 0 before the first."""
         return self._clock() - self._last if self._last is not None else 0.0

@@ -15,12 +15,13 @@ from mergevq_platform.tracking.recorder import LocalRecorder
 
 
 class RunProgress(NamedTuple):
-    """Progress, all warnings so far, a worker that hangs with a line about it, seconds without any heartbeat."""
+    """Progress, all warnings so far, a worker that hangs with a line about it, seconds without any heartbeat, whether there was one."""
 
     status: dict[str, float]
     warnings: list[str]
     hung: tuple[Heartbeat, str] | None
     quiet_seconds: float
+    begun: bool
 
 
 class RunActor:
@@ -96,11 +97,21 @@ class RunActor:
             self.warn(
                 f"not in MLflow yet: {self.recorder.store.public_uri}: {reason} (the run goes on, and its journal keeps everything)"
             )
-        return RunProgress(self.status, self.warnings, self.monitor.hung(), self.monitor.quiet_seconds())
+        return RunProgress(
+            self.status,
+            self.warnings,
+            self.monitor.hung(),
+            self.monitor.quiet_seconds(),
+            self.monitor.begun,
+        )
 
     def stop(self) -> None:
         """Ask the run to stop at the next step boundary."""
         self.stopping = True
+
+    def go_on(self) -> None:
+        """Take the request to stop back."""
+        self.stopping = False
 
     def stop_requested(self) -> bool:
         """Whether the run was asked to stop."""

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,11 @@ from mergevq_platform.distributed.hub_cache import fetch_on_nodes
 from mergevq_platform.distributed.process_group import NodeInterfaceTorchConfig
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.training_progress import TrainingProgress
+from mergevq_platform.distributed.urgency import Urgency
+from mergevq_platform.distributed.urgent_lease import Offer
 from mergevq_platform.distributed.worker import FailureReporter, WorkerLoopConfig, worker_loop
+from mergevq_platform.distributed.yielding import Yielder
+from mergevq_platform.distributed.yielding_fit import YieldingFit
 from mergevq_platform.evaluation.cache import Cache
 from mergevq_platform.recipe import ResolvedRecipe, data_places, resolve
 from mergevq_platform.storage import checkpoints, forks, naming
@@ -71,6 +75,7 @@ def train(
     kind: str = "training",
     parent: str | None = None,
     tags: dict[str, str] | None = None,
+    urgent: bool = False,
 ) -> Outcome:
     """Train on Ray and record it; blocks until the end or a stop.
 
@@ -79,8 +84,8 @@ def train(
     closed (the curve is measured there);
     `watch(checkpoint, step, recorder)` runs here whenever a new checkpoint is complete. Training ends after step
     `until`, if that comes before the recipe's last. `kind`, `parent` and `tags`
-    are what MLflow's run is found by. Raises `InputError` for what cannot work, before anything is started, and Ray's
-    error if training fails for good.
+    are what MLflow's run is found by. While an `urgent` run lasts, work of the cluster that yields makes room for it.
+    Raises `InputError` for what cannot work, before anything is started, and Ray's error if training fails for good.
     """
     run, recipe = _begin(
         recipe,
@@ -91,52 +96,95 @@ def train(
         overrides=overrides,
         tracking_uri=tracking_uri,
     )
-    samples = preflight(recipe, samples=samples, evaluated=after is not None)
-    fingerprint, (total_steps, _) = samples.fingerprint, loop.length(recipe, samples)
-    store = Store.at(home, tracking_uri)
-    store.prepare()
+    with _lease(recipe, run, home, address) if urgent else nullcontext() as urgency:
+        samples = preflight(recipe, samples=samples, evaluated=after is not None)
+        total_steps, _ = loop.length(recipe, samples)
+        last = min(total_steps, until or total_steps)
+        store = Store.at(home, tracking_uri)
+        store.prepare()
+        cluster.connect(home, address=address)
+        device = cluster.choose_device(recipe.cluster.device, recipe.cluster.least_workers)
+        cluster.require_resources(recipe.cluster, device)
+        fetch_on_nodes(data_places(recipe))
+
+        run.directory.mkdir(parents=True, exist_ok=True)
+        run.fetch()
+        (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
+        run.publish()
+        actor = _run_actor(recipe, run, tracking_uri, samples.fingerprint, kind=kind, parent=parent)
+        recorder = RemoteRecorder(actor)
+        status: Status = "FAILED"
+        undelivered = None
+        try:
+            if tags:
+                recorder.tags(tags)
+            trainer = _trainer(recipe, run, actor, device, until)
+            offer = None if urgent else _offer(recipe, run, device, kind)
+            step, interrupted = _fit(trainer, recorder, recipe, run, watch, device, last, offer, urgency)
+            stopped = interrupted and step < last
+            outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
+            if after is not None and not stopped:
+                after(outcome, recorder)
+            status = "KILLED" if stopped else "FINISHED"
+        finally:
+            try:
+                report = recorder.close(status)
+                undelivered = lacking(
+                    store, [run.directory], sync=run.name, reason=report.error if report else None
+                )
+            finally:
+                ray.kill(actor)
+                run.publish(failed=status == "FAILED")
+            if undelivered and status == "FAILED":
+                print(undelivered, file=sys.stderr)
+    return replace(outcome, undelivered=undelivered)
+
+
+def _lease(recipe: ResolvedRecipe, run: Run, home: Path, address: str | None) -> Urgency:
+    """The lease of an urgent run, before all else that it does: what yields does so meanwhile."""
     cluster.connect(home, address=address)
     device = cluster.choose_device(recipe.cluster.device, recipe.cluster.least_workers)
     cluster.require_resources(recipe.cluster, device)
-    fetch_on_nodes(data_places(recipe))
+    return Urgency(run.name, _amounts(recipe, device))
 
-    run.directory.mkdir(parents=True, exist_ok=True)
-    run.fetch()
-    (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-    run.publish()
-    actor: Any = (
+
+def _offer(recipe: ResolvedRecipe, run: Run, device: Literal["cpu", "cuda"], kind: str) -> Offer:
+    yields = recipe.cluster.yields
+    return Offer(
+        name=run.name,
+        amounts=_amounts(recipe, device),
+        began=time.time(),
+        yields=kind == "trial" if yields is None else yields,
+    )
+
+
+def _per_worker(recipe: ResolvedRecipe, device: Literal["cpu", "cuda"]) -> dict[str, float]:
+    return {"CPU": float(recipe.cluster.cpus_per_worker)} | ({"GPU": 1.0} if device == "cuda" else {})
+
+
+def _amounts(recipe: ResolvedRecipe, device: Literal["cpu", "cuda"]) -> dict[str, float]:
+    """All that the run's workers hold."""
+    return {kind: recipe.cluster.workers * amount for kind, amount in _per_worker(recipe, device).items()}
+
+
+def _run_actor(
+    recipe: ResolvedRecipe,
+    run: Run,
+    tracking_uri: str | None,
+    fingerprint: str,
+    *,
+    kind: str,
+    parent: str | None,
+) -> Any:
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return (
         ray.remote(RunActor)
-        .options(num_cpus=0, label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()})
+        .options(num_cpus=0, label_selector=here)
         .remote(
             lambda: run.recorder(recipe, tracking_uri, fingerprint=fingerprint, kind=kind, parent=parent),
             recipe.cluster.hang_timeout_seconds,
         )
     )
-    recorder = RemoteRecorder(actor)
-    status: Status = "FAILED"
-    undelivered = None
-    try:
-        if tags:
-            recorder.tags(tags)
-        trainer = _trainer(recipe, run, actor, device, until)
-        step, interrupted = _fit(trainer, recorder, recipe, run, watch, device)
-        stopped = interrupted and step < min(total_steps, until or total_steps)
-        outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
-        if after is not None and not stopped:
-            after(outcome, recorder)
-        status = "KILLED" if stopped else "FINISHED"
-    finally:
-        try:
-            report = recorder.close(status)
-            undelivered = lacking(
-                store, [run.directory], sync=run.name, reason=report.error if report else None
-            )
-        finally:
-            ray.kill(actor)
-            run.publish(failed=status == "FAILED")
-        if undelivered and status == "FAILED":
-            print(undelivered, file=sys.stderr)
-    return replace(outcome, undelivered=undelivered)
 
 
 def _trainer(
@@ -147,8 +195,7 @@ def _trainer(
         "num_workers": most if least == most else (least, most),
         "elastic_resize_monitor_interval_s": recipe.cluster.resize_seconds,
         "use_gpu": device == "cuda",
-        "resources_per_worker": {"CPU": recipe.cluster.cpus_per_worker}
-        | ({"GPU": 1} if device == "cuda" else {}),
+        "resources_per_worker": _per_worker(recipe, device),
     }
     filesystem, path = checkpoints.open_storage(run.location)
     return TorchTrainer(
@@ -206,29 +253,44 @@ def _fit(
     run: Run,
     watch: Callable[[str, int, RemoteRecorder], None] | None,
     device: Literal["cpu", "cuda"],
+    last: int,
+    offer: Offer | None,
+    urgency: Urgency | None,
 ) -> tuple[int, bool]:
     # fit() blocks, so it runs in a thread and this one shows progress and listens for signals.
     result: dict[str, Any] = {}
 
+    def once() -> int | None:
+        ended: Any = failures.again_if_lost_while_starting(
+            trainer.fit,
+            failed=lambda: ray.get(actor.standing.remote())[1],
+            tell=lambda reason: ray.get(actor.failed.remote(reason)),
+            most=recipe.cluster.max_failures,
+        )
+        return ended.return_value
+
     def fit() -> None:
         try:
-            result["value"] = failures.again_if_lost_while_starting(
-                trainer.fit,
-                failed=lambda: ray.get(actor.standing.remote())[1],
-                tell=lambda reason: ray.get(actor.failed.remote(reason)),
-                most=recipe.cluster.max_failures,
-            )
+            result["step"] = yielding(once)
         except BaseException as error:
             result["error"] = error
 
     thread = threading.Thread(target=fit, daemon=True)
     actor, watched = recorder.actor, set(checkpoints.listed(run.location))
-    with _stop_on_signal(actor) as signals, TrainingProgress(recipe, run.name) as progress:
+    with (
+        _stop_on_signal(actor) as signals,
+        Yielder(offer) as yielder,
+        TrainingProgress(recipe, run.name) as progress,
+    ):
+        yielding = YieldingFit(yielder, recorder, last, lambda: bool(signals))
         thread.start()
         while thread.is_alive():
             thread.join(STATUS_POLL_SECONDS)
             latest = ray.get(actor.latest.remote())
             progress.show(latest.status, latest.warnings, stopping=bool(signals))
+            yielding.watch()
+            if urgency is not None:
+                urgency.begun = urgency.begun or latest.begun
             if latest.hung is not None:
                 _end_hung(actor, *latest.hung)
             elif latest.quiet_seconds > QUIET_SECONDS and (lack := cluster.shortage(recipe.cluster, device)):
@@ -243,8 +305,7 @@ def _fit(
         raise final
     if "error" in result:
         raise result["error"]
-    step = result["value"].return_value
-    return step, bool(signals)
+    return result["step"], bool(signals)
 
 
 def _end_hung(actor: Any, beat: heartbeat.Heartbeat, line: str) -> None:

@@ -114,9 +114,14 @@ class GeneratorReport(StoredReport):
         if "class_probe" in p:
             clearest = max(self.rows, key=lambda row: row["class_top1"])  # guidance trades distance for class
             word = "yes" if clearest["class_top1_low"] > 2 * p["chance_top1"] else "NO"
+            guided = (
+                f", {clearest['class_top1']:.1f}% at scale {clearest['scale']:g}"
+                if clearest["scale"] != 1
+                else ""
+            )
             sentences.append(
-                f"{word}: a probe that learned from real pictures recognises the class of {plain['class_top1']:.1f}% without guidance, "
-                f"{clearest['class_top1']:.1f}% at scale {clearest['scale']:g} (chance {p['chance_top1']:.1f}%, real pictures "
+                f"{word}: a probe that learned from real pictures recognises the class of {plain['class_top1']:.1f}% without guidance"
+                f"{guided} (chance {p['chance_top1']:.1f}%, real pictures "
                 f"{p['class_probe']['real_top1']:.1f}%)"
             )
         if "neighbour_ratio" in best:
@@ -199,11 +204,24 @@ class GeneratorReport(StoredReport):
         lacking = "".join(f" No {what}: {reason}." for what, reason in p.get("lacking", {}).items())
         more = "".join(f" {sentence}" for sentence in suite_sentences(p))
         return (
+            f"{self.distances_sentence()} {learned}Distance to neighbour: median over images, as a multiple of that of "
+            f"reconstructed held-out images; {p['neighbours']}. {self.samples_sentence()}{lacking}{more}"
+        )
+
+    def distances_sentence(self) -> str:
+        """What Fréchet distance, precision and recall are of."""
+        p = self.protocol
+        return (
             f"{self.frechet_key}: Fréchet distance of {p['images']} images, classes in turn, to {p['reference']['images']} real ones of "
-            f"'{p['reference']['split']}', {p['extractor']['description']}; precision and recall of the same features (k = 3). "
-            f"{learned}Distance to neighbour: median over images, as a multiple of that of "
-            f"reconstructed held-out images; {p['neighbours']}. {p['guidance']['schedule']} guidance; EMA weights of step "
-            f"{p['generator']['step']:,}; tokenizer {p['tokenizer']['sha256'][:12]}; source {p['source']}.{lacking}{more}"
+            f"'{p['reference']['split']}', {p['extractor']['description']}; precision and recall of the same features (k = 3)."
+        )
+
+    def samples_sentence(self) -> str:
+        """How the images were generated."""
+        p = self.protocol
+        return (
+            f"{p['guidance']['schedule']} guidance; EMA weights of step {p['generator']['step']:,}; tokenizer "
+            f"{p['tokenizer']['sha256'][:12]}; source {p['source']}."
         )
 
 

@@ -150,7 +150,9 @@ def published_generator(report: GeneratorReport) -> PublishedTable:
             f"the reference is {p['reference']['images']:,} images of '{p['reference']['split']}', not the statistics of a training "
             "set that papers take: compare within this protocol"
         )
-    return PublishedTable(f"{report.run}: as a paper prints it", "", rows, columns, missing, report.caption())
+    # Not the caption: classes and neighbours, which it explains, are in no column.
+    said = f"{report.distances_sentence()} {report.kept()}; {report.samples_sentence()}"
+    return PublishedTable(f"{report.run}: as a paper prints it", "", rows, columns, missing, said)
 
 
 def _of_frechet(title: str, key: str, present: set[str], images: int, description: str) -> list[str]:

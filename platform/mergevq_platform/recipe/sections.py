@@ -80,6 +80,9 @@ class ClusterConfig:
         300.0  # without progress of a worker before it is ended and the group restarted
     )
     storage_timeout_seconds: Positive = 600.0  # of trying to save a checkpoint before the run fails
+    yields: bool | None = (
+        None  # to urgent jobs, at a step and with a checkpoint; none: trials of a sweep do, a training alone does not
+    )
 
     @property
     def least_workers(self) -> int:

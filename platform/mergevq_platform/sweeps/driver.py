@@ -97,9 +97,12 @@ def sweep(
         outcome = gathered(definition, settings, results)
         if outcome.finished:
             folder = run.directory / "report"
-            files = report.write(definition, settings.name, outcome.finished, folder, outcome.cost)
+            stopped = list(outcome.stopped_early.values())
+            files = report.write(
+                definition, settings.name, outcome.finished, folder, stopped, cost=outcome.cost
+            )
             outcome.files.update(files)
-            report.record(definition, outcome.finished, outcome.files, recorder)
+            report.record(definition, outcome.finished, outcome.files, recorder, stopped)
         status = "FINISHED" if outcome.complete else "KILLED"
     finally:
         delivery = recorder.close(status)

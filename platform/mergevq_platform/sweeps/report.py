@@ -29,6 +29,7 @@ from mergevq_platform.sweeps.finished import Finished, by_choice
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.questions import Asker, Question
 from mergevq_platform.sweeps.savings import savings
+from mergevq_platform.sweeps.stopped import StoppedTrial, steps_saved, stopped_rows, stopped_sentence
 from mergevq_platform.tracking.notes import NOTE_TAG
 from mergevq_platform.tracking.recorder import Recorder
 
@@ -134,6 +135,8 @@ def write(
     name: str,
     finished: Sequence[Finished],
     folder: Path,
+    stopped: Sequence[StoppedTrial] = (),
+    *,
     cost: SweepCost | None = None,
 ) -> dict[str, Path]:
     """Write the figures, the tables and the winning recipe, those that there can be; returns the files by name."""
@@ -164,7 +167,7 @@ def write(
         known = mattered.get(first.name, {})
         asked = Asker(definition, finished, winner, known, str(files["winner.yaml"])).questions()
     text(NEXT, "".join(f"- {line}\n" for line in [*([cost.sentence()] if cost else []), *map(str, asked)]))
-    text("sweep.md", markdown(definition, name, finished, mattered, files[NEXT].read_text()))
+    text("sweep.md", markdown(definition, name, finished, mattered, files[NEXT].read_text(), stopped))
     return files
 
 
@@ -197,12 +200,15 @@ def markdown(
     finished: Sequence[Finished],
     mattered: Mapping[str, Mapping[str, Explained]],
     after: str,
+    stopped: Sequence[StoppedTrial] = (),
 ) -> str:
     """The sweep's findings as Markdown; `after` are its cost and its questions."""
     parts = [f"# {name}", definition.question, "## Trials", _markdown(table(definition, finished))]
     parts += shared(finished) + omissions(definition, finished)
     if not not_comparable(finished):
         parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
+    if stopped:
+        parts += ["## Stopped early", stopped_sentence(stopped, finished), _markdown(stopped_rows(stopped))]
     for name, shares in mattered.items():
         rows = [HEADER, *([key, *known.cells()] for key, known in shares.items())]
         parts += [f"## What mattered for {name}", _markdown(rows)]
@@ -213,7 +219,11 @@ def markdown(
 
 
 def record(
-    definition: Sweep, finished: Sequence[Finished], files: dict[str, Path], recorder: Recorder
+    definition: Sweep,
+    finished: Sequence[Finished],
+    files: dict[str, Path],
+    recorder: Recorder,
+    stopped: Sequence[StoppedTrial] = (),
 ) -> None:
     """Record the report in the sweep's own run: artifacts, the winner, the front's size and hypervolume."""
     for file in files.values():
@@ -230,6 +240,8 @@ def record(
         values = {f"best/{name}": value for name, value in winner.objectives.items()}
     if not not_comparable(finished):
         values["sweep/best_hypervolume"] = max(hypervolumes(finished).values())
+    if stopped:
+        values["sweep/steps_saved"] = steps_saved(stopped, finished)
     recorder.metrics(len(finished), values)
 
 

@@ -37,6 +37,7 @@ class SweepSettings:
     device: Device
     reference: UntrainedPoint | None = None
     optuna: str | None = None  # its version, where it proposes the trials
+    yields: bool = False  # its trials, to urgent jobs; a sweep of an earlier version cannot
 
     def run(self, trial: str) -> Run:
         """The run of a trial (or of the sweep itself)."""
@@ -67,6 +68,7 @@ def begun(
         uid=new_uid(),
         device="cpu",
         optuna=optuna_version(definition),
+        yields=definition.first_recipe().cluster.yields is not False,
     )
 
 

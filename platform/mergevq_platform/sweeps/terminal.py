@@ -18,9 +18,11 @@ from rich.table import Table
 
 from mergevq.files import write_whole
 from mergevq_platform.distributed.progress import duration
+from mergevq_platform.distributed.yielding import job_of
 from mergevq_platform.sweeps.definition import Sweep, described
 from mergevq_platform.sweeps.finished import STOPPED
 from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.sweeps.yielding import YIELDED
 
 _boards: dict[str, Board] = {}  # by sweep; Tune pickles its callbacks, a terminal cannot be pickled
 
@@ -121,8 +123,9 @@ class Watch(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: object
     ) -> None:
-        """A trial measured its objectives."""
-        self._update(trial, "running", result)
+        """A trial measured its objectives, or has yielded."""
+        lease = result.get(YIELDED)
+        self._update(trial, f"yielded to {job_of(lease)}" if lease else "running", result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """A trial ended by itself or was stopped by the scheduler."""

@@ -22,6 +22,8 @@ from ray import tune
 from mergevq.config import to_tree
 from mergevq_platform import loop
 from mergevq_platform.distributed import trainer
+from mergevq_platform.distributed.urgent_lease import Offer
+from mergevq_platform.distributed.yielding import Yielder, job_of
 from mergevq_platform.evaluation.api import leave, leave_allocators
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
@@ -43,6 +45,10 @@ from mergevq_platform.tasks.preflight import preflight
 from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.view_state import RUN_COLOUR_TAG
+
+DELIVERY_SECONDS = (
+    2.0  # that a trial which yields takes for its last records; the rest is delivered when it goes on
+)
 
 
 class TrainedTrial(NamedTuple):
@@ -122,18 +128,45 @@ def _in_place(
     with recorded(run, recipe, place, "trial", tags) as recorder, _handed() as handed:
         device = torch.device("cuda" if place.device == "cuda" else "cpu")
         names = tuple(objective.name for objective in sweep.objectives)
-        host = TrialHost(run.directory, recorder=recorder, handed=handed, objectives=names)
+        host = TrialHost(
+            run.directory,
+            recorder=recorder,
+            handed=handed,
+            objectives=names,
+            checkpoint_every=recipe.checkpoint_every,
+        )
         if sweep.rung_steps is not None:
             host.measured = lambda directory, step: _rung(sweep, place, recipe, directory, step, recorder)
         before = time.process_time()
-        steps = loop.train(recipe, Worker(device=device), host)
+        with _yielder(sweep, place, run, recipe) as yielder:
+            host.asked = lambda: yielder.asked_by
+            steps = loop.train(recipe, Worker(device=device), host)
+            if host.lease is not None and steps != host.total_steps:
+                _give_way(host, yielder, recorder, steps)
         spent = time.process_time() - before
-        checkpoint = run.directory / checkpoints.directory_name(steps)
+        checkpoint = host.checkpoint(steps)
         stored_checkpoint(run, checkpoint)
         curve, allocators = _final(recipe, place, run, str(checkpoint), steps, recorder)
         drawn = _drawn(recipe, steps)
         _record_drawn(drawn, recorder, run)
         return TrainedTrial(curve, allocators, steps, drawn, spent)
+
+
+def _yielder(sweep: Sweep, place: SweepSettings, run: Run, recipe: ResolvedRecipe) -> Yielder:
+    """The trial's side of urgent jobs: what it holds, and would yield."""
+    amounts = {"CPU": float(recipe.cluster.cpus_per_worker)}
+    if place.device == "cuda":
+        amounts["GPU"] = sweep.gpus_per_trial
+    return Yielder(Offer(name=run.name, amounts=amounts, began=time.time(), yields=place.yields))
+
+
+def _give_way(host: TrialHost, yielder: Yielder, recorder: LocalRecorder, step: int) -> None:
+    """End this process for an urgent job: the trial goes on in another, from the checkpoint of this step."""
+    assert host.lease is not None
+    recorder.yielded(step, job_of(host.lease))
+    recorder.flush(DELIVERY_SECONDS)
+    yielder.gave(host.lease)
+    host.give_way(step)
 
 
 def _in_group(

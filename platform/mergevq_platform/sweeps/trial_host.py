@@ -12,6 +12,7 @@ from ray import tune
 
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.sweeps.yielding import YIELDED
 from mergevq_platform.tracking.recorder import LocalRecorder
 
 
@@ -40,15 +41,47 @@ class TrialHost(RecordingHost):
     measured: Callable[[Path, int], dict[str, float]] | None = None
     objectives: tuple[str, ...] = ()
     handed: Path | None = None  # the checkpoint that Tune gave
+    checkpoint_every: int = 1
+    asked: Callable[[], str | None] = lambda: None  # the urgent job to which this trial is to yield
+    lease: str | None = None  # that it stops for
 
     def latest(self) -> Path | None:
         """Tune's checkpoint: this trial's last one, or in a population another's that was copied."""
         return self.handed
 
+    @property
+    def total_steps(self) -> int | None:
+        """The steps of the whole training, known from the first save on."""
+        return int(self.status["total_steps"]) if self.status else None
+
+    def stop_requested(self) -> bool:
+        """Whether an urgent job asks the trial to yield."""
+        self.lease = self.lease or self.asked()
+        return self.lease is not None
+
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write, measure the objectives, and report both; Tune may end the trial here."""
+        """Write, measure the objectives, and report both; Tune may end the trial here.
+
+        A step at which it only yields is not reported here: an undisturbed trial reports none.
+        """
         super().save(step, write)
-        directory = self.directory / checkpoints.directory_name(step)
+        directory = self.checkpoint(step)
+        if step % self.checkpoint_every and step != self.total_steps:
+            return
         # Search algorithms look for every objective in every report, measured yet or not.
-        values = self.measured(directory, step) if self.measured else dict.fromkeys(self.objectives, math.nan)
+        values = self.measured(directory, step) if self.measured else self.unmeasured()
         tune.report({"step": step, **values}, checkpoint=tune.Checkpoint.from_directory(str(directory)))
+
+    def give_way(self, step: int) -> None:
+        """Hand the checkpoint of a step to Tune, which pauses the trial: its process ends here."""
+        checkpoint = tune.Checkpoint.from_directory(str(self.checkpoint(step)))
+        tune.report({"step": step, **self.unmeasured(), YIELDED: self.lease}, checkpoint=checkpoint)
+        raise RuntimeError(f"Ray Tune did not pause a trial that had yielded after step {step}")
+
+    def unmeasured(self) -> dict[str, float]:
+        """The objectives before they are measured."""
+        return dict.fromkeys(self.objectives, math.nan)
+
+    def checkpoint(self, step: int) -> Path:
+        """The directory of a step's checkpoint."""
+        return self.directory / checkpoints.directory_name(step)

@@ -140,6 +140,10 @@ class Journal:
             if new:
                 self._append("tags", new)
 
+    def tag(self, key: str) -> str:
+        """The value of a tag; "" if there is none."""
+        return self._tags.get(key, "")
+
     def append_metrics(self, step: int, values: Mapping[str, float]) -> int:
         """Record `values` at `step`, and return how many were new.
 

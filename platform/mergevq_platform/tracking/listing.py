@@ -15,6 +15,8 @@ from mergevq_platform.tracking.records import (
     CURVE_PREFIX,
     KEPT_KEY,
     SCALE_PREFIX,
+    WENT_ON,
+    YIELDED_TAG,
 )
 from mergevq_platform.tracking.store import Store
 
@@ -44,6 +46,13 @@ class TrackedRun:
     params: dict[str, str]
     tags: dict[str, str]
     metrics: dict[str, float]
+
+    @property
+    def state(self) -> str:
+        """The status in small letters; `yielded` while the run waits for an urgent job to end."""
+        yielded = self.tags.get(YIELDED_TAG, WENT_ON)
+        away = self.status == "RUNNING" and not yielded.endswith(WENT_ON)
+        return "yielded" if away else self.status.lower()
 
     @property
     def has_curve(self) -> bool:

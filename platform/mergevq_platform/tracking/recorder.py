@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mergevq_platform.tracking.curve import CurveRows, append_curve
 from mergevq_platform.tracking.journal import Journal
-from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, Status
+from mergevq_platform.tracking.records import JOURNAL_NAME, WENT_ON, YIELDED_TAG, RunIdentity, Status
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.writer import SyncReport, Writer
 
@@ -114,8 +114,15 @@ class LocalRecorder:
         self.journal.append_dataset(name=name, digest=digest, source=source, context=context)
 
     def running(self) -> None:
-        """Record that the run is under way, again if it had ended."""
+        """Record that the run is under way, again if it had ended or yielded."""
         self.journal.append_status("RUNNING")
+        before = self.journal.tag(YIELDED_TAG)
+        if before and not before.endswith(WENT_ON):
+            self.tags({YIELDED_TAG: before + WENT_ON})
+
+    def yielded(self, step: int, job: str) -> None:
+        """Record that the run has yielded to an urgent job after a step; it stays RUNNING until `running` says that it is."""
+        self.tags({YIELDED_TAG: f"after step {step}, to {job}"})
 
     def flush(self, timeout_seconds: float = 30.0) -> bool:
         """Deliver now; True once the store has everything recorded so far."""

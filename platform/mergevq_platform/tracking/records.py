@@ -43,6 +43,9 @@ _FRECHET = re.compile(r"[rg]s?fi?d(_\w+)?")
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
+YIELDED_TAG = "mergevq.yielded"  # after which step, and to which urgent job; ends with `WENT_ON` from when the run goes on
+WENT_ON = "; went on"
+
 
 def new_uid() -> str:
     """A fresh identity for a run; it, and not MLflow's id, is what finds the run again on any server."""

@@ -21,12 +21,16 @@ from family import descendants
 from mergevq.errors import InputError
 from mergevq_platform import cli
 from mergevq_platform.distributed import trainer
+from mergevq_platform.distributed.urgency import PATIENCE_SECONDS, Urgency
+from mergevq_platform.distributed.yielding import job_of, leases
 from mergevq_platform.recipe import resolve
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.tracking.listing import find_run
+from mergevq_platform.tracking.records import YIELDED_TAG
 from mergevq_platform.tracking.store import Store
-from raynodes import journal_of, same, state, step_of
+from raynodes import journal_of, same, state, step_of, wait_until
+from urgent_work import urgent_work
 
 pytestmark = pytest.mark.ray
 STEPS = 30
@@ -220,6 +224,49 @@ def test_a_run_on_object_storage_is_resumed_from_another_machine(
         resumed = torch.load(directory / "resume.pt", weights_only=True)
     assert same(resumed, state(whole.run))
     assert journal_of(second.run) == journal_of(whole.run)
+
+
+def test_a_training_that_yields_ends_bit_for_bit_as_an_undisturbed_one(
+    two_workers: dict[str, Any],
+    ray_home: Path,
+    undisturbed: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    two_workers["cluster"] |= {"yields": True, "max_failures": 0}  # to yield is no failure
+    run, store, seen = Run("yielding", ray_home, str(ray_home / "ray")), Store.at(ray_home), list[str]()
+
+    def looked() -> bool:
+        seen.append(find_run(store, run.name).state)
+        return seen[-1] == "yielded"
+
+    def starts() -> bool:
+        return (run.directory / "recipe.yaml").is_file()
+
+    # The job asks early, and takes its CPUs late: a training of thirty steps takes a second.
+    with urgent_work(starts, looked, cpus=2.0, begin=lambda: step_of(run) >= 1) as urgent:
+        outcome = trainer.train(resolve(two_workers), home=ray_home, name=run.name)
+    assert urgent.error is None
+    assert urgent.held
+    assert seen[-1] == "yielded"
+    assert (outcome.step, outcome.stopped) == (STEPS, False)
+    assert same(state(run), undisturbed["state"])
+    assert journal_of(run) == undisturbed["journal"]
+    said = capsys.readouterr().err
+    assert "to the urgent job urgent: goes on when that has ended" in said
+    assert "warning: goes on after step" in said
+    assert find_run(store, run.name).tags[YIELDED_TAG].endswith(", to urgent; went on")
+
+
+def test_an_urgent_run_says_when_nothing_yields_and_leaves_no_lease(
+    small_recipe: dict[str, Any], ray_home: Path
+) -> None:
+    said: list[str] = []
+    with Urgency("urgent", {"CPU": 64.0}, say=said.append) as urgency:
+        urgency._began -= PATIENCE_SECONDS
+        wait_until(lambda: said, 60, "a line")
+        assert [job_of(lease) for lease in leases()] == ["urgent"]
+    assert said == ["nothing here yields: this job waits for work that is not ours or does not yield"]
+    wait_until(lambda: not leases(), 60, "no lease")
 
 
 def test_a_name_that_is_taken_is_refused(two_workers: dict[str, Any], ray_home: Path) -> None:

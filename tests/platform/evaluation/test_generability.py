@@ -283,6 +283,21 @@ def test_the_published_rows_of_a_generator_are_with_and_without_guidance() -> No
         "reference is 100",
     ):
         assert said in poor.markdown(), said
+    assert poor.protocol.endswith(
+        "of the same features (k = 3). raster; constant guidance; EMA weights of step 10; tokenizer 000000000000; source recovered."
+    )
+
+
+def test_a_class_that_no_guidance_shows_better_is_said_once() -> None:
+    row = {"gfd_random_v1": 9.0, "class_top1": 12.0, "class_top1_low": 10.0}
+    plain = generator_report([row | {"scale": 1.0}], standard=False)
+    known = plain.protocol | {"class_probe": {"real_top1": 69.3}, "chance_top1": 8.3}
+    (said,) = replace(plain, protocol=known).verdict()
+    assert said.endswith("the class of 12.0% without guidance (chance 8.3%, real pictures 69.3%)")
+    rows = [*plain.rows, row | {"scale": 2.0, "class_top1": 30.0, "class_top1_low": 25.0}]
+    (said,) = replace(plain, rows=rows, protocol=known).verdict()
+    assert said.startswith("yes: ")
+    assert "12.0% without guidance, 30.0% at scale 2 (chance" in said
 
 
 def test_suites_of_the_command_line_may_be_given_together() -> None:

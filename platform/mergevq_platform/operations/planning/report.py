@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from mergevq_platform.flops import stated_peak
 from mergevq_platform.operations.planning.measuring import StepMeasurement
 from mergevq_platform.operations.planning.prediction import ScalingPrediction, efficiency, stops_scaling
 from mergevq_platform.recipe import Recipe
@@ -42,11 +43,16 @@ def table(rows: Sequence[ScalingPrediction], asked: tuple[int, int]) -> Table:
     return made
 
 
-def describe(measured: StepMeasurement) -> str:
-    """A measurement in one line."""
+def describe(measured: StepMeasurement, precision: str) -> str:
+    """A measurement in one line; `precision` is the recipe's, by which the maker states a device's rate."""
+    seconds = measured.call_seconds + (measured.image_seconds * measured.micro_batch)
+    rate = measured.flops * measured.micro_batch / seconds
+    peak = stated_peak(measured.machine, precision)
+    share = f", {rate / peak:.1%} of the {peak / 1e12:g} that its maker states" if peak else ""
     return (
         f"{measured.call_seconds * 1e3:.1f} ms a micro-batch and {measured.image_seconds * 1e3:.2f} ms an image in it, "
-        f"{measured.update_seconds * 1e3:.1f} ms an update; {measured.flops / 1e9:.2f} GFLOP an image"
+        f"{measured.update_seconds * 1e3:.1f} ms an update; {measured.flops / 1e9:.2f} GFLOP an image; at {measured.micro_batch} "
+        f"images {measured.micro_batch / seconds:.1f} images/s and {rate / 1e12:.3g} TFLOP/s{share}"
     )
 
 
