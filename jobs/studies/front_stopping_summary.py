@@ -15,7 +15,7 @@ VOLUME, STEPS = (
     0.98,
     0.60,
 )  # the aim: at least this share of the hypervolume for at most this share of the steps
-COLOURS = ("#d55e00", "#e69f00", "#cc79a7", "#aa4499", "#0072b2", "#56b4e9", "#009e73", "#44aa99", "#117733")
+COLOURS = ("#d55e00", "#e69f00", "#f0c571", "#8c564b", "#0072b2", "#56b4e9", "#009e73", "#b2df8a", "#aa4499")
 MARKERS = "os^"
 
 
@@ -115,8 +115,8 @@ def draw(rows: Sequence[SchedulerRow], path: Path) -> None:
             )
         axes.set_title(objectives, fontsize=11, loc="left")
         axes.set_xlabel("optimizer steps, % of the full sweep")
-        axes.set_xlim(20, 90)
-        axes.set_ylim(25, 102)
+        axes.set_xlim(25, 72)
+        axes.set_ylim(45, 102)
         axes.grid(color="#e6e6e6", linewidth=0.8)
     figure.axes[0].set_ylabel("hypervolume, % of the full sweep")
     shown = [
