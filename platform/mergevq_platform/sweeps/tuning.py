@@ -17,6 +17,7 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
+from mergevq.errors import InputError
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.sweeps import choosers
