@@ -7,7 +7,7 @@ Four families over the same range of merge ratios, so that the question holds at
 """
 
 from mergevq_platform.sweeps import (
-    EarlyStopping,
+    FrontStopping,
     Rung,
     Sweep,
     Tpe,
@@ -42,7 +42,7 @@ SWEEP = Sweep(
         ),
     },
     search=Tpe(trials=24),
-    stopping=EarlyStopping(every_steps=150),
+    stopping=FrontStopping(every_steps=150),
     rung=Rung(keeps=(9, 36)),
     objectives=(mean_log_frechet(), mean_probe()),
 )

@@ -11,11 +11,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
-from cell_queue import Cell
+from cell_queue import Cell, result_of
 from command import exit_with, run_study, study_parser
 from front_stopping_cells import SWEEPS, TrialProtocol, train_trial
 
+RECORDS = Path(__file__).parent / "records" / "front_stopping.json"
 TINY = TrialProtocol(train_images=48, val_images=24, neighbours_of=36, steps=2, rungs=2, batch=12)
 
 
@@ -33,14 +35,33 @@ def cells(sweeps: Sequence[str], trials: int, protocol: TrialProtocol) -> list[C
 
 
 def main() -> int:
-    """Run the cells; 1 where one failed."""
+    """Run the cells, or replay them; 1 where one failed."""
     options = _options()
     protocol = TINY if options.tiny else TrialProtocol()
-    return run_study(cells(options.sweeps, options.trials, protocol), options)
+    chosen = cells(options.sweeps, options.trials, protocol)
+    return _summary(chosen, options, protocol) if options.summary else run_study(chosen, options)
+
+
+def _summary(chosen: Sequence[Cell], options: argparse.Namespace, protocol: TrialProtocol) -> int:
+    from front_stopping_replay import records
+    from front_stopping_summary import draw, markdown, replayed
+
+    results = [result for cell in chosen if (result := result_of(cell, options.out)) is not None]
+    file = RECORDS
+    options.out.mkdir(parents=True, exist_ok=True)
+    if results:
+        file = options.out / "records.json"
+        file.write_text(records(results, asdict(protocol)))
+    rows = replayed(file, options.orders)
+    text = markdown(rows, options.orders)
+    (options.out / "front_stopping.md").write_text(text)
+    draw(rows, options.out / "front_stopping.png")
+    print(text)
+    return 0
 
 
 def _options() -> argparse.Namespace:
-    parser = study_parser(__doc__, summary="front_stopping.md")
+    parser = study_parser(__doc__, summary="front_stopping.md and front_stopping.png")
     parser.add_argument(
         "--sweeps",
         nargs="+",
@@ -49,6 +70,12 @@ def _options() -> argparse.Namespace:
         help="of those of the study (default: all)",
     )
     parser.add_argument("--trials", type=int, default=16, help="of each sweep, its first (default 16)")
+    parser.add_argument(
+        "--orders",
+        type=int,
+        default=20,
+        help="with --summary: orders of arrival for each number of workers (default 20)",
+    )
     return parser.parse_args()
 
 

@@ -27,8 +27,8 @@ class Linear(nn.Linear):
 
 @contextmanager
 def packed_for(model: nn.Module, rows: int) -> Iterator[None]:
-    """Within, the `Linear`s of `model` with float32 weights on a CPU multiply some `rows` rows at a time 1.4 times as
-    fast; elsewhere nothing changes. No gradient flows, and changes of the weights are not seen.
+    """Within, the `Linear`s of `model` with float32 weights on a CPU, or bfloat16 ones where it multiplies them, multiply
+    some `rows` rows at a time 1.4 times as fast; elsewhere nothing changes. No gradient flows, and changes of the weights are not seen.
 
     What PyTorch's own compiler does to frozen weights; packing takes about as long as one step.
     """
@@ -45,9 +45,10 @@ def packed_for(model: nn.Module, rows: int) -> Iterator[None]:
 
 
 def _packable(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    # Processors without AVX-512 or AMX multiply bfloat16 in a third of float32's speed, packed or not.
+    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or bfloat16

@@ -49,6 +49,12 @@ def _add_sweep(verbs: Any) -> None:
     )
     sweep.add_argument("--seeds", type=count, help="repeat every choice over this many seeds")
     sweep.add_argument(
+        "--stopping",
+        metavar="KIND[:STEPS]",
+        help="stop trials early at equal steps, by the 'front' of all objectives or by the 'first' objective, or 'none' "
+        "(default: the file's; --over: none); STEPS to the first comparison (default: the file's, else a quarter of a trial)",
+    )
+    sweep.add_argument(
         "--fork",
         metavar="RUN@STEP",
         help="trials go on from this checkpoint of a run, whose recipe is the base where none is named; or 50%%: from a trunk that is "
@@ -91,6 +97,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from mergevq_platform.storage import forks
     from mergevq_platform.storage.lookup import places_of_runs
     from mergevq_platform.sweeps import driver, loading, report
+    from mergevq_platform.sweeps.stopped import stopped_sentence
 
     home = read_settings().home
     given = [text for text in [options.sweep, *options.overrides] if text]
@@ -113,6 +120,7 @@ def _sweep(options: argparse.Namespace) -> int:
             recipe=options.recipe,
             trials=options.trials,
             seeds=options.seeds,
+            stopping=options.stopping,
             fork=options.fork,
         )
     outcome = driver.sweep(
@@ -133,7 +141,9 @@ def _sweep(options: argparse.Namespace) -> int:
         if "winner.yaml" in outcome.files:
             print(f"winner: mergevq train {outcome.files['winner.yaml']}")
     if outcome.stopped_early:
-        print(f"stopped early: {', '.join(outcome.stopped_early)}")
+        trials = list(outcome.stopped_early.values())
+        print(f"stopped early: {', '.join(f'{trial.name} after step {trial.step}' for trial in trials)}")
+        print(stopped_sentence(trials, outcome.finished))
     for trial, reason in outcome.failed.items():
         print(f"failed: {trial}: {reason}", file=sys.stderr)
     if not outcome.complete:

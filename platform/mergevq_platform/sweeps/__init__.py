@@ -4,7 +4,6 @@ A sweep file in `sweeps/` imports its words from here.
 """
 
 from mergevq_platform.sweeps.definition import (
-    EarlyStopping,
     Grid,
     Population,
     Random,
@@ -25,9 +24,11 @@ from mergevq_platform.sweeps.objectives import (
     saved_tokens_at,
 )
 from mergevq_platform.sweeps.space import choice, integer, log_uniform, uniform
+from mergevq_platform.sweeps.stopping import EarlyStopping, FrontStopping
 
 __all__ = [
     "EarlyStopping",
+    "FrontStopping",
     "Grid",
     "Objective",
     "Population",

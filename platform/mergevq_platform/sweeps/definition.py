@@ -17,6 +17,7 @@ from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.plain_values import plain
 from mergevq_platform.sweeps.space import Params, Space
+from mergevq_platform.sweeps.stopping import EarlyStopping, FrontStopping
 from mergevq_platform.tasks.task import task_of
 
 
@@ -81,17 +82,6 @@ class Trunk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyStopping:
-    """ASHA (Li et al. 2020) on the first objective, measured on few images every `every_steps` optimizer steps.
-
-    A trial goes on past `every_steps * factor**k` steps if it is among the best 1/factor of those that came so far.
-    """
-
-    every_steps: int
-    factor: int = 2
-
-
-@dataclass(frozen=True, kw_only=True)
 class Rung:
     """Measurement of the objectives while trials still train: on fewer images than the final curve."""
 
@@ -111,9 +101,9 @@ class Sweep:
     overrides: tuple[str, ...] = ()  # `a.b=c`, laid over the recipe for every trial
     space: Space
     search: Search
-    objectives: tuple[Objective, ...]  # the first is the one that early stopping and populations compare
+    objectives: tuple[Objective, ...]  # the first is the one that `EarlyStopping` and populations compare
     family: str | None = None  # the parameter that figures colour by; none: the first of the space
-    stopping: EarlyStopping | None = None
+    stopping: EarlyStopping | FrontStopping | None = None
     fork: str | Trunk | None = None  # what all trials go on from: RUN@STEP, or a trunk that is trained first
     rung: Rung = field(default_factory=Rung)
     gpus_per_trial: float = 1.0  # of a trial with one worker on GPUs; a fraction shares one
@@ -256,6 +246,17 @@ class Sweep:
             except InputError as error:
                 raise InputError(f"sweep '{self.name}' with {described(params)}: {error}") from None
             self._check_task(recipe)
+            self._check_stopping(recipe)
+
+    def _check_stopping(self, recipe: Recipe) -> None:
+        if self.stopping is None:
+            return
+        if recipe.steps is None:
+            raise InputError(
+                "early stopping compares trials at equal steps: give the recipe 'steps', not 'epochs'"
+            )
+        if isinstance(self.stopping, FrontStopping):
+            self.stopping.rungs(recipe.steps)
 
     def _check_task(self, recipe: Recipe) -> None:
         trains = f"recipe '{recipe.name}' trains a {recipe.task.kind}"

@@ -97,8 +97,9 @@ def sweep(
         outcome = gathered(definition, settings, results)
         if outcome.finished:
             folder = run.directory / "report"
-            outcome.files.update(report.write(definition, settings.name, outcome.finished, folder))
-            report.record(definition, outcome.finished, outcome.files, recorder)
+            stopped = list(outcome.stopped_early.values())
+            outcome.files.update(report.write(definition, settings.name, outcome.finished, folder, stopped))
+            report.record(definition, outcome.finished, outcome.files, recorder, stopped)
         status = "FINISHED" if outcome.complete else "KILLED"
     finally:
         delivery = recorder.close(status)

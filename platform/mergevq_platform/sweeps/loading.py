@@ -17,6 +17,14 @@ from mergevq_platform.storage import forks, naming
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import Grid, Random, Sweep, Tpe, Trunk
 from mergevq_platform.sweeps.objectives import mean_log_frechet, mean_psnr, sample_class_top1, sample_frechet
+from mergevq_platform.sweeps.stopping import EarlyStopping, FrontStopping
+
+STOPPING: dict[str, type[EarlyStopping] | type[FrontStopping] | None] = {  # by its name on the command line
+    "front": FrontStopping,
+    "first": EarlyStopping,
+    "none": None,
+}
+RUNGS = 4  # parts of a training, the first of which ends at the first rung
 
 
 def opened(
@@ -27,6 +35,7 @@ def opened(
     recipe: str | None = None,
     trials: int | None = None,
     seeds: int | None = None,
+    stopping: str | None = None,
     fork: str | None = None,
 ) -> Sweep:
     """The checked sweep that `mergevq sweep` starts: of a file or, with dimensions, of a recipe; see `changed`.
@@ -36,7 +45,7 @@ def opened(
     sweep = from_dimensions(source, dimensions) if dimensions else load(source)
     if fork is not None:
         sweep = replace(sweep, fork=parse_trunk(fork))
-    return changed(sweep, overrides, recipe=recipe, trials=trials, seeds=seeds)
+    return changed(sweep, overrides, recipe=recipe, trials=trials, seeds=seeds, stopping=stopping)
 
 
 def parse_trunk(text: str) -> str | Trunk:
@@ -85,10 +94,12 @@ def changed(
     recipe: str | None = None,
     trials: int | None = None,
     seeds: int | None = None,
+    stopping: str | None = None,
 ) -> Sweep:
-    """The sweep with more overrides laid over its base, another recipe, number of trials or of seeds; checked.
+    """The sweep with more overrides laid over its base, another recipe, number of trials or of seeds, other stopping; checked.
 
-    Raises `InputError` where the search has no such number.
+    `stopping` is a name of `STOPPING`, with or without the steps to the first rung: `front:150`. Without, it compares as often
+    as the sweep did, or from a quarter of a training on. Raises `InputError` where the search has no such number.
     """
     search = sweep.search
     for name, value in (("trials", trials), ("seeds", seeds)):
@@ -101,8 +112,21 @@ def changed(
         search = replace(search, seeds=seeds)
     overrides = (*sweep.overrides, *overrides)
     sweep = replace(sweep, recipe=recipe or sweep.recipe, overrides=overrides, search=search)
+    if stopping is not None:
+        sweep = replace(sweep, stopping=_stopping(stopping, sweep))
     sweep.check()
     return sweep
+
+
+def _stopping(text: str, sweep: Sweep) -> EarlyStopping | FrontStopping | None:
+    name, _, every = text.partition(":")
+    if name not in STOPPING or (every and not (every.isdecimal() and int(every))):
+        raise InputError(
+            f"--stopping {text}: write {', '.join(STOPPING)}, or with the steps to the first rung, as front:150"
+        )
+    kind = STOPPING[name]
+    known = sweep.rung_steps or max(1, (sweep.first_recipe().steps or 1) // RUNGS)
+    return kind(every_steps=int(every or known)) if kind else None
 
 
 def from_dimensions(recipe: str, dimensions: Sequence[str]) -> Sweep:

@@ -16,6 +16,8 @@ from mergevq.errors import InputError
 from mergevq_platform.distributed.failures import one_line
 from mergevq_platform.sweeps.definition import Sweep
 from mergevq_platform.sweeps.finished import RECORD, STOPPED, Finished
+from mergevq_platform.sweeps.front_rungs import DECISIONS, RungDecision, read_decisions
+from mergevq_platform.sweeps.stopped import StoppedTrial
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.trial import chosen
 from mergevq_platform.tracking.journal import Journal, JournalHeld
@@ -35,7 +37,7 @@ class SweepOutcome:
     experiment: str
     finished: list[Finished]
     failed: dict[str, str]  # trial -> reason
-    stopped_early: list[str]
+    stopped_early: dict[str, StoppedTrial]  # by name
     complete: bool  # no trial is left to run
     files: dict[str, Path]
     undelivered: str | None = (
@@ -47,14 +49,19 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
     """The end of every trial; where its own process could not say so, it is written into its journal."""
     finished: list[Finished] = []
     failed: dict[str, str] = {}
-    stopped: list[str] = []
+    stopped: dict[str, StoppedTrial] = {}
+    decided = _stopped_on_the_front(settings)
     waiting = max(0, definition.num_trials - len(results))
     store = Store.at(Path(settings.home), settings.tracking_uri)
     for result in results:
         if result.config is None and result.error is None:  # it has reported nothing yet
             waiting += 1
             continue
-        name = chosen(result.config, definition, settings)[2] if result.config else Path(result.path).name
+        params, seed, name = (
+            chosen(result.config, definition, settings)
+            if result.config
+            else ({}, None, Path(result.path).name)
+        )
         directory = settings.run(name).directory
         record = Finished.load(directory / RECORD)
         if record is not None:
@@ -63,19 +70,25 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
             failed[name] = one_line(result.error)
             _closed(directory, store, "FAILED", {"mergevq.failure": failed[name][:500]})
         elif (directory / STOPPED).is_file():
-            stopped.append(name)
-            step = json.loads((directory / STOPPED).read_text())["step"]
-            _closed(
-                directory,
-                store,
-                "KILLED",
-                {"mergevq.stopped": f"early, after step {step}: others were better"},
-            )
+            step, reason = json.loads((directory / STOPPED).read_text())["step"], "others were better"
+            if name in decided:
+                step, reason = decided[name].step, decided[name].reason or reason
+            steps = definition.recipe_of(params, seed=seed).steps or step
+            stopped[name] = StoppedTrial(name, params, step, steps, reason)
+            _closed(directory, store, "KILLED", {"mergevq.stopped": f"early, after step {step}: {reason}"})
         else:
             waiting += 1
     finished.sort(key=lambda record: record.name)
     experiment = definition.first_recipe().experiment
-    return SweepOutcome(definition, settings, experiment, finished, failed, sorted(stopped), waiting == 0, {})
+    stopped = dict(sorted(stopped.items()))
+    return SweepOutcome(definition, settings, experiment, finished, failed, stopped, waiting == 0, {})
+
+
+def _stopped_on_the_front(settings: SweepSettings) -> dict[str, RungDecision]:
+    """The decisions that stopped trials, where the sweep stops on the front; by trial."""
+    file = settings.run(settings.name).directory / DECISIONS
+    made = read_decisions(file) if file.is_file() else []
+    return {decision.trial: decision for decision in made if decision.reason}
 
 
 def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str]) -> None:

@@ -28,6 +28,7 @@ from mergevq_platform.sweeps.finished import Finished, by_choice
 from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.savings import savings
+from mergevq_platform.sweeps.stopped import StoppedTrial, steps_saved, stopped_rows, stopped_sentence
 from mergevq_platform.tracking.notes import NOTE_TAG
 from mergevq_platform.tracking.recorder import Recorder
 
@@ -156,7 +157,13 @@ def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dic
     return {name: shares for name, shares in found.items() if shares}
 
 
-def write(definition: Sweep, name: str, finished: Sequence[Finished], folder: Path) -> dict[str, Path]:
+def write(
+    definition: Sweep,
+    name: str,
+    finished: Sequence[Finished],
+    folder: Path,
+    stopped: Sequence[StoppedTrial] = (),
+) -> dict[str, Path]:
     """Write the figures, the tables and the winning recipe, those that there can be; returns the files by name."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -175,7 +182,7 @@ def write(definition: Sweep, name: str, finished: Sequence[Finished], folder: Pa
     rows = io.StringIO()
     csv.writer(rows, lineterminator="\n").writerows(table(definition, finished))
     text("trials.csv", rows.getvalue())
-    text("sweep.md", markdown(definition, name, finished))
+    text("sweep.md", markdown(definition, name, finished, stopped))
     if (winner := best(definition, finished)) is not None:
         first = definition.objectives[0]
         head = f"# The winner of sweep {name} by {first.name} ({first.mode}): {described(winner.params)}\n"
@@ -202,12 +209,16 @@ def shared(finished: Sequence[Finished]) -> list[str]:
     return [sentence] if sentence else []
 
 
-def markdown(definition: Sweep, name: str, finished: Sequence[Finished]) -> str:
+def markdown(
+    definition: Sweep, name: str, finished: Sequence[Finished], stopped: Sequence[StoppedTrial] = ()
+) -> str:
     """The sweep's findings as Markdown."""
     parts = [f"# {name}", definition.question, "## Trials", _markdown(table(definition, finished))]
     parts += shared(finished) + omissions(definition, finished)
     if not not_comparable(finished):
         parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
+    if stopped:
+        parts += ["## Stopped early", stopped_sentence(stopped, finished), _markdown(stopped_rows(stopped))]
     for name, shares in importance(definition, finished).items():
         rows = [
             ["parameter", "share of the variance"],
@@ -219,7 +230,11 @@ def markdown(definition: Sweep, name: str, finished: Sequence[Finished]) -> str:
 
 
 def record(
-    definition: Sweep, finished: Sequence[Finished], files: dict[str, Path], recorder: Recorder
+    definition: Sweep,
+    finished: Sequence[Finished],
+    files: dict[str, Path],
+    recorder: Recorder,
+    stopped: Sequence[StoppedTrial] = (),
 ) -> None:
     """Record the report in the sweep's own run: artifacts, the winner, the front's size and hypervolume."""
     for file in files.values():
@@ -236,6 +251,8 @@ def record(
         values = {f"best/{name}": value for name, value in winner.objectives.items()}
     if not not_comparable(finished):
         values["sweep/best_hypervolume"] = max(hypervolumes(finished).values())
+    if stopped:
+        values["sweep/steps_saved"] = steps_saved(stopped, finished)
     recorder.metrics(len(finished), values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from mergevq.errors import InputError
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps import space as spaces
 from mergevq_platform.sweeps.definition import Population, Sweep, Tpe
+from mergevq_platform.sweeps.front_rungs import DECISIONS
+from mergevq_platform.sweeps.front_scheduler import FrontScheduler
+from mergevq_platform.sweeps.stopping import FrontStopping
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
 from mergevq_platform.sweeps.trial import chosen, run_trial
@@ -64,7 +67,7 @@ def run_trials(
             param_space=param_space(definition),
             tune_config=tune.TuneConfig(
                 search_alg=_search_algorithm(definition),
-                scheduler=_yielding(_scheduler(definition, base), settings),
+                scheduler=_yielding(_scheduler(definition, settings, base), settings),
                 num_samples=definition.num_trials if isinstance(definition.search, Tpe) else 1,
                 max_concurrent_trials=trials_at_once(base, settings.device, concurrent),
                 reuse_actors=True,  # a trial then starts in a process that has imported torch already
@@ -136,6 +139,10 @@ def _label(definition: Sweep, settings: SweepSettings, trial: Trial) -> str:
     return chosen(trial.config, definition, settings)[2]
 
 
+def _choice(definition: Sweep, settings: SweepSettings, config: dict[str, Any]) -> str:
+    return json.dumps(chosen(config, definition, settings)[0], sort_keys=True, default=str)
+
+
 def param_space(definition: Sweep) -> dict[str, Any]:
     """Tune's space: the listed trials, or nothing where Optuna has its own."""
     listed = definition.listed()
@@ -178,7 +185,7 @@ def _suggested(space: spaces.Space, trial: BaseTrial) -> dict[str, Any]:
     return {"number": trial.number}
 
 
-def _scheduler(definition: Sweep, base: Recipe) -> TrialScheduler | None:
+def _scheduler(definition: Sweep, settings: SweepSettings, base: Recipe) -> TrialScheduler | None:
     first, stopping = definition.objectives[0], definition.stopping
     if isinstance(definition.search, Population):
         return PopulationBasedTraining(
@@ -193,10 +200,11 @@ def _scheduler(definition: Sweep, base: Recipe) -> TrialScheduler | None:
         )
     if stopping is None:
         return None
-    if base.steps is None:
-        raise InputError(
-            "early stopping compares trials at equal steps: give the recipe 'steps', not 'epochs'"
-        )
+    assert base.steps is not None  # `Sweep.check` refuses others
+    if isinstance(stopping, FrontStopping):
+        file = settings.run(settings.name).directory / DECISIONS
+        choice_of = functools.partial(_choice, definition, settings)
+        return FrontScheduler(stopping, base.steps, file, definition.objectives, choice_of)
     # Trials end by themselves, after their final curve: the scheduler must not cut them off at their last step.
     return ASHAScheduler(
         time_attr="step",

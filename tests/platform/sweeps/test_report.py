@@ -13,6 +13,7 @@ from mergevq_platform.evaluation.compare import compare
 from mergevq_platform.evaluation.curve import Curve
 from mergevq_platform.sweeps import Random, Sweep, integer, log_uniform, mean_log_frechet, mean_psnr, report
 from mergevq_platform.sweeps.finished import Finished
+from mergevq_platform.sweeps.stopped import StoppedTrial
 
 SWEEP = Sweep(
     name="s",
@@ -124,6 +125,18 @@ def test_a_trial_whose_objective_is_no_number_is_ranked_last_and_named(
     others = [trial for trial in trials if trial.name != "s-001"]
     assert report.importance(SWEEP, trials)["mean_psnr"] == report.importance(SWEEP, others)["mean_psnr"]
     assert "mean_log_frechet" not in report.importance(SWEEP, trials), "it is the same everywhere"
+
+
+def test_trials_that_were_stopped_early_are_in_the_report(tmp_path: Path) -> None:
+    trials = finished(tmp_path, [1.0, 2.0])
+    stopped = [StoppedTrial("s-009", {"steps": 9}, 2, 10, "others were better")]
+    files = report.write(SWEEP, "s", trials, tmp_path / "report", stopped)
+    text = files["sweep.md"].read_text()
+    assert "1 of 3 trials were stopped early, which saved " in text
+    assert "| s-009 | 2 of 10 | others were better | steps=9 |" in text
+    recorder = Recorder()
+    report.record(SWEEP, trials, files, recorder, stopped)
+    assert recorder.found["sweep/steps_saved"] == 8 / (10 + sum(trial.steps for trial in trials))
 
 
 def test_without_any_number_there_is_no_winner_and_everything_else(tmp_path: Path) -> None:

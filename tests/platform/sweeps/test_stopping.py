@@ -52,7 +52,8 @@ def test_trials_that_have_reported_nothing_are_left_to_run(tmp_path: Path) -> No
     assert not outcome.complete
     assert list(outcome.failed) == ["s-001"]
     assert "no room" in outcome.failed["s-001"]
-    assert outcome.finished == outcome.stopped_early == []
+    assert outcome.finished == []
+    assert outcome.stopped_early == {}
 
 
 def test_a_trial_that_still_delivers_its_last_records_is_closed_after_it(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mergevq_platform.evaluation.generator_report import GeneratorReport
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.sweeps import (
     EarlyStopping,
+    FrontStopping,
     Grid,
     Population,
     Rung,
@@ -186,19 +187,21 @@ def test_hopeless_trials_stop_early_at_equal_budgets(base: Path, ray_home: Path)
     sweep = made(
         base,
         space={"optimizer.learning_rate": choice(1e-3, 1e-8, 1e-9, 1e-10)},
-        stopping=EarlyStopping(every_steps=2, factor=2),
-        objectives=(mean_psnr(),),
+        stopping=FrontStopping(every_steps=2, min_trials=2),
     )
     outcome = driver.sweep(sweep, home=ray_home, name="stopping")
     assert outcome.complete
     assert outcome.stopped_early
     assert "stopping-000" in [trial.name for trial in outcome.finished]
     runs = {run.name: run for run in list_runs(Store.at(ray_home))}
-    for name in outcome.stopped_early:
+    for name, trial in outcome.stopped_early.items():
         assert runs[name].status == "KILLED"
         rungs = read_metrics(ray_home / "ray" / name / "journal.jsonl", "rung/")["rung/mean_psnr"]
-        assert sorted(rungs) == list(range(2, max(rungs) + 1, 2))
-        assert max(rungs) < 8
+        assert sorted(rungs) == list(range(2, trial.step + 1, 2))
+        assert trial.step < trial.steps == 8
+        assert "choices were as good or better at step" in trial.reason
+    assert 0 < runs["stopping"].metrics["sweep/steps_saved"] < 1
+    assert "trials were stopped early, which saved" in outcome.files["sweep.md"].read_text()
 
 
 def kill_once(ray_home: Path, trial: str, killed: list[int]) -> threading.Thread:
