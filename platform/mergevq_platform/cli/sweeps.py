@@ -136,6 +136,8 @@ def _sweep(options: argparse.Namespace) -> int:
     name = outcome.settings.name
     if outcome.finished:
         report.show(outcome.definition, outcome.finished)
+        for line in report.remarks(outcome.files):
+            print(line)
         if "pareto.png" in outcome.files:
             print(f"figures: {outcome.files['pareto.png']}  {outcome.files['curves.png']}")
         if "winner.yaml" in outcome.files:

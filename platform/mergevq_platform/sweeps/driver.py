@@ -98,7 +98,10 @@ def sweep(
         if outcome.finished:
             folder = run.directory / "report"
             stopped = list(outcome.stopped_early.values())
-            outcome.files.update(report.write(definition, settings.name, outcome.finished, folder, stopped))
+            files = report.write(
+                definition, settings.name, outcome.finished, folder, stopped, cost=outcome.cost
+            )
+            outcome.files.update(files)
             report.record(definition, outcome.finished, outcome.files, recorder, stopped)
         status = "FINISHED" if outcome.complete else "KILLED"
     finally:

@@ -14,6 +14,7 @@ from ray import tune
 
 from mergevq.errors import InputError
 from mergevq_platform.distributed.failures import one_line
+from mergevq_platform.sweeps.cost import SweepCost, cost_of
 from mergevq_platform.sweeps.definition import Sweep
 from mergevq_platform.sweeps.finished import RECORD, STOPPED, Finished
 from mergevq_platform.sweeps.front_rungs import DECISIONS, RungDecision, read_decisions
@@ -40,6 +41,7 @@ class SweepOutcome:
     stopped_early: dict[str, StoppedTrial]  # by name
     complete: bool  # no trial is left to run
     files: dict[str, Path]
+    cost: SweepCost | None = None
     undelivered: str | None = (
         None  # what the tracking store lacks and how to deliver it, if it lacks something
     )
@@ -51,6 +53,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
     failed: dict[str, str] = {}
     stopped: dict[str, StoppedTrial] = {}
     decided = _stopped_on_the_front(settings)
+    spent: dict[str, float] = {}  # trial -> seconds of its process
     waiting = max(0, definition.num_trials - len(results))
     store = Store.at(Path(settings.home), settings.tracking_uri)
     for result in results:
@@ -63,6 +66,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
             else ({}, None, Path(result.path).name)
         )
         directory = settings.run(name).directory
+        spent[name] = float((result.metrics or {}).get("time_total_s", 0.0))
         record = Finished.load(directory / RECORD)
         if record is not None:
             finished.append(record)
@@ -81,7 +85,14 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
     finished.sort(key=lambda record: record.name)
     experiment = definition.first_recipe().experiment
     stopped = dict(sorted(stopped.items()))
-    return SweepOutcome(definition, settings, experiment, finished, failed, stopped, waiting == 0, {})
+    cost = cost_of(
+        spent,
+        finished,
+        workers=definition.first_recipe().cluster.workers,
+        gpus_per_trial=definition.gpus_per_trial,
+        device=settings.device,
+    )
+    return SweepOutcome(definition, settings, experiment, finished, failed, stopped, waiting == 0, {}, cost)
 
 
 def _stopped_on_the_front(settings: SweepSettings) -> dict[str, RungDecision]:

@@ -21,18 +21,19 @@ from mergevq_platform.figures.comparison_export import comparison_csv, compariso
 from mergevq_platform.figures.front import pareto_figure
 from mergevq_platform.figures.overlay import overlay_figure
 from mergevq_platform.figures.pareto import front, hypervolume
-from mergevq_platform.sweeps import choosers
-from mergevq_platform.sweeps.definition import Population, Sweep, described
+from mergevq_platform.sweeps.cost import SweepCost
+from mergevq_platform.sweeps.definition import Sweep, described
+from mergevq_platform.sweeps.explained import HEADER, Explained, explained
 from mergevq_platform.sweeps.families import Families
 from mergevq_platform.sweeps.finished import Finished, by_choice
-from mergevq_platform.sweeps.importance import main_effects
 from mergevq_platform.sweeps.objectives import Objective
+from mergevq_platform.sweeps.questions import Asker, Question
 from mergevq_platform.sweeps.savings import savings
 from mergevq_platform.sweeps.stopped import StoppedTrial, steps_saved, stopped_rows, stopped_sentence
 from mergevq_platform.tracking.notes import NOTE_TAG
 from mergevq_platform.tracking.recorder import Recorder
 
-MIN_FOR_IMPORTANCE = 4
+NEXT = "next.md"  # cost and questions
 NOTE_TRIALS = 10  # the best, in the sweep's note
 NOTE_FIGURES = ("curves.png", "pareto.png")
 
@@ -129,40 +130,14 @@ def pareto_rows(definition: Sweep, finished: Sequence[Finished]) -> list[list[st
     return rows
 
 
-def importance(definition: Sweep, finished: Sequence[Finished]) -> dict[str, dict[str, float]]:
-    """The share of each objective's variance that each parameter explains; see `main_effects`.
-
-    Only parameters that every trial chose count, and trials with a finite objective. Empty with fewer than four of them,
-    or where a population changed its choices on the way.
-    """
-    if isinstance(definition.search, Population):
-        return {}
-    logarithmic = choosers.logarithmic(definition.space)
-    found = {}
-    for objective in definition.objectives:
-        ranked = [trial for trial in finished if math.isfinite(trial.objectives[objective.name])]
-        if len(ranked) < MIN_FOR_IMPORTANCE:
-            continue
-        parameters = {
-            key: [
-                math.log(float(trial.params[key])) if key in logarithmic else trial.params[key]
-                for trial in ranked
-            ]
-            for key in ranked[0].params
-            if all(key in trial.params for trial in ranked)
-        }
-        found[objective.name] = main_effects(
-            parameters, [trial.objectives[objective.name] for trial in ranked]
-        )
-    return {name: shares for name, shares in found.items() if shares}
-
-
 def write(
     definition: Sweep,
     name: str,
     finished: Sequence[Finished],
     folder: Path,
     stopped: Sequence[StoppedTrial] = (),
+    *,
+    cost: SweepCost | None = None,
 ) -> dict[str, Path]:
     """Write the figures, the tables and the winning recipe, those that there can be; returns the files by name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,12 +157,17 @@ def write(
     rows = io.StringIO()
     csv.writer(rows, lineterminator="\n").writerows(table(definition, finished))
     text("trials.csv", rows.getvalue())
-    text("sweep.md", markdown(definition, name, finished, stopped))
+    mattered = explained(definition, finished)
+    asked: list[Question] = []
     if (winner := best(definition, finished)) is not None:
         first = definition.objectives[0]
         head = f"# The winner of sweep {name} by {first.name} ({first.mode}): {described(winner.params)}\n"
         recipe = {**winner.recipe, "name": f"{definition.name}-winner"}
         text("winner.yaml", head + yaml.safe_dump(recipe, sort_keys=False, width=120))
+        known = mattered.get(first.name, {})
+        asked = Asker(definition, finished, winner, known, str(files["winner.yaml"])).questions()
+    text(NEXT, "".join(f"- {line}\n" for line in [*([cost.sentence()] if cost else []), *map(str, asked)]))
+    text("sweep.md", markdown(definition, name, finished, mattered, files[NEXT].read_text(), stopped))
     return files
 
 
@@ -209,22 +189,31 @@ def shared(finished: Sequence[Finished]) -> list[str]:
     return [sentence] if sentence else []
 
 
+def remarks(files: Mapping[str, Path]) -> list[str]:
+    """The cost of a sweep and the questions that it leaves, a line each, of the files of its report."""
+    return [line.removeprefix("- ") for line in files[NEXT].read_text().splitlines()]
+
+
 def markdown(
-    definition: Sweep, name: str, finished: Sequence[Finished], stopped: Sequence[StoppedTrial] = ()
+    definition: Sweep,
+    name: str,
+    finished: Sequence[Finished],
+    mattered: Mapping[str, Mapping[str, Explained]],
+    after: str,
+    stopped: Sequence[StoppedTrial] = (),
 ) -> str:
-    """The sweep's findings as Markdown."""
+    """The sweep's findings as Markdown; `after` are its cost and its questions."""
     parts = [f"# {name}", definition.question, "## Trials", _markdown(table(definition, finished))]
     parts += shared(finished) + omissions(definition, finished)
     if not not_comparable(finished):
         parts += ["## The Pareto front", _markdown(pareto_rows(definition, finished))]
     if stopped:
         parts += ["## Stopped early", stopped_sentence(stopped, finished), _markdown(stopped_rows(stopped))]
-    for name, shares in importance(definition, finished).items():
-        rows = [
-            ["parameter", "share of the variance"],
-            *([key, f"{share:.0%}"] for key, share in shares.items()),
-        ]
+    for name, shares in mattered.items():
+        rows = [HEADER, *([key, *known.cells()] for key, known in shares.items())]
         parts += [f"## What mattered for {name}", _markdown(rows)]
+    if after:
+        parts += ["## Cost, and what to ask next", after.rstrip("\n")]
     parts.append(finished[0].evaluation().caption())
     return "\n\n".join(parts) + "\n"
 
@@ -269,8 +258,8 @@ def note(definition: Sweep, finished: Sequence[Finished], files: Mapping[str, Pa
     ]
     cells = [[row[at] for at in wanted] for row in (header, *rows[:NOTE_TRIALS])]
     figures = [linked_figure("report", files[name]) for name in NOTE_FIGURES if name in files]
-    remarks = shared(finished) + omissions(definition, finished)
-    return run_note(answer, remarks, _markdown(cells), *figures, definition.question)
+    said = [*shared(finished), *omissions(definition, finished), *remarks(files)]
+    return run_note(answer, said, _markdown(cells), *figures, definition.question)
 
 
 def show(definition: Sweep, finished: Sequence[Finished]) -> None:

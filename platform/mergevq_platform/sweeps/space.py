@@ -96,6 +96,27 @@ def values_of(space: Space, params: Params) -> Tree:
     return walked(space, lambda name, _: params[name])[0]
 
 
+def keys_of(space: Space, params: Params) -> dict[str, str]:
+    """Parameter name -> dotted recipe key, of one walk: a parameter's name holds the options that led to it, a key does not."""
+    found: dict[str, str] = {}
+
+    def resolved(name: str, key: str, value: object) -> None:
+        match value:
+            case Choice(options):
+                found[name] = key
+                label = str(params[name])
+                resolved(f"{name}.{label}", key, options[labels(value).index(label)])
+            case RealRange() | Integer():
+                found[name] = key
+            case Mapping():
+                for part, inner in value.items():
+                    resolved(f"{name}.{part}", f"{key}.{part}", inner)
+
+    for key, domain in space.items():
+        resolved(key, key, domain)
+    return found
+
+
 def suggested(trial: BaseTrial) -> Decide:
     """The function that decides for an Optuna trial: its study's sampler."""
 

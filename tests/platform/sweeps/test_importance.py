@@ -15,10 +15,10 @@ from mergevq_platform.sweeps import (
     Random,
     Sweep,
     choice,
+    explained,
     integer,
     log_uniform,
     mean_psnr,
-    report,
     uniform,
 )
 from mergevq_platform.sweeps.importance import main_effects
@@ -46,7 +46,7 @@ def shares(
             SimpleNamespace(params={"key": value, "x": x}, objectives={"mean_psnr": effect(value) + x})
             for value, x in points
         ]
-        found.append(report.importance(sweep, done)["mean_psnr"]["key"])
+        found.append(explained.importance(sweep, done)["mean_psnr"]["key"])
     return found
 
 
@@ -99,6 +99,6 @@ def test_a_population_and_few_trials_have_no_importances() -> None:
         name="s", question="?", recipe="demo", space={"x": uniform(0.0, 1.0)}, search=Random(trials=3),
         objectives=(mean_psnr(),),
     )  # fmt: skip
-    assert report.importance(sweep, [trial] * 3) == {}
+    assert explained.importance(sweep, [trial] * 3) == {}
     changing = Population(size=4, every_steps=5)
-    assert report.importance(Sweep(**{**vars(sweep), "search": changing}), [trial] * 4) == {}
+    assert explained.importance(Sweep(**{**vars(sweep), "search": changing}), [trial] * 4) == {}

@@ -11,7 +11,16 @@ import pytest
 from mergevq.errors import InputError
 from mergevq_platform.evaluation.compare import compare
 from mergevq_platform.evaluation.curve import Curve
-from mergevq_platform.sweeps import Random, Sweep, integer, log_uniform, mean_log_frechet, mean_psnr, report
+from mergevq_platform.sweeps import (
+    Random,
+    Sweep,
+    explained,
+    integer,
+    log_uniform,
+    mean_log_frechet,
+    mean_psnr,
+    report,
+)
 from mergevq_platform.sweeps.finished import Finished
 from mergevq_platform.sweeps.stopped import StoppedTrial
 
@@ -123,8 +132,10 @@ def test_a_trial_whose_objective_is_no_number_is_ranked_last_and_named(
     assert rows[1].startswith("s-003,")
     assert rows[-1].startswith("s-001,")
     others = [trial for trial in trials if trial.name != "s-001"]
-    assert report.importance(SWEEP, trials)["mean_psnr"] == report.importance(SWEEP, others)["mean_psnr"]
-    assert "mean_log_frechet" not in report.importance(SWEEP, trials), "it is the same everywhere"
+    assert (
+        explained.importance(SWEEP, trials)["mean_psnr"] == explained.importance(SWEEP, others)["mean_psnr"]
+    )
+    assert "mean_log_frechet" not in explained.importance(SWEEP, trials), "it is the same everywhere"
 
 
 def test_trials_that_were_stopped_early_are_in_the_report(tmp_path: Path) -> None:
@@ -164,7 +175,7 @@ def test_curves_that_do_not_go_together_cost_the_figures_alone(
 ) -> None:
     trials = finished(tmp_path, [1.0, 2.0], [curve(), other])
     files, found = reported(trials, tmp_path / "report")
-    assert sorted(files) == ["sweep.md", "trials.csv", "winner.yaml"]
+    assert sorted(files) == ["next.md", "sweep.md", "trials.csv", "winner.yaml"]
     assert said in files["sweep.md"].read_text()
     assert said in capsys.readouterr().out
     assert found["mergevq.winner"] == "s-001"
