@@ -28,7 +28,7 @@ from raynodes import (
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
-STEPS = 1500
+STEPS = 600
 SWEEP = ("-m", "mergevq_platform.cli", "sweep")
 # Holds both CPUs of the cluster for so many seconds.
 URGENT = """
@@ -50,7 +50,7 @@ class DisturbedSweep:
 
     def __init__(self, nodes: Nodes, home: Path, tree: dict[str, Any], name: str) -> None:
         tree["cluster"] = {"workers": 1, "device": "cpu"}
-        tree |= {"steps": STEPS, "checkpoint_every": 500, "log_every": 10}
+        tree |= {"steps": STEPS, "checkpoint_every": 200, "log_every": 10}
         tree["evaluation"] |= {"keeps": [4], "untrained_baseline": False}
         self.nodes, self.home, self.name = nodes, home, name
         self.drivers: list[Driver] = []

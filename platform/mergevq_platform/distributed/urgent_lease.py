@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 NAMESPACE = "mergevq-urgent"  # of the leases' names
 GATHER_SECONDS = 1.5  # for which offers come in before one is taken
-MORE_SECONDS = 30.0  # of waiting after which one more is asked: slots may not fit a node, or go to others
+MORE_SECONDS = 60.0  # of waiting after which one more is asked: slots may not fit a node, or go to others
 OFFER_SECONDS = 10.0  # for which an offer stands that is not made again
 LEASE_SECONDS = 60.0  # without a beat of the job, after which the lease counts for nothing
 START_SECONDS = 600.0  # in which the job must begin; then what yielded goes on

@@ -130,6 +130,7 @@ class YieldingScheduler(TrialScheduler):
     ) -> str:
         """Pass on; a trial that has yielded is paused, and the inner scheduler does not learn of it."""
         if (lease := result.get(YIELDED)) is None:
+            self.leases.pop(trial.trial_id, None)  # it runs: a sweep that was killed may still have it here
             return self.inner.on_trial_result(tune_controller, trial, result)
         self.leases[trial.trial_id] = str(lease)
         # An actor that has not started, as far as Tune knows, is not kept for another trial: its place becomes free.
@@ -187,7 +188,7 @@ def _unwrapped(controller: TuneController) -> TuneController:
 def _to_the_front(controller: TuneController, returning: list[str]) -> int:
     """Let trials that come back have the next places, before those that have not begun; returns their number."""
     moved = 0
-    for trial in controller.get_trials():
+    for trial in controller.get_trials() if returning else ():
         if trial.trial_id in returning and (actor := controller._trial_to_actor.get(trial)) is not None:
             queue = controller._actor_manager._resource_request_to_pending_actors[
                 trial.placement_group_factory

@@ -76,6 +76,17 @@ def test_what_is_asked_suffices_where_there_is_enough_and_its_last_one_is_needed
         assert free + sum(got[1:]) < needs
 
 
+def test_who_has_yielded_is_not_asked_again_by_the_same_job() -> None:
+    urgent = LeaseWithClock(needs=1.0)
+    urgent.offers(trial(0))
+    urgent.now = GATHER_SECONDS
+    assert urgent.offers(trial(0)) == ["trial-0"]
+    urgent.lease.yielded("trial-0")
+    urgent.now += 2 * MORE_SECONDS  # it went on, as nobody else had anything to give
+    assert urgent.offers(trial(0)) == []
+    assert urgent.lease.beat(False).yielded == ("trial-0",)
+
+
 def test_another_is_asked_after_a_while_where_the_job_still_waits() -> None:
     urgent = LeaseWithClock(needs=1.0)
     trials = [trial(0), trial(1)]
