@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
 from mergevq_platform.cli.in_use import store_in_use, tracking_link
@@ -14,6 +14,9 @@ from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_verb
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.settings import read_settings
+
+if TYPE_CHECKING:
+    from mergevq_platform.sweeps.definition import Sweep
 
 
 def add(verbs: Any) -> None:
@@ -108,7 +111,7 @@ def _add_compare(verbs: Any) -> None:
 def _sweep(options: argparse.Namespace) -> int:
     from mergevq_platform.storage import forks
     from mergevq_platform.storage.lookup import places_of_runs
-    from mergevq_platform.sweeps import driver, loading, report
+    from mergevq_platform.sweeps import driver, report
     from mergevq_platform.sweeps.stopped import stopped_sentence
 
     home = read_settings().home
@@ -125,18 +128,7 @@ def _sweep(options: argparse.Namespace) -> int:
         raise InputError(f"--resume {options.resume} goes on with a sweep as it began: leave --fork out")
     if options.more and not options.resume:
         raise InputError(f"--more {options.more} adds to a sweep that has ended: name it with --resume NAME")
-    chosen = None
-    if names:
-        chosen = loading.opened(
-            names[0],
-            options.over,
-            overrides,
-            recipe=options.recipe,
-            trials=options.trials,
-            seeds=options.seeds,
-            stopping=options.stopping,
-            fork=options.fork,
-        )
+    chosen = _chosen(names[0], overrides, options) if names else None
     outcome = driver.sweep(
         chosen,
         home=home,
@@ -169,6 +161,21 @@ def _sweep(options: argparse.Namespace) -> int:
     if outcome.complete and not outcome.finished:
         raise RuntimeError(f"no trial of sweep '{name}' finished")
     return 0 if outcome.complete else INTERRUPTED
+
+
+def _chosen(source: str, overrides: list[str], options: argparse.Namespace) -> Sweep:
+    from mergevq_platform.sweeps import loading
+
+    return loading.opened(
+        source,
+        options.over,
+        overrides,
+        recipe=options.recipe,
+        trials=options.trials,
+        seeds=options.seeds,
+        stopping=options.stopping,
+        fork=options.fork,
+    )
 
 
 def _compare(options: argparse.Namespace) -> None:
