@@ -59,16 +59,14 @@ class FrontRungs:
             return None
         values = tuple(float(value) for value in losses.values())
         broken = [name for name, value in losses.items() if not math.isfinite(value)]
-        reason = (
-            f"{broken[0]} is no finite number" if broken else self._others_better(choice, step, trial, values)
-        )
+        reason = f"{broken[0]} is no finite number" if broken else self._others_better(choice, step, values)
         decision = RungDecision(trial, choice, step, values, reason)
         self.decisions.append(decision)
         if self.file is not None:
             write_whole(self.file, json_text([asdict(made) for made in self.decisions]))
         return decision
 
-    def _others_better(self, choice: str, step: int, trial: str, losses: tuple[float, ...]) -> str | None:
+    def _others_better(self, choice: str, step: int, losses: tuple[float, ...]) -> str | None:
         came = [(made.choice, made.losses) for made in self.decisions if made.step == step]
         means = _means([*came, (choice, losses)])
         if len(means) < self.settings.min_trials:
