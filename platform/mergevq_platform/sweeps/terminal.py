@@ -24,6 +24,9 @@ from mergevq_platform.sweeps.finished import STOPPED
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.yielding import YIELDED
 
+MOST_ROWS = 40  # it is drawn anew at every event: with all of thousands of trials that would be quadratic
+ENDED = ("finished", "stopped early", "failed")
+
 _boards: dict[str, Board] = {}  # by sweep; Tune pickles its callbacks, a terminal cannot be pickled
 
 
@@ -81,7 +84,7 @@ class Board:
             )
 
     def table(self) -> Table:
-        """All trials that have started."""
+        """The trials that have started; of very many those that run and the last that ended."""
         table = Table()
         for title in ("trial", "state", "step", *(o.name for o in self.sweep.objectives), "choice"):
             table.add_column(
@@ -89,17 +92,29 @@ class Board:
                 no_wrap=title != "choice",
                 justify="left" if title in ("trial", "state", "choice") else "right",
             )
-        for trial in sorted(self.rows):
+        hidden = len(self.rows) - MOST_ROWS
+        for trial in self._shown():
             row = self.rows[trial]
             values = [
                 f"{row.values[o.name]:.4g}" if o.name in row.values else "" for o in self.sweep.objectives
             ]
             table.add_row(trial.removeprefix(f"{self.name}-"), row.state, str(row.step), *values, row.choice)
+        if hidden > 0:
+            table.caption = f"and {hidden} trials more"
         return table
+
+    def _shown(self) -> list[str]:
+        """The trials that the table has room for: those that run, then the last ones that ended."""
+        if len(self.rows) <= MOST_ROWS:
+            return sorted(self.rows)
+        ended = [trial for trial, row in self.rows.items() if row.state in ENDED]
+        under_way = [trial for trial, row in self.rows.items() if row.state not in ENDED][:MOST_ROWS]
+        room = MOST_ROWS - len(under_way)
+        return sorted([*under_way, *(ended[-room:] if room else [])])
 
     def time_left(self) -> str:
         """The time left, estimated from the trials that have ended."""
-        done = sum(row.state in ("finished", "stopped early", "failed") for row in self.rows.values())
+        done = sum(row.state in ENDED for row in self.rows.values())
         if not done:
             return f"0 of {self.expected} trials ended"
         left = (time.monotonic() - self.began) / done * (self.expected - done)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROTOCOLS = 4  # that have a line
+KEY_RUNS = 25  # the newest of a protocol say which metrics it has: each run is read whole, and every trial's end reads them
 FORMER_RUNS = 200  # of before there was a best: the newest, whose curves are read point by point
 _SUFFICES = {  # what a best was reached with, by the metric's prefix
     CURVE_BEST_PREFIX: lambda step: f" with {step} kept tokens",
@@ -131,7 +132,9 @@ def _line(client: MlflowClient, experiment_id: str, protocol: str) -> str | None
 
 def _ranked(client: MlflowClient, experiment_id: str, protocol: str) -> Iterator[_Best]:
     of_protocol = f"tags.`{PROTOCOL_TAG}` = '{protocol}'"
-    newest = client.search_runs([experiment_id], of_protocol, order_by=["attributes.start_time DESC"])
+    newest = client.search_runs(
+        [experiment_id], of_protocol, order_by=["attributes.start_time DESC"], max_results=KEY_RUNS
+    )
     keys = {key for run in newest for key in run.data.metrics if key.startswith(tuple(_SUFFICES))}
     for key in sorted(keys):
         order = "ASC" if is_frechet(key.partition("/")[2]) else "DESC"

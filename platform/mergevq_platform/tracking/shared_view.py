@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 EXPERIMENT_VIEW = "mergevq"
-VIEWED_RUNS = 200  # the newest runs of an experiment decide what its view shows
+VIEWED_RUNS = (
+    50  # the newest runs of an experiment decide what its view shows; every trial's end reads them whole
+)
 KEPT_VIEWS = 40  # views of single runs in an experiment; those of older runs are removed
 PATIENCE_SECONDS = 10.0  # of a link that asks a server
 _FIRST, _ENVELOPES = (

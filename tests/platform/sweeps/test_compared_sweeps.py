@@ -15,6 +15,7 @@ from mergevq_platform.figures.fronts import compared_fronts
 from mergevq_platform.figures.overlay import overlay_figure
 from mergevq_platform.sweeps import Grid, Random, Sweep, choice, log_uniform, mean_psnr, report
 from mergevq_platform.sweeps.families import Families
+from mergevq_platform.sweeps.terminal import MOST_ROWS, Board, TrialRow
 from recorded_trials import finished, stored
 
 SWEEP = Sweep(
@@ -168,3 +169,14 @@ def test_choices_that_differ_in_a_fifth_digit_are_no_repetitions() -> None:
         "optimizer.learning_rate=0.001 (s-1)",
         "optimizer.learning_rate=0.001 (s-1)",
     ]
+
+
+def test_the_table_of_a_terminal_has_room_for_those_that_run_whatever_has_ended() -> None:
+    board = Board(SWEEP, "s", 2000)
+    for number in range(100):
+        board.rows[f"s-{number:03d}"] = TrialRow(state="running" if number in (3, 99) else "finished")
+    table = board.table()
+    shown = list(table.columns[0].cells)
+    assert len(shown) == MOST_ROWS
+    assert {"003", "099", "098"} <= set(shown)
+    assert table.caption == f"and {100 - MOST_ROWS} trials more"
