@@ -77,7 +77,8 @@ def test_two_workers_have_one_gradient_and_begin_as_one_worker_does_to_rounding(
         reports, others = record["reports"], alone[name]["reports"]
         assert reports.keys() == others.keys(), name
         if "train/kept_tokens" in reports:
-            assert reports["train/kept_tokens"] == others["train/kept_tokens"], name
+            kept, alone_kept = (of["train/kept_tokens"]["values"] for of in (reports, others))
+            assert kept == alone_kept[: len(kept)], name  # two workers stop at half of the steps
         # Terms that average over a pass differ a little: how a batch is cut into passes depends on the recipe's workers.
         first, other = (of["train/total"]["values"][0] for of in (reports, others))
         assert first == pytest.approx(other, rel=0.02 if name in AVERAGING else 1e-5), name

@@ -35,7 +35,7 @@ def _add_sweep(verbs: Any) -> None:
         examples=[
             "mergevq sweep sweeps/smoke.py",
             "mergevq sweep demo --over optimizer.learning_rate=1e-4..1e-2:log --trials 8",
-            "mergevq sweep demo --over task.losses.entropy.weight=0.01,0.02,0.05,0.1 --fork 50%",
+            "mergevq sweep demo --over task.losses.entropy.weight=0.01,0.02,0.1 --fork 50%",
             "mergevq sweep --resume NAME --more 8",
         ],
     )

@@ -45,8 +45,8 @@ def test_trials_that_have_reported_nothing_are_left_to_run(tmp_path: Path) -> No
     path = str(tmp_path / "ray" / "s" / "tune" / "s-001")
     # As Ray Tune's results of trials without a report: interrupted, and failed at once; the third was never made.
     results: Any = [
-        SimpleNamespace(config=None, error=None, path=None),
-        SimpleNamespace(config=None, error=RuntimeError("no room"), path=path),
+        SimpleNamespace(config=None, error=None, path=None, metrics=None),
+        SimpleNamespace(config=None, error=RuntimeError("no room"), path=path, metrics=None),
     ]
     outcome = gathered(sweep, settings, results)
     assert not outcome.complete
