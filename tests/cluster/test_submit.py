@@ -72,6 +72,7 @@ def wait_for(condition: Any, seconds: float, what: str) -> Any:
     raise AssertionError(f"{what} has not happened within {seconds} s")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_is_submitted_from_a_fresh_folder(
     bare_cluster: Any, fresh: Path, signed_in: ClusterClient

@@ -51,7 +51,9 @@ def same_machine(found: Path) -> bool:
     return compare.read(RECORDED, "machine") == compare.read(found, "machine")
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "two_workers" else ()) for name in SECTIONS]
+)
 def test_results_are_what_they_were(name: str, found: Path, record_property: Any) -> None:
     same = same_machine(found)
     record_property("golden", compare.made(same, RECORDED))

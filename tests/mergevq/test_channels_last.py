@@ -90,6 +90,7 @@ def test_codes_of_a_plain_image_are_those_of_contiguous_memory(value: float, cop
     assert torch.equal(found.indices, expected.indices)
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_on_plain_images_are_those_of_contiguous_memory() -> None:
     terms = {"adversarial": {"kind": "patch", "discriminator": {"channels": 8, "norm": "group"}}}
     torch.manual_seed(0)

@@ -197,6 +197,7 @@ def test_damaged_and_missing_files_are_named(tokenizer: mergevq.MergeVQ, tmp_pat
         mergevq.load(tmp_path / "g")
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_what_eager_ones_do_at_every_count_of_a_menu() -> None:
     torch.manual_seed(0)
     images = torch.rand(2, 3, 16, 16) * 2 - 1

@@ -81,6 +81,7 @@ def test_no_cell_begins_after_the_limit(tmp_path: Path) -> None:
     assert outcome == StudyProgress([], [], ["a"])
 
 
+@pytest.mark.slow
 def test_processes_do_the_cells_survive_a_death_and_end_at_the_limit(tmp_path: Path) -> None:
     cells = [
         Cell(name="killed", run=killed),

@@ -168,6 +168,7 @@ def test_without_alignment_no_teacher_is_trained(tmp_path: Path) -> None:
     assert setting.title.startswith("no alignment")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:36 images for")
 def test_a_study_trains_its_teacher_and_one_tokenizer_for_each_count(tmp_path: Path) -> None:
     cells = table4.cells(["other_classes"], [9, 64], 1, table4.TINY)

@@ -344,6 +344,7 @@ def probe_of_a_name(small_recipe: dict[str, Any], run: Run, homes: tuple[Path, P
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["plan", "doctor"])
 def test_what_looks_ahead_finds_an_upstream_by_the_name_of_its_run(
     verb: str,

@@ -386,7 +386,9 @@ def test_a_generator_is_judged_by_the_labelled_images_that_can_be_decoded(
     assert "2 images of 'val' cannot be decoded: left out" in report.verdict()
 
 
-@pytest.mark.parametrize("images", [1, 2, 4])
+@pytest.mark.parametrize(
+    "images", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 4]
+)
 def test_a_generator_is_judged_against_as_few_images_as_there_are(
     small_generator: dict[str, Any], changed: Any, tmp_path: Path, images: int
 ) -> None:

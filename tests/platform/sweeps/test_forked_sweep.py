@@ -96,6 +96,7 @@ def killed_driver(home: Path, base: Path, environment: dict[str, str], when: str
     wait_until(lambda: not descendants("train_trunk"), 60, "the cluster ends the trunk")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_trials_of_a_trunk_are_whole_trainings_bit_for_bit_though_the_driver_was_killed(
     base: Path, tmp_path: Path, joining: dict[str, str]

@@ -124,6 +124,7 @@ driver.sweep(None, home=home, resume="more", more=2, concurrent=1)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_more_trials_that_were_killed_are_resumed_and_the_earlier_ones_untouched(
     small_recipe: dict[str, Any], tmp_path: Path, joining: dict[str, str]

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.ray
 STEPS = 120
 
 
+@pytest.mark.slow
 def test_trials_that_yield_end_bit_for_bit_as_undisturbed_ones(
     small_recipe: dict[str, Any], ray_home: Path, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def test_an_ipv6_address_is_printed_in_brackets_and_answers(store: Store) -> Non
         assert asked(server, "::1") == 200
 
 
+@pytest.mark.slow
 def test_the_printed_address_answers_when_it_listens_on_all_of_ipv6(store: Store) -> None:
     try:
         port = free_port(socket.AF_INET6)
