@@ -29,7 +29,7 @@ demo-generate: setup  ## after `make demo`: two small generators on its tokenize
 
 LONG := soak or cluster or faults or long or slow or gpu
 RAY_FILES = $$(grep -rl --include='*.py' 'mark\.ray' tests)  # the others need not be imported to be deselected
-AFTER_RAY := tests/golden tests/end_to_end tests/parity tests/platform/tasks tests/platform/sweeps tests/platform/test_loop.py
+AFTER_RAY := tests/golden tests/end_to_end tests/parity tests/platform/tasks tests/platform/sweeps tests/platform/data tests/platform/allocation tests/platform/test_loop.py
 PYTEST := OMP_NUM_THREADS=1 $(RUN)/python -m pytest --durations=10
 test: setup  ## the ordinary suite in two halves: what starts Ray, then AFTER_RAY; beside them the rest, whose output follows at the end
 	@rest=$$(mktemp); trap 'rm -f "$$rest"' EXIT; \
