@@ -3,6 +3,7 @@
     python jobs/benchmark.py                 every measurement, about ten minutes on two cores
     python jobs/benchmark.py encoder lfq     only these
     python jobs/benchmark.py --json FILE     also as JSON
+    python jobs/benchmark.py sweep_scale     a sweep of 2,000 recorded trials: only when it is named, half an hour
     python jobs/benchmark.py gpu --limit-seconds 180    what a GPU gained, in one sitting
 
 Absolute times belong to the machine named at the top; the ratios are what carries over.
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import generation, gpu, metrics, recipe_step, tokenizer
+from benchmarks import generation, gpu, metrics, recipe_step, sweep_scale, tokenizer
 from benchmarks import platform as feeding_and_ray
 
 MEASUREMENTS: dict[str, Callable[..., Iterable[str]]] = {
     name: measurement
-    for module in (gpu, tokenizer, recipe_step, metrics, generation, feeding_and_ray)
+    for module in (gpu, tokenizer, recipe_step, metrics, generation, feeding_and_ray, sweep_scale)
     for name, measurement in module.MEASUREMENTS.items()
 }
 
@@ -55,7 +56,7 @@ def main() -> None:
     )
     print(f"machine: {machine}; torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     report: dict[str, Any] = {"machine": machine, "torch": torch.__version__}
-    for name in options.names or MEASUREMENTS:
+    for name in options.names or [name for name in MEASUREMENTS if name not in sweep_scale.MEASUREMENTS]:
         report[name] = []
         settings = {"limit_seconds": options.limit_seconds, "tiny": options.tiny} if name == "gpu" else {}
         for line in MEASUREMENTS[name](**settings):
