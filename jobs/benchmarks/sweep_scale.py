@@ -50,11 +50,10 @@ def _end_of_a_trial(home: Path, trials: int) -> str:
 
 def _report(home: Path, trials: int) -> str:
     from mergevq_platform.sweeps import report, stored
-    from mergevq_platform.sweeps.finished import Finished
+    from mergevq_platform.sweeps.finished import finished_trials
 
     definition = stored.stored_definition(NAME, home)
-    files = sorted((home / "ray").glob(f"{NAME}-[0-9]*/finished.json"))
-    read, found = _timed(lambda: [record for file in files if (record := Finished.load(file))])
+    read, found = _timed(lambda: finished_trials(NAME, home))
     written, _ = _timed(lambda: report.write(definition, NAME, found, home / "report"))
     return f"report: {read:.1f} s of CPU to read the records, {written:.1f} s to write it, {_peak_mebibytes()} MiB at its peak"
 

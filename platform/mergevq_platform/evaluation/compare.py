@@ -68,8 +68,10 @@ class Comparison:
 
 def collected(names: Sequence[str], *, home: Path, tracking_uri: str | None = None) -> Comparison:
     """The curves of all names; see `entries_of`."""
+    from mergevq_platform.sweeps.stored import is_sweep
+
     found = {name: entries_of(name, home=home, tracking_uri=tracking_uri) for name in names}
-    if sum(_is_sweep(name, home) for name in found) < 2:
+    if sum(is_sweep(name, home) for name in found) < 2:
         return Comparison(names, [entry for same in found.values() for entry in same], None)
     entries = [
         replace(
@@ -107,10 +109,6 @@ def write(comparison: Comparison, out: Path, *, paper: bool = False) -> dict[str
     return {name: out / name for name in (*figures, *texts)}
 
 
-def _is_sweep(name: str, home: Path) -> bool:
-    return Path(name).name == name and (home / "ray" / name / "place.json").is_file()
-
-
 def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> list[Entry]:
     """The fullest curve of a run, of equally full ones the newest; or those of all finished trials of a sweep; or a file
     curve.json or report.json. A generator's curve is over its scales.
@@ -122,16 +120,15 @@ def entries_of(name: str, *, home: Path, tracking_uri: str | None = None) -> lis
     if path.is_file():
         curve = _loaded(path)
         return [Entry(curve.run, curve.run, curve)]
-    if _is_sweep(name, home):
-        trials = sorted((home / "ray").glob(f"{name}-[0-9]*/finished.json"))
+    from mergevq_platform.sweeps import stored
+
+    if stored.is_sweep(name, home):
+        from mergevq_platform.sweeps import finished, report
+
+        trials = finished.finished_trials(name, home)
         if not trials:
             raise InputError(f"sweep '{name}' has no finished trial yet")
-        from mergevq_platform.sweeps import report, stored
-        from mergevq_platform.sweeps.finished import Finished
-
-        definition = stored.stored_definition(name, home)
-        records = [record for trial in trials if (record := Finished.load(trial))]
-        return report.entries(definition, records)
+        return report.entries(stored.stored_definition(name, home), trials)
     store = Store.at(home, tracking_uri)
     model = find(name, home=home, store=store)
     if model.tracked is not None:

@@ -18,7 +18,7 @@ from mergevq.errors import InputError
 from mergevq_platform.storage import forks
 from mergevq_platform.sweeps import stored
 from mergevq_platform.sweeps.definition import Sweep
-from mergevq_platform.sweeps.finished import Finished
+from mergevq_platform.sweeps.finished import Finished, finished_trials
 from mergevq_platform.sweeps.objectives import Objective
 from mergevq_platform.sweeps.savings import shared_trunk, trained_steps, trunk_cpu_seconds
 
@@ -174,8 +174,7 @@ def _choice(trial: Finished) -> tuple[tuple[str, object], ...]:
 
 def _finished(name: str, home: Path) -> tuple[Sweep, list[Finished]] | None:
     """The definition and the finished trials of a sweep of this home; None for another name."""
-    if Path(name).name != name or not (stored.directory_of(name, home) / stored.SETTINGS_FILE).is_file():
+    if not stored.is_sweep(name, home):
         return None
-    files = sorted((home / "ray").glob(f"{name}-[0-9]*/finished.json"))
-    records = [record for file in files if (record := Finished.load(file))]
-    return (stored.stored_definition(name, home), records) if records else None
+    trials = finished_trials(name, home)
+    return (stored.stored_definition(name, home), trials) if trials else None

@@ -56,6 +56,12 @@ class Finished:
         return (GeneratorReport if "references" in self.curve else Curve)(**self.curve)
 
 
+def finished_trials(name: str, home: Path) -> list[Finished]:
+    """The finished trials of a sweep of this home, in their order."""
+    files = sorted((home / "ray").glob(f"{name}-[0-9]*/{RECORD}"))
+    return [record for file in files if (record := Finished.load(file))]
+
+
 def by_choice(finished: Sequence[Finished]) -> list[list[Finished]]:
     """The trials of each choice, which are repetitions over seeds, in the order of the first."""
     found: dict[tuple[tuple[str, Value], ...], list[Finished]] = {}

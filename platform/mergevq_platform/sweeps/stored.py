@@ -94,6 +94,11 @@ def stored_definition(name: str, home: Path) -> Sweep:
     return cloudpickle.loads((directory / DEFINITION_FILE).read_bytes())
 
 
+def is_sweep(name: str, home: Path) -> bool:
+    """Whether a sweep of this home has the name."""
+    return Path(name).name == name and (home / "ray" / name / SETTINGS_FILE).is_file()
+
+
 def directory_of(name: str, home: Path) -> Path:
     """The folder of a sweep of this home. Raises `InputError` for anything but a name.
 
