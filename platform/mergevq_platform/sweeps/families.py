@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 import zlib
 from dataclasses import dataclass
 
 from mergevq_platform.figures.frame import COLOURS
 from mergevq_platform.sweeps import choosers
 from mergevq_platform.sweeps.definition import Sweep
-from mergevq_platform.sweeps.space import Domain, Integer, Params, RealRange
+from mergevq_platform.sweeps.ranges import divided
+from mergevq_platform.sweeps.space import Integer, Params, RealRange
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Families:
             return cls(sweep, key)
         if isinstance(domain, Integer) and domain.high - domain.low < len(COLOURS):
             return cls(sweep, key)
-        ends = _even(domain, len(COLOURS))
+        ends = divided(domain, len(COLOURS))
         names = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(ends)]
         return cls(sweep, key, tuple(ends[1:-1]), tuple(names))
 
@@ -65,12 +65,3 @@ class Families:
             if family in known:  # the first trials show every option soon: there may be thousands
                 return COLOURS[(len(known) - 1) % len(COLOURS)]
         return COLOURS[zlib.crc32(family.encode()) % len(COLOURS)]
-
-
-def _even(domain: Domain, count: int) -> list[float]:
-    """The ends of `count` even parts of a range, in its logarithm where it is drawn so."""
-    assert isinstance(domain, RealRange | Integer)
-    if isinstance(domain, RealRange) and domain.log:
-        low, high = math.log(domain.low), math.log(domain.high)
-        return [math.exp(low + (high - low) * at / count) for at in range(count + 1)]
-    return [domain.low + (domain.high - domain.low) * at / count for at in range(count + 1)]

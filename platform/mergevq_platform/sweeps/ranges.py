@@ -54,6 +54,12 @@ def spanned(domain: Range, low: float, high: float, *, beyond: bool = False) -> 
     return real if real.low < real.high else None
 
 
+def divided(domain: Range, count: int) -> list[float]:
+    """The ends (count + 1) of even parts of a range."""
+    low, high = _even(domain, domain.low), _even(domain, domain.high)
+    return [_back(domain, low + (high - low) * at / count) for at in range(count + 1)]
+
+
 def over(key: str, domain: Domain, values: Range | Sequence[Value]) -> str | None:
     """What `--over` takes for a range, or for some options of a choice; None for options that hold ranges themselves."""
     match values:
