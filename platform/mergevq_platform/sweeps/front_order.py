@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mergevq_platform.figures import pareto
+
 Point = tuple[float, ...]
 
 
@@ -70,15 +72,11 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
         return 0.0
     if len(reference) == 1:
         return reference[0] - min(inside)[0]
+    if len(reference) == 2:
+        return pareto.hypervolume([(p[0], -p[1]) for p in inside], (reference[0], -reference[1]))
     inside.sort(key=lambda point: point[-1])
     edges = [point[-1] for point in inside[1:]] + [reference[-1]]
     total = 0.0
-    if len(reference) == 2:
-        least = reference[0]
-        for point, edge in zip(inside, edges, strict=True):
-            least = min(least, point[0])
-            total += (edge - point[1]) * (reference[0] - least)
-        return total
     for count, (point, edge) in enumerate(zip(inside, edges, strict=True), start=1):
         if edge > point[-1]:
             total += (edge - point[-1]) * hypervolume([p[:-1] for p in inside[:count]], reference[:-1])
