@@ -16,6 +16,7 @@ from mergevq.errors import InputError
 from mergevq.hub import short_name
 from mergevq_platform.evaluation.curve import Curve, lacking_sentences
 from mergevq_platform.evaluation.generator_report import GeneratorReport
+from mergevq_platform.figures.pareto import front
 from mergevq_platform.figures.series import few_images, notes, probed
 
 Evaluation = Curve | GeneratorReport
@@ -143,6 +144,11 @@ def averaged(entries: Sequence[Entry]) -> list[Point]:
                 )
             )
     return found
+
+
+def best_of(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in distance and gain, by rising distance."""
+    return [points[index] for index in front([(p.loss, p.gain) for p in points])]
 
 
 def by_label(points: Sequence[Point]) -> list[list[Point]]:

@@ -12,6 +12,7 @@ from mergevq_platform.figures.compared import (
     Entry,
     Point,
     averaged,
+    best_of,
     by_label,
     common_notes,
     comparison_axes,
@@ -20,7 +21,6 @@ from mergevq_platform.figures.compared import (
 )
 from mergevq_platform.figures.drawn import drawn
 from mergevq_platform.figures.frame import COLOURS
-from mergevq_platform.figures.pareto import front
 from mergevq_platform.figures.series import GREY, logarithmic_values
 
 PLOTLY_MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
@@ -61,7 +61,7 @@ def comparison_html(
                 hovertemplate="%{text}<br>" + curve.frechet_key + " %{x:.4g}<br>%{y:.4g}<extra></extra>",
             )
         )
-    joint = {"Pareto front": [every[i] for i in front([(p.loss, p.gain) for p in every])]}
+    joint = {"Pareto front": best_of(every)}
     for name, best in (fronts or joint).items():
         colour = COLOURS[groups.index(best[0].group) % len(COLOURS)] if fronts else GREY
         figure.add_trace(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergevq_platform.figures.compared import (
     Entry,
+    Evaluation,
+    Point,
     averaged,
+    best_of,
     comparison_axes,
     loss_title,
     require_one_identity,
 )
 from mergevq_platform.figures.frame import framed, legend, styles
-from mergevq_platform.figures.pareto import front
 from mergevq_platform.figures.series import GREY, logarithmic_values
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -41,7 +44,7 @@ def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> F
                 alpha=0.4,
             )
         axes.scatter([p.loss for p in mine], [p.gain for p in mine], c=colour, marker=marker, s=34, alpha=0.8)
-    best = [points[i] for i in front([(p.loss, p.gain) for p in points])]
+    best = best_of(points)
     (line,) = axes.step(
         [p.loss for p in best],
         [p.gain for p in best],
@@ -52,7 +55,15 @@ def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> F
         zorder=0,
         label=f"Pareto front, {comparison_axes(curve).x_title} named",
     )
-    for point in best:
+    name_points(axes, best)
+    distance_and_gain(axes, curve, points)
+    legend(figure, [*handles, line])
+    return figure
+
+
+def name_points(axes: Axes, points: Sequence[Point], **style: Any) -> None:
+    """Write the kept count, or the scale, of each point above it."""
+    for point in points:
         axes.annotate(
             f"{point.at:g}",
             (point.loss, point.gain),
@@ -60,11 +71,14 @@ def pareto_figure(entries: Sequence[Entry], title: str, families: str = "") -> F
             textcoords="offset points",
             ha="center",
             size=9,
+            **style,
         )
+
+
+def distance_and_gain(axes: Axes, curve: Evaluation, points: Sequence[Point]) -> None:
+    """Scales and titles of axes that hold these points of curves such as `curve`."""
     if logarithmic_values([p.loss for p in points]):
         axes.set_xscale("log")
     axes.margins(0.08)
     axes.set_xlabel(loss_title(curve))
     axes.set_ylabel(comparison_axes(curve).gain_title)
-    legend(figure, [*handles, line])
-    return figure

@@ -14,14 +14,14 @@ from mergevq_platform.figures.compared import (
     Entry,
     Point,
     averaged,
+    best_of,
     comparison_axes,
-    loss_title,
     require_one_identity,
 )
 from mergevq_platform.figures.drawn import goals, worst_point
 from mergevq_platform.figures.frame import framed, legend, styles
-from mergevq_platform.figures.pareto import LossAndGain, front, hypervolume
-from mergevq_platform.figures.series import logarithmic_values
+from mergevq_platform.figures.front import distance_and_gain, name_points
+from mergevq_platform.figures.pareto import LossAndGain, hypervolume
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,19 +94,20 @@ def compared_fronts(entries: Sequence[Entry]) -> ComparedFronts:
     require_one_identity([entry.curve for entry in entries])
     points, axes = averaged(entries), comparison_axes(entries[0].curve)
     worst = worst_point(points)
-    joint = {id(points[index]) for index in front([(p.loss, p.gain) for p in points])}
+    joint = set(map(id, best_of(points)))
     groups: dict[str, list[Point]] = {}
     for point in points:
         groups.setdefault(point.group, []).append(point)
-    for name, mine in groups.items():
-        if not front([(p.loss, p.gain) for p in mine]):
+    best = {name: best_of(mine) for name, mine in groups.items()}
+    for name, found in best.items():
+        if not found:
             raise InputError(f"'{name}' has no point with a finite distance and gain: leave it out")
     fronts = [
         SweepFront(
             name=name,
             curves=len({p.label for p in mine}),
             points=mine,
-            best=[mine[index] for index in front([(p.loss, p.gain) for p in mine])],
+            best=best[name],
             hypervolume=hypervolume(list(map(goals, mine)), worst),
             of_joint=sum(id(p) in joint for p in mine),
         )
@@ -117,7 +118,6 @@ def compared_fronts(entries: Sequence[Entry]) -> ComparedFronts:
 
 def fronts_figure(entries: Sequence[Entry], compared: ComparedFronts, title: str) -> Figure:
     """All points faintly, and the front of each sweep in its colour, with its hypervolume in the legend."""
-    curve = entries[0].curve
     figure, (axes,), handles = framed(entries, title, "", panels=1, more=[compared.sentence()])
     of_group = styles(entries)
     for one, handle, name in zip(compared.fronts, handles, compared.legend(), strict=True):
@@ -133,21 +133,8 @@ def fronts_figure(entries: Sequence[Entry], compared: ComparedFronts, title: str
         losses, gains = [p.loss for p in one.best], [p.gain for p in one.best]
         axes.step(losses, gains, where="post", color=colour, linewidth=1.8)
         axes.scatter(losses, gains, c=colour, marker=marker, s=44)
-        for point in one.best:
-            axes.annotate(
-                f"{point.at:g}",
-                (point.loss, point.gain),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-                size=9,
-                color=colour,
-            )
+        name_points(axes, one.best, color=colour)
         handle.set_label(name)
-    if logarithmic_values([p.loss for one in compared.fronts for p in one.points]):
-        axes.set_xscale("log")
-    axes.margins(0.08)
-    axes.set_xlabel(loss_title(curve))
-    axes.set_ylabel(comparison_axes(curve).gain_title)
+    distance_and_gain(axes, entries[0].curve, [p for one in compared.fronts for p in one.points])
     legend(figure, handles)
     return figure
