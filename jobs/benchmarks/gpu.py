@@ -19,8 +19,8 @@ import torch
 from benchmarks.recipe_step import profile_lines
 from benchmarks.timing import device, interleaved, machine_rates, synchronise
 from benchmarks.whole_step import WholeStep, without_kernels
+from mergevq_platform.flops import stated_peak
 
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 ROUNDS, STEPS = 6, 4  # turns of each way, steps of a turn
 
 
@@ -100,12 +100,9 @@ class _Commands:
 
     def count(self) -> int:
         """The FLOPs of a step, which is taken for it."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with FlopCounterMode(display=False) as counter:
-            self.step(launched=True)
+        flops = self.step.count_flops()
         synchronise()
-        return counter.get_total_flops()
+        return flops
 
     def warm(self) -> tuple[list[float], list[str]]:
         """Seconds of the first steps, which compile kernels and record, and warnings."""
@@ -143,10 +140,6 @@ class _Commands:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-
-    def compile(self) -> None:
-        self.step.compile()
-        self.step.recorded.graphs.forget()
 
     def release(self) -> None:
         """Drop everything on the device."""
@@ -252,16 +245,12 @@ def _median(times: list[tuple[float, float]]) -> float:
 
 def _speed(name: str, times: list[tuple[float, float]], batch: int, flops: int) -> str:
     seconds, launching = _median(times), statistics.median(launching for _, launching in times)
-    peak = next((value for key, value in PEAKS.items() if key in _device_name()), None)
+    peak = stated_peak(torch.cuda.get_device_name(), "bfloat16") if torch.cuda.is_available() else None
     share = f", {flops / seconds / peak:.1%} of the stated peak of {peak / 1e12:.0f}" if peak else ""
     return (
         f"{name}: {batch / seconds:.1f} images/s, {seconds * 1e3:.1f} ms a step ({launching * 1e3:.1f} ms to launch it), "
         f"{flops / seconds / 1e12:.1f} TFLOP/s{share}"
     )
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def _seconds(values: list[float]) -> str:

@@ -94,6 +94,14 @@ class WholeStep:
         self.training.after_step(LATE)
         self.state.ema.update()
 
+    def count_flops(self) -> int:
+        """The FLOPs of a step, which is taken for it."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            self(launched=True)
+        return counter.get_total_flops()
+
     def compile(self) -> None:
         """Compile the transformer blocks, as the recipe does."""
         from mergevq_platform.tasks.task import task_of
