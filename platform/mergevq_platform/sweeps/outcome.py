@@ -83,16 +83,18 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
         else:
             waiting += 1
     finished.sort(key=lambda record: record.name)
-    experiment = definition.first_recipe().experiment
+    recipe = definition.first_recipe()
     stopped = dict(sorted(stopped.items()))
     cost = cost_of(
         spent,
         finished,
-        workers=definition.first_recipe().cluster.workers,
+        workers=recipe.cluster.workers,
         gpus_per_trial=definition.gpus_per_trial,
         device=settings.device,
     )
-    return SweepOutcome(definition, settings, experiment, finished, failed, stopped, waiting == 0, {}, cost)
+    return SweepOutcome(
+        definition, settings, recipe.experiment, finished, failed, stopped, waiting == 0, {}, cost
+    )
 
 
 def _stopped_on_the_front(settings: SweepSettings) -> dict[str, RungDecision]:

@@ -166,8 +166,9 @@ def write(
         text("winner.yaml", head + yaml.safe_dump(recipe, sort_keys=False, width=120))
         known = mattered.get(first.name, {})
         asked = Asker(definition, finished, winner, known, str(files["winner.yaml"])).questions()
-    text(NEXT, "".join(f"- {line}\n" for line in [*([cost.sentence()] if cost else []), *map(str, asked)]))
-    text("sweep.md", markdown(definition, name, finished, mattered, files[NEXT].read_text(), stopped))
+    after = "".join(f"- {line}\n" for line in [*([cost.sentence()] if cost else []), *map(str, asked)])
+    text(NEXT, after)
+    text("sweep.md", markdown(definition, name, finished, mattered, after, stopped))
     return files
 
 
