@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from mergevq_platform.distributed.urgent_lease import GATHER_SECONDS, NAMESPACE, LeaseNews, UrgentLease
 
 BEAT_SECONDS = 1.0
-PATIENCE_SECONDS = GATHER_SECONDS + 13.0  # before a job says that nobody yields
+PATIENCE_SECONDS = GATHER_SECONDS + 13.0  # before a job says that no work yields
 
 
 def _say(line: str) -> None:
@@ -57,7 +57,7 @@ class Urgency:
         while not self._ended.is_set():
             try:
                 news = ray.get(self._actor.beat.remote(self.begun))
-            except RayError:  # it was ended: nobody yields any more
+            except RayError:  # it was ended: no work yields any more
                 if not self._ended.is_set():
                     self._say("its lease is lost: what yielded goes on")
                 return

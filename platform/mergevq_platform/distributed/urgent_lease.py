@@ -33,7 +33,7 @@ class LeaseReply(NamedTuple):
     """The answer to one that works on the cluster."""
 
     asked: bool  # it is to yield now
-    waiting: bool  # the job has not begun: nobody should start anything new
+    waiting: bool  # the job has not begun: nothing new should start
     active: bool  # what has yielded stays away
 
 

@@ -19,7 +19,7 @@ class Yielder:
     """The leases of urgent jobs as one that works on the cluster sees them; a context manager.
 
     `offer` is what it holds and would yield; None only looks, and so does one that is `away`. What fails is a lease that is
-    not there: nobody waits for it.
+    not there: no work waits for it.
     """
 
     def __init__(self, offer: Offer | None = None, *, poll_seconds: float = POLL_SECONDS) -> None:
