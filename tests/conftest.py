@@ -34,6 +34,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     migrated_databases.copy_from_now_on()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch computes by one thread, as a trial and golden trainings do, so that sums are in one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def image_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """192 + 64 procedural shapes of 16 px."""

@@ -18,13 +18,7 @@ from mergevq_platform.storage import checkpoints, forks
 from mergevq_platform.tracking.journal import Journal, RunIdentity
 from mergevq_platform.tracking.records import JOURNAL_NAME
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(recipe: ResolvedRecipe, directory: Path, until: int | None = None) -> LocalHost:

@@ -15,13 +15,7 @@ from mergevq_platform.meter import BrokenTraining
 from mergevq_platform.recipe import Recipe, resolve
 from mergevq_platform.storage import checkpoints
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(recipe: Recipe, directory: Path, **options: Any) -> LocalHost:

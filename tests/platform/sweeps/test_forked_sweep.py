@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from family import descendants
+import killed_driver
 from mergevq.errors import InputError
 from mergevq_platform import loop, recipe
 from mergevq_platform.distributed.local import LocalHost
@@ -22,16 +18,8 @@ from mergevq_platform.sweeps.savings import trunk_cpu_seconds
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
-from raynodes import wait_until
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """As many as a trial has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 KEY = "task.losses.entropy.weight"
@@ -74,7 +62,7 @@ driver.sweep(loading.load(sys.argv[2]), home=Path(sys.argv[1]), name="forked", c
 """
 
 
-def killed_driver(home: Path, base: Path, environment: dict[str, str], when: str) -> None:
+def kill_driver(home: Path, base: Path, environment: dict[str, str], when: str) -> None:
     """Begin the sweep in a process of its own, and kill that as soon as a file is there."""
     file = base.with_name("question.py")
     file.write_text(
@@ -82,18 +70,12 @@ def killed_driver(home: Path, base: Path, environment: dict[str, str], when: str
         f"SWEEP = Sweep(name='forked', question='?', recipe={str(base)!r}, search=Grid(), fork=Trunk(steps=6), "
         f"space={{{KEY!r}: choice(0.1, 0.5)}}, objectives=(mean_psnr(),))\n"
     )
-    command = [sys.executable, "-c", DRIVER, str(home), str(file)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 240
-        while not list((home / "ray").glob(when)):
-            assert process.poll() is None, "the sweep ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
-    wait_until(lambda: not descendants("train_trunk"), 60, "the cluster ends the trunk")
+    killed_driver.killed(
+        *(DRIVER, home, file),
+        environment=environment,
+        when=lambda: any((home / "ray").glob(when)),
+        ends=("train_trunk",),
+    )
 
 
 @pytest.mark.slow
@@ -102,7 +84,7 @@ def test_trials_of_a_trunk_are_whole_trainings_bit_for_bit_though_the_driver_was
     base: Path, tmp_path: Path, joining: dict[str, str]
 ) -> None:
     home = tmp_path / "home"
-    killed_driver(home, base, joining, "forked-trunk/checkpoint_*/checkpoint.json")
+    kill_driver(home, base, joining, "forked-trunk/checkpoint_*/checkpoint.json")
     trunk = home / "ray" / "forked-trunk"
     assert not (home / "ray" / "forked-000").exists()
     outcome = driver.sweep(None, home=home, resume="forked", concurrent=2)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from family import descendants
+import killed_driver
 from mergevq.errors import InputError
 from mergevq_platform.sweeps import (
     Grid,
@@ -31,7 +28,6 @@ from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.tracking.journal import JOURNAL_NAME, Journal, RunIdentity
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.store import Store
-from raynodes import wait_until
 
 KEY = "task.losses.entropy.weight"
 
@@ -143,19 +139,9 @@ def test_more_trials_that_were_killed_are_resumed_and_the_earlier_ones_untouched
         f"SWEEP = Sweep(name='more', question='?', recipe={str(base)!r}, search=Random(trials=2, seed=1), "
         f"space={{{KEY!r}: uniform(0.1, 0.5)}}, objectives=(mean_psnr(),))\n"
     )
-    command = [sys.executable, "-c", DRIVER, str(home), str(file)]
-    process = subprocess.Popen(command, env=joining, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 240
-        while not (home / "ray" / "more-002").is_dir():
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
+    one_more = home / "ray" / "more-002"
+    killed_driver.killed(DRIVER, home, file, environment=joining, when=one_more.is_dir)
     assert (home / "ended").exists()
-    wait_until(lambda: not descendants("ImplicitFunc", "run_trial"), 60, "the cluster ends the trials")
     before = {path: path.stat().st_mtime_ns for path in (home / "ray").glob("more-00[01]/finished.json")}
     assert len(before) == 2
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+import killed_driver
 from family import descendants
 from mergevq.errors import InputError
 from mergevq_platform import loop
@@ -44,7 +43,6 @@ from mergevq_platform.sweeps.outcome import SweepOutcome
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import read_metrics
 from mergevq_platform.tracking.store import Store
-from raynodes import wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -342,18 +340,11 @@ def test_a_killed_driver_is_resumed_and_nothing_finished_runs_twice(
         "space={'task.losses.entropy.weight': choice(0.01, 0.02, 0.03)}, objectives=(mean_psnr(),))\n"
     )
     home = tmp_path / "home"
-    command = [sys.executable, "-c", DRIVER, str(home), str(file)]
-    process = subprocess.Popen(command, env=joining, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 240
-        while not list((home / "ray").glob("cut-*/finished.json")):
-            assert process.poll() is None, "the sweep ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    finally:
-        process.kill()
-        process.wait()
-    wait_until(lambda: not descendants("ImplicitFunc", "run_trial"), 60, "the cluster ends the trials")
+    killed_driver.killed(
+        *(DRIVER, home, file),
+        environment=joining,
+        when=lambda: any((home / "ray").glob("cut-*/finished.json")),
+    )
     records = sorted((home / "ray").glob("cut-*/finished.json"))
     before = {path: path.stat().st_mtime_ns for path in records}
     assert 1 <= len(before) < 3
