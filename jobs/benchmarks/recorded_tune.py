@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import cloudpickle
 from ray.tune.experiment import Trial
+from ray.tune.search import BasicVariantGenerator
 
 from mergevq_platform.sweeps.finished import Finished
 
@@ -21,7 +20,8 @@ def record_tune(one: Path, many: Path, records: Sequence[Finished]) -> None:
     shutil.copyfile(one / "tuner.pkl", many / "tuner.pkl")
     shutil.copyfile(one / ".validate_storage_marker", many / ".validate_storage_marker")
     (state_file,) = one.glob("experiment_state-*.json")
-    (search_file,) = one.glob("basic-variant-state-*.json")
+    search = BasicVariantGenerator()
+    search.restore_from_dir(str(one))
     state = json.loads(state_file.read_text())
     trial = Trial.from_json_state(state["trial_data"][0][0], stub=True)
     trial.restore_run_metadata(state["trial_data"][0][1])
@@ -39,9 +39,8 @@ def record_tune(one: Path, many: Path, records: Sequence[Finished]) -> None:
         first, *_ = results.splitlines()
         (folder / "result.json").write_text(f"{first}\n{json.dumps(last, default=str)}\n")
     (many / state_file.name).write_text(json.dumps(state))
-    search = pickle.loads(search_file.read_bytes())
-    search["_total_samples"] = len(records)
-    (many / search_file.name).write_bytes(cloudpickle.dumps(search))
+    search._total_samples = len(records)
+    search.save_to_dir(str(many), state_file.stem.removeprefix("experiment_state-"))
 
 
 def _of(trial: Trial, trial_id: str, name: str, config: dict[str, object], folder: Path) -> Trial:
