@@ -94,13 +94,18 @@ def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> 
 
 def chosen(config: dict[str, Any], sweep: Sweep, place: SweepSettings) -> tuple[Params, int, str]:
     """(choice, seed, name of the run) of a trial's configuration."""
-    trial = config.get("trial")
-    if trial is None:  # Optuna: the choice lies flat beside the number
-        number, seed = config["number"], int(sweep.base().get("seed", 0))
-        params = {key: value for key, value in config.items() if key != "number"}
-    else:
-        number, seed, params = trial["number"], trial["seed"], trial["params"]
+    params, number = params_and_number(config)
+    listed = config.get("trial")
+    seed = int(sweep.base().get("seed", 0)) if listed is None else listed["seed"]
     return params, seed, trial_name(place.name, number)
+
+
+def params_and_number(config: dict[str, Any]) -> tuple[Params, int]:
+    """(choice, number) of a trial's configuration."""
+    listed = config.get("trial")
+    if listed is None:  # Optuna: the choice lies flat beside the number
+        return {key: value for key, value in config.items() if key != "number"}, config["number"]
+    return listed["params"], listed["number"]
 
 
 def trial_name(sweep: str, number: int) -> str:

@@ -28,7 +28,7 @@ from mergevq_platform.sweeps.front_scheduler import FrontScheduler
 from mergevq_platform.sweeps.stopping import FrontStopping
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
-from mergevq_platform.sweeps.trial import chosen, run_trial
+from mergevq_platform.sweeps.trial import params_and_number, run_trial, trial_name
 from mergevq_platform.sweeps.yielding import YieldingScheduler, watching
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _tuner(
             param_space=param_space(definition, first),
         )
     parent, _, folder = path.rpartition("/")
-    label = functools.partial(_label, definition, settings)
+    label = functools.partial(_named, settings.name)
     samples = definition.num_trials - first if isinstance(definition.search, Tpe) else 1
     return tune.Tuner(
         trainable,
@@ -158,12 +158,21 @@ def tpe_sampler(seed: int) -> TPESampler:
         )
 
 
-def _label(definition: Sweep, settings: SweepSettings, trial: Trial) -> str:
-    return chosen(trial.config, definition, settings)[2]
+def _named(sweep: str, trial: Trial) -> str:
+    # Tune stores this function with every trial, so it holds the sweep's name alone: thousands of definitions are tens of megabytes.
+    return trial_name(sweep, params_and_number(trial.config)[1])
 
 
-def _choice(definition: Sweep, settings: SweepSettings, config: dict[str, Any]) -> str:
-    return json.dumps(chosen(config, definition, settings)[0], sort_keys=True, default=str)
+def _choice_of(config: dict[str, Any]) -> str:
+    return json.dumps(params_and_number(config)[0], sort_keys=True, default=str)
+
+
+def _label(definition: Sweep, settings: SweepSettings, trial: Trial) -> str:  # in sweeps of earlier versions
+    return _named(settings.name, trial)
+
+
+def _choice(definition: Sweep, settings: SweepSettings, config: dict[str, Any]) -> str:  # likewise
+    return _choice_of(config)
 
 
 def param_space(definition: Sweep, first: int = 0) -> dict[str, Any]:
@@ -245,8 +254,7 @@ def _scheduler(definition: Sweep, settings: SweepSettings, base: Recipe) -> Tria
     assert base.steps is not None  # `Sweep.check` refuses others
     if isinstance(stopping, FrontStopping):
         file = settings.run(settings.name).directory / DECISIONS
-        choice_of = functools.partial(_choice, definition, settings)
-        return FrontScheduler(stopping, base.steps, file, definition.objectives, choice_of)
+        return FrontScheduler(stopping, base.steps, file, definition.objectives, _choice_of)
     # Trials end by themselves, after their final curve: the scheduler must not cut them off at their last step.
     return ASHAScheduler(
         time_attr="step",
