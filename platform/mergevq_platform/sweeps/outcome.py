@@ -100,8 +100,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
 def _stopped_on_the_front(settings: SweepSettings) -> dict[str, RungDecision]:
     """The decisions that stopped trials, where the sweep stops on the front; by trial."""
     file = settings.run(settings.name).directory / DECISIONS
-    made = read_decisions(file) if file.is_file() else []
-    return {decision.trial: decision for decision in made if decision.reason}
+    return {decision.trial: decision for decision in read_decisions(file) if decision.reason}
 
 
 def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str]) -> None:

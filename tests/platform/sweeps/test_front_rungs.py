@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from pathlib import Path
@@ -136,6 +137,35 @@ def test_decisions_without_finite_losses_come_back_from_their_file(tmp_path: Pat
     (decision,) = read_decisions(tmp_path / DECISIONS)
     assert math.isnan(decision.losses[0])
     assert decision.reason == "distance is no finite number"
+
+
+def test_a_decision_is_one_more_line_and_one_that_was_cut_off_is_none(tmp_path: Path) -> None:
+    file = tmp_path / DECISIONS
+    FrontRungs(SETTINGS, 80, file).decide("a", "a", 10, losses(1, 1))
+    before = file.read_bytes()
+    file.write_bytes(before + b'{"trial": "b", "choi')  # its driver was killed
+    assert [made.trial for made in read_decisions(file)] == ["a"]
+    rungs = FrontRungs(SETTINGS, 80, file)
+    assert not goes_on(rungs, "b", 2, 2)
+    assert file.read_bytes().startswith(before)
+    assert read_decisions(file) == rungs.decisions
+    assert [made.trial for made in rungs.decisions] == ["a", "b"]
+
+
+def test_decisions_of_an_earlier_version_count_and_stay(tmp_path: Path) -> None:
+    former = tmp_path / "rungs.json"
+    text = json.dumps(
+        [{"trial": "a", "choice": "a", "step": 10, "losses": [1.0, None], "reason": "distance"}]
+    )
+    former.write_text(text)
+    for file in (tmp_path / DECISIONS, former):  # as a scheduler that an earlier version pickled has it
+        rungs = FrontRungs(SETTINGS, 80, file)
+        decision = rungs.decide("a", "a", 20, losses(1, 1))
+        assert decision is not None
+        assert decision.reason == "distance"
+    assert goes_on(rungs, "b", 2, 2)
+    assert [made.trial for made in read_decisions(tmp_path / DECISIONS)] == ["a", "b"]
+    assert former.read_text() == text
 
 
 def sweep(stopping: FrontStopping | EarlyStopping, **changes: Any) -> Sweep:
