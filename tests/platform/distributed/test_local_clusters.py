@@ -43,7 +43,9 @@ def test_auto_is_the_cluster_of_this_home_and_needs_no_token_in_the_environment(
 
 def test_of_several_clusters_one_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_clusters, "running", lambda home: ["a:1", "b:2"])
-    with pytest.raises(InputError, match=r"several clusters of .* run here: name one by --address a:1 or b:2"):
+    with pytest.raises(
+        InputError, match=r"several clusters of .* run here: name one by --address a:1 or b:2"
+    ):
         cluster.connect(tmp_path, address="auto")
 
 
