@@ -227,7 +227,7 @@ MISTAKES = [
     (["train", "RECIPE", "task.initial_weights=/nowhere.safetensors"], "/nowhere.safetensors"),
     (["train", "RECIPE", "task.losses.alignment={kind: stand_in, directory: /nowhere}"], "/nowhere"),
     (["train", "--resume", "nobody"], "no run 'nobody'"),
-    (["train", "RECIPE", "--urgent"], "starts one of its own: give --address"),
+    (["train", "RECIPE", "--urgent"], "has one here: give --address"),
     (
         ["submit", "--urgent", "--", "evaluate", "RUN"],
         "--urgent is for train, and after -- stands 'evaluate'",

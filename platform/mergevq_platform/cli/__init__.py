@@ -26,6 +26,7 @@ from mergevq_platform.cli import (
     sweeps,
     training,
 )
+from mergevq_platform.distributed.cluster import stay_for_urgent
 from mergevq_platform.distributed.failures import INTERRUPTED, one_line, root_cause
 from mergevq_platform.storage import settings
 
@@ -50,6 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             options.function(options) or 0
         )  # a verb may return one: of a job, or of a run that was stopped
         sys.stdout.flush()
+        if "ray" in sys.modules:
+            stay_for_urgent()
         return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

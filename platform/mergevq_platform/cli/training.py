@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
@@ -11,6 +12,7 @@ from mergevq.hub import on_hub
 from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_verb
+from mergevq_platform.distributed import local_clusters
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.storage.settings import read_settings
@@ -36,7 +38,7 @@ def _add_train(verbs: Any) -> None:
             "mergevq train demo steps=200",
             "mergevq train --resume RUN",
             "mergevq train --fork RUN@300 task.losses.entropy.weight=0.05",
-            "mergevq train demo --urgent --address auto",
+            "mergevq train demo --urgent",
         ],
     )
     train.add_argument(
@@ -136,9 +138,9 @@ def _train(options: argparse.Namespace) -> int:
     name, overrides = _recipe_words(options)
     if options.yielding:
         overrides = (*overrides, "cluster.yields=true")
-    if options.urgent:
-        _require_cluster(options.address)
     home = read_settings().home
+    if options.urgent and not (options.address or os.environ.get("RAY_ADDRESS")):
+        options.address = _cluster_of(home)
     tracking_uri = read_settings().tracking_uri
     find_run = places_of_runs(home, lambda: Store.at(home, tracking_uri))
     given = recipe.load(name, overrides) if name else None
@@ -180,12 +182,14 @@ def _train(options: argparse.Namespace) -> int:
     return INTERRUPTED if outcome.stopped else 0
 
 
-def _require_cluster(address: str | None) -> None:
-    if not (address or os.environ.get("RAY_ADDRESS")):
+def _cluster_of(home: Path) -> str:
+    address = local_clusters.the_one(home)
+    if address is None:
         raise InputError(
-            "--urgent asks other work on a cluster to yield, and without an address this run starts one of its own: give "
-            "--address (auto: the one on this machine) or RAY_ADDRESS"
+            f"--urgent asks other work on a cluster to yield, and no command of {home} has one here: give --address (auto: the one on "
+            "this machine) or RAY_ADDRESS"
         )
+    return address
 
 
 def _register(outcome: Outcome, model: str, alias: str | None, storage: str | None) -> None:

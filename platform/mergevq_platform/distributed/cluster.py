@@ -5,40 +5,55 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mergevq.errors import InputError
+from mergevq_platform.distributed import local_clusters
 
 if TYPE_CHECKING:
     from mergevq_platform.recipe import ClusterConfig
 
+AUTO = "auto"  # Ray's word for the cluster of this machine
+STAY_POLL_SECONDS = 1.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 SMALL_CLUSTER_POLL_SECONDS = "0.5"  # Ray Train paces every report at this interval; its own default is 2 s
+_started = set[int]()  # this process, once it has started a cluster: forked ones have not
 
 
 def connect(home: Path, *, address: str | None = None) -> None:
     """Join the cluster at `address` (or RAY_ADDRESS), else start one on this machine with token authentication.
 
-    A cluster that this process already joined is kept. Raises `InputError` if no cluster answers at the address.
+    The address `auto` is the cluster that another command of this home has started here, else whichever Ray finds on this
+    machine. A cluster that this process already joined is kept. Raises `InputError` if no cluster answers at the address.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    if not address:
+    if address == AUTO:
+        address = local_clusters.the_one(home) or AUTO
+    of_home = address in local_clusters.running(home) if address else True
+    if of_home:
         _use_token(home)
     import ray
+    from ray._private.authentication import authentication_token_setup as token_setup
 
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", SMALL_CLUSTER_POLL_SECONDS)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
+        if of_home:
+            # Of itself Ray does this for a cluster that it has found, not for one that is named; the mode was read as it was imported.
+            token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
             raise InputError(
-                f"no Ray cluster answers at '{address}' ({error}): start one or unset RAY_ADDRESS"
+                f"no Ray cluster answers at '{address}' ({error}): start one or unset RAY_ADDRESS; one with a token needs "
+                "RAY_AUTH_TOKEN_PATH"
             ) from None
     else:
         with children_in_a_group_of_their_own():
@@ -48,6 +63,26 @@ def connect(home: Path, *, address: str | None = None) -> None:
                 logging_level=logging.WARNING,
                 object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             )
+        _started.add(os.getpid())
+
+
+def stay_for_urgent() -> None:
+    """Keep the cluster that this process has started until the urgent jobs of other processes on it have ended, and say so."""
+    import ray
+
+    from mergevq_platform.distributed.yielding import job_of, leases
+
+    said: list[str] = []
+    while os.getpid() in _started and ray.is_initialized() and (held := leases()):
+        if held != said:
+            said = held
+            names = ", ".join(map(job_of, held))
+            print(
+                f"done; the cluster of this command stays for {names} (Ctrl-C ends it)",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(STAY_POLL_SECONDS)
 
 
 @contextmanager
@@ -128,7 +163,7 @@ def _use_token(home: Path) -> None:
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if given or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
-    path = home.absolute() / "ray_token"
+    path = local_clusters.token_of(home)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

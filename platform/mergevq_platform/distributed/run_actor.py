@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import ray
 from mergevq.errors import InputError
 from mergevq_platform.distributed import failures
 from mergevq_platform.distributed.heartbeat import HangMonitor, Heartbeat
-from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.recorder import LocalRecorder, RunStart
 
 
 class RunProgress(NamedTuple):
@@ -27,8 +26,8 @@ class RunProgress(NamedTuple):
 class RunActor:
     """The state of a run that workers and driver share; lives on the driver's node."""
 
-    def __init__(self, recorder: Callable[[], LocalRecorder], hang_timeout_seconds: float) -> None:
-        self.recorder = recorder()
+    def __init__(self, start: RunStart, hang_timeout_seconds: float) -> None:
+        self.recorder = start.open()
         self.unwritten: list[tuple[int, dict[str, float]]] = []
         self.monitor = HangMonitor(hang_timeout_seconds)
         self.status: dict[str, float] = {}

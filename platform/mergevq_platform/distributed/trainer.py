@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +23,14 @@ from ray.train.torch import TorchTrainer
 from mergevq.config import with_overrides
 from mergevq_platform import loop
 from mergevq_platform.distributed import cluster, failures, heartbeat
+from mergevq_platform.distributed.failure_reporter import FailureReporter
 from mergevq_platform.distributed.hub_cache import fetch_on_nodes
 from mergevq_platform.distributed.process_group import NodeInterfaceTorchConfig
 from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.distributed.training_progress import TrainingProgress
 from mergevq_platform.distributed.urgency import Urgency
 from mergevq_platform.distributed.urgent_lease import Offer
-from mergevq_platform.distributed.worker import FailureReporter, WorkerLoopConfig, worker_loop
+from mergevq_platform.distributed.worker import WorkerLoopConfig, worker_loop
 from mergevq_platform.distributed.yielding import Yielder
 from mergevq_platform.distributed.yielding_fit import YieldingFit
 from mergevq_platform.evaluation.cache import Cache
@@ -118,8 +120,9 @@ def train(
         try:
             if tags:
                 recorder.tags(tags)
-            trainer = _trainer(recipe, run, actor, device, until)
             offer = None if urgent else _offer(recipe, run, device, kind)
+            yields = offer is not None and offer.yields
+            trainer = _trainer(recipe, run, actor, device, until, yields=yields)
             step, interrupted = _fit(trainer, recorder, recipe, run, watch, device, last, offer, urgency)
             stopped = interrupted and step < last
             outcome = Outcome(run=run, step=step, experiment=recipe.experiment, stopped=stopped)
@@ -181,14 +184,20 @@ def _run_actor(
         ray.remote(RunActor)
         .options(num_cpus=0, label_selector=here)
         .remote(
-            lambda: run.recorder(recipe, tracking_uri, fingerprint=fingerprint, kind=kind, parent=parent),
+            run.start(recipe, tracking_uri, fingerprint=fingerprint, kind=kind, parent=parent),
             recipe.cluster.hang_timeout_seconds,
         )
     )
 
 
 def _trainer(
-    recipe: ResolvedRecipe, run: Run, actor: Any, device: Literal["cpu", "cuda"], until: int | None
+    recipe: ResolvedRecipe,
+    run: Run,
+    actor: Any,
+    device: Literal["cpu", "cuda"],
+    until: int | None,
+    *,
+    yields: bool,
 ) -> TorchTrainer:
     least, most = recipe.cluster.least_workers, recipe.cluster.workers
     scaling: dict[str, Any] = {
@@ -199,8 +208,9 @@ def _trainer(
     }
     filesystem, path = checkpoints.open_storage(run.location)
     return TorchTrainer(
-        worker_loop,  # type: ignore[arg-type]  # here and below the checker sees Ray Train V1's classes
-        train_loop_config=dict(
+        # Not by `train_loop_config`, which Ray Train's controller unpickles: it would import the model library before any worker starts.
+        partial(  # type: ignore[arg-type]  # here and below the checker sees Ray Train V1's classes
+            worker_loop,
             WorkerLoopConfig(
                 recipe=recipe,
                 actor=actor,
@@ -208,7 +218,8 @@ def _trainer(
                 location=run.location,
                 cache=Cache.at(run.home).directory,
                 until=until,
-            )
+                yields=yields,
+            ),
         ),
         torch_config=NodeInterfaceTorchConfig(),
         scaling_config=ScalingConfig(**scaling),

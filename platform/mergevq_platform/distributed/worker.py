@@ -15,13 +15,13 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import UserCallback, WorkerGroupError
 from ray.train.collective import broadcast_from_rank_zero
 
 from mergevq.errors import InputError
 from mergevq_platform import loop
 from mergevq_platform.distributed import failures
 from mergevq_platform.distributed.heartbeat import HeartbeatSender
+from mergevq_platform.distributed.yielding import give_way_on_cpus
 from mergevq_platform.meter import BrokenTraining
 from mergevq_platform.recipe import ResolvedRecipe
 from mergevq_platform.storage import checkpoints
@@ -156,17 +156,6 @@ class RayHost:
         self.heartbeats.at(step, doing)
 
 
-class FailureReporter(UserCallback):
-    """Tells the user, from Ray Train's controller, that workers failed."""
-
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """One line of the failures of one group."""
-        self.actor.failed.remote(failures.one_line(WorkerGroupError("", worker_exceptions)))
-
-
 class WorkerLoopConfig(TypedDict):
     """The arguments of a worker, from the driver."""
 
@@ -176,6 +165,7 @@ class WorkerLoopConfig(TypedDict):
     location: str  # of the run's checkpoints, a path or URI
     cache: Path  # of measurements; where nodes share no home, each has its own
     until: int | None  # the step after which training ends, if that comes before the recipe's last
+    yields: bool  # to urgent jobs
 
 
 def worker_loop(config: WorkerLoopConfig) -> int | None:
@@ -185,6 +175,8 @@ def worker_loop(config: WorkerLoopConfig) -> int | None:
     if final is not None:
         return None
     recipe = config["recipe"]
+    if config["yields"]:
+        give_way_on_cpus()
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if config["device"] == "cuda" else torch.device("cpu")
     worker = Worker(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -13,6 +15,7 @@ from mergevq_platform.distributed.urgent_lease import LEASE_SECONDS, NAMESPACE, 
 
 POLL_SECONDS = 0.5
 ANSWER_SECONDS = 5.0
+NICENESS = 10  # a tenth of the time of a process that wants the same CPU
 
 
 class Yielder:
@@ -91,6 +94,16 @@ class Yielder:
             return ray.get(getattr(actor, method).remote(*arguments), timeout=ANSWER_SECONDS)
         except (GetTimeoutError, RayError, ValueError, RuntimeError, OSError):
             return None
+
+
+def give_way_on_cpus() -> None:
+    """Let this thread, and those that it starts, compute behind whatever else wants this machine's CPUs.
+
+    A cluster's CPUs are counted, not kept apart: an urgent job that starts runs more processes than it holds CPUs. Linux keeps the
+    priority by thread; where the system allows none, nothing changes.
+    """
+    with suppress(OSError):
+        os.nice(NICENESS)
 
 
 def leases() -> list[str]:

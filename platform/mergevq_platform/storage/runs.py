@@ -15,7 +15,7 @@ from mergevq.hub import short_name
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints, forks, naming
 from mergevq_platform.storage.credentials import without_credentials
-from mergevq_platform.tracking.recorder import LocalRecorder, current_user
+from mergevq_platform.tracking.recorder import LocalRecorder, RunStart, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_identity
 from mergevq_platform.tracking.store import Store
 
@@ -141,26 +141,38 @@ class Run:
         kind: str = "training",
         parent: str | None = None,
     ) -> LocalRecorder:
-        """The run's recorder: opens (or begins) the journal, writes parameters and tags, starts the writer.
+        """The run's recorder: opens (or begins) the journal, writes parameters and tags, starts the writer; see `start`."""
+        return self.start(recipe, tracking_uri, fingerprint=fingerprint, kind=kind, parent=parent).open()
+
+    def start(
+        self,
+        recipe: Recipe,
+        tracking_uri: str | None,
+        *,
+        fingerprint: str | None = None,
+        kind: str = "training",
+        parent: str | None = None,
+    ) -> RunStart:
+        """What the run's recorder is opened with.
 
         `fingerprint` is that of the training split; `parent` the uid of the sweep that the run is a trial of.
         """
-        begun = (self.directory / JOURNAL_NAME).is_file()
-        identity = RunIdentity(
-            name=self.name, experiment=recipe.experiment, kind=kind, parent=parent, user=current_user()
-        )
-        store = Store.at(self.home, tracking_uri)
-        recorder = LocalRecorder(self.directory, store, None if begun else identity)
-        recorder.running()
-        recorder.params(parameters(recipe))
-        recorder.tags(tags(recipe, self))
+        of_data, dataset = {}, None
         if fingerprint is not None:
-            recorder.tags({"mergevq.data_fingerprint": fingerprint})
-            recorder.dataset(
-                name=short_name(recipe.data.path), digest=fingerprint[:36], source=recipe.data.path
-            )
-        recorder.artifact(self.directory / "recipe.yaml")
-        return recorder
+            of_data = {"mergevq.data_fingerprint": fingerprint}
+            source = recipe.data.path
+            dataset = {"name": short_name(source), "digest": fingerprint[:36], "source": source}
+        return RunStart(
+            directory=self.directory,
+            store=Store.at(self.home, tracking_uri),
+            identity=RunIdentity(
+                name=self.name, experiment=recipe.experiment, kind=kind, parent=parent, user=current_user()
+            ),
+            params=parameters(recipe),
+            tags=tags(recipe, self) | of_data,
+            dataset=dataset,
+            recipe=self.directory / "recipe.yaml",
+        )
 
     def _exists(self, file: str) -> bool:
         if (self.directory / file).is_file():

@@ -92,8 +92,8 @@ def sweep(
     if settings.reference is None and any(objective.needs_reference for objective in definition.objectives):
         settings = replace(settings, reference=untrained_reference(definition, device))
     run = settings.run(settings.name)
+    settings.save(definition)  # before everything that takes its name: `resume` needs it
     recorder = _recorder(settings, definition, base, samples.fingerprint, store)
-    settings.save(definition)
     status: Status = "FAILED"
     try:
         with _terminated_as_interrupted():

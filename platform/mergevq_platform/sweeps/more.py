@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mergevq.errors import InputError
+from mergevq_platform.sweeps.closing import recorded_status
 from mergevq_platform.sweeps.definition import Grid, Random, Sweep, Tpe
 from mergevq_platform.sweeps.stored import SweepSettings
-from mergevq_platform.tracking.records import JOURNAL_NAME, read_journal
 
 
 def with_more(sweep: Sweep, count: int, settings: SweepSettings) -> Sweep:
@@ -19,17 +19,9 @@ def with_more(sweep: Sweep, count: int, settings: SweepSettings) -> Sweep:
             else "a population takes no new members: begin a larger one"
         )
         raise InputError(f"--more {count} means nothing to sweep '{settings.name}': {why}")
-    if _status(settings) != "FINISHED":
+    if recorded_status(settings.run(settings.name).directory) != "FINISHED":
         raise InputError(
             f"sweep '{settings.name}' has trials left: go on with them first, mergevq sweep --resume {settings.name}"
         )
     search = replace(sweep.search, trials=sweep.search.trials + count)
     return replace(sweep, search=search, rounds=(*sweep.rounds, sweep.num_trials))
-
-
-def _status(settings: SweepSettings) -> str | None:
-    path = settings.run(settings.name).directory / JOURNAL_NAME
-    if not path.is_file():
-        return None
-    found = [record.data["status"] for record in read_journal(path) if record.kind == "status"]
-    return found[-1] if found else None

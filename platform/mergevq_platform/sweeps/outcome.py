@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray import tune
 
-from mergevq.errors import InputError
 from mergevq_platform.distributed.failures import one_line
+from mergevq_platform.sweeps.closing import closed
 from mergevq_platform.sweeps.cost import SweepCost, cost_of
 from mergevq_platform.sweeps.definition import Sweep
 from mergevq_platform.sweeps.finished import RECORD, STOPPED, Finished
@@ -21,12 +18,7 @@ from mergevq_platform.sweeps.front_rungs import DECISIONS, RungDecision, read_de
 from mergevq_platform.sweeps.stopped import StoppedTrial
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.trial import chosen
-from mergevq_platform.tracking.journal import Journal, JournalHeld
-from mergevq_platform.tracking.records import JOURNAL_NAME, Status
 from mergevq_platform.tracking.store import Store
-from mergevq_platform.tracking.writer import sync
-
-CLOSING_SECONDS = 60.0  # that a trial's process has to deliver its last records
 
 
 @dataclass(frozen=True)
@@ -72,14 +64,14 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
             finished.append(record)
         elif result.error is not None:
             failed[name] = one_line(result.error)
-            _closed(directory, store, "FAILED", {"mergevq.failure": failed[name][:500]})
+            closed(directory, store, "FAILED", {"mergevq.failure": failed[name][:500]})
         elif (directory / STOPPED).is_file():
             step, reason = json.loads((directory / STOPPED).read_text())["step"], "others were better"
             if name in decided:
                 step, reason = decided[name].step, decided[name].reason or reason
             steps = definition.recipe_of(params, seed=seed).steps or step
             stopped[name] = StoppedTrial(name, params, step, steps, reason)
-            _closed(directory, store, "KILLED", {"mergevq.stopped": f"early, after step {step}: {reason}"})
+            closed(directory, store, "KILLED", {"mergevq.stopped": f"early, after step {step}: {reason}"})
         else:
             waiting += 1
     finished.sort(key=lambda record: record.name)
@@ -101,28 +93,3 @@ def _stopped_on_the_front(settings: SweepSettings) -> dict[str, RungDecision]:
     """The decisions that stopped trials, where the sweep stops on the front; by trial."""
     file = settings.run(settings.name).directory / DECISIONS
     return {decision.trial: decision for decision in read_decisions(file) if decision.reason}
-
-
-def _closed(directory: Path, store: Store, status: Status, tags: dict[str, str]) -> None:
-    """Write the end of a trial into its journal, where its own process could not, and deliver it."""
-    path = directory / JOURNAL_NAME
-    if not path.is_file() or (journal := _released(path)) is None:
-        return
-    journal.append_tags(tags)
-    journal.append_status(status)
-    journal.close()
-    with contextlib.suppress(InputError):  # said at the end of the sweep
-        sync(directory, store)
-
-
-def _released(path: Path) -> Journal | None:
-    """The journal of a trial whose process may still deliver its last records, once it has let go; None, and said, if it does not."""
-    until = time.monotonic() + CLOSING_SECONDS
-    while True:
-        try:
-            return Journal(path)
-        except JournalHeld as held:
-            if time.monotonic() > until:
-                print(f"the end of {path.parent.name} is not recorded: {held}", file=sys.stderr)
-                return None
-            time.sleep(0.1)

@@ -23,7 +23,7 @@ from mergevq.config import to_tree
 from mergevq_platform import loop
 from mergevq_platform.distributed import trainer
 from mergevq_platform.distributed.urgent_lease import Offer
-from mergevq_platform.distributed.yielding import Yielder, job_of
+from mergevq_platform.distributed.yielding import Yielder, give_way_on_cpus, job_of
 from mergevq_platform.evaluation.api import leave, leave_allocators
 from mergevq_platform.evaluation.options import EvaluationOptions
 from mergevq_platform.evaluation.rate_distortion_report import RateDistortionReport
@@ -142,6 +142,8 @@ def _in_place(
         )
         if sweep.rung_steps is not None:
             host.measured = lambda directory, step: _rung(sweep, place, recipe, directory, step, recorder)
+        if place.yields:
+            give_way_on_cpus()
         before = time.process_time()
         with _yielder(sweep, place, run, recipe) as yielder:
             host.asked = lambda: yielder.asked_by

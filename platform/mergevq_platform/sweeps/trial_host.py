@@ -28,10 +28,11 @@ class RecordingHost(LocalHost):
         self.recorder.metrics(step, values)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write, and drop what was there before."""
+        """Write, and drop the others: earlier ones, and later ones of a driver that was killed before Tune had noted them."""
         super().save(step, write)
-        for older in checkpoints.listed(str(self.directory))[1:]:
-            shutil.rmtree(older, ignore_errors=True)
+        for other in checkpoints.listed(str(self.directory)):
+            if Path(other).name != checkpoints.directory_name(step):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from mergevq_platform.distributed.failures import one_line
 from mergevq_platform.recipe import ForkConfig, ResolvedRecipe
 from mergevq_platform.storage import checkpoints, forks
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.sweeps.closing import closed, recorded_status
 from mergevq_platform.sweeps.definition import Sweep, Trunk
 from mergevq_platform.sweeps.savings import TRUNK_COST
 from mergevq_platform.sweeps.stored import SweepSettings
@@ -28,6 +29,7 @@ from mergevq_platform.sweeps.trial import recorded, stored_checkpoint
 from mergevq_platform.sweeps.trial_host import RecordingHost
 from mergevq_platform.sweeps.tuning import resources
 from mergevq_platform.tasks.task import Worker
+from mergevq_platform.tracking.store import Store
 
 
 def trained_before(
@@ -52,6 +54,10 @@ def trained_before(
             _in_place(recipe, run, steps, settings, sweep)
         if not forks.kept(fork):
             return None
+    elif (
+        recorded_status(run.directory) != "FINISHED"
+    ):  # the driver was killed before the trunk's process had ended
+        closed(run.directory, Store.at(Path(settings.home), settings.tracking_uri), "FINISHED", {})
     return replace(sweep, fork=f"{run.location}@{steps}")
 
 

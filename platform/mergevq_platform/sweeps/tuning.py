@@ -29,6 +29,7 @@ from mergevq_platform.sweeps.stopping import FrontStopping
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
 from mergevq_platform.sweeps.trial import params_and_number, run_trial, trial_name
+from mergevq_platform.sweeps.tune_state import restorable
 from mergevq_platform.sweeps.yielding import YieldingScheduler, watching
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _tuner(
         functools.partial(run_trial, sweep=definition, place=settings),
         resources(base, settings.device, definition.gpus_per_trial),
     )
-    if filesystem.get_file_info(f"{path}/tuner.pkl").type == pyarrow.fs.FileType.File:
+    if restorable(filesystem, path):
         return tune.Tuner.restore(
             path,
             trainable=trainable,

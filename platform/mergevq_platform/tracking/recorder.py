@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,6 +141,31 @@ class LocalRecorder:
             self.report = self._writer.close(timeout_seconds) if self._writer else None
             self.journal.close()
         return self.report
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStart:
+    """What a run records of itself when it begins or goes on: plain values, for an actor that does without the model library."""
+
+    directory: Path
+    store: Store
+    identity: RunIdentity
+    params: dict[str, Any]
+    tags: dict[str, str]
+    dataset: dict[str, str] | None
+    recipe: Path
+
+    def open(self) -> LocalRecorder:
+        """Open (or begin) the journal, write this into it, start the writer."""
+        begun = (self.directory / JOURNAL_NAME).is_file()
+        recorder = LocalRecorder(self.directory, self.store, None if begun else self.identity)
+        recorder.running()
+        recorder.params(self.params)
+        recorder.tags(self.tags)
+        if self.dataset is not None:
+            recorder.dataset(**self.dataset)
+        recorder.artifact(self.recipe)
+        return recorder
 
 
 @contextlib.contextmanager

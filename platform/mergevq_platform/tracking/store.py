@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import re
@@ -12,10 +13,12 @@ import sqlite3
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergevq.errors import InputError
+from mergevq.files import write_whole
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.tracking.proxies import spare_loopback, through
 
@@ -111,11 +114,14 @@ class Store:
         """Create the embedded database, or update its schema, once, under a lock between processes."""
         if self.uri in _ready or not self.uri.startswith(_SQLITE):
             return
+        file = Path(self.uri.removeprefix(_SQLITE))
+        if _as_noted(file):
+            _ready.add(self.uri)
+            return
         import_mlflow()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import DatabaseError
 
-        file = Path(self.uri.removeprefix(_SQLITE))
         if file.is_dir():
             raise InputError(f"tracking store {file} is a directory: name the database file in it")
         try:
@@ -123,6 +129,7 @@ class Store:
             _openable(file)
             with _locked(file.with_name(file.name + ".lock")), _quiet():
                 self._migrate(file)
+                _note(file)
         except OSError as error:
             raise InputError(
                 f"tracking store {file}: {error.strerror}; set MERGEVQ_HOME or MLFLOW_TRACKING_URI"
@@ -242,6 +249,33 @@ def _refused(status: int) -> str:
                 "it answers 404, as no MLflow server does: another server is there, or MLflow behind a path"
             )
     return f"it answers with error {status}"
+
+
+def _note(file: Path) -> None:
+    # Importing MLflow to find a database as it should be takes two seconds of every command.
+    noted = {"mlflow": metadata.version("mlflow"), "revision": _revision(file)}
+    write_whole(_noted(file), json.dumps(noted))
+
+
+def _as_noted(file: Path) -> bool:
+    """Whether this version of MLflow has left the database with the schema that it has now, and it can be written."""
+    try:
+        noted = json.loads(_noted(file).read_text())
+        return bool(
+            noted == {"mlflow": metadata.version("mlflow"), "revision": _revision(file)}
+        ) and os.access(file, os.W_OK)
+    except (OSError, ValueError, metadata.PackageNotFoundError, sqlite3.Error):
+        return False
+
+
+def _noted(file: Path) -> Path:
+    return file.with_name(f"{file.name}.prepared")
+
+
+def _revision(file: Path) -> str | None:
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as database:
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else None
 
 
 def _openable(file: Path) -> None:

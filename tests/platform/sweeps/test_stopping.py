@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mergevq_platform.sweeps import Grid, Sweep, choice, mean_psnr, outcome
+from mergevq_platform.sweeps import Grid, Sweep, choice, closing, mean_psnr
 from mergevq_platform.sweeps.driver import _terminated_as_interrupted
 from mergevq_platform.sweeps.outcome import gathered
 from mergevq_platform.sweeps.stored import SweepSettings
@@ -61,7 +61,7 @@ def test_a_trial_that_still_delivers_its_last_records_is_closed_after_it(tmp_pat
     held = Journal(directory / JOURNAL_NAME, RunIdentity(name="trial", experiment="e", user="someone"))
     timer = threading.Timer(0.5, held.close)
     timer.start()
-    outcome._closed(directory, Store.at(tmp_path, None), "KILLED", {"mergevq.stopped": "early"})
+    closing.closed(directory, Store.at(tmp_path, None), "KILLED", {"mergevq.stopped": "early"})
     timer.join()
     with Journal(directory / JOURNAL_NAME) as journal:
         assert journal.status == "KILLED"
@@ -70,8 +70,8 @@ def test_a_trial_that_still_delivers_its_last_records_is_closed_after_it(tmp_pat
 def test_a_journal_that_is_never_let_go_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(outcome, "CLOSING_SECONDS", 0.0)
+    monkeypatch.setattr(closing, "CLOSING_SECONDS", 0.0)
     directory = tmp_path / "trial"
     with Journal(directory / JOURNAL_NAME, RunIdentity(name="trial", experiment="e", user="someone")):
-        outcome._closed(directory, Store.at(tmp_path, None), "KILLED", {})
+        closing.closed(directory, Store.at(tmp_path, None), "KILLED", {})
     assert "the end of trial is not recorded: " in capsys.readouterr().err

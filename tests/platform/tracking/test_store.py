@@ -25,6 +25,7 @@ import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.tracking import shared_view
+from mergevq_platform.tracking import store as tracking_store
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.delivery import Delivery, DeliveryHeld
 from mergevq_platform.tracking.journal import Journal
@@ -684,6 +685,30 @@ def test_a_database_of_an_older_mlflow_is_upgraded_and_a_copy_kept(tmp_path: Pat
     store.prepare()
     assert store.experiment_id(store.client(), "new") is not None
     assert (tmp_path / "mlflow.db.7f2a7d5fae7d").is_file()
+
+
+def test_a_prepared_database_is_known_again_without_importing_mlflow(tmp_path: Path, store: Store) -> None:
+    code = PREPARE.format("Store.at(Path(sys.argv[1])).prepare(); print('mlflow' in sys.modules)")
+    environ = os.environ | {"PYTHONPATH": f"{PLATFORM}{os.pathsep}{PLATFORM.parent}"}
+    database = Path(store.uri.removeprefix("sqlite:///"))
+    prepared = [sys.executable, "-c", code, str(database.parent)]
+    assert subprocess.check_output(prepared, env=environ, text=True) == "False\n"
+
+
+def test_a_database_is_not_known_where_it_or_mlflow_is_another(tmp_path: Path, store: Store) -> None:
+    made, copy = Path(store.uri.removeprefix("sqlite:///")), tmp_path / "mlflow.db"
+    note = tmp_path / "mlflow.db.prepared"
+    shutil.copyfile(made.with_name(note.name), note)
+    assert not tracking_store._as_noted(copy), "the note outlived its database"
+    shutil.copyfile(made, copy)
+    assert tracking_store._as_noted(copy)
+    written = note.read_text()
+    note.write_text(written.replace('"mlflow": "', '"mlflow": "0.'))
+    assert not tracking_store._as_noted(copy)
+    note.write_text(written)
+    with contextlib.closing(sqlite3.connect(copy)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '7f2a7d5fae7d'")
+    assert not tracking_store._as_noted(copy)
 
 
 def test_a_database_of_a_newer_mlflow_says_what_to_do(tmp_path: Path, store: Store) -> None:

@@ -16,7 +16,7 @@ from mergevq_platform.distributed.run_actor import RemoteRecorder, RunActor
 from mergevq_platform.tracking.curve import open_for_curve
 from mergevq_platform.tracking.journal import Journal
 from mergevq_platform.tracking.listing import list_runs
-from mergevq_platform.tracking.recorder import LocalRecorder
+from mergevq_platform.tracking.recorder import LocalRecorder, RunStart
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity
 from mergevq_platform.tracking.store import Store
 from mergevq_platform.tracking.ui import closing_line
@@ -130,9 +130,17 @@ def test_syncing_a_sweep_delivers_its_trials_and_every_evaluation(
 
 
 def test_the_first_refusal_is_said_while_the_run_goes_on(tmp_path: Path) -> None:
-    identity = RunIdentity(name="run", experiment="e")
-    away = Store.at(tmp_path, "http://127.0.0.1:9")
-    actor = RunActor(lambda: LocalRecorder(tmp_path / "run", away, identity, interval_seconds=0.01), 1.0)
+    start = RunStart(
+        directory=tmp_path / "run",
+        store=Store.at(tmp_path, "http://127.0.0.1:9"),
+        identity=RunIdentity(name="run", experiment="e"),
+        params={},
+        tags={},
+        dataset=None,
+        recipe=tmp_path / "recipe.yaml",
+    )
+    start.recipe.write_text("name: run\n")
+    actor = RunActor(start, 1.0)
     actor.recorder.flush(5.0)
     for _ in range(2):
         latest = actor.latest()
