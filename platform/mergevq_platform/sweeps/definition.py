@@ -189,6 +189,15 @@ class Sweep:
             return self.search.every_steps
         return self.stopping.every_steps if self.stopping else None
 
+    def shared_steps(self, total: int) -> int:
+        """The steps of the trunk that all trials share, where a whole training has `total`; 0 without one."""
+        match self.fork:
+            case Trunk() as trunk:
+                return trunk.steps_of(total)
+            case str() as fork:
+                return forks.parse_fork(fork).step
+        return 0
+
     @property
     def family_key(self) -> str:
         """The name of the parameter that figures colour by."""
@@ -267,7 +276,7 @@ class Sweep:
                 "early stopping compares trials at equal steps: give the recipe 'steps', not 'epochs'"
             )
         if isinstance(self.stopping, FrontStopping):
-            self.stopping.rungs(recipe.steps)
+            self.stopping.rungs(recipe.steps, self.shared_steps(recipe.steps))
 
     def _check_task(self, recipe: Recipe) -> None:
         trains = f"recipe '{recipe.name}' trains a {recipe.task.kind}"

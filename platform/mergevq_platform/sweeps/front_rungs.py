@@ -41,10 +41,11 @@ class FrontRungs:
     settings: FrontStopping
     steps: int  # of a whole trial
     file: Path | None = None
+    first: int = 0  # the steps that all trials share, their trunk's
     decisions: list[RungDecision] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.rungs = self.settings.rungs(self.steps)
+        self.rungs = self.settings.rungs(self.steps, self.first)
         self._of_trial: dict[str, list[RungDecision]] = {}
         self._losses: dict[int, dict[str, list[tuple[float, ...]]]] = {}  # step -> choice -> its seeds'
         self._means: dict[int, dict[str, np.ndarray]] = {}  # step -> choice -> mean over its seeds

@@ -255,7 +255,8 @@ def _scheduler(definition: Sweep, settings: SweepSettings, base: Recipe) -> Tria
     assert base.steps is not None  # `Sweep.check` refuses others
     if isinstance(stopping, FrontStopping):
         file = settings.run(settings.name).directory / DECISIONS
-        return FrontScheduler(stopping, base.steps, file, definition.objectives, _choice_of)
+        shared = definition.shared_steps(base.steps)
+        return FrontScheduler(stopping, base.steps, file, definition.objectives, _choice_of, shared)
     # Trials end by themselves, after their final curve: the scheduler must not cut them off at their last step.
     return ASHAScheduler(
         time_attr="step",

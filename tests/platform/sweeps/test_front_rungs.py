@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from mergevq_platform.sweeps import (
     FrontStopping,
     Grid,
     Sweep,
+    Trunk,
     choice,
     loading,
     mean_log_frechet,
@@ -53,6 +55,14 @@ def test_rungs_are_multiples_below_the_end() -> None:
     assert FrontStopping(every_steps=10, factor=1.5).rungs(80) == (10, 20, 30, 50)
     with pytest.raises(InputError, match="every_steps is 80, but a trial has 80 steps"):
         FrontStopping(every_steps=80).rungs(80)
+
+
+def test_trials_of_one_trunk_are_compared_by_the_steps_after_it() -> None:
+    assert FrontStopping(every_steps=10).rungs(120, first=40) == (50, 60, 80)
+    assert FrontStopping(every_steps=10).rungs(120, first=45) == (50, 60, 80)
+    with pytest.raises(InputError, match="a trial has 80 steps, the first 70 of them its trunk's"):
+        FrontStopping(every_steps=10).rungs(80, first=70)
+    assert FrontRungs(SETTINGS, 80, first=40).decide("a", "a", 50, losses(1, 1)) is not None
 
 
 @pytest.mark.parametrize("wrong", [{"factor": 1.0}, {"min_trials": 0}, {"every_steps": 0}])
@@ -248,6 +258,14 @@ def test_a_sweep_that_could_compare_nothing_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         sweep(stopping, overrides=overrides).check()
+
+
+@pytest.mark.parametrize("fork", [Trunk(fraction=0.9), Trunk(steps=540), "run@540"])
+def test_a_forked_sweep_whose_rungs_all_lie_in_its_trunk_is_refused(fork: Trunk | str) -> None:
+    forked = replace(sweep(FrontStopping(every_steps=100)), fork=fork, search=Grid())
+    assert forked.shared_steps(600) == 540
+    with pytest.raises(InputError, match="the first 540 of them its trunk's"):
+        forked.check()
 
 
 @pytest.mark.parametrize(
