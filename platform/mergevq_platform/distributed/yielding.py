@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -98,17 +97,13 @@ class Yielder:
 
 
 def give_way_on_cpus() -> None:
-    """Let this thread, and those that it starts, compute behind whatever else wants this machine's CPUs.
+    """Let this thread, and those that it starts, compute behind whatever else the node's Ray runs, as far as the system allows it.
 
     A cluster's CPUs are counted, not kept apart: an urgent job that starts runs more processes than it holds CPUs. Linux keeps the
-    priority by thread, and compares it within a session where it groups processes by session, as Ray's workers each are one:
-    there the group gives way, too. Where the system allows none of it, nothing changes.
+    priority by thread, and Ray starts all workers of a node in one session, within which it compares them.
     """
     with suppress(OSError):
         os.nice(NICENESS)
-    if os.getsid(0) == os.getpid():
-        with suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def leases() -> list[str]:
