@@ -46,6 +46,7 @@ from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.view_state import RUN_COLOUR_TAG
 
+REPEAT = "repeat"  # in a configuration of Optuna's: how many earlier trials had the same choice
 DELIVERY_SECONDS = (
     2.0  # that a trial which yields takes for its last records; the rest is delivered when it goes on
 )
@@ -96,7 +97,10 @@ def chosen(config: dict[str, Any], sweep: Sweep, place: SweepSettings) -> tuple[
     """(choice, seed, name of the run) of a trial's configuration."""
     params, number = params_and_number(config)
     listed = config.get("trial")
-    seed = int(sweep.base().get("seed", 0)) if listed is None else listed["seed"]
+    repeat = (
+        0 if sweep.fork is not None else config.get(REPEAT, 0)
+    )  # trials of a fork have their trunk's seed
+    seed = listed["seed"] if listed is not None else int(sweep.base().get("seed", 0)) + repeat
     return params, seed, trial_name(place.name, number)
 
 
@@ -104,7 +108,9 @@ def params_and_number(config: dict[str, Any]) -> tuple[Params, int]:
     """(choice, number) of a trial's configuration."""
     listed = config.get("trial")
     if listed is None:  # Optuna: the choice lies flat beside the number
-        return {key: value for key, value in config.items() if key != "number"}, config["number"]
+        return {key: value for key, value in config.items() if key not in ("number", REPEAT)}, config[
+            "number"
+        ]
     return listed["params"], listed["number"]
 
 

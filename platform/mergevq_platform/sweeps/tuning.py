@@ -28,13 +28,13 @@ from mergevq_platform.sweeps.front_scheduler import FrontScheduler
 from mergevq_platform.sweeps.stopping import FrontStopping
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
-from mergevq_platform.sweeps.trial import params_and_number, run_trial, trial_name
+from mergevq_platform.sweeps.trial import REPEAT, params_and_number, run_trial, trial_name
 from mergevq_platform.sweeps.tune_state import restorable
 from mergevq_platform.sweeps.yielding import YieldingScheduler, watching
 
 if TYPE_CHECKING:
+    from optuna import Trial as OptunaTrial
     from optuna.samplers import TPESampler
-    from optuna.trial import BaseTrial
 
 TUNE_FOLDER = "tune"
 SEARCHER_STATE = "searcher-state-"  # Ray Tune's files, whose names sort by time
@@ -231,10 +231,12 @@ def _continue(searcher: Searcher, settings: SweepSettings, first: int) -> None:
         searcher.restore(local)
 
 
-def _suggested(space: spaces.Space, trial: BaseTrial) -> dict[str, Any]:
+def _suggested(space: spaces.Space, trial: OptunaTrial) -> dict[str, Any]:
     # Of the space alone: Optuna's searcher saves this function by plain pickle, which a sweep's objectives may refuse.
     spaces.walked(space, spaces.suggested(trial))
-    return {"number": trial.number}
+    # A choice without ranges comes again: with another seed it tells something new, and the mean of both is judged.
+    earlier = (other for other in trial.study.get_trials(deepcopy=False) if other.number < trial.number)
+    return {"number": trial.number, REPEAT: sum(other.params == trial.params for other in earlier)}
 
 
 def _scheduler(definition: Sweep, settings: SweepSettings, base: Recipe) -> TrialScheduler | None:
