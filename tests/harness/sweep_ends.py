@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
@@ -15,7 +18,7 @@ from mergevq_platform.sweeps.outcome import SweepOutcome
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
-from raynodes import journal_of
+from raynodes import journal_of, state
 
 TIMED = ("seconds", "cpu_seconds")  # of a record
 
@@ -29,7 +32,9 @@ class SweepEnd:
     decisions: list[RungDecision]
     winner: str
     journals: dict[str, dict[str, dict[int, float]]]  # trial -> metric -> step -> value
-    checkpoints: dict[str, dict[str, str]]  # trial -> file of its newest checkpoint -> sha256
+    checkpoints: dict[
+        str, dict[str, str]
+    ]  # trial -> file of its newest checkpoint -> digest of what it holds
 
 
 def end_of(outcome: SweepOutcome, home: Path) -> SweepEnd:
@@ -44,7 +49,7 @@ def end_of(outcome: SweepOutcome, home: Path) -> SweepEnd:
         read_decisions(home / "ray" / name / DECISIONS),
         outcome.files["winner.yaml"].read_text(),
         {run.name: journal_of(run) for run in runs},
-        {run.name: checkpoints.about(Path(run.newest_checkpoint()))["sha256"] for run in runs},
+        {run.name: _contents(run) for run in runs},
     )
 
 
@@ -76,3 +81,22 @@ def require_delivered_once(outcome: SweepOutcome, home: Path) -> int:
 def _of_any_home(trial: Finished, home: Path) -> dict[str, Any]:
     record = {key: value for key, value in asdict(trial).items() if key not in TIMED}
     return json.loads(json.dumps(record).replace(str(home), "HOME"))
+
+
+def _contents(run: Run) -> dict[str, str]:
+    files = dict(checkpoints.about(Path(run.newest_checkpoint()))["sha256"])
+    # Its bytes are those of a pickle, which tell objects that are equal from one that stands twice.
+    files["resume.pt"] = hashlib.sha256(_flat(state(run))).hexdigest()
+    return files
+
+
+def _flat(value: Any) -> bytes:
+    match value:
+        case torch.Tensor():
+            return f"{value.dtype} {tuple(value.shape)} ".encode() + value.contiguous().numpy().tobytes()
+        case dict():
+            return b"".join(repr(key).encode() + _flat(value[key]) for key in sorted(value, key=repr))
+        case list() | tuple():
+            return b"[" + b",".join(map(_flat, value)) + b"]"
+        case _:
+            return repr(value).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import killed_driver
 from mergevq_platform import loop
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.recipe import resolve
+from mergevq_platform.storage import checkpoints
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps import driver, loading
 from mergevq_platform.sweeps.finished import RECORD, STOPPED
@@ -133,6 +135,23 @@ def test_a_driver_killed_between_rungs_changes_no_decision_and_no_weight(
     outcome = front.resume()
     assert end_of(outcome, front.home) == undisturbed_end
     assert front.decisions()[: len(before)] == before
+    require_delivered_once(outcome, front.home)
+
+
+def test_a_trial_whose_checkpoint_tune_had_dropped_goes_on_from_its_own(
+    front: FrontSweep, undisturbed_end: SweepEnd
+) -> None:
+    front.environment = front.environment | {"TUNE_GLOBAL_CHECKPOINT_S": "0"}  # it notes every checkpoint
+    front.kill(lambda: front.step(0) > 2 * STOPPING.every_steps)
+    dropped = list((front.home / "ray" / "front" / "tune" / "front-000").glob("checkpoint_*"))
+    assert dropped
+    for checkpoint in dropped:
+        shutil.rmtree(checkpoint)
+    newest = Path(front.trial(0).newest_checkpoint())
+    # A trial that was trained from its start again would have to write its first checkpoint here.
+    newest.with_name(f".{checkpoints.directory_name(STOPPING.every_steps)}").touch()
+    outcome = front.resume()
+    assert end_of(outcome, front.home) == undisturbed_end
     require_delivered_once(outcome, front.home)
 
 
