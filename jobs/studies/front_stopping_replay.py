@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mergevq_platform.sweeps.front_order import hypervolume
 from mergevq_platform.sweeps.front_rungs import FrontRungs
+from mergevq_platform.sweeps.hypervolumes import hypervolume
 from mergevq_platform.sweeps.stopping import FrontStopping
 
 SPEED = 0.1  # deviation of the logarithm of a trial's seconds for a step

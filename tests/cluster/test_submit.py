@@ -128,6 +128,38 @@ def test_a_job_that_is_stopped_writes_a_checkpoint_and_goes_on(
 
 
 @pytest.mark.cluster
+def test_an_urgent_job_is_given_room_by_a_sweep_that_goes_on_after_it(
+    bare_cluster: Any, fresh: Path, signed_in: ClusterClient
+) -> None:
+    sweep = bare_cluster.mergevq(
+        *("submit", "--no-follow", "--home", str(bare_cluster.home), "--name", "busy"),
+        *("--", "sweep", "small.yaml", "--name", "busy", "--over", "task.losses.entropy.weight=0.01,0.02"),
+        *("steps=400", "cluster.workers=1", "evaluation.keeps=[4]", "evaluation.untrained_baseline=false"),
+        cwd=fresh,
+    )
+    assert sweep.returncode == 0, sweep.stderr
+    trials = [
+        Run(f"busy-{number:03d}", bare_cluster.home, str(bare_cluster.home / "ray")) for number in range(2)
+    ]
+    wait_for(
+        lambda: all((run.directory / "journal.jsonl").is_file() for run in trials), 240, "both trials train"
+    )
+    urgent = bare_cluster.mergevq(
+        *("submit", "--urgent", "--home", str(bare_cluster.home), "--name", "now"),
+        *("--", "train", "small.yaml", "steps=4", "cluster.workers=1", "--no-evaluation"),
+        cwd=fresh,
+    )
+    assert urgent.returncode == 0, urgent.stdout + urgent.stderr
+    assert re.search(r"urgent: busy-00\d has yielded, with a checkpoint", urgent.stdout), urgent.stdout
+    assert checkpoints.step_of(Run.find("now", home=bare_cluster.home).newest_checkpoint()) == 4
+    wait_for(lambda: signed_in.get_job_info("busy").status in ("SUCCEEDED", "FAILED"), 400, "the sweep's end")
+    logs = signed_in.get_job_logs("busy")
+    assert signed_in.get_job_info("busy").status == "SUCCEEDED", logs
+    assert "yielded to now" in logs
+    assert all(find_run(Store.at(bare_cluster.home), run.name).status == "FINISHED" for run in trials)
+
+
+@pytest.mark.cluster
 def test_the_exit_status_is_the_jobs(bare_cluster: Any, fresh: Path) -> None:
     wrong = bare_cluster.mergevq(
         *("submit", "--home", str(bare_cluster.home), "--", "train", "small.yaml", "data.path=/nowhere"),

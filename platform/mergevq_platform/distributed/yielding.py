@@ -97,10 +97,10 @@ class Yielder:
 
 
 def give_way_on_cpus() -> None:
-    """Let this thread, and those that it starts, compute behind whatever else wants this machine's CPUs.
+    """Let this thread, and those that it starts, compute behind whatever else the node's Ray runs, as far as the system allows it.
 
     A cluster's CPUs are counted, not kept apart: an urgent job that starts runs more processes than it holds CPUs. Linux keeps the
-    priority by thread; where the system allows none, nothing changes.
+    priority by thread, and Ray starts all workers of a node in one session, within which it compares them.
     """
     with suppress(OSError):
         os.nice(NICENESS)

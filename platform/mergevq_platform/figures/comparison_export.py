@@ -20,7 +20,7 @@ from mergevq_platform.figures.compared import (
     require_one_identity,
 )
 from mergevq_platform.figures.drawn import drawn
-from mergevq_platform.figures.frame import COLOURS
+from mergevq_platform.figures.frame import COLOURS, marker_number
 from mergevq_platform.figures.series import GREY, logarithmic_values
 
 PLOTLY_MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
@@ -46,7 +46,7 @@ def comparison_html(
     shown, omitted = drawn(entries)
     points, figure = averaged(shown), go.Figure()
     for mine in by_label(points):
-        at = groups.index(mine[0].group) % len(COLOURS)
+        at = groups.index(mine[0].group)
         figure.add_trace(
             go.Scatter(
                 x=[p.loss for p in mine],
@@ -55,8 +55,8 @@ def comparison_html(
                 name=escape(mine[0].label),
                 legendgroup=escape(mine[0].group),
                 legendgrouptitle={"text": escape(mine[0].group)},
-                line={"color": COLOURS[at], "width": 1},
-                marker={"symbol": PLOTLY_MARKERS[at], "size": 8},
+                line={"color": COLOURS[at % len(COLOURS)], "width": 1},
+                marker={"symbol": PLOTLY_MARKERS[marker_number(at)], "size": 8},
                 text=[f"{escape(p.label)}<br>{comparison_axes(curve).x_format.format(p.at)}" for p in mine],
                 hovertemplate="%{text}<br>" + curve.frechet_key + " %{x:.4g}<br>%{y:.4g}<extra></extra>",
             )

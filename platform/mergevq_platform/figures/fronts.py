@@ -120,7 +120,8 @@ def fronts_figure(entries: Sequence[Entry], compared: ComparedFronts, title: str
     """All points faintly, and the front of each sweep in its colour, with its hypervolume in the legend."""
     figure, (axes,), handles = framed(entries, title, "", panels=1, more=[compared.sentence()])
     of_group = styles(entries)
-    for one, handle, name in zip(compared.fronts, handles, compared.legend(), strict=True):
+    of_name = {handle.get_label(): handle for handle in handles}
+    for one, name in zip(compared.fronts, compared.legend(), strict=True):
         colour, marker = of_group[one.name]
         axes.scatter(
             [p.loss for p in one.points],
@@ -133,8 +134,10 @@ def fronts_figure(entries: Sequence[Entry], compared: ComparedFronts, title: str
         losses, gains = [p.loss for p in one.best], [p.gain for p in one.best]
         axes.step(losses, gains, where="post", color=colour, linewidth=1.8)
         axes.scatter(losses, gains, c=colour, marker=marker, s=44)
-        name_points(axes, one.best, color=colour)
-        handle.set_label(name)
+        if one.name in of_name:
+            of_name[one.name].set_label(name)
     distance_and_gain(axes, entries[0].curve, [p for one in compared.fronts for p in one.points])
+    for one in compared.fronts:
+        name_points(axes, one.best, color=of_group[one.name][0])
     legend(figure, handles)
     return figure

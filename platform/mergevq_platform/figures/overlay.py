@@ -33,7 +33,9 @@ def overlay_figure(entries: Sequence[Entry], title: str, families: str = "") -> 
     of_group = styles(entries)  # of all of them: a family keeps its colour whatever is drawn
     entries, omitted = drawn(entries)
     points, curve = averaged(entries), entries[0].curve
-    figure, (left, right), handles = framed(entries, title, families, panels=2, more=omitted)
+    figure, (left, right), handles = framed(
+        entries, title, families, panels=2, more=omitted, of_group=of_group
+    )
     for axes, value, spread in ((left, "loss", "loss_std"), (right, "gain", "gain_std")):
         for mine in by_label(points):
             colour, marker = of_group[mine[0].group]

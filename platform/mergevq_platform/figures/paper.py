@@ -15,6 +15,7 @@ from mergevq_platform.figures.compared import (
     loss_title,
     require_one_identity,
 )
+from mergevq_platform.figures.drawn import drawn
 from mergevq_platform.figures.frame import framed, legend, styles
 from mergevq_platform.figures.series import GREY, logarithmic_values
 
@@ -40,11 +41,12 @@ def paper_figure(entries: Sequence[Entry], title: str) -> Figure:
     Raises `InputError` for curves that were not measured alike, and for generators'.
     """
     require_one_identity([entry.curve for entry in entries])
+    of_group = styles(entries)
+    entries, omitted = drawn(entries)
     points, curve = averaged(entries), entries[0].curve
     if not isinstance(curve, Curve):
         raise InputError("the paper's Table 4 is of tokenizers: leave --paper out for generators")
-    figure, (ours, paper), handles = framed(entries, title, "", panels=2)
-    of_group = styles(entries)
+    figure, (ours, paper), handles = framed(entries, title, "", panels=2, more=omitted, of_group=of_group)
     for mine in by_label(points):
         colour, marker = of_group[mine[0].group]
         ours.plot([p.loss for p in mine], [p.gain for p in mine], color=colour, marker=marker, linewidth=1.2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergevq.config import to_tree, with_overrides
@@ -76,15 +76,18 @@ def recipe_file(text: str, find_run: FindRun) -> str:
     return f"{location}/recipe.yaml"
 
 
-def pinned(recipe: ResolvedRecipe, home: Path | None = None) -> ResolvedRecipe:
-    """The recipe with the location and the hash of the checkpoint that it is forked from; unchanged where it is forked from none.
+@dataclass(frozen=True)
+class TrunkCheckpoint:
+    """A checkpoint that trainings are forked from."""
 
-    Raises `InputError` for a run that still trains, a step whose checkpoint is not there, naming those that are, and for keys
-    that a fork may not change. `home` is where the journals of runs are whose checkpoints lie elsewhere.
-    """
-    fork = recipe.fork
-    if fork is None:
-        return recipe
+    location: str
+    sha256: str  # of its training state
+    recipe: ResolvedRecipe
+
+
+def trunk_checkpoint(fork: ForkConfig, home: Path | None = None) -> TrunkCheckpoint:
+    """The checkpoint of a fork. Raises `InputError` for a run that still trains, a step whose checkpoint is not there, naming those
+    that are, and a checkpoint that is another than the fork's hash says. `home` as for `pinned`."""
     if fork.sha256 is None:
         _require_at_rest(fork.run, home)
     location = _checkpoint(fork)
@@ -96,8 +99,26 @@ def pinned(recipe: ResolvedRecipe, home: Path | None = None) -> ResolvedRecipe:
             f"fork: the checkpoint {location} has no {STATE}, by which a training goes on: fork the run itself"
         )
     _require_same(location, sha256, fork)
-    require_forkable(trunk, recipe, name_of(fork))
-    return replace(recipe, fork=replace(fork, run=location, sha256=sha256))
+    return TrunkCheckpoint(location, sha256, trunk)
+
+
+def pinned(
+    recipe: ResolvedRecipe, home: Path | None = None, opened: dict[ForkConfig, TrunkCheckpoint] | None = None
+) -> ResolvedRecipe:
+    """The recipe with the location and the hash of the checkpoint that it is forked from; unchanged where it is forked from none.
+
+    Raises `InputError` as `trunk_checkpoint` does, and for keys that a fork may not change. `home` is where the journals of runs
+    are whose checkpoints lie elsewhere. `opened` keeps checkpoints for the next of many recipes with the same fork.
+    """
+    fork = recipe.fork
+    if fork is None:
+        return recipe
+    opened = {} if opened is None else opened
+    if fork not in opened:
+        opened[fork] = trunk_checkpoint(fork, home)
+    trunk = opened[fork]
+    require_forkable(trunk.recipe, recipe, name_of(fork))
+    return replace(recipe, fork=replace(fork, run=trunk.location, sha256=trunk.sha256))
 
 
 def restore(fork: ForkConfig, state: TrainingState, fingerprint: str) -> None:

@@ -13,6 +13,11 @@ def json_text(value: Any) -> str:
     return json.dumps(_finite(value), indent=1, allow_nan=False)
 
 
+def json_line(value: Any) -> str:
+    """As `json_text`, in one line."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
 def _finite(value: Any) -> Any:
     match value:
         case float():

@@ -132,9 +132,14 @@ class Sweep:
         tree = with_overrides(recipes.read(beside if beside.is_file() else self.recipe), self.overrides)
         return {**tree, "fork": to_tree(forks.parse_fork(self.fork))} if isinstance(self.fork, str) else tree
 
-    def recipe_of(self, params: Params, *, seed: int | None = None, name: str | None = None) -> Recipe:
-        """The complete recipe of a choice. Raises `InputError` if the schema refuses it."""
-        tree = spaces.laid_over(self.base(), spaces.values_of(self.space, params))
+    def recipe_of(
+        self, params: Params, *, seed: int | None = None, name: str | None = None, base: Tree | None = None
+    ) -> Recipe:
+        """The complete recipe of a choice; `base` is that of the sweep, read once for many choices.
+
+        Raises `InputError` if the schema refuses it.
+        """
+        tree = spaces.laid_over(self.base() if base is None else base, spaces.values_of(self.space, params))
         if seed is not None:
             tree = {**tree, "seed": seed}
         if self.rung_steps is not None:
@@ -160,8 +165,10 @@ class Sweep:
         pins: dict[tuple[str, ...], recipes.Pins] = {}
         resolved = []
         trunk = self.trunk_recipe(find_run) if isinstance(self.fork, Trunk) else None
+        base = self.base()
+        opened: dict[recipes.ForkConfig, forks.TrunkCheckpoint] = {}
         for params in choosers.corners(self.space):
-            recipe = self.recipe_of(params)
+            recipe = self.recipe_of(params, base=base)
             paths = tuple(path for _, _, path, _ in recipes.named_paths(recipe))
             if paths in pins and self.fork is None:
                 continue
@@ -169,7 +176,7 @@ class Sweep:
                 found = recipes.resolve(recipe, find_run=find_run, pins=(*self.pins, *pins.values()))
                 if trunk is not None:
                     recipes.require_forkable(trunk, found, "the trunk")
-                resolved.append(forks.pinned(found, home))
+                resolved.append(forks.pinned(found, home, opened))
             except InputError as error:
                 raise InputError(f"sweep '{self.name}' with {described(params)}: {error}") from None
             pins.setdefault(paths, recipes.Pins.between(recipe, resolved[-1]))
@@ -181,6 +188,15 @@ class Sweep:
         if isinstance(self.search, Population):
             return self.search.every_steps
         return self.stopping.every_steps if self.stopping else None
+
+    def shared_steps(self, total: int) -> int:
+        """The steps of the trunk that all trials share, where a whole training has `total`; 0 without one."""
+        match self.fork:
+            case Trunk() as trunk:
+                return trunk.steps_of(total)
+            case str() as fork:
+                return forks.parse_fork(fork).step
+        return 0
 
     @property
     def family_key(self) -> str:
@@ -243,9 +259,10 @@ class Sweep:
                 "seed in a sweep of its own"
             )
         # Every option and both ends of every range must be a recipe, before the first trial starts.
+        base = self.base()
         for params in corners:
             try:
-                recipe = self.recipe_of(params)
+                recipe = self.recipe_of(params, base=base)
             except InputError as error:
                 raise InputError(f"sweep '{self.name}' with {described(params)}: {error}") from None
             self._check_task(recipe)
@@ -259,7 +276,7 @@ class Sweep:
                 "early stopping compares trials at equal steps: give the recipe 'steps', not 'epochs'"
             )
         if isinstance(self.stopping, FrontStopping):
-            self.stopping.rungs(recipe.steps)
+            self.stopping.rungs(recipe.steps, self.shared_steps(recipe.steps))
 
     def _check_task(self, recipe: Recipe) -> None:
         trains = f"recipe '{recipe.name}' trains a {recipe.task.kind}"

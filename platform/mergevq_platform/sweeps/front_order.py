@@ -8,14 +8,12 @@ nothing but itself. Ranks are whole numbers: hypervolumes and ties are exact.
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mergevq_platform.figures import pareto
-
-Point = tuple[float, ...]
+from mergevq_platform.sweeps.hypervolumes import Boxes, Point, Stairs, box
 
 
 def places(losses: np.ndarray) -> np.ndarray:
@@ -26,75 +24,69 @@ def places(losses: np.ndarray) -> np.ndarray:
     is better in the first objective. Whatever k, the first k of a front then dominate at least 1 - 1/e of what the best k can
     (hypervolume is submodular: Nemhauser et al. 1978).
     """
-    found = np.zeros(len(losses), dtype=np.int64)
     if not len(losses):
-        return found
-    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in losses.T], axis=1)
-    points, member, copies = np.unique(ranks, axis=0, return_inverse=True, return_counts=True)
-    reference = tuple(int(worst) + 1 for worst in points.max(axis=0))
+        return np.zeros(0, dtype=np.int64)
+    points, member, copies = _ranked(losses)
     place, better = np.zeros(len(points), dtype=np.int64), 0
     for front in _fronts(points):
-        number: dict[Point, int] = {tuple(int(x) for x in points[row]): row for row in front}
-        for point in by_contribution(list(number), reference):
-            place[number[point]] = better
-            better += int(copies[number[point]])
-    return place[member.reshape(-1)]
+        for row in _ordered(points, front):
+            place[row] = better
+            better += int(copies[row])
+    return place[member]
 
 
-def by_contribution(points: Sequence[Point], reference: Point) -> list[Point]:
+def place_of(losses: np.ndarray, own: int) -> int:
+    """The place of the point in row `own`, as `places` has it, for less work: nothing behind it is put in order."""
+    points, member, copies = _ranked(losses)
+    better, row = 0, int(member[own])
+    for front in _fronts(points):
+        if row in front:
+            before = itertools.takewhile(lambda other: other != row, _ordered(points, front))
+            return better + sum(int(copies[other]) for other in before)
+        better += int(copies[front].sum())
+    raise AssertionError("every point is on a front")
+
+
+def by_contribution(points: Sequence[Point], reference: Point) -> Iterator[Point]:
     """Different points, ordered so that each next adds most to the hypervolume of those before it; ties by their coordinates."""
-    chosen: list[Point] = []
+    covered = Stairs(reference) if len(reference) == 2 else Boxes(reference)
+    chosen = 0
     # What a point adds can only shrink: who leads by its stale number and keeps the lead by the fresh one is next.
-    waiting = [(-_box(point, reference), point, 0) for point in points]
+    waiting = [(-box(point, reference), point, 0) for point in points]
     heapq.heapify(waiting)
     while waiting:
         _, point, known = heapq.heappop(waiting)
-        if known == len(chosen):
-            chosen.append(point)
+        if known == chosen:
+            chosen += 1
+            covered.insert(point)
+            yield point
         else:
-            heapq.heappush(waiting, (-added(point, chosen, reference), point, len(chosen)))
-    return chosen
+            heapq.heappush(waiting, (-covered.added(point), point, chosen))
 
 
-def added(point: Point, others: Sequence[Point], reference: Point) -> float:
-    """The hypervolume that a point dominates and none of the others does."""
-    covered = [tuple(map(max, point, other)) for other in others]
-    return _box(point, reference) - hypervolume(covered, reference)
+def _ranked(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(different points by their ranks, the row there of each point, how many points are equal to each)."""
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in losses.T], axis=1)
+    points, member, copies = np.unique(ranks, axis=0, return_inverse=True, return_counts=True)
+    return points, member.reshape(-1), copies
 
 
-def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """The volume that points dominate up to a reference point, of any number of objectives (slices of the last one).
-
-    Exact where the coordinates are whole numbers.
-    """
-    inside = [point for point in points if all(a < b for a, b in zip(point, reference, strict=True))]
-    if not inside:
-        return 0.0
-    if len(reference) == 1:
-        return reference[0] - min(inside)[0]
-    if len(reference) == 2:
-        return pareto.hypervolume([(p[0], -p[1]) for p in inside], (reference[0], -reference[1]))
-    inside.sort(key=lambda point: point[-1])
-    edges = [point[-1] for point in inside[1:]] + [reference[-1]]
-    total = 0.0
-    for count, (point, edge) in enumerate(zip(inside, edges, strict=True), start=1):
-        if edge > point[-1]:
-            total += (edge - point[-1]) * hypervolume([p[:-1] for p in inside[:count]], reference[:-1])
-    return total
-
-
-def _fronts(points: np.ndarray) -> list[list[int]]:
+def _fronts(points: np.ndarray) -> Iterator[np.ndarray]:
     """Row numbers of different points (n, objectives) by front, the non-dominated first."""
     # Different points: no worse in every objective is better in one.
-    dominates = np.all(points[:, None] <= points[None], axis=2) & ~np.eye(len(points), dtype=bool)
-    better, left, fronts = dominates.sum(axis=0), np.ones(len(points), dtype=bool), []
+    dominates = ~np.eye(len(points), dtype=bool)
+    for column in points.T:
+        dominates &= column[:, None] <= column[None]
+    better, left = np.count_nonzero(dominates, axis=0), np.ones(len(points), dtype=bool)
     while left.any():
         front = np.flatnonzero(left & (better == 0))
-        fronts.append([int(row) for row in front])
+        yield front
         left[front] = False
-        better = better - dominates[front].sum(axis=0)
-    return fronts
+        better -= np.count_nonzero(dominates[front], axis=0)
 
 
-def _box(point: Point, reference: Point) -> float:
-    return math.prod(max(0.0, high - low) for low, high in zip(point, reference, strict=True))
+def _ordered(points: np.ndarray, front: np.ndarray) -> Iterator[int]:
+    """The rows of a front, each next one adding most to the hypervolume of those before it."""
+    reference = tuple(int(worst) + 1 for worst in points.max(axis=0))
+    number: dict[Point, int] = {tuple(points[row].tolist()): int(row) for row in front}
+    return (number[point] for point in by_contribution(list(number), reference))

@@ -28,12 +28,13 @@ class FrontScheduler(FIFOScheduler):
         file: Path,
         objectives: Sequence[Objective],
         choice_of: Callable[[dict[str, Any]], str],
+        first: int = 0,
     ) -> None:
         super().__init__()
-        self._arguments = (settings, steps, file, objectives, choice_of)
+        self._arguments = (settings, steps, file, objectives, choice_of, first)
         self._signs = {objective.name: objective.sign for objective in objectives}
         self._choice_of = choice_of
-        self._rungs = FrontRungs(settings, steps, file)
+        self._rungs = FrontRungs(settings, steps, file, first)
 
     def __reduce__(self) -> tuple[type[FrontScheduler], tuple[object, ...]]:
         return type(self), self._arguments

@@ -47,6 +47,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
     decided = _stopped_on_the_front(settings)
     spent: dict[str, float] = {}  # trial -> seconds of its process
     waiting = max(0, definition.num_trials - len(results))
+    base = definition.base()
     store = Store.at(Path(settings.home), settings.tracking_uri)
     for result in results:
         if result.config is None and result.error is None:  # it has reported nothing yet
@@ -69,7 +70,7 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
             step, reason = json.loads((directory / STOPPED).read_text())["step"], "others were better"
             if name in decided:
                 step, reason = decided[name].step, decided[name].reason or reason
-            steps = definition.recipe_of(params, seed=seed).steps or step
+            steps = definition.recipe_of(params, seed=seed, base=base).steps or step
             stopped[name] = StoppedTrial(name, params, step, steps, reason)
             closed(directory, store, "KILLED", {"mergevq.stopped": f"early, after step {step}: {reason}"})
         else:
@@ -92,5 +93,4 @@ def gathered(definition: Sweep, settings: SweepSettings, results: Sequence[tune.
 def _stopped_on_the_front(settings: SweepSettings) -> dict[str, RungDecision]:
     """The decisions that stopped trials, where the sweep stops on the front; by trial."""
     file = settings.run(settings.name).directory / DECISIONS
-    made = read_decisions(file) if file.is_file() else []
-    return {decision.trial: decision for decision in made if decision.reason}
+    return {decision.trial: decision for decision in read_decisions(file) if decision.reason}

@@ -6,8 +6,10 @@ are only taken where that option was chosen (the sigma of a Gaussian means nothi
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +29,19 @@ class Choice:
     """One of several values."""
 
     options: tuple[object, ...]
+
+    @functools.cached_property
+    def _labels(self) -> list[str]:
+        # Every walk through a space asks for them, and there may be thousands of options.
+        kinds = [option.get("kind") if isinstance(option, Mapping) else None for option in self.options]
+        of_kind = Counter(kinds)
+        found: list[str] = []
+        taken: set[str] = set()
+        for option, kind in zip(self.options, kinds, strict=True):
+            label = kind if kind is not None and of_kind[kind] == 1 else _text(option)
+            found.append(label if label not in taken else f"{label} ({len(found)})")
+            taken.add(found[-1])
+        return found
 
 
 @dataclass(frozen=True)
@@ -134,12 +149,7 @@ def suggested(trial: BaseTrial) -> Decide:
 
 def labels(domain: Choice) -> list[str]:
     """A short text per option, all different: its kind, or the value as JSON."""
-    kinds = [option.get("kind") if isinstance(option, Mapping) else None for option in domain.options]
-    found: list[str] = []
-    for option, kind in zip(domain.options, kinds, strict=True):
-        label = kind if kind is not None and kinds.count(kind) == 1 else _text(option)
-        found.append(label if label not in found else f"{label} ({len(found)})")
-    return found
+    return domain._labels
 
 
 def laid_over(tree: Tree, values: Tree) -> Tree:

@@ -38,19 +38,20 @@ class FrontStopping:
         if not self.factor > 1:
             raise InputError(f"stopping.factor is {self.factor:g}: give more than 1")
 
-    def rungs(self, steps: int) -> tuple[int, ...]:
+    def rungs(self, steps: int, first: int = 0) -> tuple[int, ...]:
         """The optimizer steps below `steps` at which trials are compared, all multiples of `every_steps`.
 
-        Raises `InputError` where there is none.
+        Trials that share the first `first` steps are compared by what comes after them. Raises `InputError` where there is none.
         """
         found: list[int] = []
-        position = 1.0
-        while (step := self.every_steps * round(position)) < steps:
+        position, shared = 1.0, first // self.every_steps
+        while (step := self.every_steps * (shared + round(position))) < steps:
             if step not in found:
                 found.append(step)
             position *= self.factor
         if not found:
+            after = f", the first {first} of them its trunk's" if first else ""
             raise InputError(
-                f"stopping.every_steps is {self.every_steps}, but a trial has {steps} steps: give less, so that trials are compared"
+                f"stopping.every_steps is {self.every_steps}, but a trial has {steps} steps{after}: give less, so that trials are compared"
             )
         return tuple(found)

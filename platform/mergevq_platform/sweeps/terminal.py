@@ -22,6 +22,7 @@ from mergevq_platform.distributed.yielding import job_of
 from mergevq_platform.sweeps.definition import Sweep, described
 from mergevq_platform.sweeps.finished import STOPPED
 from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.sweeps.trial import params_and_number
 from mergevq_platform.sweeps.yielding import YIELDED
 
 MOST_ROWS = 40  # it is drawn anew at every event: with all of thousands of trials that would be quadratic
@@ -158,7 +159,4 @@ class Watch(tune.Callback):
 
     def _update(self, trial: Trial, state: str, result: dict[str, Any] | None) -> None:
         if board := _boards.get(self.settings.name):
-            choice = trial.config.get("trial", {}).get("params") or {
-                key: value for key, value in trial.config.items() if key not in ("number", "trial")
-            }
-            board.update(str(trial), state, result, described(choice))
+            board.update(str(trial), state, result, described(params_and_number(trial.config)[0]))

@@ -46,6 +46,7 @@ from mergevq_platform.tasks.task import Worker, task_of
 from mergevq_platform.tracking.recorder import LocalRecorder
 from mergevq_platform.tracking.view_state import RUN_COLOUR_TAG
 
+REPEAT = "repeat"  # in a configuration of Optuna's: how many earlier trials had the same choice
 DELIVERY_SECONDS = (
     2.0  # that a trial which yields takes for its last records; the rest is delivered when it goes on
 )
@@ -94,13 +95,23 @@ def run_trial(config: dict[str, Any], *, sweep: Sweep, place: SweepSettings) -> 
 
 def chosen(config: dict[str, Any], sweep: Sweep, place: SweepSettings) -> tuple[Params, int, str]:
     """(choice, seed, name of the run) of a trial's configuration."""
-    trial = config.get("trial")
-    if trial is None:  # Optuna: the choice lies flat beside the number
-        number, seed = config["number"], int(sweep.base().get("seed", 0))
-        params = {key: value for key, value in config.items() if key != "number"}
-    else:
-        number, seed, params = trial["number"], trial["seed"], trial["params"]
+    params, number = params_and_number(config)
+    listed = config.get("trial")
+    repeat = (
+        0 if sweep.fork is not None else config.get(REPEAT, 0)
+    )  # trials of a fork have their trunk's seed
+    seed = listed["seed"] if listed is not None else int(sweep.base().get("seed", 0)) + repeat
     return params, seed, trial_name(place.name, number)
+
+
+def params_and_number(config: dict[str, Any]) -> tuple[Params, int]:
+    """(choice, number) of a trial's configuration."""
+    listed = config.get("trial")
+    if listed is None:  # Optuna: the choice lies flat beside the number
+        return {key: value for key, value in config.items() if key not in ("number", REPEAT)}, config[
+            "number"
+        ]
+    return listed["params"], listed["number"]
 
 
 def trial_name(sweep: str, number: int) -> str:

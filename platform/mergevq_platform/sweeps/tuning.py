@@ -28,13 +28,13 @@ from mergevq_platform.sweeps.front_scheduler import FrontScheduler
 from mergevq_platform.sweeps.stopping import FrontStopping
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
-from mergevq_platform.sweeps.trial import chosen, run_trial
+from mergevq_platform.sweeps.trial import REPEAT, params_and_number, run_trial, trial_name
 from mergevq_platform.sweeps.tune_state import LostCheckpoints, restorable
 from mergevq_platform.sweeps.yielding import YieldingScheduler, watching
 
 if TYPE_CHECKING:
+    from optuna import Trial as OptunaTrial
     from optuna.samplers import TPESampler
-    from optuna.trial import BaseTrial
 
 TUNE_FOLDER = "tune"
 SEARCHER_STATE = "searcher-state-"  # Ray Tune's files, whose names sort by time
@@ -87,7 +87,7 @@ def _tuner(
             param_space=param_space(definition, first),
         )
     parent, _, folder = path.rpartition("/")
-    label = functools.partial(_label, definition, settings)
+    label = functools.partial(_named, settings.name)
     samples = definition.num_trials - first if isinstance(definition.search, Tpe) else 1
     return tune.Tuner(
         trainable,
@@ -159,12 +159,21 @@ def tpe_sampler(seed: int) -> TPESampler:
         )
 
 
-def _label(definition: Sweep, settings: SweepSettings, trial: Trial) -> str:
-    return chosen(trial.config, definition, settings)[2]
+def _named(sweep: str, trial: Trial) -> str:
+    # Tune stores this function with every trial, so it holds the sweep's name alone: thousands of definitions are tens of megabytes.
+    return trial_name(sweep, params_and_number(trial.config)[1])
 
 
-def _choice(definition: Sweep, settings: SweepSettings, config: dict[str, Any]) -> str:
-    return json.dumps(chosen(config, definition, settings)[0], sort_keys=True, default=str)
+def _choice_of(config: dict[str, Any]) -> str:
+    return json.dumps(params_and_number(config)[0], sort_keys=True, default=str)
+
+
+def _label(definition: Sweep, settings: SweepSettings, trial: Trial) -> str:  # in sweeps of earlier versions
+    return _named(settings.name, trial)
+
+
+def _choice(definition: Sweep, settings: SweepSettings, config: dict[str, Any]) -> str:  # likewise
+    return _choice_of(config)
 
 
 def param_space(definition: Sweep, first: int = 0) -> dict[str, Any]:
@@ -222,10 +231,12 @@ def _continue(searcher: Searcher, settings: SweepSettings, first: int) -> None:
         searcher.restore(local)
 
 
-def _suggested(space: spaces.Space, trial: BaseTrial) -> dict[str, Any]:
+def _suggested(space: spaces.Space, trial: OptunaTrial) -> dict[str, Any]:
     # Of the space alone: Optuna's searcher saves this function by plain pickle, which a sweep's objectives may refuse.
     spaces.walked(space, spaces.suggested(trial))
-    return {"number": trial.number}
+    # A choice without ranges comes again: with another seed it tells something new, and the mean of both is judged.
+    earlier = (other for other in trial.study.get_trials(deepcopy=False) if other.number < trial.number)
+    return {"number": trial.number, REPEAT: sum(other.params == trial.params for other in earlier)}
 
 
 def _scheduler(definition: Sweep, settings: SweepSettings, base: Recipe) -> TrialScheduler | None:
@@ -246,8 +257,8 @@ def _scheduler(definition: Sweep, settings: SweepSettings, base: Recipe) -> Tria
     assert base.steps is not None  # `Sweep.check` refuses others
     if isinstance(stopping, FrontStopping):
         file = settings.run(settings.name).directory / DECISIONS
-        choice_of = functools.partial(_choice, definition, settings)
-        return FrontScheduler(stopping, base.steps, file, definition.objectives, choice_of)
+        shared = definition.shared_steps(base.steps)
+        return FrontScheduler(stopping, base.steps, file, definition.objectives, _choice_of, shared)
     # Trials end by themselves, after their final curve: the scheduler must not cut them off at their last step.
     return ASHAScheduler(
         time_attr="step",

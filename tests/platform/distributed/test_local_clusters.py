@@ -14,7 +14,6 @@ import ray
 from mergevq.errors import InputError
 from mergevq_platform.distributed import cluster, local_clusters
 from mergevq_platform.distributed.urgency import Urgency
-from mergevq_platform.distributed.yielding import NICENESS, give_way_on_cpus
 from raynodes import wait_until
 
 JOIN = """
@@ -60,19 +59,3 @@ def test_the_command_that_started_a_cluster_stays_for_an_urgent_job_of_another(
         assert staying.is_alive()
     staying.join(60)
     assert not staying.is_alive()
-
-
-def test_work_that_yields_computes_behind_what_else_wants_the_cpus() -> None:
-    nice: dict[str, int] = {}
-
-    def work() -> None:
-        before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        give_way_on_cpus()
-        nice["more"] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) - before
-
-    main = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert nice["more"] == min(NICENESS, 19 - main)
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == main

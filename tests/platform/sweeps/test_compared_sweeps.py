@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from mergevq_platform.evaluation import compare
 from mergevq_platform.figures.compared import Entry, averaged
 from mergevq_platform.figures.drawn import MOST_LINES, drawn
+from mergevq_platform.figures.frame import MOST_NAMED, styles
+from mergevq_platform.figures.front import pareto_figure
 from mergevq_platform.figures.fronts import compared_fronts
 from mergevq_platform.figures.overlay import overlay_figure
 from mergevq_platform.sweeps import Grid, Random, Sweep, choice, log_uniform, mean_psnr, report
@@ -123,6 +127,61 @@ def test_of_many_curves_the_front_and_the_best_of_every_family_are_drawn_and_it_
     assert drawn(few) == (few, [])
     figure = overlay_figure(entries, "many")
     assert any(said[0][:40] in text.get_text().replace("\n", " ") for text in figure.texts)
+
+
+def test_the_legend_names_the_colours_of_the_lines_that_are_drawn() -> None:
+    # Families in an order that is not that of the best, which are drawn.
+    groups = ("worst", "good", "best")
+    entries = [
+        Entry(f"{group} {i}", group, replace(entry.curve, rows=[{"keep": 4, **row(at, i)}]))
+        for at, group in enumerate(groups)
+        for i, entry in enumerate(many(100))
+    ]
+    entries.sort(key=lambda entry: int(entry.label.split()[1]) < 50 and entry.group == "worst")
+    of_group = styles(entries)
+    figure = overlay_figure(entries, "many")
+    (legend,) = figure.legends
+    handles = {
+        text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert {name: (line.get_color(), line.get_marker()) for name, line in handles.items()} == of_group
+
+
+def row(group: int, number: int) -> dict[str, float]:
+    """A point of a family, the better the higher its number."""
+    return {"rfd_random_v1": 5.0 - group + number / 1000, "psnr": 10.0 + group - number / 1000}
+
+
+def test_a_figure_of_two_thousand_families_is_no_higher_than_a_page_and_says_what_it_does_not_name() -> None:
+    entries = [replace(entry, group=str(at)) for at, entry in enumerate(many(2000))]
+    for draw in (pareto_figure, overlay_figure):
+        figure = draw(entries, "many", "steps")
+        assert figure.get_figheight() < 13
+        (legend,) = figure.legends
+        names = [text.get_text() for text in legend.get_texts() if text.get_text().startswith("steps = ")]
+        assert len(names) == MOST_NAMED
+        said = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+        assert f"The legend names {MOST_NAMED} of " in said
+    assert len(set(styles(entries[:64]).values())) == 64
+
+
+def test_names_of_a_front_do_not_lie_over_each_other() -> None:
+    entries = [
+        Entry(
+            str(i),
+            "g",
+            replace(many(1)[0].curve, rows=[{"keep": 4, "rfd_random_v1": 1.0 + i, "psnr": i / 9}]),
+        )
+        for i in range(100)
+    ]
+    figure = pareto_figure(entries, "a front of a hundred")
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert 10 < len(boxes) < 100
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    (legend,) = figure.legends
+    assert legend.get_texts()[-1].get_text() == "Pareto front, kept tokens named where there is room"
 
 
 def test_a_range_of_many_values_is_coloured_in_bands_that_rise() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import pytest
 
 from mergevq.errors import InputError
@@ -25,6 +28,7 @@ from mergevq_platform.sweeps import (
     tuning,
     uniform,
 )
+from mergevq_platform.sweeps.stored import SweepSettings
 
 SHIPPED = sorted((Path(__file__).parents[3] / "sweeps").glob("*.py"))
 KEY = "task.losses.entropy.weight"
@@ -222,3 +226,21 @@ def test_tune_lists_thousands_of_trials_without_copying_all_of_them_for_each() -
     found = [spec["trial"] for _, spec in generate_variants(space)]
     assert found == values
     assert copies <= 4 * len(values)
+
+
+LISTED = {"trial": {"number": 7, "params": {"steps": 3}, "seed": 1}}
+PROPOSED = {"number": 7, "steps": 3}
+
+
+@pytest.mark.parametrize("config", [LISTED, PROPOSED])
+def test_what_tune_stores_with_every_trial_is_the_name_of_its_sweep(config: dict[str, Any]) -> None:
+    trial: Any = SimpleNamespace(config=config)
+    settings = SweepSettings("s", "home", None, None, "u", "cpu")
+    label = functools.partial(tuning._named, settings.name)
+    assert label(trial) == "s-007"
+    assert len(cloudpickle.dumps(label)) < 150
+    # What the trials of sweeps of earlier versions hold.
+    former = cloudpickle.loads(cloudpickle.dumps(functools.partial(tuning._label, made(), settings)))
+    assert former(trial) == label(trial)
+    choice_of = cloudpickle.loads(cloudpickle.dumps(functools.partial(tuning._choice, made(), settings)))
+    assert choice_of(config) == tuning._choice_of(config) == '{"steps": 3}'

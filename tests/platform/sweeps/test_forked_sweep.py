@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import killed_driver
 from mergevq.errors import InputError
 from mergevq_platform import loop, recipe
 from mergevq_platform.distributed.local import LocalHost
-from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage import checkpoints, forks
 from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps import Grid, Sweep, Trunk, choice, driver, loading, mean_psnr
 from mergevq_platform.sweeps.savings import trunk_cpu_seconds
@@ -191,16 +192,16 @@ def test_the_command_line_takes_a_run_or_a_share() -> None:
             loading.parse_trunk(text)
 
 
-def test_a_sweep_of_a_finished_run_starts_from_its_recipe(base: Path, tmp_path: Path) -> None:
+def test_a_sweep_of_a_finished_run_starts_from_its_recipe(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = yaml.safe_load(base.read_text()) | {"steps": 4}
     run = tmp_path / "home" / "ray" / "finished"
     run.mkdir(parents=True)
     resolved = recipe.resolve(tree)
     (run / "recipe.yaml").write_text(checkpoints.recipe_yaml(resolved))
     loop.train(resolved, loop.Worker(), LocalHost(run))
-    from mergevq_platform.storage.forks import recipe_file
-
-    file = recipe_file(f"{run}@2", str)
+    file = forks.recipe_file(f"{run}@2", str)
     sweep = loading.opened(file, [f"{KEY}=0.1,0.5"], fork=f"{run}@2")
     assert sweep.name == "small-sweep"
     pinned, first = sweep.pinned(str)
@@ -208,3 +209,11 @@ def test_a_sweep_of_a_finished_run_starts_from_its_recipe(base: Path, tmp_path: 
     assert first.fork.run == str(run / checkpoints.directory_name(2))
     other = recipe.resolve(pinned.recipe_of({KEY: "0.5"}), pins=pinned.pins)
     assert (other.fork, other.tokenizer.losses.entropy.weight) == (first.fork, 0.5)
+
+    # However many the choices, the trunk is opened by the name that was given, and by the place that it is pinned to.
+    opened: list[object] = []
+    of_fork = forks.trunk_checkpoint
+    monkeypatch.setattr(forks, "trunk_checkpoint", lambda *given: opened.append(given) or of_fork(*given))
+    many = replace(sweep, space={KEY: choice(*(number / 50 for number in range(1, 30)))})
+    assert many.pinned(str)[1].fork == first.fork
+    assert len(opened) <= 2

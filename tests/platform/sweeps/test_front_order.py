@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergevq_platform.figures import pareto
-from mergevq_platform.sweeps.front_order import by_contribution, hypervolume, places
+from mergevq_platform.sweeps.front_order import by_contribution, place_of, places
+from mergevq_platform.sweeps.hypervolumes import Boxes, hypervolume
 
 
 def arrays(objectives: int, *, most: int = 9) -> st.SearchStrategy[np.ndarray]:
@@ -60,7 +61,7 @@ def test_each_next_point_adds_most_of_those_that_are_left(
         best = min(left, key=lambda point: (now - cells([*chosen, point], reference), point))
         left.remove(best)
         chosen.append(best)
-    assert by_contribution(points, reference) == chosen
+    assert list(by_contribution(points, reference)) == chosen
 
 
 @given(LOSSES)
@@ -77,6 +78,11 @@ def test_a_place_is_the_number_of_better_points(losses: np.ndarray) -> None:
     assert [int((place < own).sum()) for own in place] == place.tolist()
     for a, b in product(range(len(losses)), repeat=2):
         assert (place[a] == place[b]) == bool((losses[a] == losses[b]).all())
+
+
+@given(LOSSES)
+def test_the_place_of_one_point_is_that_among_all_places(losses: np.ndarray) -> None:
+    assert [place_of(losses, own) for own in range(len(losses))] == places(losses).tolist()
 
 
 @given(LOSSES, st.randoms(use_true_random=False))
@@ -105,9 +111,24 @@ def test_a_front_begins_in_its_middle_and_then_spreads() -> None:
     assert max(place[2], place[4]) < 4
 
 
-def test_two_hundred_trials_on_one_front_are_all_ordered() -> None:
-    first = np.random.default_rng(0).random(200)
-    assert sorted(places(np.stack([first, 1 - first], axis=1))) == list(range(200))
+def test_two_thousand_trials_on_one_front_are_all_ordered() -> None:
+    first = np.random.default_rng(0).random(2000)
+    assert sorted(places(np.stack([first, 1 - first], axis=1))) == list(range(2000))
+
+
+def test_a_point_of_three_objectives_asks_few_of_very_many_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Slices over all points of a front of three hundred took ten seconds.
+    shares = -np.log(np.random.default_rng(0).random((300, 3)))
+    losses = shares / shares.sum(axis=1, keepdims=True)
+    given: list[int] = []
+    monkeypatch.setattr(
+        "mergevq_platform.sweeps.hypervolumes.hypervolume", lambda points, _: given.append(len(points)) or 0.0
+    )
+    boxes = Boxes((1.0, 1.0, 1.0))
+    for row in losses[1:]:
+        boxes.insert(tuple(row))
+    boxes.added(tuple(losses[0]))
+    assert 0 < given[0] < 60
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3])

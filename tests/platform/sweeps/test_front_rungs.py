@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from mergevq_platform.sweeps import (
     FrontStopping,
     Grid,
     Sweep,
+    Trunk,
     choice,
     loading,
     mean_log_frechet,
@@ -52,6 +55,14 @@ def test_rungs_are_multiples_below_the_end() -> None:
     assert FrontStopping(every_steps=10, factor=1.5).rungs(80) == (10, 20, 30, 50)
     with pytest.raises(InputError, match="every_steps is 80, but a trial has 80 steps"):
         FrontStopping(every_steps=80).rungs(80)
+
+
+def test_trials_of_one_trunk_are_compared_by_the_steps_after_it() -> None:
+    assert FrontStopping(every_steps=10).rungs(120, first=40) == (50, 60, 80)
+    assert FrontStopping(every_steps=10).rungs(120, first=45) == (50, 60, 80)
+    with pytest.raises(InputError, match="a trial has 80 steps, the first 70 of them its trunk's"):
+        FrontStopping(every_steps=10).rungs(80, first=70)
+    assert FrontRungs(SETTINGS, 80, first=40).decide("a", "a", 50, losses(1, 1)) is not None
 
 
 @pytest.mark.parametrize("wrong", [{"factor": 1.0}, {"min_trials": 0}, {"every_steps": 0}])
@@ -138,6 +149,35 @@ def test_decisions_without_finite_losses_come_back_from_their_file(tmp_path: Pat
     assert decision.reason == "distance is no finite number"
 
 
+def test_a_decision_is_one_more_line_and_one_that_was_cut_off_is_none(tmp_path: Path) -> None:
+    file = tmp_path / DECISIONS
+    FrontRungs(SETTINGS, 80, file).decide("a", "a", 10, losses(1, 1))
+    before = file.read_bytes()
+    file.write_bytes(before + b'{"trial": "b", "choi')  # its driver was killed
+    assert [made.trial for made in read_decisions(file)] == ["a"]
+    rungs = FrontRungs(SETTINGS, 80, file)
+    assert not goes_on(rungs, "b", 2, 2)
+    assert file.read_bytes().startswith(before)
+    assert read_decisions(file) == rungs.decisions
+    assert [made.trial for made in rungs.decisions] == ["a", "b"]
+
+
+def test_decisions_of_an_earlier_version_count_and_stay(tmp_path: Path) -> None:
+    former = tmp_path / "rungs.json"
+    text = json.dumps(
+        [{"trial": "a", "choice": "a", "step": 10, "losses": [1.0, None], "reason": "distance"}]
+    )
+    former.write_text(text)
+    for file in (tmp_path / DECISIONS, former):  # as a scheduler that an earlier version pickled has it
+        rungs = FrontRungs(SETTINGS, 80, file)
+        decision = rungs.decide("a", "a", 20, losses(1, 1))
+        assert decision is not None
+        assert decision.reason == "distance"
+    assert goes_on(rungs, "b", 2, 2)
+    assert [made.trial for made in read_decisions(tmp_path / DECISIONS)] == ["a", "b"]
+    assert former.read_text() == text
+
+
 def sweep(stopping: FrontStopping | EarlyStopping, **changes: Any) -> Sweep:
     given: dict[str, Any] = {
         "name": "s",
@@ -218,6 +258,14 @@ def test_a_sweep_that_could_compare_nothing_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         sweep(stopping, overrides=overrides).check()
+
+
+@pytest.mark.parametrize("fork", [Trunk(fraction=0.9), Trunk(steps=540), "run@540"])
+def test_a_forked_sweep_whose_rungs_all_lie_in_its_trunk_is_refused(fork: Trunk | str) -> None:
+    forked = replace(sweep(FrontStopping(every_steps=100)), fork=fork, search=Grid())
+    assert forked.shared_steps(600) == 540
+    with pytest.raises(InputError, match="the first 540 of them its trunk's"):
+        forked.check()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from mergevq_platform.sweeps import (
 )
 from mergevq_platform.sweeps.more import with_more
 from mergevq_platform.sweeps.stored import SweepSettings
+from mergevq_platform.sweeps.trial import chosen
 from mergevq_platform.tracking.journal import JOURNAL_NAME, Journal, RunIdentity
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.store import Store
@@ -86,6 +87,25 @@ def test_optuna_goes_on_as_if_it_had_never_stopped(ended: SweepSettings) -> None
     parts += proposed(with_more(first, 4, ended), range(12, 16), "tune_012")
     assert parts == whole
     assert [choices["number"] for choices in parts] == list(range(16))
+
+
+def test_a_choice_that_optuna_proposes_again_gets_the_next_seed(ended: SweepSettings) -> None:
+    sweep = made(space={KEY: choice(0.1, 0.2)}, search=Tpe(trials=12, seed=5))
+    searcher = tuning.search_algorithm(sweep, ended)
+    assert searcher is not None
+    seeds: dict[str, list[int]] = {}
+    for number in range(12):
+        config = searcher.suggest(f"trial-{number}")
+        params, seed, name = chosen(config, sweep, ended)
+        assert (set(params), name) == ({KEY}, f"s-{number:03d}")
+        seeds.setdefault(params[KEY], []).append(seed)
+        if number % 2:  # others are under way
+            searcher.on_trial_complete(
+                f"trial-{number}", {"mean_psnr": float(params[KEY]), "training_iteration": 1}
+            )
+        assert chosen(config, replace(sweep, fork="run@3"), ended)[1] == 0
+    assert sorted(seeds) == ["0.1", "0.2"]
+    assert all(found == list(range(len(found))) for found in seeds.values())
 
 
 @pytest.mark.parametrize(

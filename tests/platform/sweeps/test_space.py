@@ -124,6 +124,9 @@ def test_values_are_laid_over_a_tree_and_a_variant_replaces_the_other() -> None:
 def test_labels_are_short_and_different() -> None:
     assert spaces.labels(choice({"kind": "a"}, {"kind": "b"}, [0.5])) == ["a", "b", "[0.5]"]
     assert len(set(spaces.labels(choice({"kind": "a", "n": 1}, {"kind": "a", "n": 2})))) == 2
+    assert spaces.labels(choice(1, "1", "1")) == ["1", "1 (1)", "1 (2)"]
+    thousands = choice(*range(2000))
+    assert spaces.labels(thousands) is spaces.labels(thousands)  # every walk asks for them
 
 
 def test_numpys_numbers_are_taken_as_numbers() -> None:

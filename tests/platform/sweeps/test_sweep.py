@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -115,6 +116,9 @@ def test_a_sweep_ends_in_one_figure_with_its_trials_below_it_in_mlflow(
     began = [trial.seconds for trial in outcome.finished]
     again = driver.sweep(None, home=ray_home, resume="families")
     assert [trial.seconds for trial in again.finished] == began
+    for state in (ray_home / "ray" / "families" / "tune").glob("experiment_state-*.json"):
+        for entry, _ in json.loads(state.read_text())["trial_data"]:
+            assert len(json.loads(entry)["trial_name_creator"]["value"]) < 400  # a pickle without definition
 
     files = compare(["families", "families-001"], home=ray_home, out=tmp_path / "compared", paper=True)
     assert all(path.stat().st_size > 1000 for path in files.values() if path.suffix == ".png")
