@@ -75,9 +75,12 @@ class LostCheckpoints(tune.Callback):
         for trial in trials:
             if trial.status == Trial.PENDING and trial.checkpoint is not None and _is_gone(trial.checkpoint):
                 manager = trial.run_metadata.checkpoint_manager
+                assert manager is not None  # a checkpoint came from it
                 trial.run_metadata.checkpoint_manager = type(manager)(manager.checkpoint_config)
                 trial.run_metadata.invalidate_cache()
 
 
 def _is_gone(checkpoint: tune.Checkpoint) -> bool:
-    return checkpoint.filesystem.get_file_info(checkpoint.path).type == pyarrow.fs.FileType.NotFound
+    filesystem = checkpoint.filesystem
+    assert filesystem is not None  # optional in its constructor alone
+    return filesystem.get_file_info(checkpoint.path).type == pyarrow.fs.FileType.NotFound
