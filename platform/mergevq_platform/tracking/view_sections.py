@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mergevq_platform.tracking.delivery import PARENT_TAG
@@ -40,6 +41,7 @@ KEPT_IMAGES = ("reconstructions", "clusters")  # keys of images with step = kept
 ALLOCATION_IMAGES = ("few_and_many",)  # with step = wanted mean of kept tokens
 SCALE_IMAGES = ("samples",)  # with step = 100 x guidance scale
 COMPARED_PARAMS = 5
+MOST_CHARTED = 20  # trials of a sweep, as MLflow's word for them in `sweep_page` says
 _FRECHET = re.compile(r"[rg]fi?d(?:_\w+)?")
 _DERIVED = ("_recovered", "_before", "_std", "_low", "_high")
 _PROBES = ("probe_top1_cls", "probe_mergevq_top1_cls", "probe_mae_top1_cls", "probe_dinov2_top1_cls")
@@ -68,15 +70,24 @@ def run_page(run: TrackedRun, kept: int) -> PageState:
 
 
 def sweep_page(uid: str, trials: Sequence[TrackedRun], kept: int) -> PageState:
-    """The trials of the sweep `uid`, the best first and all of them in the charts: trade-off, comparison, images."""
+    """The trials of the sweep `uid`, the best first: trade-off, comparison, images.
+
+    All of them are in the charts or, of more than `MOST_CHARTED`, the first: the page takes twice the time for the hundred that it
+    loads, and lines hide each other. The names of its sections say so, and its list shows any other trial.
+    """
     keys = _metrics(trials)
     frechet = frechet_keys(keys, CURVE_PREFIX) or frechet_keys(keys, SCALE_PREFIX)
-    sections = [*_curves(trials), *_compared(trials), *_images(trials, kept, table=True)]
+    sections = [*_curves(trials), *_compared(trials)]
+    many = len(trials) > MOST_CHARTED
+    if many:
+        first = f"{'Best' if frechet else 'First'} {MOST_CHARTED}"
+        sections = [replace(section, name=f"{first}: {section.name}") for section in sections]
+    sections += _images(trials, kept, table=True)
     return PageState(
         sections=[*sections, *_rest(trials, training=not sections)],
         search_filter=f"tags.`{PARENT_TAG}` = '{uid}'",
         order_by=f"metrics.`{frechet[0]}`" if frechet else "tags.`mlflow.runName`",
-        shown_runs="SHOW_ALL",
+        shown_runs="FIRST_20_RUNS" if many else "SHOW_ALL",
     )
 
 

@@ -158,6 +158,15 @@ def test_a_sweeps_page_lists_its_trials_unfolded_and_the_best_first() -> None:
     # Ordered by date, MLflow's page folds trials under their sweep.
     assert (tree["orderByKey"], tree["orderByAsc"]) == ("metrics.`curve/rfd_random_v1`", True)
     assert tree["runsHiddenMode"] == "SHOW_ALL"
+    assert not any("20" in section["name"] for section in tree["compareRunSections"])
+
+
+def test_of_many_trials_a_sweep_charts_the_best_twenty_and_says_so() -> None:
+    tree = sweep_page("abc", [tracked(f"t{number}") for number in range(21)], 16).tree()
+    assert tree["runsHiddenMode"] == "FIRST_20_RUNS"
+    names = [section["name"] for section in tree["compareRunSections"] if section["display"]]
+    assert names[0] == "Best 20: Trade-off over kept tokens"
+    assert "Best 20: Runs compared, at their last point" in names
 
 
 def test_compared_are_parameters_that_tell_runs_apart() -> None:
