@@ -35,6 +35,7 @@ from mergevq_platform.tracking.recorder import Recorder
 
 NEXT = "next.md"  # cost and questions
 NOTE_TRIALS = 10  # the best, in the sweep's note
+MOST_NAMED = 20  # trials, in one sentence
 NOTE_FIGURES = ("curves.png", "pareto.png")
 
 
@@ -139,7 +140,10 @@ def write(
     *,
     cost: SweepCost | None = None,
 ) -> dict[str, Path]:
-    """Write the figures, the tables and the winning recipe, those that there can be; returns the files by name."""
+    """Write the figures, the tables and the winning recipe, those that there can be; returns the files by name.
+
+    A figure that cannot be drawn is not among them, and its reason is the first of the remarks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
 
@@ -147,11 +151,18 @@ def write(
         files[name] = folder / name
         files[name].write_text(content)
 
+    undrawn: list[str] = []
     if not not_comparable(finished):
         some, family, title = entries(definition, finished), definition.family_key, definition.question
-        for name, figure in (("curves.png", overlay_figure), ("pareto.png", pareto_figure)):
-            files[name] = folder / name
-            save_png(figure(some, title, family), files[name])
+        for file, figure in (("curves.png", overlay_figure), ("pareto.png", pareto_figure)):
+            try:
+                save_png(figure(some, title, family), folder / file)
+                files[file] = folder / file
+            except Exception as error:  # whatever it is, it costs the figure alone: trials took hours
+                (folder / file).unlink(missing_ok=True)  # one of an earlier report
+                undrawn.append(
+                    f"{file} was not drawn ({type(error).__name__}: {error}): resume the sweep to try again"
+                )
         text("pareto.html", comparison_html(some, title))
         text("curves.csv", comparison_csv(some))
     rows = io.StringIO()
@@ -166,7 +177,8 @@ def write(
         text("winner.yaml", head + yaml.safe_dump(recipe, sort_keys=False, width=120))
         known = mattered.get(first.name, {})
         asked = Asker(definition, finished, winner, known, str(files["winner.yaml"])).questions()
-    after = "".join(f"- {line}\n" for line in [*([cost.sentence()] if cost else []), *map(str, asked)])
+    said = [*undrawn, *([cost.sentence()] if cost else []), *map(str, asked)]
+    after = "".join(f"- {line}\n" for line in said)
     text(NEXT, after)
     text("sweep.md", markdown(definition, name, finished, mattered, after, stopped))
     return files
@@ -178,7 +190,11 @@ def omissions(definition: Sweep, finished: Sequence[Finished]) -> list[str]:
     for objective in definition.objectives:
         without = [trial.name for trial in finished if not math.isfinite(trial.objectives[objective.name])]
         if without:
-            lines.append(f"{objective.name} is no finite number of {', '.join(without)}: not ranked by it")
+            more = len(without) - MOST_NAMED
+            names = ", ".join(without[:MOST_NAMED]) + (
+                f" and {more:,} more, in trials.csv" if more > 0 else ""
+            )
+            lines.append(f"{objective.name} is no finite number of {names}: not ranked by it")
     if reason := not_comparable(finished):
         lines.append(f"no figure of all trials: {reason}")
     return lines

@@ -150,6 +150,33 @@ def test_trials_that_were_stopped_early_are_in_the_report(tmp_path: Path) -> Non
     assert recorder.found["sweep/steps_saved"] == 8 / (10 + sum(trial.steps for trial in trials))
 
 
+def test_a_figure_that_fails_costs_the_figure_alone_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("Invalid bounding box")
+
+    monkeypatch.setattr(report, "pareto_figure", broken)
+    (tmp_path / "pareto.png").write_bytes(b"of an earlier report")
+    trials = finished(tmp_path, [1.0, 2.0])
+    files = report.write(SWEEP, "s", trials, tmp_path)
+    assert {"curves.png", "pareto.html", "sweep.md", "winner.yaml"} <= files.keys()
+    assert not (tmp_path / "pareto.png").exists()
+    (reason, *_) = report.remarks(files)
+    assert (
+        reason == "pareto.png was not drawn (ValueError: Invalid bounding box): resume the sweep to try again"
+    )
+    assert reason in files["sweep.md"].read_text()
+    assert "pareto_narrow" not in report.note(SWEEP, trials, files)
+
+
+def test_of_very_many_trials_without_a_number_some_are_named_and_all_counted(tmp_path: Path) -> None:
+    trials = finished(tmp_path, [math.nan] * 25)
+    (line,) = report.omissions(SWEEP, trials)
+    assert line.endswith("s-019 and 5 more, in trials.csv: not ranked by it")
+    assert "s-020" not in line
+
+
 def test_without_any_number_there_is_no_winner_and_everything_else(tmp_path: Path) -> None:
     trials = finished(tmp_path, [math.nan] * 4)
     assert report.best(SWEEP, trials) is None
