@@ -153,6 +153,7 @@ def _in_place(
         before = time.process_time()
         with _yielder(sweep, place, run, recipe) as yielder:
             host.asked = lambda: yielder.asked_by
+            host.report_unnoted()
             steps = loop.train(recipe, Worker(device=device), host)
             if host.lease is not None and steps != host.total_steps:
                 _give_way(host, yielder, recorder, steps)

@@ -47,8 +47,16 @@ class TrialHost(RecordingHost):
     lease: str | None = None  # that it stops for
 
     def latest(self) -> Path | None:
-        """Tune's checkpoint: this trial's last one, or in a population another's that was copied."""
-        return self.handed
+        """Tune's checkpoint: this trial's last one, or in a population another's that was copied; none: the newest one here.
+
+        Tune gives none where its driver was killed before it had noted any.
+        """
+        return self.handed or super().latest()
+
+    def report_unnoted(self) -> None:
+        """Report the checkpoint that Tune had not noted, as when it was saved: whether the trial goes on past it may be open."""
+        if self.handed is None and (found := super().latest()) is not None:
+            self._report(int(checkpoints.about(found)["step"]))
 
     @property
     def total_steps(self) -> int | None:
@@ -66,6 +74,9 @@ class TrialHost(RecordingHost):
         A step at which it only yields is not reported here: an undisturbed trial reports none.
         """
         super().save(step, write)
+        self._report(step)
+
+    def _report(self, step: int) -> None:
         directory = self.checkpoint(step)
         if step % self.checkpoint_every and step != self.total_steps:
             return

@@ -29,7 +29,7 @@ from mergevq_platform.sweeps.stopping import FrontStopping
 from mergevq_platform.sweeps.stored import SweepSettings
 from mergevq_platform.sweeps.terminal import Watch
 from mergevq_platform.sweeps.trial import REPEAT, params_and_number, run_trial, trial_name
-from mergevq_platform.sweeps.tune_state import restorable
+from mergevq_platform.sweeps.tune_state import LostCheckpoints, restorable
 from mergevq_platform.sweeps.yielding import YieldingScheduler, watching
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _tuner(
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=definition.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
-            callbacks=[Watch(settings), JsonLoggerCallback()],
+            callbacks=[Watch(settings), LostCheckpoints(), JsonLoggerCallback()],
             verbose=0,
         ),
     )

@@ -14,11 +14,13 @@ from mergevq.errors import InputError
 from mergevq_platform import loop, recipe
 from mergevq_platform.distributed.local import LocalHost
 from mergevq_platform.storage import checkpoints, forks
+from mergevq_platform.storage.runs import Run
 from mergevq_platform.sweeps import Grid, Sweep, Trunk, choice, driver, loading, mean_psnr
 from mergevq_platform.sweeps.savings import trunk_cpu_seconds
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
+from raynodes import same, state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,8 +65,8 @@ driver.sweep(loading.load(sys.argv[2]), home=Path(sys.argv[1]), name="forked", c
 """
 
 
-def kill_driver(home: Path, base: Path, environment: dict[str, str], when: str) -> None:
-    """Begin the sweep in a process of its own, and kill that as soon as a file is there."""
+def kill_driver(home: Path, base: Path, environment: dict[str, str], when: str, *ends: str) -> None:
+    """Begin the sweep in a process of its own, and kill that as soon as a file is there; see `killed_driver`."""
     file = base.with_name("question.py")
     file.write_text(
         "from mergevq_platform.sweeps import *\n"
@@ -75,7 +77,7 @@ def kill_driver(home: Path, base: Path, environment: dict[str, str], when: str) 
         *(DRIVER, home, file),
         environment=environment,
         when=lambda: any((home / "ray").glob(when)),
-        ends=("train_trunk",),
+        ends=ends,
     )
 
 
@@ -85,9 +87,11 @@ def test_trials_of_a_trunk_are_whole_trainings_bit_for_bit_though_the_driver_was
     base: Path, tmp_path: Path, joining: dict[str, str]
 ) -> None:
     home = tmp_path / "home"
-    kill_driver(home, base, joining, "forked-trunk/checkpoint_*/checkpoint.json")
+    kill_driver(home, base, joining, "forked-trunk/checkpoint_*/checkpoint.json", "train_trunk")
     trunk = home / "ray" / "forked-trunk"
     assert not (home / "ray" / "forked-000").exists()
+    # A trunk that was trained from its start again would have to write its first checkpoint here.
+    (trunk / f".{checkpoints.directory_name(2)}").touch()
     outcome = driver.sweep(None, home=home, resume="forked", concurrent=2)
     assert outcome.complete
     assert not outcome.failed
@@ -115,6 +119,38 @@ def test_trials_of_a_trunk_are_whole_trainings_bit_for_bit_though_the_driver_was
     assert sentence in outcome.files["sweep.md"].read_text()
     fork = recipe.ForkConfig(run=str(trunk / checkpoints.directory_name(6)), step=6)
     assert (trunk_cpu_seconds(fork) or 0) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_forks_whose_driver_was_killed_end_bit_for_bit_and_their_trunk_is_not_touched(
+    base: Path, tmp_path: Path, joining: dict[str, str]
+) -> None:
+    home = tmp_path / "home"
+    first = "forked-000/checkpoint_*/checkpoint.json"
+    kill_driver(home, base, joining, first, *killed_driver.TRIALS)
+    trunk = home / "ray" / "forked-trunk"
+    before = {path: path.stat().st_mtime_ns for path in trunk.rglob("*") if path.is_file()}
+    assert trunk / checkpoints.directory_name(6) / "resume.pt" in before
+    assert not list((home / "ray").glob("forked-*/finished.json"))
+    outcome = driver.sweep(None, home=home, resume="forked", concurrent=1)
+    assert outcome.complete
+    assert not outcome.failed
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for trial in outcome.finished:
+        alone = Run(f"alone-{trial.name}", tmp_path, str(tmp_path))
+        Path(alone.location).mkdir()
+        host = LocalHost(Path(alone.location))
+        loop.train(recipe.resolve(trial.recipe), loop.Worker(), host)
+        run = Run(trial.name, home, str(home / "ray"))
+        assert same(state(run), state(alone))
+        totals = read_metrics(run.directory / JOURNAL_NAME, "train/total")["train/total"]
+        assert sorted(totals) == list(range(7, 13))
+        assert totals == {
+            step: values["train/total"] for step, values in host.history if "train/total" in values
+        }
+    statuses = {run.name: run.status for run in list_runs(Store.at(home))}
+    assert statuses == dict.fromkeys(("forked", "forked-trunk", "forked-000", "forked-001"), "FINISHED")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,21 @@ def test_tune_begins_anew_where_the_driver_was_killed_before_a_trial_had_started
 def test_tune_goes_on_from_the_last_state_that_is_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = json.dumps({"trial_data": []})
+    state, searched = json.dumps({"trial_data": []}).encode(), pickle.dumps([1, 2, 3])
+    first, second, third = (f"2026-01-01_{hour}-00-00" for hour in (10, 11, 12))
+    parts = {first: (state, searched), second: (state, searched[:-4]), third: (state[:9], searched)}
     (tmp_path / "tuner.pkl").write_bytes(b"of Tune")
-    for session, text in (("2026-01-01_10-00-00", state), ("2026-01-01_11-00-00", state[:9])):
-        (tmp_path / f"experiment_state-{session}.json").write_text(text)
-        (tmp_path / f"search_gen_state-{session}.json").write_text("of Tune")
+    for session, (whole, part) in parts.items():
+        (tmp_path / f"experiment_state-{session}.json").write_bytes(whole)
+        (tmp_path / f"basic-variant-state-{session}.json").write_bytes(part)
     assert restorable(LOCAL, str(tmp_path))
-    assert "is not whole; going on from the one before" in capsys.readouterr().err
-    left = [f"{what}_state-2026-01-01_10-00-00.json" for what in ("experiment", "search_gen")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*left, "tuner.pkl"]
+    assert capsys.readouterr().err.count("is not whole; going on from the one before") == 2
+    left = [f"basic-variant-state-{first}.json", f"experiment_state-{first}.json", "tuner.pkl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
     assert restorable(LOCAL, str(tmp_path))
     assert capsys.readouterr().err == ""
 
-    (tmp_path / left[0]).write_text(state[:9])
+    (tmp_path / f"experiment_state-{first}.json").write_bytes(b"")
     assert not restorable(LOCAL, str(tmp_path))
     assert "going on from the records of the trials" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
