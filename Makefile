@@ -53,7 +53,7 @@ test-cluster: setup  ## jobs of real clusters: submission, lost nodes, doctor, p
 faults: setup  ## every fault on clusters of its own, as root also on hosts in network namespaces; writes docs/faults.md
 	$(RUN)/python -m pytest -m faults tests/faults
 
-soak: setup  ## the long suite: many trials through one sweep, and a long training under random faults
+soak: setup  ## the long suite: many trials through one sweep, a sweep killed ten times, a long training under random faults
 	$(RUN)/python -m pytest -m soak
 
 check: setup  ## format, lint, types; import directions, cycles, class names; links, commands, recipe reference; the lock
