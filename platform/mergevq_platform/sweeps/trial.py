@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.fs
 import torch
 from ray import tune
 
@@ -274,9 +273,9 @@ def _record_drawn(drawn: Counter[int], recorder: EvaluationRecorder, run: Run) -
 
 def stored_checkpoint(run: Run, checkpoint: Path) -> None:
     """Bring the last checkpoint to where the run's checkpoints belong, if that is not where it was written."""
-    filesystem, path = checkpoints.open_storage(checkpoints.inside(run.location, checkpoint.name))
+    _, path = checkpoints.open_storage(checkpoints.inside(run.location, checkpoint.name))
     if Path(path) != checkpoint.resolve():
-        pyarrow.fs.copy_files(str(checkpoint), path, destination_filesystem=filesystem)
+        checkpoints.bring(checkpoint, run.location)
 
 
 @contextlib.contextmanager

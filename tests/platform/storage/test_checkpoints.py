@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mergevq.errors import InputError
 from mergevq_platform.storage import checkpoints
+from mergevq_platform.storage.checkpoints import writing
 from mergevq_platform.storage.runs import Run
+from mergevq_platform.sweeps.trial import stored_checkpoint
 
 
 def written(folder: Path, step: int, content: bytes = b"weights") -> Path:
@@ -71,6 +74,32 @@ def test_a_copy_that_fails_leaves_nothing_that_looks_like_a_checkpoint(run: Path
     assert not target.exists()
     checkpoints.keep(tmp_path / "local" / checkpoints.directory_name(8), str(run), most=2)
     assert names(run) == [8, 4]
+
+
+def test_a_trials_last_checkpoint_that_a_kill_cuts_short_is_none(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    copied, upload = [], writing._upload
+
+    def killed(source: Path, filesystem: Any, target: str) -> None:
+        if copied:
+            raise Killed
+        copied.append(source.name)
+        upload(source, filesystem, target)
+
+    trial, checkpoint = Run(run.name, tmp_path / "home", str(tmp_path)), written(tmp_path / "local", 4)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(writing, "_upload", killed)
+        stored_checkpoint(trial, checkpoint)
+    assert (run / checkpoint.name / copied[0]).is_file()
+    assert names(run) == []
+    stored_checkpoint(trial, checkpoint)
+    assert names(run) == [4]
+    stored_checkpoint(trial, run / checkpoint.name)  # where it was written already
+    checkpoints.verify(run / checkpoint.name)
 
 
 def test_an_unmounted_storage_is_not_taken_for_an_empty_one(run: Path, tmp_path: Path) -> None:

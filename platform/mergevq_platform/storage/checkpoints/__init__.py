@@ -37,7 +37,7 @@ from mergevq_platform.storage.checkpoints.reading import (
     weights_sha256,
 )
 from mergevq_platform.storage.checkpoints.state import TrainingState
-from mergevq_platform.storage.checkpoints.writing import keep, recipe_yaml, write
+from mergevq_platform.storage.checkpoints.writing import bring, keep, recipe_yaml, write
 from mergevq_platform.storage.locations import absolute, inside, open_storage
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "about",
     "absolute",
     "at_step",
+    "bring",
     "directory_name",
     "inside",
     "is_bare",

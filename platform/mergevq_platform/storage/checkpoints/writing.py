@@ -46,15 +46,28 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def keep(directory: Path, run: str, *, most: int) -> None:
-    """Copy the complete checkpoint in `directory` into `run`, a directory or URI, then drop all but the newest `most` there.
+    """Bring the complete checkpoint in `directory` into `run`, a directory or URI, then drop all but the newest `most` there.
 
-    checkpoint.json comes last, so that a copy that was cut short is no checkpoint; what was copied of it is removed again.
     Raises `OSError` while the storage is full or gone. Gone is also a directory without the run's recipe: the mount
     point of a file system that is not mounted any more must not be taken for it.
     """
     filesystem, root = open_storage(run)
     if filesystem.get_file_info(f"{root}/recipe.yaml").type != pyarrow.fs.FileType.File:
         raise FileNotFoundError(errno.ENOENT, "no such run there any more", root)
+    bring(directory, run)
+    older = [place for place in candidates(filesystem, root) if place != f"{root}/{directory.name}"]
+    for place in older[most - 1 :]:
+        with suppress(OSError):  # it goes with the next one
+            filesystem.delete_dir(place)
+
+
+def bring(directory: Path, run: str) -> None:
+    """Copy the complete checkpoint in `directory` into `run`, a directory or URI.
+
+    checkpoint.json comes last, so that a copy that was cut short is no checkpoint; what was copied of it is removed again.
+    Raises `OSError` while the storage is full or gone.
+    """
+    filesystem, root = open_storage(run)
     target = f"{root}/{directory.name}"
     marker = f"{target}/checkpoint.json"
     try:
@@ -70,10 +83,6 @@ def keep(directory: Path, run: str, *, most: int) -> None:
         with suppress(OSError):
             filesystem.delete_dir(target)
         raise
-    older = [place for place in candidates(filesystem, root) if place != target]
-    for place in older[most - 1 :]:
-        with suppress(OSError):  # it goes with the next one
-            filesystem.delete_dir(place)
 
 
 def _upload(source: Path, filesystem: pyarrow.fs.FileSystem, target: str) -> None:
