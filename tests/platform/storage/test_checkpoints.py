@@ -91,9 +91,10 @@ def test_a_trials_last_checkpoint_that_a_kill_cuts_short_is_none(
         upload(source, filesystem, target)
 
     trial, checkpoint = Run(run.name, tmp_path / "home", str(tmp_path)), written(tmp_path / "local", 4)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(writing, "_upload", killed)
-        stored_checkpoint(trial, checkpoint)
+        with pytest.raises(Killed):
+            stored_checkpoint(trial, checkpoint)
     assert (run / checkpoint.name / copied[0]).is_file()
     assert names(run) == []
     stored_checkpoint(trial, checkpoint)
