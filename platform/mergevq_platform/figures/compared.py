@@ -168,7 +168,7 @@ def loss_title(curve: Evaluation) -> str:
 def caveats_of(curve: Evaluation) -> list[str]:
     """Caveats of a comparison with this curve."""
     if isinstance(curve, Curve):
-        return notes(curve)
+        return notes(curve, bars="")
     p = curve.protocol
     said = [
         f"{p['images']:,} images a point, classes in turn, against {p['reference']['images']:,} real ones of "
@@ -194,6 +194,8 @@ def common_notes(entries: Sequence[Entry]) -> list[str]:
         weights = list(dict.fromkeys(e.curve.weights() for e in entries if isinstance(e.curve, Curve)))
         every = " and ".join(weights) if len(weights) < 4 else f"weights of {len(weights)} different steps"
         said[0] = said[0].replace(first.weights(), every)
+    if len({entry.label for entry in entries}) < len(entries):
+        said.append("Points are means over seeds, bars one standard deviation of them")
     return said
 
 

@@ -132,8 +132,8 @@ def few_images(dim: int) -> str:
     return f"No more images than the {dim} features: the Fréchet distance is strongly biased upwards"
 
 
-def notes(curve: Curve) -> list[str]:
-    """Notes of the figure: data, weights, interval, and the teacher's caveat last."""
+def notes(curve: Curve, bars: str = "bands and bars are 95% Wilson intervals") -> list[str]:
+    """Notes of the figure: data, weights, what its bars are, and the teacher's caveat last."""
     p = curve.protocol
     source = f"'{short_name(p['data'])}' " if p.get("data") else ""
     said = [
@@ -142,8 +142,9 @@ def notes(curve: Curve) -> list[str]:
     ]
     if probed(curve):
         trained = p.get("probe", {}).get("train_images")
-        learned = f" learned from {trained:,} training images;" if trained else ""
-        said.append(f"Probe:{learned} bands and bars are 95% Wilson intervals")
+        learned = f"learned from {trained:,} training images" if trained else ""
+        if parts := [part for part in (learned, bars) if part]:
+            said.append(f"Probe: {'; '.join(parts)}")
     else:
         why = p.get("lacking", {}).get("probe", "no labels")
         if "representation" not in curve.suites:
