@@ -26,7 +26,6 @@ from mergevq_platform.cli import (
     sweeps,
     training,
 )
-from mergevq_platform.distributed.cluster import stay_for_urgent
 from mergevq_platform.distributed.failures import INTERRUPTED, one_line, root_cause
 from mergevq_platform.storage import settings
 
@@ -52,6 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )  # a verb may return one: of a job, or of a run that was stopped
         sys.stdout.flush()
         if "ray" in sys.modules:
+            from mergevq_platform.distributed.cluster import stay_for_urgent
+
             stay_for_urgent()
         return status
     except KeyboardInterrupt:

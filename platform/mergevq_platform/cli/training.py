@@ -12,7 +12,6 @@ from mergevq.hub import on_hub
 from mergevq_platform.cli.in_use import tracking_link
 from mergevq_platform.cli.paths import user_path
 from mergevq_platform.cli.verbs import add_verb
-from mergevq_platform.distributed import local_clusters
 from mergevq_platform.distributed.failures import INTERRUPTED
 from mergevq_platform.storage.credentials import without_credentials
 from mergevq_platform.storage.settings import read_settings
@@ -183,6 +182,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _cluster_of(home: Path) -> str:
+    from mergevq_platform.distributed import local_clusters
+
     address = local_clusters.the_one(home)
     if address is None:
         raise InputError(

@@ -31,10 +31,12 @@ def connect(home: Path, *, address: str | None = None) -> None:
     The address `auto` is the cluster that another command of this home has started here, else whichever Ray finds on this
     machine. A cluster that this process already joined is kept. Raises `InputError` if no cluster answers at the address.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if address == AUTO:
-        address = local_clusters.the_one(home) or AUTO
-    of_home = address in local_clusters.running(home) if address else True
+        found = local_clusters.the_one(home)
+        address, of_home = found or AUTO, found is not None
+    else:
+        of_home = address is None or address in local_clusters.running(home)
     if of_home:
         _use_token(home)
     import ray
