@@ -18,9 +18,18 @@ from mergevq_platform.sweeps.outcome import SweepOutcome
 from mergevq_platform.tracking.listing import list_runs
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
 from mergevq_platform.tracking.store import Store
-from raynodes import journal_of, state
+from raynodes import journal_of, state, write_recipe
 
 TIMED = ("seconds", "cpu_seconds")  # of a record
+
+
+def question_file(tree: dict[str, Any], folder: Path, question: str, *, steps: int) -> Path:
+    """A sweep's file whose trials, of one worker on a CPU, are measured on few images; `question` names `{recipe!r}`."""
+    tree |= {"steps": steps, "cluster": {"workers": 1, "device": "cpu"}}
+    tree["evaluation"] |= {"keeps": [4], "untrained_baseline": False, "images": 32, "probe_images": 32}
+    file = folder / "question.py"
+    file.write_text(question.format(recipe=write_recipe(tree, folder)))
+    return file
 
 
 @dataclass(frozen=True)

@@ -20,5 +20,5 @@ def trained_run(name: str, home: Path, recipe: Callable[[], ResolvedRecipe]) -> 
         resolved = recipe()
         (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(resolved))
         loop.train(resolved, loop.Worker(), LocalHost(run.directory))
-        run.recorder(resolved, None).close("FINISHED")
+        run.start(resolved, None).open().close("FINISHED")
     return run

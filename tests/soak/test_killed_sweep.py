@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mergevq_platform.sweeps import driver, loading
 from mergevq_platform.sweeps.front_rungs import DECISIONS, read_decisions
 from mergevq_platform.tracking.records import JOURNAL_NAME, read_metrics
-from sweep_ends import end_of, require_delivered_once, trials_of
+from sweep_ends import end_of, question_file, require_delivered_once, trials_of
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.timeout(3600)]
 
@@ -48,24 +47,14 @@ def progress(home: Path) -> int:
     steps = 0
     for path in (home / "ray").glob(f"{NAME}-*/{JOURNAL_NAME}"):
         steps += len(read_metrics(path, "train/total").get("train/total", {}))
-    rungs = home / "ray" / NAME / DECISIONS
-    decisions = len(read_decisions(rungs)) if rungs.is_file() else 0
-    return steps + decisions + len(list((home / "ray").glob(f"{NAME}-*/finished.json")))
+    decisions = read_decisions(home / "ray" / NAME / DECISIONS)
+    return steps + len(decisions) + len(list((home / "ray").glob(f"{NAME}-*/finished.json")))
 
 
 def test_a_sweep_whose_driver_is_killed_ten_times_ends_as_if_it_had_not_been(
     small_recipe: dict[str, Any], tmp_path: Path, joining: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small_recipe |= {"steps": STEPS, "cluster": {"workers": 1, "device": "cpu"}}
-    small_recipe["evaluation"] |= {
-        "keeps": [4],
-        "untrained_baseline": False,
-        "images": 32,
-        "probe_images": 32,
-    }
-    recipe, file = tmp_path / "small.yaml", tmp_path / "question.py"
-    recipe.write_text(yaml.safe_dump(small_recipe))
-    file.write_text(QUESTION.format(recipe=str(recipe)))
+    file = question_file(small_recipe, tmp_path, QUESTION, steps=STEPS)
     whole, home = tmp_path / "whole", tmp_path / "killed"
     began = time.monotonic()
     expected = end_of(driver.sweep(loading.load(str(file)), home=whole, name=NAME, concurrent=1), whole)

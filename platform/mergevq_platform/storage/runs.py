@@ -15,7 +15,7 @@ from mergevq.hub import short_name
 from mergevq_platform.recipe import Recipe
 from mergevq_platform.storage import checkpoints, forks, naming
 from mergevq_platform.storage.credentials import without_credentials
-from mergevq_platform.tracking.recorder import LocalRecorder, RunStart, current_user
+from mergevq_platform.tracking.recorder import RunStart, current_user
 from mergevq_platform.tracking.records import JOURNAL_NAME, RunIdentity, read_identity
 from mergevq_platform.tracking.store import Store
 
@@ -132,18 +132,6 @@ class Run:
                     f"{path}/{name}", str(self.directory / name), source_filesystem=filesystem
                 )
 
-    def recorder(
-        self,
-        recipe: Recipe,
-        tracking_uri: str | None,
-        *,
-        fingerprint: str | None = None,
-        kind: str = "training",
-        parent: str | None = None,
-    ) -> LocalRecorder:
-        """The run's recorder: opens (or begins) the journal, writes parameters and tags, starts the writer; see `start`."""
-        return self.start(recipe, tracking_uri, fingerprint=fingerprint, kind=kind, parent=parent).open()
-
     def start(
         self,
         recipe: Recipe,
@@ -153,7 +141,7 @@ class Run:
         kind: str = "training",
         parent: str | None = None,
     ) -> RunStart:
-        """What the run's recorder is opened with.
+        """What the run's recorder is opened with: parameters, tags, data; `RunStart.open` opens (or begins) the journal.
 
         `fingerprint` is that of the training split; `parent` the uid of the sweep that the run is a trial of.
         """

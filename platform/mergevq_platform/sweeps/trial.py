@@ -285,7 +285,8 @@ def recorded(
     """The recorder of a run of the sweep, which ends with it: finished or failed."""
     fingerprint = preflight(recipe).fingerprint
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
-    recorder = run.recorder(recipe, place.tracking_uri, fingerprint=fingerprint, kind=kind, parent=place.uid)
+    start = run.start(recipe, place.tracking_uri, fingerprint=fingerprint, kind=kind, parent=place.uid)
+    recorder = start.open()
     recorder.tags(tags)
     try:
         yield recorder

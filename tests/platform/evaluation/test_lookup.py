@@ -219,7 +219,7 @@ def test_a_generator_that_only_the_tracking_store_knows_is_measured_and_generate
     run.directory.mkdir(parents=True)
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
     loop.train(recipe, loop.Worker(), LocalHost(run.directory))
-    run.recorder(recipe, None).close("FINISHED")
+    run.start(recipe, None).open().close("FINISHED")
     store = Store.at(trained)
     monkeypatch.setenv("MERGEVQ_HOME", str(elsewhere))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import killed_driver
 from mergevq_platform import loop
@@ -23,7 +22,7 @@ from mergevq_platform.sweeps.front_rungs import DECISIONS, FrontRungs, RungDecis
 from mergevq_platform.sweeps.outcome import SweepOutcome
 from mergevq_platform.sweeps.stopping import FrontStopping
 from raynodes import same, state, step_of
-from sweep_ends import SweepEnd, end_of, require_delivered_once
+from sweep_ends import SweepEnd, end_of, question_file, require_delivered_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("one_thread")]
 
@@ -71,8 +70,7 @@ class FrontSweep:
 
     def decisions(self) -> list[RungDecision]:
         """What its driver has decided so far."""
-        file = self.home / "ray" / "front" / DECISIONS
-        return read_decisions(file) if file.is_file() else []
+        return read_decisions(self.home / "ray" / "front" / DECISIONS)
 
     def step(self, number: int) -> int:
         """The last step that a trial has recorded."""
@@ -94,17 +92,7 @@ class FrontSweep:
 
 @pytest.fixture
 def front(small_recipe: dict[str, Any], tmp_path: Path, joining: dict[str, str]) -> FrontSweep:
-    small_recipe |= {"steps": STEPS, "cluster": {"workers": 1, "device": "cpu"}}
-    small_recipe["evaluation"] |= {
-        "keeps": [4],
-        "untrained_baseline": False,
-        "images": 32,
-        "probe_images": 32,
-    }
-    recipe, file = tmp_path / "small.yaml", tmp_path / "question.py"
-    recipe.write_text(yaml.safe_dump(small_recipe))
-    file.write_text(QUESTION.format(recipe=str(recipe)))
-    return FrontSweep(tmp_path, file, joining)
+    return FrontSweep(tmp_path, question_file(small_recipe, tmp_path, QUESTION, steps=STEPS), joining)
 
 
 @pytest.fixture(scope="module")

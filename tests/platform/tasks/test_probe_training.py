@@ -165,7 +165,7 @@ def test_a_probes_run_is_evaluated_by_its_name_and_only_once(
     run.directory.mkdir(parents=True)
     (run.directory / "recipe.yaml").write_text(checkpoints.recipe_yaml(recipe))
     loop.train(recipe, loop.Worker(), LocalHost(run.directory))
-    run.recorder(recipe, None).close("FINISHED")
+    run.start(recipe, None).open().close("FINISHED")
     monkeypatch.setenv("MERGEVQ_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
