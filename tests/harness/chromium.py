@@ -22,6 +22,10 @@ CHROMIUM = shutil.which("chromium")
 T = TypeVar("T")
 
 
+class Navigated(Exception):
+    """The page went elsewhere while it answered: what it was asked is to be asked again, if that does no harm."""
+
+
 class Page:
     """One page, `width` x `height` CSS pixels at 100 %; close it in the end."""
 
@@ -73,8 +77,9 @@ class Page:
         expression = f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()"
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if value := self.evaluate(expression):
-                return value
+            with contextlib.suppress(Navigated):
+                if value := self.evaluate(expression):
+                    return value
             time.sleep(0.3)
         raise AssertionError(
             f"after {seconds:.0f} s the page has not {what or expression}, but:\n{self.text()}"
@@ -127,6 +132,8 @@ class Page:
             while True:
                 message = await self._socket.receive_json(timeout=60)
                 if message.get("id") == number:
+                    if message.get("error", {}).get("message") == "Inspected target navigated or closed":
+                        raise Navigated(method)
                     assert "error" not in message, message
                     return message["result"]
 
