@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.functional import logsigmoid
 
 import ranks
 from mergevq.quantize import (
@@ -19,7 +20,24 @@ from mergevq.quantize import (
     average_code,
     average_over_ranks,
     bit_entropies,
+    half_codes,
 )
+
+
+@pytest.mark.parametrize("scale", [4.0, 40.0, 400.0])
+def test_no_probability_is_so_small_that_a_cpu_is_slow_and_the_entropy_does_not_change(scale: float) -> None:
+    logits = (scale * torch.randn(32, 10, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    for part in (half_codes(logits[:, :5]), half_codes(logits[:, 5:]), average_code(logits)):
+        assert part.min() >= torch.finfo(torch.float32).tiny, "a denormal number"
+    bits = (torch.arange(2**10)[:, None] >> torch.arange(10) & 1).double()
+    p = (logsigmoid(exact) @ bits.T + logsigmoid(-exact) @ (1 - bits).T).exp()  # without a floor
+    entropies, gradients = [], []
+    for average, given in ((average_code(logits), logits), (p.mean(0), exact)):
+        entropies.append(-(average * (average + 1e-5).log()).sum())
+        gradients.append(torch.autograd.grad(entropies[-1], given)[0].double())
+    torch.testing.assert_close(entropies[0].double(), entropies[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6 * float(gradients[1].abs().max()))
 
 
 @pytest.mark.parametrize("bits", [4, 9, 10])
