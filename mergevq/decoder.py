@@ -157,11 +157,14 @@ class Upsample(nn.Module):
 def depth_to_space(x: Tensor, factor: int) -> Tensor:
     """(B, f f C, H, W) -> (B, C, f H, f W), depth-column-row order: the channel is the fastest of the depth.
 
-    On a GPU in the layout of `x`, which the next norm and convolution take; contiguous on a CPU.
+    In the layout of `x`, which the next norm and convolution take.
     """
     if factor == 1:
         return x
-    if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
-        apart = rearrange(x, "b (i j c) h w -> b (h i) (w j) c", i=factor, j=factor)
-        return rearrange(apart, "b h w c -> b c h w")
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        # A transpose of two axes with long rows inside: its gradient is one as well.
+        batch, depth, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(batch, height, width, factor, depth // factor)
+        apart = rows.transpose(2, 3).reshape(batch, height * factor, width * factor, depth // factor**2)
+        return apart.permute(0, 3, 1, 2)
     return rearrange(x, "b (i j c) h w -> b c (h i) (w j)", i=factor, j=factor)

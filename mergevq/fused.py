@@ -1,4 +1,4 @@
-"""Chains of operations on maps, by one kernel where there is one: channels-last maps on an NVIDIA GPU."""
+"""Chains of operations on maps, by one kernel where there is one: channels-last maps on an NVIDIA GPU, norms also on a CPU."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
     The kernel computes in float32 and writes autocast's dtype, as the convolution that follows would cast to.
     """
-    if not has_kernel(x):
+    if not has_norm_kernel(x):
         return F.silu(norm(x))
     return _by_kernel(norm, x, norm.weight, norm.bias, silu=True)
 
 
 def adaptive_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """The group norm of (B, C, H, W) times `scale` plus `shift`, each (B, C), in its layout; dtypes as for `norm_silu`."""
-    if not has_kernel(x):
+    if not has_norm_kernel(x):
         return norm(x) * scale[..., None, None] + shift[..., None, None]
     return _by_kernel(norm, x, scale, shift, silu=False)
 
@@ -58,14 +58,27 @@ def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
 
 def has_kernel(x: Tensor) -> bool:
     """Whether a kernel takes maps such as `x`; without one PyTorch computes the same."""
+    return x.is_cuda and x.dtype in KERNEL_DTYPES and _is_channels_last(x) and _has_triton()
+
+
+def has_norm_kernel(x: Tensor) -> bool:
+    """Whether norms of maps such as `x` are by kernel: as `has_kernel`, and on a CPU with a C++ compiler in float32 and bfloat16."""
+    if x.device.type != "cpu":
+        return has_kernel(x)
+    # What is contiguous as well, a map of one pixel or channel, is computed as contiguous maps are.
+    if not _is_channels_last(x) or x.is_contiguous():
+        return False
+    from mergevq.kernels import group_norm_cpu
+
+    return {x.dtype, _result_dtype(x)} <= set(group_norm_cpu.DTYPES) and group_norm_cpu.available()
+
+
+def _is_channels_last(x: Tensor) -> bool:
     return (
-        x.is_cuda
-        and x.ndim == 4
-        and x.dtype in KERNEL_DTYPES
+        x.ndim == 4
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
-        and _has_triton()
     )
 
 
@@ -74,11 +87,14 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def _result_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def _by_kernel(norm: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor, *, silu: bool) -> Tensor:
     from mergevq.kernels.group_norm import ChannelsLastGroupNorm
 
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     return ChannelsLastGroupNorm.apply(
-        x, weight.contiguous(), bias.contiguous(), norm.num_groups, norm.eps, silu, dtype
+        x, weight.contiguous(), bias.contiguous(), norm.num_groups, norm.eps, silu, _result_dtype(x)
     )
