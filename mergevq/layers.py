@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mergevq import merging
+from mergevq.attention import attend
 from mergevq.fused import norm_silu
 from mergevq.ragged_merging import RaggedLayer, merge_each, slots_each
 
@@ -108,7 +109,7 @@ class ProportionalAttention(nn.Module):
         """(B, T, D) -> (B, T, D) and the keys averaged over heads (B, T, D / heads), the metric of matching."""
         q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
         bias = None if size is None else size.log()[:, None, None, :].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = attend(q, k, v, bias)
         return self.proj(rearrange(out, "b h t d -> b t (h d)")), k.mean(dim=1)
 
 

@@ -6,10 +6,10 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mergevq.attention import attend
 from mergevq.config import config
 from mergevq.encoder import init_transformer
 from mergevq.layers import Mlp
@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
             rearrange(project(x), "b t (h d) -> b h t d", h=self.heads)
             for project, x in ((self.q, query), (self.k, key), (self.v, value))
         )
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h t d -> b t (h d)"))
+        return self.proj(rearrange(attend(q, k, v), "b h t d -> b t (h d)"))
 
 
 def ranks(num_kept: int, width: int, device: torch.device) -> Tensor:
