@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mergevq import schedules
 from mergevq.training.protocol import Training
+from mergevq_platform.adamw import FusedAdamW
 from mergevq_platform.recipe import OptimizerConfig, Recipe
 from mergevq_platform.storage.checkpoints import TrainingState
 
@@ -29,7 +31,7 @@ def make_optimizers(recipe: Recipe, training: Training) -> dict[str, torch.optim
             }
             for group in training.parameter_groups(name)
         ]
-        optimizers[name] = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+        optimizers[name] = FusedAdamW(groups, lr=config.learning_rate, betas=config.betas)
     return optimizers
 
 
@@ -83,11 +85,25 @@ def update(
 def prefer_speed(device: torch.device) -> None:
     """On a GPU float32 products in tf32, and the fastest of cuDNN's convolutions for each shape, tried at its first use.
 
-    Not the latter where PyTorch is asked for deterministic algorithms: which one is fastest differs from run to run.
+    Not the latter where PyTorch is asked for deterministic algorithms: which one is fastest differs from run to run. On a CPU
+    memory that is freed stays with the process: a step asks for the same again.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    elif device.type == "cpu":
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    # By default glibc gives large blocks back to the system, and each next one is filled with zeros page by page: a tenth of a step.
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def autocast(recipe: Recipe, device: torch.device) -> Callable[[], AbstractContextManager]:
