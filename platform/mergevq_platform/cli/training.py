@@ -146,6 +146,8 @@ def _train(options: argparse.Namespace) -> int:
     if options.fork is not None:
         given = forks.forked(forks.parse_fork(options.fork), name, overrides, find_run)
     chosen = recipe.resolve(given, find_run=find_run) if given else None
+    if name and (left := recipe.left_to_machine(name, overrides)):
+        print(left)
     model, alias = models.parse_target(options.register) if options.register is not None else ("", None)
     if model and chosen is not None:
         _ = chosen.tokenizer  # only tokenizers can be registered: said now, not at the end

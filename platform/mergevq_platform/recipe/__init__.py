@@ -2,6 +2,7 @@
 
 task_config.py  the section `task`: methods that a recipe calls, and the settings of the two stages
 sections.py     the other sections: data, optimizer, cluster, evaluation
+precision.py    what `auto` stands for on this machine
 schema.py       `Recipe`: complete and checked; `ResolvedRecipe`: the input of workers, trials and evaluators
 files.py        recipe files and the packaged recipes
 forking.py      the keys that may change where a training is forked
@@ -16,6 +17,7 @@ from mergevq_platform.recipe.resolve import (
     FindRun,
     Pins,
     complete,
+    left_to_machine,
     load,
     locate,
     parse_resolved,
@@ -56,6 +58,7 @@ __all__ = [
     "complete",
     "data_places",
     "find",
+    "left_to_machine",
     "load",
     "locate",
     "named_paths",

@@ -22,6 +22,7 @@ from mergevq.weights_file import file_sha256
 from mergevq_platform import tasks
 from mergevq_platform.recipe.files import read
 from mergevq_platform.recipe.paths import hash_field, named_paths, path_keys
+from mergevq_platform.recipe.precision import choose
 from mergevq_platform.recipe.schema import Recipe, ResolvedRecipe
 from mergevq_platform.recipe.task_config import TaskConfig
 from mergevq_platform.storage import hub
@@ -41,6 +42,19 @@ RENAMED = {"data": {"bad_picture_limit": "bad_image_limit"}}  # section -> key o
 def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The complete recipe of a file, or of a packaged recipe by name, with `a.b=c` overrides laid over it."""
     return complete(with_overrides(read(name_or_path), overrides))
+
+
+def left_to_machine(name_or_path: str | Path, overrides: Iterable[str] = ()) -> str | None:
+    """What `auto` stands for in a recipe's precision and layout, in one line; None where it says both itself."""
+    tree = with_overrides(read(name_or_path), overrides)
+    if "auto" not in (tree.get("precision"), tree.get("channels_last")):
+        return None
+    made = complete(tree)
+    layout = ", maps in channels-last memory" if made.channels_last else ""
+    other = "bfloat16" if made.precision == "float32" else "float32"
+    return (
+        f"precision: {made.precision}{layout}: {choose(made.cluster.device).reason} (else: precision={other})"
+    )
 
 
 def complete(tree: Mapping[str, Any]) -> Recipe:
@@ -158,6 +172,12 @@ def _complete(cls: type[R], tree: Mapping[str, Any]) -> R:
             "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
         )
     filled: Tree = {}
+    machine = choose(recipe.cluster.device)
+    if recipe.precision == "auto":
+        filled["precision"] = machine.precision
+    if recipe.channels_last == "auto":
+        half = filled.get("precision", recipe.precision) != "float32"
+        filled["channels_last"] = half and machine.channels_last
     if recipe.micro_batch is None:
         filled["micro_batch"] = recipe.largest_micro_batch
     if views := recipe.task.complete_views(recipe.data.views):
