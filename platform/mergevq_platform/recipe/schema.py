@@ -45,10 +45,10 @@ class Recipe:
     optimizer: OptimizerConfig
     discriminator_optimizer: OptimizerConfig | None = None  # none: the same settings
     ema_decay: ProperFraction = 0.999
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # auto: see `precision`
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     compile: bool = False  # torch.compile the transformer blocks, one graph per kept count
     cuda_graphs: bool = True  # on one GPU: a tokenizer's passes are recorded, one graph per kept count
-    channels_last: bool | Literal["auto"] = False  # auto: see `precision`
+    channels_last: bool | Literal["auto"] = False
     recompute: bool = False  # a tokenizer's convolution stages: less memory, the same numbers
     on_nan: Literal["stop", "skip"] = "stop"
     log_every: Count = 10
