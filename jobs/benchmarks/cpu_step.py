@@ -26,7 +26,7 @@ class StepProcess:
 
     def __init__(self, checkout: Path, precision: str, layout: str) -> None:
         script = Path(__file__).with_name("step_process.py")
-        command = [sys.executable, str(script), PRESET, str(BATCH), str(KEEP), precision, layout]
+        command = [sys.executable, "-P", str(script), PRESET, str(BATCH), str(KEEP), precision, layout]
         paths = os.pathsep.join(str(checkout / folder) for folder in ("platform", "."))
         self.process = subprocess.Popen(
             command,

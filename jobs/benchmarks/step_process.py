@@ -1,8 +1,9 @@
 """A process that makes a stage-1 step for every line it reads, and prints its seconds: `cpu_step` takes several in turn.
 
-    python step_process.py PRESET BATCH KEEP PRECISION LAYOUT
+    python -P step_process.py PRESET BATCH KEEP PRECISION LAYOUT
 
-Its imports are those of a checkout on PYTHONPATH, of this version or of one before.
+Its imports are those of a checkout on PYTHONPATH, of this version or of one before; -P, for the `platform.py` of this folder
+is not the standard library's.
 """
 
 from __future__ import annotations
