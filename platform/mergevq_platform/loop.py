@@ -68,8 +68,7 @@ def train(recipe: ResolvedRecipe, worker: Worker, host: Host, until: int | None 
             f"{without:,} of the {samples.rows:,} images of '{recipe.data.train_split}' have no label: they are not used for classification"
         )
 
-    layout = torch.channels_last if recipe.channels_last else torch.preserve_format
-    training = build(recipe, samples).to(worker.device).to(memory_format=layout)
+    training = build(recipe, samples).to(worker.device).to(memory_format=optim.layout(recipe))
     state = TrainingState(
         training,
         Ema(training.model(), recipe.ema_decay),

@@ -106,6 +106,11 @@ def _keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def layout(recipe: Recipe) -> torch.memory_format:
+    """The memory format of a training's maps and of its convolutions' weights."""
+    return torch.channels_last if recipe.channels_last else torch.preserve_format
+
+
 def autocast(recipe: Recipe, device: torch.device) -> Callable[[], AbstractContextManager]:
     """The context of every forward pass: mixed precision as the recipe says, nothing for float32."""
     if recipe.precision == "float32":

@@ -52,9 +52,7 @@ def left_to_machine(name_or_path: str | Path, overrides: Iterable[str] = ()) -> 
     made = complete(tree)
     layout = ", maps in channels-last memory" if made.channels_last else ""
     other = "bfloat16" if made.precision == "float32" else "float32"
-    return (
-        f"precision: {made.precision}{layout}: {choose(made.cluster.device).reason} (else: precision={other})"
-    )
+    return f"precision: {made.precision}{layout}: {choose(made.cluster.device).reason}; precision={other} sets the other"
 
 
 def complete(tree: Mapping[str, Any]) -> Recipe:

@@ -63,13 +63,13 @@ def test_what_a_recipe_says_itself_stays(processor: Any, small_recipe: dict[str,
 def test_the_choice_is_said_with_its_reason_and_its_other(processor: Any, tmp_path: Path) -> None:
     processor("AMX")
     assert recipe.left_to_machine("demo", ["precision=auto", "channels_last=auto"]) == (
-        "precision: bfloat16, maps in channels-last memory: this processor multiplies it (AMX) (else: precision=float32)"
+        "precision: bfloat16, maps in channels-last memory: this processor multiplies it (AMX); precision=float32 sets the other"
     )
     processor(None)
     said = recipe.left_to_machine("demo", ["precision=auto"])
     assert said is not None
     assert said.startswith("precision: float32: this processor multiplies no bfloat16")
-    assert said.endswith("(else: precision=bfloat16)")
+    assert said.endswith("; precision=bfloat16 sets the other")
     assert recipe.left_to_machine("demo", ["precision=float32", "channels_last=false"]) is None
 
 

@@ -75,8 +75,7 @@ def measure(
         resolved, dataset = with_images(recipe, Path(folder) / "images", max(64, 2 * large), find_run)
         task = task_of(resolved)
         samples = SyntheticSamples(dataset, task.classes() or dataset.num_classes)
-        layout = torch.channels_last if resolved.channels_last else torch.preserve_format
-        training = loop.build(resolved, samples).to(device).to(memory_format=layout)
+        training = loop.build(resolved, samples).to(device).to(memory_format=optim.layout(resolved))
         state = TrainingState(
             training, Ema(training.model(), recipe.ema_decay), optim.make_optimizers(recipe, training)
         )
