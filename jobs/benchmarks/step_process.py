@@ -46,7 +46,7 @@ def main() -> None:
                 output = phase(images, carry, keep=int(keep), step=BEGUN)
             output.total.backward()
             carry = output.carry
-            loss = loss or float(output.total)
+            loss = loss or float(output.total.detach())
             optimizers[name].step()
             optimizers[name].zero_grad(set_to_none=True)
         return loss
