@@ -10,6 +10,7 @@ from mergevq.generation.config import TransformerConfig
 from mergevq.generation.kv_cache import KVCache, LayerCache
 from mergevq.generation.packed_linear import Linear
 from mergevq.generation.rotary import rotate
+from mergevq.kernels import decoding_cpu
 
 
 class Transformer(nn.Module):
@@ -88,6 +89,11 @@ class RotaryAttention(nn.Module):
     ) -> Tensor:
         # Views by hand: a step of decoding is short enough for einops to show.
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, head_dim)
+        if cache is not None and self.norm_q is None:
+            mask_of = None if mask is None else mask[:, 0] if mask.ndim == 4 else mask
+            if decoding_cpu.takes_cache(qkv, cache.keys, cache.values, rotation, mask_of):
+                stored = cache.keys, cache.values, cache.slots, cache.visible
+                return self.proj(decoding_cpu.attend(qkv, rotation, *stored, mask_of))
         queries_keys, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.norm_q is not None and self.norm_k is not None:
             normed = torch.stack([self.norm_q(qkv[:, :, 0]), self.norm_k(qkv[:, :, 1])], 2)
@@ -113,6 +119,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if decoding_cpu.takes(x):
+            return decoding_cpu.rms_norm(x, self.weight, self.eps)
         # By the vector's norm: one pass where PyTorch's rms_norm makes four on a CPU.
         y = x if x.dtype == torch.float64 else x.float()
         norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
@@ -129,5 +137,8 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate_up = self.gate_up(x)
+        if decoding_cpu.takes(gate_up):
+            return self.down(decoding_cpu.swiglu(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)

@@ -81,7 +81,8 @@ def _loaded(source: Path, command: list[str]) -> ctypes.CDLL:
 def _identity(source: Path, command: list[str]) -> str:
     # A home directory may be shared by machines whose processors differ.
     version = subprocess.run([command[0], "--version"], check=True, capture_output=True, text=True).stdout
-    facts = [source.read_text(), *command, version, platform.machine(), _processor()]
+    texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+    facts = [*texts, *command, version, platform.machine(), _processor()]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 

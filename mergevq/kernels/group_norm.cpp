@@ -6,38 +6,16 @@
 // caches still hold it.
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
 #include <vector>
+
+#include "elements.h"
 
 namespace {
 
 constexpr int64_t TILE = 64;       // pixels whose values stay in the nearest cache between two passes
 constexpr int64_t MOST_SPANS = 32; // parts of an image that threads share
 
-struct Bfloat16 {
-    uint16_t bits;
-};
-
 template <typename In, typename Out> constexpr bool exact() { return std::is_same_v<In, float> && std::is_same_v<Out, float>; }
-
-inline float from_bits(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-inline float load(float value) { return value; }
-inline float load(Bfloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
-inline void store(float &at, float value) { at = value; }
-inline void store(Bfloat16 &at, float value) { // to the nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    at.bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
 
 // In loops of their own: a loop with sums over values of two widths is vectorised badly.
 template <typename In> inline void widen(const In *__restrict from, float *__restrict to, int64_t count) {
@@ -48,37 +26,6 @@ template <typename In> inline void widen(const In *__restrict from, float *__res
 template <typename Out> inline void narrow(const float *__restrict from, Out *__restrict to, int64_t count) {
 #pragma omp simd
     for (int64_t c = 0; c < count; c++) store(to[c], from[c]);
-}
-
-// 1 / (1 + exp(-z)). EXACT: to about three units in the last place of float32, exp by Cephes's polynomial. Else, for values that
-// are rounded to bfloat16, to 2e-5 of it: a shorter series, and a reciprocal by Newton's steps from a guess by its exponent.
-template <bool EXACT> inline float sigmoid(float z) {
-    float bounded = z > 87.0f ? 87.0f : z < -88.0f ? -88.0f : z;
-    float whole = std::rint(bounded * -1.44269504088896341f);
-    float rest = -bounded - whole * 0.693359375f + whole * 2.12194440e-4f; // of -z = whole * ln 2 + rest
-    float series;
-    if (EXACT) {
-        series = 1.9875691500e-4f;
-        series = series * rest + 1.3981999507e-3f;
-        series = series * rest + 8.3334519073e-3f;
-        series = series * rest + 4.1665795894e-2f;
-        series = series * rest + 1.6666665459e-1f;
-        series = series * rest + 5.0000001201e-1f;
-    } else {
-        series = 4.1665795894e-2f;
-        series = series * rest + 1.6666665459e-1f;
-        series = series * rest + 5.0000001201e-1f;
-    }
-    series = series * rest * rest + rest + 1.0f;
-    float below = 1.0f + series * from_bits(uint32_t(int32_t(whole) + 127) << 23);
-    if (EXACT) return z != z ? z : 1.0f / below;
-    uint32_t bits;
-    std::memcpy(&bits, &below, sizeof bits);
-    float guess = from_bits(0x7ef311c7u - bits);
-    guess *= 2.0f - below * guess;
-    guess *= 2.0f - below * guess;
-    guess *= 2.0f - below * guess;
-    return z != z ? z : guess;
 }
 
 // A map's sizes, and how an image is cut: into spans of whole tiles.
@@ -270,15 +217,6 @@ void backward(const In *x, const Out *grad, const Map &map, const Terms &terms, 
             }
         });
     });
-}
-
-template <typename Work> int guarded(Work work) { // no exception leaves C++
-    try {
-        work();
-        return 0;
-    } catch (...) {
-        return 1;
-    }
 }
 
 // `call` with a value of each type: of whether SILU, of the input's and of the output's elements (0 float32, 1 bfloat16).
