@@ -157,11 +157,12 @@ class Upsample(nn.Module):
 def depth_to_space(x: Tensor, factor: int) -> Tensor:
     """(B, f f C, H, W) -> (B, C, f H, f W), depth-column-row order: the channel is the fastest of the depth.
 
-    In the layout of `x`, which the next norm and convolution take.
+    In the layout of `x`, which the next norm and convolution take; contiguous on a CPU in float32.
     """
     if factor == 1:
         return x
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    kept = x.is_cuda or (x.dtype == torch.bfloat16 and not x.is_contiguous())
+    if kept and x.is_contiguous(memory_format=torch.channels_last):
         # A transpose of two axes with long rows inside: its gradient is one as well.
         batch, depth, height, width = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(batch, height, width, factor, depth // factor)

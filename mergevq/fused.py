@@ -62,15 +62,18 @@ def has_kernel(x: Tensor) -> bool:
 
 
 def has_norm_kernel(x: Tensor) -> bool:
-    """Whether norms of maps such as `x` are by kernel: as `has_kernel`, and on a CPU with a C++ compiler in float32 and bfloat16."""
+    """Whether norms of maps such as `x` are by kernel: as `has_kernel`, and on a CPU with a C++ compiler where bfloat16 comes or goes.
+
+    Float32 has PyTorch's results there, in whatever layout, and what is contiguous as well, a map of one pixel or channel.
+    """
     if x.device.type != "cpu":
         return has_kernel(x)
-    # What is contiguous as well, a map of one pixel or channel, is computed as contiguous maps are.
-    if not _is_channels_last(x) or x.is_contiguous():
+    dtypes = {x.dtype, _result_dtype(x)}
+    if torch.bfloat16 not in dtypes or not _is_channels_last(x) or x.is_contiguous():
         return False
     from mergevq.kernels import group_norm_cpu
 
-    return {x.dtype, _result_dtype(x)} <= set(group_norm_cpu.DTYPES) and group_norm_cpu.available()
+    return dtypes <= set(group_norm_cpu.DTYPES) and group_norm_cpu.available()
 
 
 def _is_channels_last(x: Tensor) -> bool:

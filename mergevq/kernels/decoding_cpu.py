@@ -1,7 +1,7 @@
 """What a step of decoding does between its matrix products, on a CPU: `decoding.cpp`.
 
 Rows are few: PyTorch's operations, each over in a moment, cost more to call than to do. All take float32 and bfloat16, compute in
-float32, and take no gradient.
+float32, and take no gradient. Generators in float32 do without them and have PyTorch's results.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class _Sizes(ctypes.Structure):
 
 
 def takes(x: Tensor) -> bool:
-    """Whether `rms_norm` and `swiglu` take x, and are faster: few values on a CPU, without gradients."""
+    """Whether `rms_norm` and `swiglu` are the way for x: few values in bfloat16 on a CPU, without gradients."""
     return (
-        x.device.type == "cpu"
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and x.dtype in DTYPES
         and x.numel() <= MOST_VALUES
         and x.is_contiguous()
         and not torch.is_autocast_enabled("cpu")

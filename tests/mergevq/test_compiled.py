@@ -61,7 +61,7 @@ def test_without_a_compiler_pytorchs_norm_is_taken_and_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    x = torch.randn(2, 8, 3, 5).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 3, 5).bfloat16().contiguous(memory_format=torch.channels_last)
     norm = GroupNorm(2, 8)
     with pytest.warns(UserWarning, match=r"none of c\+\+, g\+\+, clang\+\+ is on the path; install"):
         assert torch.equal(norm_silu(norm, x), F.silu(norm(x)))
