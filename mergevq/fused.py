@@ -18,14 +18,16 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
     The kernel computes in float32 and writes autocast's dtype, as the convolution that follows would cast to.
     """
-    if not has_norm_kernel(x):
+    if not (has_norm_kernel(x) and norm.affine and x.shape[1] == norm.num_channels):
         return F.silu(norm(x))
     return _by_kernel(norm, x, norm.weight, norm.bias, silu=True)
 
 
 def adaptive_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """The group norm of (B, C, H, W) times `scale` plus `shift`, each (B, C), in its layout; dtypes as for `norm_silu`."""
-    if not has_norm_kernel(x):
+    if not (
+        has_norm_kernel(x) and scale.shape == shift.shape == x.shape[:2] and x.shape[1] == norm.num_channels
+    ):
         return norm(x) * scale[..., None, None] + shift[..., None, None]
     return _by_kernel(norm, x, scale, shift, silu=False)
 
@@ -82,6 +84,8 @@ def _is_channels_last(x: Tensor) -> bool:
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) in (Tensor, nn.Parameter)  # others have no memory to be read
     )
 
 

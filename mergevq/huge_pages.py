@@ -21,7 +21,7 @@ def collapse() -> int:
     if sys.platform != "linux":
         return 0
     try:
-        maps = Path("/proc/self/maps").read_text()
+        maps = Path("/proc/self/maps").read_text(errors="replace")
         madvise = ctypes.CDLL(None, use_errno=True).madvise
     except (AttributeError, OSError):
         return 0

@@ -68,19 +68,28 @@ def _loaded(source: Path, command: list[str]) -> ctypes.CDLL:
                 raise PermissionError(kept)
         except OSError:
             kept = Path(scratch)
-        target = kept / f"{source.stem}-{_identity(source, command)}.so"
-        if not target.exists():
-            # Beside the target and then renamed: another process sees all of it or nothing.
-            with tempfile.TemporaryDirectory(dir=kept) as beside:
-                built = Path(beside) / target.name
-                subprocess.run([*command, "-o", built, source], check=True, capture_output=True, text=True)
-                built.replace(target)
+        name = f"{source.stem}-{_identity(source, command)}"
+        for known in kept.glob(f"{name}-*.so"):
+            if known.stem == f"{name}-{_digest(known)}":
+                return ctypes.CDLL(str(known))
+            known.unlink(missing_ok=True)  # damaged: loaded, it could end the process
+        # Beside its place and then renamed: another process sees all of it or nothing.
+        with tempfile.TemporaryDirectory(dir=kept) as beside:
+            built = Path(beside) / "built.so"
+            run = [*command, "-o", str(built), str(source)]
+            subprocess.run(run, check=True, capture_output=True, text=True, errors="replace")
+            target = built.replace(kept / f"{name}-{_digest(built)}.so")
         return ctypes.CDLL(str(target))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _identity(source: Path, command: list[str]) -> str:
     # A home directory may be shared by machines whose processors differ.
-    version = subprocess.run([command[0], "--version"], check=True, capture_output=True, text=True).stdout
+    asked = [command[0], "--version"]
+    version = subprocess.run(asked, check=True, capture_output=True, text=True, errors="replace").stdout
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
     facts = [*texts, *command, version, platform.machine(), _processor()]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]

@@ -3,7 +3,11 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
 #include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "elements.h"
 
@@ -74,15 +78,27 @@ void attend(const T *qkv, const float *rotation, T *keys, T *values, const int64
             const Sizes &sizes, int threads) {
     const int64_t heads = sizes.heads, width = sizes.width, row = 3 * heads * width;
     const float scale = 1.0f / std::sqrt(float(width));
+    for (int64_t image = 0; image < (sizes.slot_stride ? sizes.batch : 1); image++)
+        for (int64_t token = 0; token < sizes.tokens; token++) {
+            const int64_t slot = slots[image * sizes.slot_stride + token];
+            if (slot < 0 || slot >= sizes.slots) throw std::out_of_range("slot");
+        }
+    const int64_t scratch = 2 * width + sizes.visible; // of a thread; an exception may not leave a parallel region
+    std::vector<float> room(size_t(threads) * scratch);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t part = 0; part < sizes.batch * heads; part++) {
         const int64_t image = part / heads, head = part % heads;
         T *own_keys = keys + part * sizes.slots * width, *own_values = values + part * sizes.slots * width;
-        std::vector<float> turned(width), scores(sizes.visible), sums(width);
+#ifdef _OPENMP
+        float *turned = room.data() + size_t(omp_get_thread_num()) * scratch;
+#else
+        float *turned = room.data();
+#endif
+        float *__restrict sum = turned + width, *__restrict scores = sum + width;
         const T *tokens = qkv + image * sizes.tokens * row + head * width;
         auto turn = [&](int64_t token, int64_t which) {
             const float *by = rotation ? rotation + image * sizes.rotation_stride + token * 2 * width : nullptr;
-            rotated(tokens + token * row + which * heads * width, by, turned.data(), width);
+            rotated(tokens + token * row + which * heads * width, by, turned, width);
         };
         for (int64_t token = 0; token < sizes.tokens; token++) { // all are written before any is read
             const int64_t slot = slots[image * sizes.slot_stride + token];
@@ -100,21 +116,19 @@ void attend(const T *qkv, const float *rotation, T *keys, T *values, const int64
             const bool *seen = mask ? mask + image * sizes.mask_stride + token * sizes.visible : nullptr;
             float most = -std::numeric_limits<float>::infinity();
             for (int64_t slot = 0; slot < sizes.visible; slot++) {
-                scores[slot] = !seen || seen[slot] ? dot(turned.data(), own_keys + slot * width, width)
+                scores[slot] = !seen || seen[slot] ? dot(turned, own_keys + slot * width, width)
                                                    : -std::numeric_limits<float>::infinity();
                 if (scores[slot] > most) most = scores[slot];
             }
             float total = 0;
-            float *__restrict share_of = scores.data();
 #pragma omp simd reduction(+ : total)
             for (int64_t slot = 0; slot < sizes.visible; slot++) {
                 // What is hidden has no share at all.
-                const float share = share_of[slot] < -1e30f ? 0.0f : exponential<true>(share_of[slot] - most);
-                share_of[slot] = share;
+                const float share = scores[slot] < -1e30f ? 0.0f : exponential<true>(scores[slot] - most);
+                scores[slot] = share;
                 total += share;
             }
-            std::fill(sums.begin(), sums.end(), 0.0f);
-            float *__restrict sum = sums.data();
+            std::fill(sum, sum + width, 0.0f);
             for (int64_t slot = 0; slot < sizes.visible; slot++) {
                 const T *__restrict value = own_values + slot * width;
                 const float share = scores[slot];
@@ -138,7 +152,7 @@ template <typename Call> int by_type(int type, Call call) {
 
 } // namespace
 
-// All return 0, or 1 where memory is lacking. Rows (rows, width); weight (width), of their type or float32.
+// All return 0, or 1 where memory is lacking or a slot is none of the cache's. Rows (rows, width); weight (width), of their type or float32.
 extern "C" int decoding_rms_norm(int type, int weight_type, const void *x, const void *weight, void *out, int64_t rows, int64_t width,
                                  double eps) {
     return by_type(type, [&](auto element) {

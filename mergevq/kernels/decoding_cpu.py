@@ -41,15 +41,17 @@ def takes(x: Tensor) -> bool:
         and x.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) in (Tensor, torch.nn.Parameter)  # others have no memory to be read
         and _library() is not None
     )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) over the root of its mean square, times `weight` (D,)."""
+    assert weight.shape == x.shape[-1:]
     out = torch.empty_like(x)
-    if weight.dtype != x.dtype:
-        weight = weight.float()
+    weight = (weight if weight.dtype == x.dtype else weight.float()).contiguous()
     width = x.shape[-1]
     types = DTYPES.index(x.dtype), DTYPES.index(weight.dtype)
     where = x.data_ptr(), weight.data_ptr(), out.data_ptr()
@@ -97,6 +99,10 @@ def attend(
     ((B,) T, visible) bool allows, of which there is at least one.
     """
     batch, tokens, _, heads, width = qkv.shape
+    assert keys.shape == values.shape == (batch, heads, keys.shape[2], width)
+    assert slots.dtype == torch.int64
+    assert slots.shape[-1] == tokens
+    visible = min(visible, keys.shape[2])
     held = [
         None if part is None else part.contiguous()
         for part in (
@@ -136,4 +142,4 @@ def _of(name: str) -> Callable[..., int]:
 
 def _done(status: int) -> None:
     if status:
-        raise MemoryError("no memory for a step of decoding")
+        raise RuntimeError("a step of decoding found no memory, or a slot that the cache does not have")

@@ -6,6 +6,7 @@
 // caches still hold it.
 
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "elements.h"
@@ -55,14 +56,19 @@ template <typename Work> void for_each_image(const Map &map, int threads, Work w
         for (int64_t image = 0; image < map.batch; image++) work(image, threads);
         return;
     }
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t image = 0; image < map.batch; image++) work(image, 1);
+    bool failed = false; // an exception may not leave a parallel region
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : failed)
+    for (int64_t image = 0; image < map.batch; image++) failed = guarded([&] { work(image, 1); }) || failed;
+    if (failed) throw std::bad_alloc();
 }
 
 // `work(span, first row, row after the last)` for every span of an image.
 template <typename Work> void for_each_span(const Map &map, int threads, Work work) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t span = 0; span < map.spans(); span++) work(span, map.edge(span), map.edge(span + 1));
+    bool failed = false;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1) reduction(|| : failed)
+    for (int64_t span = 0; span < map.spans(); span++)
+        failed = guarded([&] { work(span, map.edge(span), map.edge(span + 1)); }) || failed;
+    if (failed) throw std::bad_alloc();
 }
 
 // The values of an image's channels, of those of their groups.

@@ -34,7 +34,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, out: Tensor
 ) -> Terms:
     """Write the norm of x (B, C, H, W) channels-last to `out`; returns the terms that it was computed with."""
-    mean, rstd = torch.empty(2, len(x), groups)
+    mean, rstd = torch.empty(2, len(x), groups, dtype=torch.float32)
     terms = Terms(mean, rstd, weight, bias)
     held, described = _described(terms)
     numbers = (c_int(silu), *_number(x, out))
@@ -45,7 +45,8 @@ def forward(
 
 def backward(x: Tensor, grad: Tensor, terms: Terms, silu: bool) -> tuple[Tensor, Tensor]:
     """The gradient of x; and (2, B, C) float32, sums over pixels: of dz, the gradient before SiLU, and of dz times the normed value."""
-    sums, out = torch.empty(2, *x.shape[:2]), torch.empty_like(x, memory_format=torch.channels_last)
+    sums = torch.empty(2, *x.shape[:2], dtype=torch.float32)
+    out = torch.empty_like(x, memory_format=torch.channels_last)
     held, described = _described(terms)
     numbers = (c_int(silu), *_number(x, grad))
     shape = _map(x, terms.mean.shape[1])

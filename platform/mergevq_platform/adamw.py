@@ -29,37 +29,63 @@ class FusedAdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: Any) -> None:
         """As PyTorch's; what was stored in another memory layout is brought into that of its parameter."""
         inspect.unwrap(torch.optim.Optimizer.load_state_dict)(self, state_dict)
-        for parameter, state in self.state.items():
-            for name, value in state.items():
-                if value.shape == parameter.shape and value.stride() != parameter.stride():
-                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        for parameter in self.state:
+            self._align(parameter)
 
     def step(self, closure: Any = None) -> Any:
         """As PyTorch's."""
-        scaled = getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None
-        on_cpu = all(p.device.type == "cpu" for group in self.param_groups for p in group["params"])
-        if closure is not None or scaled or not on_cpu:
+        plain = closure is None and not any(
+            getattr(self, name, None) is not None for name in ("grad_scale", "found_inf")
+        )
+        for group in self.param_groups:
+            plain = plain and not any(
+                group[name] for name in ("amsgrad", "maximize", "capturable", "differentiable")
+            )
+            for parameter in group["params"]:
+                if parameter.device.type == "cpu":
+                    self._align(parameter)
+                else:
+                    plain = False
+        if not plain:
             return super().step(closure)
         with torch.no_grad():
             for group in self.param_groups:
                 self._update(group)
         return None
 
+    def _align(self, parameter: Tensor) -> None:
+        """Bring gradient and moments into the parameter's layout, where they have another."""
+        gradient = parameter.grad
+        if gradient is not None and _differ(gradient, parameter):
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        for name, value in self.state.get(parameter, {}).items():
+            if _differ(value, parameter):
+                self.state[parameter][name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
     def _update(self, group: dict[str, Any]) -> None:
-        lists: list[list[Tensor]] = [[] for _ in range(6)]
-        self._init_group(group, *lists)
-        parameters, gradients, means, squares, _, steps = lists
-        if not parameters:
+        """The fused step of one group, as PyTorch makes it."""
+        trained = [p for p in group["params"] if p.grad is not None]
+        if not trained:
             return
-        for at, parameter in enumerate(parameters):
-            if gradients[at].stride() != parameter.stride():
-                gradients[at] = torch.empty_like(parameter).copy_(gradients[at])
-            if not parameter.is_contiguous():
-                for values in (parameters, gradients, means, squares):
-                    values[at] = _in_memory_order(values[at])
+        if any(p.grad is not None and p.grad.layout != torch.strided for p in trained):
+            raise RuntimeError("AdamW does not support sparse gradients")
+        for parameter in trained:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in trained]
+        steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
-            *(parameters, gradients, means, squares, [], steps),
+            [_in_memory_order(parameter.detach()) for parameter in trained],
+            [_in_memory_order(parameter.grad) for parameter in trained if parameter.grad is not None],
+            [_in_memory_order(state["exp_avg"]) for state in states],
+            [_in_memory_order(state["exp_avg_sq"]) for state in states],
+            [],
+            steps,
             lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -70,7 +96,16 @@ class FusedAdamW(torch.optim.AdamW):
         )
 
 
+def _differ(x: Tensor, like: Tensor) -> bool:
+    """Whether values of one shape lie in another order in memory; the strides of single rows mean nothing."""
+    if x.layout != torch.strided or x.shape != like.shape:
+        return False
+    return any(size > 1 and a != b for size, a, b in zip(x.shape, x.stride(), like.stride(), strict=True))
+
+
 def _in_memory_order(x: Tensor) -> Tensor:
-    """A view of dense memory with its axes in the order of their strides."""
+    """A view of dense memory with its axes in the order of their strides: contiguous."""
+    if x.is_contiguous():
+        return x
     strides = x.stride()
     return x.permute(sorted(range(x.ndim), key=lambda axis: -strides[axis]))

@@ -103,7 +103,7 @@ def _keep_freed_memory() -> None:
         return  # another C library
     m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
     mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_trim_threshold, -1)  # never
 
 
 def layout(recipe: Recipe) -> torch.memory_format:

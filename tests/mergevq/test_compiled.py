@@ -48,6 +48,20 @@ def test_a_source_is_compiled_once_and_kept_for_its_owner_alone(
 
 
 @needs_compiler
+@pytest.mark.parametrize("left", [0, 5000])
+def test_a_damaged_library_is_made_again(asked_anew: Path, left: int) -> None:
+    assert compiled.library("group_norm") is not None
+    (kept,) = (asked_anew / "mergevq").iterdir()
+    damaged = kept.read_bytes()[:left]
+    kept.unlink()  # not written over: it is mapped
+    kept.write_bytes(damaged)
+    compiled.library.cache_clear()
+    assert compiled.library("group_norm") is not None
+    (again,) = (asked_anew / "mergevq").iterdir()
+    assert again.stat().st_size > 5000
+
+
+@needs_compiler
 def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
     asked_anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

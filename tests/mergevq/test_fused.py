@@ -85,6 +85,34 @@ def test_under_autocast_a_map_is_half_as_large_and_stays_channels_last() -> None
 
 
 @pytest.mark.usefixtures("compiled_norm")
+def test_shapes_that_do_not_fit_are_pytorchs_to_refuse_and_to_spread() -> None:
+    x = channels_last(2, 24, 5, 4).bfloat16()
+    with pytest.raises(RuntimeError, match="weight"):
+        norm_silu(GroupNorm(8, 16), x)
+    plain = GroupNorm(8, 24, affine=False)
+    assert torch.equal(norm_silu(plain, x), F.silu(plain(x)))
+    one = torch.rand(1, 24).bfloat16()
+    assert torch.equal(
+        adaptive_norm(plain, x, one, one), plain(x) * one[..., None, None] + one[..., None, None]
+    )
+
+
+@pytest.mark.usefixtures("compiled_norm")
+def test_another_default_type_changes_nothing() -> None:
+    x, norm = channels_last(2, 8, 6, 5).bfloat16().requires_grad_(), GroupNorm(2, 8)
+    found = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            out = norm_silu(norm, x)
+            found.append((out, *torch.autograd.grad(out.sum(), (x, norm.weight))))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("compiled_norm")
 def test_what_is_not_finite_is_not_hidden() -> None:
     x = channels_last(2, 8, 40, 40).bfloat16()
     x[0, 3, 5, 5] = torch.nan

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from mergevq.kernels import compiled
+import torch
+
+from mergevq.kernels import group_norm_cpu
 
 UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # flags of processors, the faster first
 
 
-class Chosen(NamedTuple):
-    """What `auto` stands for, and why."""
+@dataclass(frozen=True)
+class MachineChoice:
+    """What `auto` stands for on this machine, and why."""
 
     precision: Literal["float32", "bfloat16"]
-    channels_last: bool
     reason: str
+    on_gpu: bool
+
+    def keeps_layout(self, precision: str) -> bool:
+        """Whether maps in channels-last memory are faster in this precision: where norms keep it.
+
+        On a GPU in half precision; on a CPU in bfloat16, where ours can be compiled, which is tried now.
+        """
+        if self.on_gpu:
+            return precision != "float32"
+        return precision == "bfloat16" and group_norm_cpu.available()
 
 
-def choose(device: str) -> Chosen:
-    """Precision and layout for a recipe's `cluster.device`: of this machine's processor, unless it is `cuda`.
+def choose(device: str) -> MachineChoice:
+    """Precision for a recipe's `cluster.device`: of this machine's GPU, where that may train, else of its processor.
 
-    bfloat16 where it is multiplied in hardware; then maps in channels-last memory, in which convolutions are fastest, if
-    norms keep it: on a GPU, or with a C++ compiler, which compiles ours.
+    bfloat16 where it is multiplied in hardware.
     """
-    if device == "cuda":
-        return Chosen("bfloat16", True, "GPUs multiply it")
-    unit = bfloat16_unit()
-    if unit is None:
-        return Chosen(
-            "float32", False, "this processor multiplies no bfloat16, it has neither AMX nor AVX512-BF16"
-        )
-    if compiled.compiler() is None:
-        return Chosen(
-            "bfloat16",
-            False,
-            f"this processor multiplies it ({unit}); with a C++ compiler it would be faster",
-        )
-    return Chosen("bfloat16", True, f"this processor multiplies it ({unit})")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return MachineChoice("bfloat16", "GPUs multiply it", on_gpu=True)
+    if unit := bfloat16_unit():
+        return MachineChoice("bfloat16", f"this processor multiplies it ({unit})", on_gpu=False)
+    lack = "this processor multiplies no bfloat16, it has neither AMX nor AVX512-BF16"
+    return MachineChoice("float32", lack, on_gpu=False)
 
 
 @cache

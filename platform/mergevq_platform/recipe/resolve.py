@@ -44,15 +44,23 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return complete(with_overrides(read(name_or_path), overrides))
 
 
+def machine_choices(tree: Mapping[str, Any]) -> list[str]:
+    """What `auto` stands for in the precision and the layout of a recipe's tree, as overrides; empty where it says both itself."""
+    named = [key for key in ("precision", "channels_last") if tree.get(key) == "auto"]
+    if not named:
+        return []
+    made = to_tree(complete(tree))
+    return [f"{key}={str(made[key]).lower()}" for key in named]
+
+
 def left_to_machine(name_or_path: str | Path, overrides: Iterable[str] = ()) -> str | None:
-    """What `auto` stands for in a recipe's precision and layout, in one line; None where it says both itself."""
+    """What `auto` stands for in a recipe, in one line with its reason; None where the recipe says all itself."""
     tree = with_overrides(read(name_or_path), overrides)
-    if "auto" not in (tree.get("precision"), tree.get("channels_last")):
+    choices = machine_choices(tree)
+    if not choices:
         return None
-    made = complete(tree)
-    layout = ", maps in channels-last memory" if made.channels_last else ""
-    other = "bfloat16" if made.precision == "float32" else "float32"
-    return f"precision: {made.precision}{layout}: {choose(made.cluster.device).reason}; precision={other} sets the other"
+    reason = choose(complete(tree).cluster.device).reason if tree.get("precision") == "auto" else ""
+    return f"auto: {' '.join(choices)}{': ' if reason else ''}{reason}"
 
 
 def complete(tree: Mapping[str, Any]) -> Recipe:
@@ -174,8 +182,7 @@ def _complete(cls: type[R], tree: Mapping[str, Any]) -> R:
     if recipe.precision == "auto":
         filled["precision"] = machine.precision
     if recipe.channels_last == "auto":
-        half = filled.get("precision", recipe.precision) != "float32"
-        filled["channels_last"] = half and machine.channels_last
+        filled["channels_last"] = machine.keeps_layout(filled.get("precision", recipe.precision))
     if recipe.micro_batch is None:
         filled["micro_batch"] = recipe.largest_micro_batch
     if views := recipe.task.complete_views(recipe.data.views):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,7 +128,21 @@ def test_the_same_codes_are_drawn_without_them(name: str, monkeypatch: pytest.Mo
     assert codes().shape == without.shape
 
 
+@torch.no_grad()
+def test_a_slot_that_the_cache_does_not_have_is_refused() -> None:
+    qkv = drawn(BATCH, 1, 3, HEADS, WIDTH, dtype=torch.bfloat16)
+    keys, values = (drawn(BATCH, HEADS, SLOTS, WIDTH, dtype=torch.bfloat16) for _ in range(2))
+    for slot in (SLOTS, -1):
+        with pytest.raises(RuntimeError, match="a slot that the cache does not have"):
+            decoding_cpu.attend(qkv, None, keys, values, torch.tensor([slot]), VISIBLE, None)
+
+
 def test_memory_on_huge_pages_keeps_its_values() -> None:
     values = torch.arange(3 << 20)
-    assert huge_pages.collapse() >= 0
+    on_huge_pages = huge_pages.collapse()
+    assert on_huge_pages % huge_pages.PAGE == 0
+    allowed = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    kernel = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+    if kernel >= (6, 1) and allowed.is_file() and "[never]" not in allowed.read_text():
+        assert on_huge_pages > 0
     assert torch.equal(values, torch.arange(3 << 20))
