@@ -178,11 +178,11 @@ def _complete(cls: type[R], tree: Mapping[str, Any]) -> R:
             "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
         )
     filled: Tree = {}
-    machine = choose(recipe.cluster.device)
-    if recipe.precision == "auto":
-        filled["precision"] = machine.precision
-    if recipe.channels_last == "auto":
-        filled["channels_last"] = machine.keeps_layout(filled.get("precision", recipe.precision))
+    if "auto" in (recipe.precision, recipe.channels_last):
+        machine = choose(recipe.cluster.device)
+        precision = machine.precision if recipe.precision == "auto" else recipe.precision
+        layout = machine.keeps_layout(precision) if recipe.channels_last == "auto" else recipe.channels_last
+        filled |= {"precision": precision, "channels_last": layout}
     if recipe.micro_batch is None:
         filled["micro_batch"] = recipe.largest_micro_batch
     if views := recipe.task.complete_views(recipe.data.views):

@@ -162,12 +162,12 @@ class Sweep:
 
         Raises `InputError` for a model of any choice that is not there, and for a choice that a fork cannot make.
         """
+        if left := recipes.machine_choices(self.base()):
+            # Here, once: else every trial would ask its own machine.
+            return replace(self, overrides=(*self.overrides, *left)).pinned(find_run, home)
         pins: dict[tuple[str, ...], recipes.Pins] = {}
         resolved = []
         trunk = self.trunk_recipe(find_run) if isinstance(self.fork, Trunk) else None
-        if left := recipes.machine_choices(self.base()):
-            # Here, once: every trial asks its own machine else.
-            return replace(self, overrides=(*self.overrides, *left)).pinned(find_run, home)
         base = self.base()
         opened: dict[recipes.ForkConfig, forks.TrunkCheckpoint] = {}
         for params in choosers.corners(self.space):
