@@ -24,13 +24,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import cpu_step, generation, gpu, metrics, peers, recipe_step, sweep_scale, tokenizer
+from benchmarks import (
+    cpu_step,
+    generation,
+    gpu,
+    metrics,
+    peers,
+    published_size,
+    recipe_step,
+    sweep_scale,
+    tokenizer,
+)
 from benchmarks import platform as feeding_and_ray
 
 from mergevq.errors import InputError
 from mergevq_platform.recipe.precision import bfloat16_unit
 
-MODULES = (gpu, tokenizer, cpu_step, recipe_step, metrics, generation, feeding_and_ray, sweep_scale, peers)
+MODULES = (
+    gpu,
+    tokenizer,
+    cpu_step,
+    recipe_step,
+    published_size,
+    metrics,
+    generation,
+    feeding_and_ray,
+    sweep_scale,
+    peers,
+)
 MEASUREMENTS: dict[str, Callable[..., Iterable[str]]] = {
     name: measurement for module in MODULES for name, measurement in module.MEASUREMENTS.items()
 }
