@@ -7,9 +7,11 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from benchmarks.timing import interleaved, machine_rates
 PRESET, BATCH, KEEP = "gr_128_d32", 4, 36
 ROUNDS = 9
 HERE = Path(__file__).parents[2]
+K = TypeVar("K", bound=Hashable)
 
 
 class StepProcess:
@@ -73,19 +76,9 @@ def cpu_step(against: Path | None = None) -> list[str]:
             "the other checkout, float32": (against.resolve(), "float32", "contiguous"),
             "the other checkout, bfloat16": (against.resolve(), "bfloat16", "contiguous"),
         }
-    with ExitStack() as stack:
-        running = {}
-        for name, way in ways.items():
-            running[name] = StepProcess(*way)
-            stack.callback(running[name].close)
-        for process in running.values():  # the first steps compile, pack and make the optimizers' state
-            for _ in range(2):
-                process.step()
-        times: dict[str, list[float]] = {name: [] for name in running}
-        for _ in range(ROUNDS):
-            for name, process in running.items():
-                times[name].append(process.step())
-        peaks = {name: max(answer["peak"] for answer in p.answers) for name, p in running.items()}
+    times, peaks = stepped_in_turn(
+        {name: partial(StepProcess, *way) for name, way in ways.items()}, warm_up=2
+    )
     product, copy = machine_rates()
     return [
         f"stage-1 step {PRESET}, batch {BATCH}, keep {KEEP}, tokenizer and discriminator, both updates; "
@@ -94,6 +87,28 @@ def cpu_step(against: Path | None = None) -> list[str]:
         f"this machine's own rates: {product / 1e9:,.0f} GFLOP/s in a bfloat16 product, {copy / 1e9:.1f} GB/s copied; "
         + _convolution_rates(),
     ]
+
+
+def stepped_in_turn(
+    begin: dict[K, Callable[[], StepProcess]], *, warm_up: int
+) -> tuple[dict[K, list[float]], dict[K, float]]:
+    """(seconds of `ROUNDS` steps of each process, taken in turn; the peak of its memory in bytes).
+
+    The first steps, `warm_up` after the one that a process makes by itself, compile, pack and make the optimizers' state.
+    """
+    with ExitStack() as stack:
+        running = {}
+        for name, start in begin.items():
+            running[name] = start()
+            stack.callback(running[name].close)
+        for process in running.values():
+            for _ in range(warm_up):
+                process.step()
+        times: dict[K, list[float]] = {name: [] for name in running}
+        for _ in range(ROUNDS):
+            for name, process in running.items():
+                times[name].append(process.step())
+        return times, {name: max(answer["peak"] for answer in p.answers) for name, p in running.items()}
 
 
 def _line(name: str, times: dict[str, list[float]], peaks: dict[str, float]) -> str:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from benchmarks.timing import device, in_fresh_process, interleaved
 from mergevq.errors import InputError
 
 BATCH, CELLS, GUIDANCE = 4, 256, 2.0
-STEPS = 9
 
 
 @dataclass(frozen=True)
@@ -152,23 +151,14 @@ def our_step(precision: str) -> StepProcess:
 def official(checkout: Path) -> Iterator[str]:
     """A stage-1 step of the official code and of ours on a CPU, each in processes of its own that step in turn: seconds and peaks."""
     precisions = ["float32", *(["bfloat16"] if _multiplies_bfloat16() else [])]
-    with ExitStack() as stack:
-        running: dict[tuple[str, str], StepProcess] = {}
-        for precision in precisions:
-            running["official", precision] = OfficialStep(checkout, precision)
-            stack.callback(running["official", precision].close)
-            running["ours", precision] = our_step(precision)
-            stack.callback(running["ours", precision].close)
-        for process in running.values():
-            process.step()
-        times: dict[tuple[str, str], list[float]] = {way: [] for way in running}
-        for _ in range(STEPS):
-            for way, process in running.items():
-                times[way].append(process.step())
-        peaks = {way: max(answer["peak"] for answer in p.answers) for way, p in running.items()}
+    begin: dict[tuple[str, str], Callable[[], StepProcess]] = {}
+    for precision in precisions:
+        begin["official", precision] = partial(OfficialStep, checkout, precision)
+        begin["ours", precision] = partial(our_step, precision)
+    times, peaks = cpu_step.stepped_in_turn(begin, warm_up=1)
     yield (
         f"stage-1 step {cpu_step.PRESET}, batch {cpu_step.BATCH}, keep {cpu_step.KEEP}, both updates, no LPIPS, no alignment; ours trains "
-        f"Source Recovery besides, which the official code does not; {STEPS} steps of each in turn"
+        f"Source Recovery besides, which the official code does not; {cpu_step.ROUNDS} steps of each in turn"
     )
     seconds = {way: statistics.median(values) for way, values in times.items()}
     for name, precision in seconds:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import device, in_fresh_process, interleaved, synchronise
+from benchmarks.timing import device, in_fresh_process, interleaved, process_peak_bytes, synchronise
 
 GPU = torch.cuda.is_available()
 # Published beside it: RAR-L, about 93 images/s on an A100.
@@ -37,8 +37,6 @@ def stage_two() -> list[str]:
 
 def _stage_two(preset: str, batch: int) -> tuple[float, int, int, float]:
     """(seconds of a step, its counted FLOPs, bytes at the peak, seconds of the first step)."""
-    import resource
-
     from torch.utils.flop_counter import FlopCounterMode
 
     from mergevq.generation import build_generator, generator_preset
@@ -73,12 +71,7 @@ def _stage_two(preset: str, batch: int) -> tuple[float, int, int, float]:
     with FlopCounterMode(display=False) as counter:
         step()
     seconds = interleaved({"step": step}, rounds=9)["step"]
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if GPU
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    return seconds, counter.get_total_flops(), peak, first
+    return seconds, counter.get_total_flops(), process_peak_bytes(), first
 
 
 def evaluation() -> list[str]:
@@ -106,8 +99,6 @@ def evaluation() -> list[str]:
 
 def _passed(count: int) -> tuple[float, int]:
     """(seconds of `count` images through network and statistics, bytes at the peak)."""
-    import resource
-
     from mergevq.metrics.frechet import FeatureStatistics
     from mergevq.metrics.inception import Inception, resized
 
@@ -130,12 +121,7 @@ def _passed(count: int) -> tuple[float, int]:
     synchronise()
     seconds = time.perf_counter() - began
     pool.moments()
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if GPU
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    return seconds * count / (count // BATCH * BATCH), peak
+    return seconds * count / (count // BATCH * BATCH), process_peak_bytes()
 
 
 def _once(work: Callable[[], Any]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -45,6 +46,13 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of `function(*arguments)` in a process of its own, with a high-water mark of memory of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
+
+
+def process_peak_bytes() -> int:
+    """The most memory that this process has held so far: on the GPU as allocated, on the CPU as resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved, peak_bytes
+from benchmarks.timing import MEBIBYTE, device, in_fresh_process, interleaved, peak_bytes, process_peak_bytes
 from mergevq.training.protocol import Training
 
 
@@ -170,12 +169,7 @@ def _timed_step(preset: str, batch: int, keep: int, way: str) -> tuple[float, in
     training = build_training(losses, tokenizer).to(device())
     one_step = _whole_step(training, _images(batch, size), keep)
     seconds = interleaved({"step": one_step}, rounds=3)["step"]
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    return seconds, peak, 4 * sum(p.numel() * p.element_size() for p in training.parameters())
+    return seconds, process_peak_bytes(), 4 * sum(p.numel() * p.element_size() for p in training.parameters())
 
 
 def _images(batch: int, size: int) -> dict[str, Tensor]:
