@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mergevq.kernels import compiled, group_norm_cpu
+from mergevq.kernels.group_norm import ChannelsLastGroupNorm
+
 SQUARE_FLOOR = 1e-20  # below the square of any length that counts
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -73,9 +76,7 @@ def has_norm_kernel(x: Tensor) -> bool:
     dtypes = {x.dtype, _result_dtype(x)}
     if torch.bfloat16 not in dtypes or not _is_channels_last(x) or x.is_contiguous():
         return False
-    from mergevq.kernels import group_norm_cpu
-
-    return dtypes <= set(group_norm_cpu.DTYPES) and group_norm_cpu.available()
+    return dtypes <= set(compiled.DTYPES) and group_norm_cpu.available()
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -100,8 +101,6 @@ def _result_dtype(x: Tensor) -> torch.dtype:
 
 
 def _by_kernel(norm: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor, *, silu: bool) -> Tensor:
-    from mergevq.kernels.group_norm import ChannelsLastGroupNorm
-
     return ChannelsLastGroupNorm.apply(
         x, weight.contiguous(), bias.contiguous(), norm.num_groups, norm.eps, silu, _result_dtype(x)
     )

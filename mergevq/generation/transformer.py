@@ -89,11 +89,13 @@ class RotaryAttention(nn.Module):
     ) -> Tensor:
         # Views by hand: a step of decoding is short enough for einops to show.
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, head_dim)
-        if cache is not None and self.norm_q is None:
-            mask_of = None if mask is None else mask[:, 0] if mask.ndim == 4 else mask
-            if decoding_cpu.takes_cache(qkv, cache.keys, cache.values, rotation, mask_of):
-                stored = cache.keys, cache.values, cache.slots, cache.visible
-                return self.proj(decoding_cpu.attend(qkv, rotation, *stored, mask_of))
+        if (
+            cache is not None
+            and self.norm_q is None
+            and decoding_cpu.takes_cache(qkv, cache.keys, cache.values, rotation, mask)
+        ):
+            seen = mask[:, 0] if mask is not None and mask.ndim == 4 else mask
+            return self.proj(decoding_cpu.attend(qkv, rotation, *cache, seen))
         queries_keys, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.norm_q is not None and self.norm_k is not None:
             normed = torch.stack([self.norm_q(qkv[:, :, 0]), self.norm_k(qkv[:, :, 1])], 2)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+DTYPES = (torch.float32, torch.bfloat16)  # of elements; their positions are their numbers in C++
 COMPILERS = ("c++", "g++", "clang++")
 # No fast-math: NaN must stay NaN, and a sum keep its order.
 FLAGS = (

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mergevq.kernels import compiled
 
-DTYPES = (torch.float32, torch.bfloat16)  # their positions are their numbers in C++
 MOST_VALUES = 1 << 17  # of a tensor; larger ones are worth PyTorch's threads
 MOST_TOKENS = 16  # of a sequence that attends; more are worth its matrix products
 
@@ -53,7 +52,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
     weight = (weight if weight.dtype == x.dtype else weight.float()).contiguous()
     width = x.shape[-1]
-    types = DTYPES.index(x.dtype), DTYPES.index(weight.dtype)
+    types = compiled.DTYPES.index(x.dtype), compiled.DTYPES.index(weight.dtype)
     where = x.data_ptr(), weight.data_ptr(), out.data_ptr()
     _done(_of("decoding_rms_norm")(*types, *where, x.numel() // max(width, 1), width, eps))
     return out
@@ -64,7 +63,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
     width = gate_up.shape[-1] // 2
     out = gate_up.new_empty(*gate_up.shape[:-1], width)
     rows = gate_up.numel() // max(2 * width, 1)
-    _done(_of("decoding_swiglu")(DTYPES.index(out.dtype), gate_up.data_ptr(), out.data_ptr(), rows, width))
+    _done(
+        _of("decoding_swiglu")(
+            compiled.DTYPES.index(out.dtype), gate_up.data_ptr(), out.data_ptr(), rows, width
+        )
+    )
     return out
 
 
@@ -119,7 +122,7 @@ def attend(
     turning, to, seen = (None if part is None else part.data_ptr() for part in held)
     out = qkv.new_empty(batch, tokens, heads * width)
     where = qkv.data_ptr(), turning, keys.data_ptr(), values.data_ptr(), to, seen, out.data_ptr()
-    number = DTYPES.index(qkv.dtype)
+    number = compiled.DTYPES.index(qkv.dtype)
     _done(_of("decoding_attend")(number, *where, byref(sizes), torch.get_num_threads()))
     return out
 

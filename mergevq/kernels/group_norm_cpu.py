@@ -14,8 +14,6 @@ from torch import Tensor
 from mergevq.kernels import compiled
 from mergevq.kernels.terms import Terms
 
-DTYPES = (torch.float32, torch.bfloat16)  # of maps; their positions are their numbers in C++
-
 
 class _Map(ctypes.Structure):
     _fields_ = [(name, c_int64) for name in ("batch", "pixels", "channels", "groups")]
@@ -74,7 +72,7 @@ def _described(terms: Terms) -> tuple[list[Tensor], object]:
 
 
 def _number(*maps: Tensor) -> list[c_int]:
-    return [c_int(DTYPES.index(part.dtype)) for part in maps]
+    return [c_int(compiled.DTYPES.index(part.dtype)) for part in maps]
 
 
 def _at(tensor: Tensor) -> c_void_p:

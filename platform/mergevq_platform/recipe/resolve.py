@@ -59,8 +59,8 @@ def left_to_machine(name_or_path: str | Path, overrides: Iterable[str] = ()) -> 
     choices = machine_choices(tree)
     if not choices:
         return None
-    reason = choose(complete(tree).cluster.device).reason if tree.get("precision") == "auto" else ""
-    return f"auto: {' '.join(choices)}{': ' if reason else ''}{reason}"
+    reason = f": {choose(complete(tree).cluster.device).reason}" if tree.get("precision") == "auto" else ""
+    return f"auto: {' '.join(choices)}{reason}"
 
 
 def complete(tree: Mapping[str, Any]) -> Recipe:
